@@ -1,0 +1,30 @@
+# make demo | test | check | fix | bench: each makes what it needs in .venv first
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check fix bench
+
+demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
+	$(BIN)/peftlab tune recipes/ner-lora.yaml
+	$(BIN)/peftlab predict ner-news,ner-clinic "Dr Amara Osei of Velden Hospital prescribed amoxicillin 500 mg for a sore throat in Geneva."
+
+test: $(VENV)/.test  ## every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+check: $(VENV)/.dev test  ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.dev  ## format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## scores side by side with plain Transformers + PEFT; needs the real data
+	$(BIN)/python -m benchmarks.ner_scores
+
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]' -c constraints.txt
+	touch $@

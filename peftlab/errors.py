@@ -1,0 +1,133 @@
+"""Every error a user can meet: what is wrong, where, what to do next, and the exit code of the command.
+
+PeftlabError              1   anything below, and the last resort
+├── RecipeError           2   the recipe, an override or the data is wrong; lists every problem at once
+├── NotFoundError         3   something named is not there
+│   ├── BaseNotFoundError
+│   └── AdapterNotFoundError
+├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
+├── StoreError            5   the store cannot be written
+└── TuningInterrupted   130   the user stopped the run
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+
+class PeftlabError(Exception):
+    """Base of every error peftlab raises on purpose."""
+
+    exit_code = 1
+
+
+class NotFoundError(PeftlabError):
+    """Something named by the user does not exist."""
+
+    exit_code = 3
+
+
+class BaseNotFoundError(NotFoundError):
+    """No base model under that name in any of the places looked in."""
+
+
+class AdapterNotFoundError(NotFoundError):
+    """No such adapter, or no such version of it, in the store."""
+
+
+class IntegrityError(PeftlabError):
+    """A published adapter differs from what was published, or from the base it is loaded onto."""
+
+    exit_code = 4
+
+
+class StoreError(PeftlabError):
+    """The store cannot be written: no permission, no space, or another run holds it."""
+
+    exit_code = 5
+
+
+class TuningInterrupted(PeftlabError):
+    """The user stopped a tuning run; the sentence says how to go on."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe or its data.
+
+    `where` is `file:line` (or the override as typed), `key` the dotted path in the recipe, `hint` what to do next.
+    """
+
+    message: str
+    where: str = ""
+    key: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = "  ".join(part for part in (self.where, self.key) if part)
+        sentence = f"{self.message} {self.hint}".strip()
+        return f"{place}: {sentence}" if place else sentence
+
+
+class RecipeError(PeftlabError):
+    """A recipe or its data cannot be used; `problems` holds everything found, in the order of the file."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        title = "1 problem" if count == 1 else f"{count} problems"
+        super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))
+
+
+@dataclass
+class Problems:
+    """Collects problems so that all are told at once: leaving the `with` block raises them as one RecipeError.
+
+    `places` maps dotted recipe keys to where they were written: `file:line`, or the override as typed.
+    """
+
+    found: list[Problem] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def add(self, message: str, *, where: str = "", key: str = "", hint: str = "") -> None:
+        """Note a problem and go on looking for more; without `where`, the place of `key` is told."""
+        self.found.append(Problem(message, where or self.place(key), key, hint))
+
+    def place(self, key: str) -> str:
+        """Where `key`, or else the nearest section around it, was written; empty where nobody wrote it."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, "")
+
+    def stop(self) -> None:
+        """Raise what was found so far, if anything: nothing sensible can be checked beyond this point."""
+        if self.found:
+            raise RecipeError(self.found)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.stop()
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` most likely meant, or None."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
+
+
+def suggest(name: str, known: Iterable[str], *, what: str = "Known") -> str:
+    """A sentence for a miss: the nearest known name first, then all of them."""
+    names = sorted(known)
+    close = nearest(name, names)
+    meant = f"Did you mean '{close}'? " if close else ""
+    return f"{meant}{what}: {', '.join(names)}." if names else f"{meant}{what}: none."
