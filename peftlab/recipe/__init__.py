@@ -1,0 +1,23 @@
+"""The recipe: its schema (one page), and reading one from YAML with every problem at once."""
+
+from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
+from peftlab.recipe.schema import (
+    BaseSection,
+    DataSection,
+    Lora,
+    Recipe,
+    TokenClassification,
+    TrainingSection,
+)
+
+__all__ = [
+    "BaseSection",
+    "DataSection",
+    "Lora",
+    "Recipe",
+    "TokenClassification",
+    "TrainingSection",
+    "parse_override",
+    "read_recipe",
+    "recipe_yaml",
+]

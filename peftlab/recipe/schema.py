@@ -1,0 +1,98 @@
+"""The whole recipe, on one page: every key a user can write, its type, default and meaning.
+
+Names inside `method` are PEFT's, names inside `training` are Transformers'. Unknown keys are refused, types are not
+coerced.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class BaseSection(Section):
+    model: str
+    """Hub id, local folder, or a model that an installed package carries."""
+    revision: str | None = None
+    """Hub branch, tag or commit; null takes the main branch."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave it off unless you have read that code."""
+
+
+class TokenClassification(Section):
+    type: Literal["token-classification"]
+    labels: list[str] | None = None
+    """Entity types, in order; null takes those found in the training rows."""
+    tag_scheme: Literal["auto", "iob1", "iob2", "iobes"] = "auto"
+    """How `tags` in the data mark entities; auto looks at each split."""
+
+
+class Lora(Section):
+    type: Literal["lora"] = "lora"
+    r: Positive = 8
+    """Rank of the update."""
+    lora_alpha: Positive = 16
+    """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with use_rslora)."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names, or ends of names, of the layers to adapt; all-linear takes every Linear of the base, never the head."""
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class DataSection(Section):
+    train: str
+    """File, relative to the recipe; with `dataset`, the name of a split."""
+    validation: str | Share = 0.1
+    """File or split; a number is the share carved out of the training rows."""
+    test: str | Share | None = None
+    """File or split; a number is the share carved out of the training rows; null skips the final test."""
+    dataset: str | None = None
+    """Hub id, or a local folder, that `datasets` loads; train, validation and test then name its splits."""
+    subset: str | None = None
+    """Configuration of that Hub dataset."""
+    format: Literal["auto", "jsonl", "conll", "markup", "csv", "parquet"] = "auto"
+    """File format; auto goes by the file's ending, then by its first lines."""
+    columns: dict[str, str] = {}
+    """Our column name → the name in your files, as in `tokens: words`."""
+    seed: int = 13
+    """Seed of the carving."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Longest training input in tokens, special ones included; null takes what the base allows. Longer rows are cut."""
+    max_lost: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of rows or entities that may be lost to dropping and cutting before the run is refused."""
+
+
+class TrainingSection(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    num_train_epochs: Positive = 10
+    per_device_train_batch_size: Positive = 16
+    per_device_eval_batch_size: Positive = 32
+    gradient_accumulation_steps: Positive = 1
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seeds the head, dropout and row order."""
+    early_stopping_patience: Positive | None = 5
+    """Stop after so many epochs without a better validation score; null never stops early."""
+
+
+class Recipe(Section):
+    """What the user asks for: a base, a task, a method, data and training."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")]
+    """Name of the adapter: lower-case letters, digits and dashes."""
+    base: BaseSection
+    task: TokenClassification
+    method: Lora = Lora()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
