@@ -1,0 +1,133 @@
+"""The data section of a recipe → rows of every split."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from peftlab.data.conll import read_conll, split_columns
+from peftlab.data.jsonl import read_jsonl
+from peftlab.data.markup import read_markup
+from peftlab.data.rows import Row, RowError, Rows, Split
+from peftlab.data.tables import read_csv, read_dataset, read_parquet
+from peftlab.errors import NotFoundError, Problems, suggest
+from peftlab.recipe import DataSection
+
+Reader = Callable[[Path], Iterator[Row | RowError]]
+
+FORMATS: dict[str, Reader] = {
+    "jsonl": read_jsonl,
+    "conll": read_conll,
+    "markup": read_markup,
+    "csv": read_csv,
+    "parquet": read_parquet,
+}
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".conll": "conll",
+    ".iob": "conll",
+    ".bio": "conll",
+    ".tsv": "conll",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+SHOWN_PER_SPLIT = 5
+
+
+def load_rows(section: DataSection, problems: Problems) -> Rows:
+    """Rows of each split, read or carved; what cannot be read is added to `problems`."""
+    named = {name: getattr(section, name) for name in ("train", "validation", "test")}
+    splits = {
+        name: _read_split(section, name, source, problems) for name, source in named.items() if isinstance(source, str)
+    }
+    shares = {name: share for name, share in named.items() if isinstance(share, float)}
+    splits = _carve(splits, shares, section.seed, problems)
+    return Rows({name: splits[name] for name in named if name in splits})
+
+
+def guess_format(path: Path) -> str:
+    """The format by the file's ending, or else by its first lines: JSON objects, token-and-tag columns, or markup."""
+    if path.suffix.lower() in ENDINGS:
+        return ENDINGS[path.suffix.lower()]
+    with path.open(encoding="utf8") as file:
+        lines = [line for line, _ in zip((line for line in file if line.strip()), range(20), strict=False)]
+    if lines and all(line.lstrip().startswith("{") for line in lines):
+        return "jsonl"
+    last_columns = [split_columns(line)[-1] for line in lines]
+    tagged = sum(tag == "O" or tag[1:2] == "-" for tag in last_columns)
+    return "conll" if tagged > len(lines) / 2 else "markup"
+
+
+def _read_split(section: DataSection, name: str, source: str, problems: Problems) -> Split:
+    key = f"data.{name}"
+    found = (
+        _read_dataset(section, key, source, problems) if section.dataset else _read_file(section, key, source, problems)
+    )
+    add_row_problems([error for error in found or () if isinstance(error, RowError)], problems)
+    if found is not None and not found:
+        problems.add(f"{source} holds no rows.", key=key)
+    rows = [row for row in found or () if isinstance(row, Row)]
+    return Split(_rename_columns(rows, section.columns, problems), source)
+
+
+def add_row_problems(errors: Iterable[RowError], problems: Problems) -> None:
+    """Tell the first few broken rows whole, and the number of the others."""
+    messages = [str(error) for error in errors]
+    for message in messages[:SHOWN_PER_SPLIT]:
+        problems.add(message)
+    if len(messages) > SHOWN_PER_SPLIT:
+        problems.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
+
+
+def _read_dataset(section: DataSection, key: str, split: str, problems: Problems) -> list[Row | RowError] | None:
+    try:
+        return list(read_dataset(str(section.dataset), section.subset, split))
+    except NotFoundError as error:
+        problems.add(f"{error}.", key=key)
+        return None
+
+
+def _read_file(section: DataSection, key: str, source: str, problems: Problems) -> list[Row | RowError] | None:
+    path = Path(source)
+    try:
+        kind = guess_format(path) if section.format == "auto" else section.format
+        return list(FORMATS[kind](path))
+    except FileNotFoundError:
+        beside = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = suggest(path.name, beside, what="Files there") if beside else f"There is no folder {path.parent}."
+        problems.add(f"no such file: {path}.", key=key, hint=hint)
+    except UnicodeDecodeError as error:
+        problems.add(f"{path} is not UTF-8 text (byte {error.start}).", key=key, hint="Convert it to UTF-8.")
+    except OSError as error:
+        problems.add(f"{path} cannot be read: {error.strerror}.", key=key)
+    return None
+
+
+def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems) -> list[Row]:
+    """Give the columns our names; a name that no row has is a problem."""
+    if not (rows and columns):
+        return rows
+    present = set().union(*(row.fields for row in rows))
+    for ours, theirs in columns.items():
+        if theirs not in present:
+            hint = suggest(theirs, present, what="Columns there")
+            problems.add(f"no column '{theirs}' in {rows[0].where}.", key=f"data.columns.{ours}", hint=hint)
+    ours_by_theirs = {theirs: ours for ours, theirs in columns.items()}
+    return [Row({ours_by_theirs.get(name, name): v for name, v in row.fields.items()}, row.where) for row in rows]
+
+
+def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, problems: Problems) -> dict[str, Split]:
+    """Take the given shares out of the training rows, at random but the same for a seed; order is kept."""
+    if not shares or not splits["train"].rows:
+        return splits
+    rows = splits["train"].rows
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    carved, taken = dict(splits), 0
+    for name, share in shares.items():
+        count = max(1, round(share * len(rows)))
+        chosen = sorted(order[taken : taken + count])
+        carved[name] = Split([rows[i] for i in chosen], f"{share:.0%} of the training rows, seed {seed}")
+        taken += count
+    if taken >= len(rows):
+        problems.add(f"the shares of {' and '.join(shares)} leave no training rows.", key="data")
+    carved["train"] = Split([rows[i] for i in sorted(order[taken:])], splits["train"].source)
+    return carved
