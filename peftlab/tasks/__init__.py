@@ -1,0 +1,16 @@
+"""TASKS: what goes in and comes out. One file a task, one line here."""
+
+from peftlab.tasks.building import TASKS, build_task, read_examples, task_from_manifest
+from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
+
+__all__ = [
+    "TASKS",
+    "Example",
+    "Feature",
+    "Prediction",
+    "Scores",
+    "Task",
+    "build_task",
+    "read_examples",
+    "task_from_manifest",
+]

@@ -1,0 +1,56 @@
+"""Examples → predictions through a model: the one way, for validation, test and serving alike."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.tasks.contract import Feature, Task
+
+
+@torch.inference_mode()
+def predict_examples(
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Any],
+    *,
+    max_length: int,
+    batch_size: int = 32,
+) -> list[Any]:
+    """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
+
+    Features are sorted by length, so that a batch pads little, and put back in order.
+    """
+    features = [task.encode(example, tokenizer, max_length, cut=False) for example in examples]
+    flat = [feature for windows in features for feature in windows]
+    outputs = iter(_forward(task, model, tokenizer, flat, batch_size))
+    return [
+        task.decode(example, windows, [next(outputs) for _ in windows])
+        for example, windows in zip(examples, features, strict=True)
+    ]
+
+
+def _forward(
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    features: Sequence[Feature],
+    batch_size: int,
+) -> list[torch.Tensor]:
+    """The logits (tokens, head labels) of each feature, without padding."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    order = sorted(range(len(features)), key=lambda i: len(features[i]))
+    logits: list[torch.Tensor] = [torch.empty(0)] * len(features)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = task.collate([features[i] for i in chosen], tokenizer)
+        del batch["labels"]
+        output = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu()
+        for i, row, mask in zip(chosen, output, batch["attention_mask"], strict=True):
+            logits[i] = row[mask.bool()]
+    model.train(training)
+    return logits

@@ -1,0 +1,67 @@
+"""Tags on words ↔ spans of words.
+
+One lenient reading covers IOB1, IOB2 and IOBES (also spelled BILOU), as the CoNLL-2000 scorer does: a span begins at B
+or S, or at I or E where the word before is not in a span of the same type; it ends after E or S. A named scheme is held
+to strictly.
+"""
+
+import re
+
+WordSpan = tuple[int, int, str]
+"""First word, word after the last, type."""
+
+_TAG = re.compile(r"O|([BIESLU])-(.+)")
+_SAME_AS = {"L": "E", "U": "S"}
+
+
+def spans_from_tags(tags: list[str], scheme: str = "auto") -> list[WordSpan]:
+    """Tags → spans, in order.
+
+    Raises:
+        ValueError: a tag is malformed, or not allowed at its place in `scheme`; the message names the word's number.
+    """
+    spans: list[WordSpan] = []
+    previous, inside = "O", False  # inside: the span of the previous word may go on
+    for i, tag in enumerate(tags):
+        prefix, kind = _split_tag(tag, i)
+        joins = inside and kind == spans[-1][2] and prefix in "IE"
+        if scheme != "auto":
+            _check(tag, prefix, joins, previous, scheme, i)
+        if joins:
+            spans[-1] = (spans[-1][0], i + 1, kind)
+        elif prefix != "O":
+            spans.append((i, i + 1, kind))
+        inside = prefix in "BI"
+        previous = tag
+    if scheme == "iobes" and inside:
+        raise ValueError(f"word {len(tags)}: '{previous}' must be followed by I- or E- of the same type in iobes")
+    return spans
+
+
+def tags_from_spans(spans: list[WordSpan], words: int) -> list[str]:
+    """Spans → IOB2 tags for so many words."""
+    tags = ["O"] * words
+    for start, end, kind in spans:
+        tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+    return tags
+
+
+def _split_tag(tag: str, word: int) -> tuple[str, str]:
+    match = _TAG.fullmatch(tag)
+    if not match:
+        raise ValueError(f"word {word + 1}: expected a tag such as O, B-PER or I-PER, found '{tag}'")
+    prefix = match[1] or "O"
+    return _SAME_AS.get(prefix, prefix), match[2] or ""
+
+
+def _check(tag: str, prefix: str, joins: bool, previous: str, scheme: str, word: int) -> None:
+    allowed = {"iob1": "OIB", "iob2": "OBI", "iobes": "OBIES"}[scheme]
+    wrong = prefix not in allowed
+    if scheme in ("iob2", "iobes"):
+        wrong |= prefix in "IE" and not joins
+    if scheme == "iobes":
+        wrong |= previous[0] in "BI" and not joins
+    if scheme == "iob1":  # B only separates neighbours of one type
+        wrong |= prefix == "B" and previous[2:] != tag[2:]
+    if wrong:
+        raise ValueError(f"word {word + 1}: '{tag}' cannot follow '{previous}' in {scheme}")
