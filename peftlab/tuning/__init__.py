@@ -1,0 +1,6 @@
+"""The main flow: `tune()`, from a recipe to a published adapter."""
+
+from peftlab.tuning.flow import TuningResult, tune
+from peftlab.tuning.progress import Progress
+
+__all__ = ["Progress", "TuningResult", "tune"]

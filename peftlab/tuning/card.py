@@ -1,0 +1,107 @@
+"""The model card: README.md of a published adapter, in the form that the Hub reads."""
+
+from typing import Any
+
+_CARD = """\
+---
+library_name: peft
+base_model: {base}
+pipeline_tag: {task}
+tags: [peftlab, {method}]
+---
+
+# {name}
+
+{method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.
+
+Labels: {labels}
+
+## Scores
+
+{scores}
+
+{by_label}
+
+![Training loss and validation score](curves.png)
+
+## Use
+
+With peftlab, beside any number of adapters on the same base:
+
+```bash
+peftlab predict {name} "Your text"
+```
+
+With nothing but PEFT and Transformers:
+
+```python
+from peft import PeftModel
+from transformers import {auto_class}
+
+head_labels = {head_labels}
+base = {auto_class}.from_pretrained("{base}", num_labels={count}, id2label=dict(enumerate(head_labels)))
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+
+## Data
+
+{ledger}
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def model_card(manifest: dict[str, Any], recipe: str) -> str:
+    """Markdown from the manifest and the recipe's text."""
+    task, parameters = manifest["task"], manifest["parameters"]
+    last_split = "test" if "test" in manifest["scores"] else "validation"
+    return _CARD.format(
+        name=manifest["name"],
+        base=manifest["base"]["model"],
+        task=task["type"],
+        method=manifest["method"],
+        peftlab=manifest["versions"]["peftlab"],
+        created=manifest["created"][:10],
+        trained=parameters["trained"],
+        share=parameters["trained"] / parameters["base"],
+        frozen=parameters["base"],
+        labels=", ".join(f"`{label}`" for label in task["labels"]),
+        scores=_table("split", {split: _overall(scores) for split, scores in manifest["scores"].items()}),
+        by_label=_table(f"{last_split}, by label", manifest["scores"][last_split]["by_label"]),
+        auto_class=task["auto_class"],
+        head_labels=task["head_labels"],
+        count=len(task["head_labels"]),
+        ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest["data"]["ledger"].items()}),
+        recipe=recipe,
+    )
+
+
+def _overall(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in scores.items() if name != "by_label"}
+
+
+def _counts(ledger: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rows read": ledger["read"],
+        "used": ledger["used"],
+        "dropped": sum(ledger["dropped"].values()),
+        "cut": ledger["cut"],
+        "targets": ledger["targets"],
+        "targets lost": ledger["targets_lost"],
+    }
+
+
+def _table(corner: str, rows: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table with one line for each of `rows`, which share their keys."""
+    columns = list(next(iter(rows.values())))
+    lines = [[corner, *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[name, *(_cell(values[column]) for column in columns)] for name, values in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: float) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,28 @@
+"""The run as a picture: training loss and validation score over epochs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def draw_curves(log: Sequence[dict[str, float]], main_score: str, title: str, file: Path) -> None:
+    """Write a PNG from the Trainer's log; the best epoch is marked."""
+    losses = [(entry["epoch"], entry["loss"]) for entry in log if "loss" in entry]
+    scores = [(entry["epoch"], entry[f"eval_{main_score}"]) for entry in log if f"eval_{main_score}" in entry]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title)
+    left.plot(*zip(*losses, strict=True), color="#4c72b0", linewidth=1.2)
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    right.plot(*zip(*scores, strict=True), color="#55a868", marker="o", markersize=3, linewidth=1.2)
+    epoch, best = max(scores, key=lambda point: point[1])
+    right.plot(epoch, best, marker="o", markersize=9, fillstyle="none", color="#c44e52")
+    right.annotate(
+        f"{best:.3f}", (epoch, best), textcoords="offset points", xytext=(0, -16), ha="center", color="#c44e52"
+    )
+    right.set(xlabel="epoch", ylabel=f"validation {main_score}", ylim=(0, 1))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(file, dpi=110)

@@ -1,0 +1,82 @@
+"""`tune()`: the whole way from a recipe to a published adapter. Read this first."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftlab.data import Ledger, load_rows
+from peftlab.errors import Problems
+from peftlab.recipe import read_recipe
+from peftlab.store import Adapter, Store
+from peftlab.tasks import Scores, build_task
+from peftlab.tuning.progress import Progress
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """A finished run: the published adapter, its scores and what became of the rows, by split."""
+
+    adapter: Adapter
+    scores: dict[str, Scores]
+    ledgers: dict[str, Ledger]
+    seconds: float
+
+
+def tune(
+    recipe_path: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    store: str | Path = "adapters",
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TuningResult:
+    """Train the small adapter that a recipe asks for, and publish it to a store.
+
+    Args:
+        recipe_path: The recipe, a YAML file.
+        overrides: Dotted recipe keys → values, as in `{"training.learning_rate": 5e-4}`; paths among them are
+            relative to the current folder.
+        store: Folder of the store; made if it is not there.
+        device: auto, cpu, cuda or mps.
+        resume: Go on from the last checkpoint of an interrupted run of the same recipe.
+        progress: Is told what happens; nothing is printed.
+
+    Raises:
+        RecipeError: the recipe or the data cannot be used; lists every problem.
+        BaseNotFoundError: the base model is nowhere.
+        StoreError: the store cannot be written, checked before training.
+        IntegrityError: the adapter, reloaded into a fresh base, does not answer as it did in training.
+        TuningInterrupted: the user stopped the run; the message says how to go on.
+    """
+    began, progress, shelf = time.monotonic(), progress or Progress(), Store(store)
+
+    with Problems() as problems:  # everything wrong with recipe and data, told at once
+        recipe = read_recipe(recipe_path, overrides, problems)
+        rows = load_rows(recipe.data, problems)
+        task, examples, ledgers = build_task(recipe.task, rows, problems)
+
+    # torch and its friends take seconds to import: only a recipe that can run has to wait for them
+    from peftlab.base import load_base
+    from peftlab.methods import adapt, trained_parameters
+    from peftlab.tuning.encoding import encode, input_length
+    from peftlab.tuning.publishing import write_adapter
+    from peftlab.tuning.run import Run
+    from peftlab.tuning.training import evaluate, train
+
+    base = load_base(recipe.base, task, seed=recipe.training.seed, device=device)
+    max_length = input_length(base, recipe.data)
+    features = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
+    model = adapt(base, recipe.method, task)  # only delta and head train
+    trained = trained_parameters(model)
+    progress.base_loaded(base, trained)
+
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, features, model, trained)
+    with shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume) as folder:
+        log = train(run, folder, resume=resume, progress=progress)
+        scores = {split: evaluate(run, split) for split in examples if split != "train"}
+        seconds = time.monotonic() - began
+        adapter = shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target))
+    return TuningResult(adapter, scores, ledgers, seconds)

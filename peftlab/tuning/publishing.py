@@ -1,0 +1,102 @@
+"""What goes into an adapter's folder, and the proof that it works there: reloaded into a fresh base and compared."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from peftlab.base import load_with_head, tokenizer_hash
+from peftlab.errors import IntegrityError
+from peftlab.recipe import recipe_yaml
+from peftlab.tasks import Scores
+from peftlab.tuning.card import model_card
+from peftlab.tuning.curves import draw_curves
+from peftlab.tuning.run import Run
+
+PROBED_ROWS = 8
+TOLERANCE = 1e-4
+VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "tokenizers")
+
+
+def write_adapter(
+    run: Run, log: Sequence[dict[str, float]], scores: Mapping[str, Scores], seconds: float, folder: Path
+) -> dict[str, Any]:
+    """Write PEFT's files, recipe, curves and model card of a trained run into `folder`; returns the manifest.
+
+    Raises:
+        IntegrityError: reloaded from `folder` into a fresh base, the adapter does not answer as it did in training.
+    """
+    config = run.model.peft_config["default"]
+    # PEFT notes the folder that the base was read from; another machine needs the name
+    config.base_model_name_or_path, config.revision = run.base.files.model, run.base.files.revision
+    run.model.save_pretrained(folder, save_embedding_layers=False)
+    difference = compare_reloaded(run, folder)
+    recipe = recipe_yaml(run.recipe, folder)  # `folder` is renamed in its place, so relative paths stay right
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
+    title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
+    draw_curves(log, run.task.main_score, title, folder / "curves.png")
+    manifest = _manifest(run, scores, seconds, difference)
+    card = model_card(manifest, recipe)
+    (folder / "README.md").write_text(card, encoding="utf8")
+    return manifest
+
+
+@torch.inference_mode()
+def compare_reloaded(run: Run, folder: Path) -> float:
+    """Largest difference between the logits of the trained model and of the adapter loaded anew with plain PEFT.
+
+    Raises:
+        IntegrityError: it is larger than rounding explains.
+    """
+    fresh, _ = load_with_head(run.base.files, run.task, trust_remote_code=run.recipe.base.trust_remote_code)
+    reloaded = PeftModel.from_pretrained(fresh, folder).to(run.model.device).eval()
+    batch = run.task.collate(run.features[:PROBED_ROWS], run.base.tokenizer)
+    del batch["labels"]
+    batch = {name: tensor.to(run.model.device) for name, tensor in batch.items()}
+    difference = float((run.model.eval()(**batch).logits - reloaded(**batch).logits).abs().max())
+    if not difference <= TOLERANCE:  # also for NaN
+        raise IntegrityError(
+            f"the adapter was trained but not published: reloaded into a fresh base, its logits differ by "
+            f"{difference:.3g} (allowed {TOLERANCE:g}). Please report this with the recipe."
+        )
+    return difference
+
+
+def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference: float) -> dict[str, Any]:
+    return {
+        "name": run.recipe.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": {
+            "type": run.task.type,
+            "labels": run.task.labels,
+            "head_labels": run.task.head_labels,
+            "auto_class": run.task.auto_class,
+        },
+        "base": {
+            "model": run.base.files.model,
+            "revision": run.base.files.revision,
+            "fingerprint": run.base.fingerprint,
+            "tokenizer_sha256": tokenizer_hash(run.base.tokenizer),
+            "trust_remote_code": run.recipe.base.trust_remote_code,
+        },
+        "method": run.recipe.method.type,
+        "max_length": run.max_length,
+        "parameters": {"trained": run.trained, "base": run.base.parameters},
+        "data": {
+            "sha256": run.rows.content_hash,
+            "ledger": {split: ledger.as_dict() for split, ledger in run.ledgers.items()},
+        },
+        "scores": {split: scored.as_dict() for split, scored in scores.items()},
+        "main_score": run.task.main_score,
+        "reload_difference": difference,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        },
+    }

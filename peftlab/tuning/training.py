@@ -1,0 +1,227 @@
+"""Transformers' Trainer on the features of one task: best checkpoint by validation score, early stop, resume."""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from peftlab.errors import Problems, TuningInterrupted
+from peftlab.tasks import Scores
+from peftlab.tasks.predicting import predict_examples
+from peftlab.tuning.progress import Progress
+from peftlab.tuning.run import Run
+
+LOGS_PER_EPOCH = 10
+NOTE = "run.json"
+
+
+def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[dict[str, float]]:
+    """Train delta and head with checkpoints in `folder`, leave the best in `run.model`, and return the Trainer's log.
+
+    Raises:
+        RecipeError: `resume` is asked for, but recipe, data or base are not those of the interrupted run.
+        TuningInterrupted: the user stopped it; a checkpoint is saved first.
+    """
+    checkpoint = _checkpoint(run, folder, progress) if resume else None
+    (folder / NOTE).write_text(json.dumps(run.identity), encoding="utf8")
+    trainer = _trainer(run, folder, progress)
+    interruption = Interruption()
+    trainer.add_callback(interruption)
+    with interruption.listening():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if interruption.asked:
+        raise TuningInterrupted(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was published. "
+            f"The checkpoint is in {folder}. Go on with the same command and --resume."
+        )
+    progress.training_ended(stopped_early=trainer.state.global_step < trainer.state.max_steps)
+    return list(trainer.state.log_history)
+
+
+def evaluate(run: Run, split: str) -> Scores:
+    """Scores of decoded predictions, by the very way that serving predicts."""
+    predictions = predict_examples(
+        run.task,
+        run.model,
+        run.base.tokenizer,
+        run.examples[split],
+        max_length=run.max_length,
+        batch_size=run.recipe.training.per_device_eval_batch_size,
+    )
+    return run.task.score(run.examples[split], predictions)
+
+
+class TaskTrainer(Trainer):
+    """A Trainer that validates on decoded predictions of the task, not on padded logits."""
+
+    control: TrainerControl
+
+    def __init__(self, run: Run, **kwargs: Any) -> None:
+        self.run = run
+        super().__init__(
+            model=run.model,
+            train_dataset=_Listed(run.features),
+            eval_dataset=_Listed(run.examples["validation"]),
+            data_collator=lambda features: run.task.collate(features, run.base.tokenizer),
+            **kwargs,
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the validation split; see `Trainer.evaluate`."""
+        self.scores = evaluate(self.run, "validation")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.scores.values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Listed(Dataset[Any]):
+    """A list as the Dataset that Trainer asks for."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+class Telling(TrainerCallback):
+    """Passes the Trainer's events on to a `Progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.trainer: TaskTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Training begins."""
+        self.progress.training_started(state.max_steps, int(args.num_train_epochs), state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One optimizer step."""
+        self.progress.step_done(state.global_step, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """The mean loss since the last log."""
+        if "loss" in logs:
+            self.progress.step_done(state.global_step, logs["loss"])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        """The validation split is scored."""
+        assert self.trainer is not None
+        scores = self.trainer.scores
+        value = metrics[f"eval_{args.metric_for_best_model}"]
+        best = state.best_metric is None or value > state.best_metric
+        self.progress.epoch_done(state.epoch, scores, best=best)
+
+
+class Interruption(TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block (Python allows it in the main thread only)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop after this step, if asked to."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Trainer takes a stop for the end of an epoch: do not score and save once more."""
+        if self.asked and control.should_training_stop:
+            control.should_save = control.should_evaluate = False
+
+
+def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
+    telling = Telling(progress)
+    callbacks: list[TrainerCallback] = [telling]
+    if run.recipe.training.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(run.recipe.training.early_stopping_patience))
+    trainer = TaskTrainer(run, args=_arguments(run, folder), callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    telling.trainer = trainer
+    return trainer
+
+
+def _arguments(run: Run, folder: Path) -> TrainingArguments:
+    """Our stable names → those of the installed Transformers."""
+    settings = run.recipe.training
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.num_train_epochs,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_ratio,  # 5.x reads a number below 1 as a share of the steps
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        use_cpu=run.base.model.device.type == "cpu",
+        dataloader_pin_memory=run.base.model.device.type == "cuda",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,  # and the best one
+        load_best_model_at_end=True,
+        metric_for_best_model=run.task.main_score,
+        greater_is_better=True,
+        logging_steps=max(1, len(run.features) // batch // LOGS_PER_EPOCH),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _checkpoint(run: Run, folder: Path, progress: Progress) -> str | None:
+    """The last checkpoint of an interrupted run of the very same recipe, data and base."""
+    note = folder / NOTE
+    checkpoint = get_last_checkpoint(str(folder)) if note.is_file() else None
+    if checkpoint is None:
+        progress.warn(f"there is no checkpoint in {folder} to resume from; starting at the beginning.")
+        return None
+    before = json.loads(note.read_text(encoding="utf8"))
+    with Problems() as problems:
+        for what, now in run.identity.items():
+            if before[what] != now:
+                message = f"cannot resume: the {what} is not that of the interrupted run."
+                problems.add(message, hint="Change it back, or start anew without --resume.")
+    return str(checkpoint)
