@@ -1,0 +1,244 @@
+"""The bank: adapters in memory beside one resident base.
+
+The backbone is loaded once. Each adapter keeps its own head in the architecture's own `AutoModelFor…` class, whose
+backbone is replaced by the shared one, and its own delta in the shared layers, switched on for its rows. Heads of
+different width so live beside each other; PEFT alone holds them only if they are alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
+from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
+from peftlab.recipe import BaseSection
+from peftlab.store import Adapter, Store
+from peftlab.tasks import Prediction, Task, task_from_manifest
+from peftlab.tasks.predicting import predict_examples
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text through one adapter. `prediction` is of the adapter's task, such as `Entities`."""
+
+    adapter: str
+    prediction: Prediction
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `adapter`, then the prediction's own."""
+        return {"adapter": self.adapter, **self.prediction.as_dict()}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An adapter in memory. `key` names its delta inside the shared layers: our own word, never the user's text."""
+
+    adapter: Adapter
+    task: Task
+    model: torch.nn.Module
+    key: str
+
+
+def load(*names: str, store: str | Path = "adapters", device: str = "auto") -> "Bank":
+    """Verify adapters and put them beside one resident base.
+
+    Args:
+        names: `name` or `name@version`, all tuned on the same base.
+        store: Folder of the store.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        AdapterNotFoundError: no such adapter.
+        BaseNotFoundError: their base is nowhere.
+        IntegrityError: an adapter is damaged, or was tuned on another base.
+    """
+    if not names:
+        raise AdapterNotFoundError(f"name at least one adapter. {suggest('', Store(store).names(), what='There')}")
+    bank = Bank(Store(store), device=device)
+    for name in names:
+        bank.add(name)
+    return bank
+
+
+class Bank:
+    """Adapters beside one base, which the first of them brings."""
+
+    def __init__(self, store: Store, *, device: str = "auto") -> None:
+        self.store = store
+        self.device = device
+        self._loaded: dict[str, _Loaded] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """What was added, as it was named, in order."""
+        return list(self._loaded)
+
+    def labels(self, name: str) -> list[str]:
+        """The labels of a loaded adapter, in order."""
+        return self._loaded[name].task.labels
+
+    def add(self, name: str) -> None:
+        """Verify an adapter and bring it into memory; one that is there already stays as it is.
+
+        Raises:
+            AdapterNotFoundError: no such adapter.
+            BaseNotFoundError: its base is nowhere.
+            IntegrityError: it is damaged, or was tuned on another base.
+        """
+        if name in self._loaded:
+            return
+        adapter = self.store.verify(name)
+        if not self._loaded:
+            self._load_base(adapter)
+        self._check_base(adapter)
+        task = task_from_manifest(adapter.manifest["task"])
+        key = f"bank{len(self._loaded)}"
+        model = self._attach(adapter, task, key)
+        self._loaded[name] = _Loaded(adapter, task, model, key)
+
+    def predict(self, texts: str | Sequence[str], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
+        """Each text through its adapter.
+
+        Args:
+            texts: One text or several.
+            adapters: One name for all texts, or one a text; None takes the only adapter there is.
+
+        Returns:
+            One answer a text, in order. Texts longer than the adapter's input go through in overlapping windows.
+
+        Raises:
+            AdapterNotFoundError: a name was not added.
+            ValueError: not as many names as texts.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        names = self._names_for(len(texts), adapters)
+        answers: dict[int, Answer] = {}
+        for name in dict.fromkeys(names):  # one forward pass an adapter; sharing one is the router's work to come
+            rows = [i for i, chosen in enumerate(names) if chosen == name]
+            for i, prediction in zip(rows, self._predict(self._loaded[name], [texts[i] for i in rows]), strict=True):
+                answers[i] = Answer(name, prediction)
+        return [answers[i] for i in range(len(texts))]
+
+    def _predict(self, loaded: _Loaded, texts: Sequence[str]) -> list[Any]:
+        _switch_on(self._backbone, loaded.key)
+        examples = [loaded.task.read_text(text) for text in texts]
+        max_length = loaded.adapter.manifest["max_length"]
+        return predict_examples(loaded.task, loaded.model, self._tokenizer, examples, max_length=max_length)
+
+    def _names_for(self, rows: int, adapters: str | Sequence[str] | None) -> list[str]:
+        if adapters is None:
+            if len(self._loaded) != 1:
+                raise AdapterNotFoundError(f"say which adapter each text goes through: {', '.join(self._loaded)}.")
+            adapters = next(iter(self._loaded))
+        names = [adapters] * rows if isinstance(adapters, str) else list(adapters)
+        if len(names) != rows:
+            raise ValueError(f"{rows} texts need {rows} adapter names, not {len(names)}")
+        for name in names:
+            if name not in self._loaded:
+                raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, self._loaded, what='Loaded')}")
+        return names
+
+    def _load_base(self, adapter: Adapter) -> None:
+        base = adapter.manifest["base"]
+        section = BaseSection(
+            model=base["model"], revision=base["revision"], trust_remote_code=base["trust_remote_code"]
+        )
+        self._files: BaseFiles = find_base(section)
+        self._fingerprint = self._files.fingerprint
+        self._tokenizer = load_tokenizer(self._files, trust_remote_code=section.trust_remote_code)
+        self._tokenizer_hash = tokenizer_hash(self._tokenizer)
+        self._backbone = load_backbone(self._files, trust_remote_code=section.trust_remote_code, device=self.device)
+
+    def _check_base(self, adapter: Adapter) -> None:
+        base = adapter.manifest["base"]
+        for what, expected, found in (
+            ("weights", base["fingerprint"], self._fingerprint),
+            ("tokenizer", base["tokenizer_sha256"], self._tokenizer_hash),
+        ):
+            if expected != found:
+                raise IntegrityError(
+                    f"{adapter} was tuned on '{base['model']}' with {what} {expected[:12]}…, but the base in memory, "
+                    f"'{self._files.model}' from {self._files.source}, has {found[:12]}…. One bank holds one base."
+                )
+
+    def _attach(self, adapter: Adapter, task: Task, key: str) -> torch.nn.Module:
+        """The task's own model class around the shared backbone, with the adapter's head and delta in place."""
+        with torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(self._files.folder, **head_config(task))
+            model = getattr(transformers, task.auto_class).from_config(config)
+        setattr(model, model.base_model_prefix, self._backbone)
+        tensors = _tensors(adapter)
+        head = {name: tensors[name] for name in tensors if not name.startswith(f"{model.base_model_prefix}.")}
+        delta = {name: tensors[name] for name in tensors if name not in head}
+        inject_adapter_in_model(_delta_config(adapter, model, delta), model, adapter_name=key)
+        _check_coverage(adapter, model, key, head, delta)
+        model.load_state_dict(head, strict=False, assign=True)
+        set_peft_model_state_dict(model, delta, adapter_name=key)
+        return model.requires_grad_(False).to(self._backbone.device).eval()
+
+
+def _delta_config(adapter: Adapter, model: torch.nn.Module, delta: Mapping[str, torch.Tensor]) -> PeftConfig:
+    """The adapter's PEFT configuration without its head, which is ours to hold, and aimed at the very layers it adapts.
+
+    Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
+    architecture's task classes leave out.
+    """
+    config = PeftConfig.from_pretrained(adapter.folder)
+    modules = {name for name, _ in model.named_modules()}
+    config.target_modules = {_deepest(name, modules) for name in delta} - {""}
+    config.modules_to_save = None
+    return config
+
+
+def _deepest(tensor: str, modules: set[str]) -> str:
+    """The module a tensor belongs to: the longest beginning of its name that is a module's."""
+    while tensor and tensor not in modules:
+        tensor = tensor.rpartition(".")[0]
+    return tensor
+
+
+def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by the names they have in a plain Transformers model."""
+    saved = load_file(adapter.folder / "adapter_model.safetensors")
+    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
+
+
+def _check_coverage(
+    adapter: Adapter,
+    model: torch.nn.Module,
+    key: str,
+    head: Mapping[str, torch.Tensor],
+    delta: Mapping[str, torch.Tensor],
+) -> None:
+    """PEFT loads an adapter of another depth or task without a word: compare every name and shape first."""
+    injected = get_peft_model_state_dict(model, adapter_name=key, save_embedding_layers=False)
+    needed = {name: tensor.shape for name, tensor in injected.items()}
+    backbone = f"{model.base_model_prefix}."
+    needed |= {name: t.shape for name, t in model.state_dict().items() if not name.startswith(backbone)}
+    found = {name: tensor.shape for name, tensor in {**head, **delta}.items()}
+    faults = [f"{name}: missing" for name in needed.keys() - found.keys()]
+    faults += [f"{name}: not in this model" for name in found.keys() - needed.keys()]
+    faults += [
+        f"{name}: {tuple(found[name])} where the model has {tuple(needed[name])}"
+        for name in found.keys() & needed.keys()
+        if found[name] != needed[name]
+    ]
+    if faults:
+        raise IntegrityError(
+            "\n".join([f"{adapter} does not fit its base:", *(f"  {fault}" for fault in sorted(faults))])
+        )
+
+
+def _switch_on(backbone: torch.nn.Module, key: str) -> None:
+    for module in backbone.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(key, inference_mode=True)
