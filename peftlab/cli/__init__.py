@@ -1,0 +1,79 @@
+"""The command line: each command parses, calls one function and prints."""
+
+import errno
+import os
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from peftlab.errors import PeftlabError, RecipeError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    an unforeseen fault; please report it
+  2    the command, the recipe or the data is wrong
+  3    an adapter or a base is not there
+  4    an adapter is damaged, or does not fit its base
+  5    the store or a disk cannot be written
+  130  stopped by Ctrl-C
+"""
+
+
+class Commands(click.Group):
+    """Turns every error a user can meet into its sentence and exit code, in this one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see `click.Group.invoke`."""
+        from peftlab.cli.display import print_error, print_problems
+
+        try:
+            return super().invoke(ctx)
+        except RecipeError as error:
+            print_problems(error)
+            ctx.exit(error.exit_code)
+        except PeftlabError as error:
+            print_error(str(error))
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print_error("stopped; nothing was published.")
+            ctx.exit(130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise
+            print_error(f"{error.strerror}: {error.filename or 'a file being written'}. Nothing was published.")
+            ctx.exit(5)
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="peftlab")
+def cli() -> None:
+    """One frozen base model, many small experts.
+
+    A recipe (one YAML file) pairs a base model with a task, a method and data. `peftlab tune` trains the small adapter
+    it asks for and publishes it to a store; `peftlab predict` puts any number of adapters beside one resident base.
+    """
+
+
+def main() -> None:
+    """Entry point of the `peftlab` command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)  # between PEFT and Transformers, not for the user
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    cli()
+
+
+def _register() -> None:
+    from peftlab.cli.adapters import adapters
+    from peftlab.cli.predict import predict
+    from peftlab.cli.recipes import recipe
+    from peftlab.cli.tune import tune
+
+    for command in (tune, predict, adapters, recipe):
+        cli.add_command(command)
+
+
+_register()

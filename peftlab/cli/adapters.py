@@ -1,0 +1,134 @@
+"""`peftlab adapters list | show | verify | rollback | remove`."""
+
+import json
+from typing import Any
+
+import click
+from rich.text import Text
+
+from peftlab.cli.display import cell, megabytes, out, score_table, table
+from peftlab.cli.options import json_option, store_option
+from peftlab.errors import PeftlabError
+from peftlab.store import Adapter, Store
+
+
+@click.group()
+def adapters() -> None:
+    """Look after published adapters."""
+
+
+@adapters.command("list")
+@json_option
+@store_option
+def list_adapters(as_json: bool, store: str) -> None:
+    """All adapters of the store, each in its current version."""
+    found, damaged = _resolved(Store(store))
+    if as_json:
+        for adapter in found:
+            click.echo(json.dumps({**adapter.manifest, "folder": str(adapter.folder)}, ensure_ascii=False))
+        for name, error in damaged.items():
+            click.echo(json.dumps({"name": name, "error": str(error)}, ensure_ascii=False))
+        return
+    if not (found or damaged):
+        out.print(f"No adapters in {store} yet. Make one: peftlab tune recipes/ner-lora.yaml")
+        return
+    made = table(f"Adapters in {store}", "name", "version", "task", "score", "size", "created")
+    for adapter in found:
+        manifest = adapter.manifest
+        made.add_row(
+            adapter.name,
+            f"{adapter.version} of {len(Store(store).versions(adapter.name))}",
+            manifest["task"]["type"],
+            _headline(manifest),
+            megabytes(adapter.size),
+            manifest["created"][:10],
+        )
+    out.print(made)
+    for name, error in damaged.items():
+        out.print(Text(f"{name}: {error}", "red"))
+
+
+@adapters.command()
+@click.argument("adapter")
+@json_option
+@store_option
+def show(adapter: str, as_json: bool, store: str) -> None:
+    """What the manifest of ADAPTER says: scores, data, base, versions."""
+    found = Store(store).resolve(adapter)
+    if as_json:
+        click.echo(json.dumps({**found.manifest, "folder": str(found.folder)}, ensure_ascii=False, indent=2))
+        return
+    manifest = found.manifest
+    out.print(f"[bold]{found}[/]  {found.folder}  {megabytes(found.size)}  {manifest['created']}")
+    out.print(f"task    {manifest['task']['type']}: {', '.join(manifest['task']['labels'])}")
+    out.print(f"base    {manifest['base']['model']}  fingerprint {manifest['base']['fingerprint'][:12]}…")
+    trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
+    out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
+    out.print(f"data    sha256 {manifest['data']['sha256'][:12]}…, inputs of up to {manifest['max_length']} tokens")
+    out.print(f"made by {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
+    for split, scores in manifest["scores"].items():
+        overall = {name: value for name, value in scores.items() if name != "by_label"}
+        out.print(score_table(f"{split.capitalize()} scores", overall, scores["by_label"]))
+        out.print()
+
+
+@adapters.command()
+@click.argument("adapter_names", metavar="[ADAPTER]…", nargs=-1)
+@store_option
+def verify(adapter_names: tuple[str, ...], store: str) -> None:
+    """Compare every byte with what was published; without names, for every version of every adapter."""
+    shelf = Store(store)
+    every = [f"{name}@{version}" for name in shelf.names() for version in shelf.versions(name)]
+    faults: list[PeftlabError] = []
+    for name in adapter_names or every:
+        try:
+            adapter = shelf.verify(name)
+        except PeftlabError as error:
+            faults.append(error)
+        else:
+            out.print(f"[green]ok[/]  {adapter}  {len(adapter.manifest['files']) + 1} files, {megabytes(adapter.size)}")
+    if faults:
+        raise type(faults[0])("\n".join(map(str, faults)))
+
+
+@adapters.command()
+@click.argument("adapter")
+@store_option
+def rollback(adapter: str, store: str) -> None:
+    """Let a name mean its version before the current one, or the one given as name@version."""
+    found = Store(store).rollback(adapter)
+    out.print(f"{found.name} now means {found}, {_headline(found.manifest)}.")
+
+
+@adapters.command()
+@click.argument("adapter")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@store_option
+def remove(adapter: str, yes: bool, store: str) -> None:
+    """Delete one version (name@version) or an adapter with all its versions (name)."""
+    shelf = Store(store)
+    versions = shelf.versions(adapter.partition("@")[0])
+    what = adapter if "@" in adapter else f"{adapter} and its {len(versions)} version(s)"
+    if versions and not yes:
+        click.confirm(f"Delete {what} from {store}?", abort=True)
+    removed = shelf.remove(adapter)
+    name = adapter.partition("@")[0]
+    out.print(f"Deleted {', '.join(f'{name}@{version}' for version in removed)}.")
+
+
+def _resolved(shelf: Store) -> tuple[list[Adapter], dict[str, PeftlabError]]:
+    """The current version of each adapter, and why where there is none to be had."""
+    found, damaged = [], {}
+    for name in shelf.names():
+        try:
+            found.append(shelf.resolve(name))
+        except PeftlabError as error:
+            damaged[name] = error
+    return found, damaged
+
+
+def _headline(manifest: dict[str, Any]) -> str:
+    """The main score on the last split there is."""
+    split = "test" if "test" in manifest["scores"] else "validation"
+    main = manifest["main_score"]
+    return f"{split} {main} {cell(manifest['scores'][split][main])}"
