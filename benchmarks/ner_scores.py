@@ -1,0 +1,84 @@
+"""Entity F1 of peftlab and of the same settings by hand, on real data: `python -m benchmarks.ner_scores`.
+
+Same base, LoRA r=8 on every Linear, learning rate 1e-3, batch 16, best epoch by validation F1, no early stop;
+CrossNER politics for 20 epochs and WNUT17 for 3, three seeds each. Data is looked for in $PEFTLAB_DATA, or else in
+../shared/data.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+import peftlab
+from benchmarks.ner_by_hand import score_by_hand
+from benchmarks.results import data_folder, write_result
+from peftlab.base import find_base
+from peftlab.recipe import BaseSection
+
+BASE = "sentence-transformers/all-MiniLM-L6-v2"
+RECIPE = Path(__file__).parents[1] / "recipes" / "ner-lora.yaml"
+SETS: dict[str, tuple[int, dict[str, str]]] = {
+    "crossner-politics": (
+        20,
+        {
+            "train": "ner_crossner/politics/train.txt",
+            "validation": "ner_crossner/politics/dev.txt",
+            "test": "ner_crossner/politics/test.txt",
+        },
+    ),
+    "wnut17": (
+        3,
+        {
+            "train": "ner_wnut17/wnut17train.conll",
+            "validation": "ner_wnut17/emerging.dev.conll",
+            "test": "ner_wnut17/emerging.test.annotated",
+        },
+    ),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
+@click.option("--seeds", default="1,2,3", show_default=True)
+def main(names: tuple[str, ...], seeds: str) -> None:
+    """Run both ways on each set and seed; print the table and write it."""
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        epochs, files = SETS[name]
+        splits = {split: data_folder() / file for split, file in files.items()}
+        for seed in map(int, seeds.split(",")):
+            ours, hand = _ours(splits, epochs, seed), _by_hand(splits, epochs, seed)
+            rows.append({"set": name, "epochs": epochs, "seed": seed, "peftlab": ours, "by hand": hand})
+            click.echo(f"{name} seed {seed}: peftlab {ours:.4f}, by hand {hand:.4f}")
+        chosen = [row for row in rows if row["set"] == name]
+        means = {way: statistics.mean(row[way] for row in chosen) for way in ("peftlab", "by hand")}
+        rows.append({"set": name, "epochs": epochs, "seed": "mean", **means})
+    write_result("ner-scores", "Test entity F1 by seqeval on words", rows, __doc__ or "")
+
+
+def _ours(splits: dict[str, Path], epochs: int, seed: int) -> float:
+    overrides = {
+        "name": "benchmark",
+        **{f"data.{split}": str(path) for split, path in splits.items()},
+        "training.num_train_epochs": epochs,
+        "training.learning_rate": 1e-3,
+        "training.per_device_train_batch_size": 16,
+        "training.early_stopping_patience": None,
+        "training.seed": seed,
+        "method.r": 8,
+    }
+    with tempfile.TemporaryDirectory() as store:
+        return peftlab.tune(RECIPE, overrides=overrides, store=store).scores["test"].values["f1"]
+
+
+def _by_hand(splits: dict[str, Path], epochs: int, seed: int) -> float:
+    base = find_base(BaseSection(model=BASE)).folder
+    with tempfile.TemporaryDirectory() as output:
+        return score_by_hand(base, splits, Path(output), epochs=epochs, seed=seed)
+
+
+if __name__ == "__main__":
+    main()
