@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,9 @@ def load_tokenizer(files: BaseFiles, *, trust_remote_code: bool = False) -> "Pre
         tokenizer = AutoTokenizer.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, add_prefix_space=True
         )
+    tokenizer.truncation_side = "right"  # the ledger counts what a cut at the end loses
+    if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked out, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.is_fast:
         raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
     return tokenizer
@@ -227,12 +230,10 @@ def _write_cache(remembered: dict[str, str]) -> None:
     """Best effort: without a writable cache the hash is only computed again."""
     file = _cache_file()
     draft = file.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(remembered), encoding="utf8")
         draft.replace(file)
-    except OSError:
-        draft.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+LISTED = 15  # names told after a miss
+
 
 class PeftlabError(Exception):
     """Base of every error peftlab raises on purpose."""
@@ -99,6 +101,15 @@ class Problems:
         """Note a problem and go on looking for more; without `where`, the place of `key` is told."""
         self.found.append(Problem(message, where or self.place(key), key, hint))
 
+    def tells(self, key: str) -> bool:
+        """Whether a problem with `key` was noted."""
+        return any(problem.key == key for problem in self.found)
+
+    def move(self, key: str, renamed: str) -> None:
+        """Know what was written at `key`, and inside it, under another name as well."""
+        for old in [old for old in self.places if old == key or old.startswith(f"{key}.")]:
+            self.places[renamed + old.removeprefix(key)] = self.places[old]
+
     def place(self, key: str) -> str:
         """Where `key`, or else the nearest section around it, was written; empty where nobody wrote it."""
         while key and key not in self.places:
@@ -126,8 +137,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def suggest(name: str, known: Iterable[str], *, what: str = "Known") -> str:
-    """A sentence for a miss: the nearest known name first, then all of them."""
+    """A sentence for a miss: the nearest known name first, then all of them, or the first few of very many."""
     names = sorted(known)
     close = nearest(name, names)
     meant = f"Did you mean '{close}'? " if close else ""
-    return f"{meant}{what}: {', '.join(names)}." if names else f"{meant}{what}: none."
+    listed = ", ".join(names[:LISTED]) or "none"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{meant}{what}: {listed}{more}."

@@ -5,6 +5,7 @@
                                  peftlab.json                                     the manifest: written last
     <store>/<name>/current       the version in use
     <store>/<name>/run/          checkpoints of an unfinished tuning run
+    <store>/<name>/.*.lock       held by a process that tunes or publishes
 
 A version without a manifest does not exist. The manifest holds the sha256 of every other file and of itself.
 """
@@ -29,6 +30,7 @@ MANIFEST = "peftlab.json"
 CURRENT = "current"
 RUN = "run"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
+FULL = 1_000_000  # bytes; less than one checkpoint needs
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -126,7 +128,7 @@ class Store:
             staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
         try:
             manifest = write(staging)
-            with _writing(home):
+            with _writing(home), FileLock(home / ".publish.lock"):  # two publishers must not take one number
                 version = self._move_in(staging, home, manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -195,19 +197,30 @@ class Store:
                 f"{folder} has {free / 1e6:.0f} MB of free space, and this run may need {bytes_needed / 1e6:.0f} MB. "
                 "Free some, or choose another disk with --store."
             )
-        lock = FileLock(folder.parent / f".{RUN}.lock", timeout=0)
+        with _writing(folder):
+            lock = self._hold(name)
         try:
-            with _writing(folder):
-                lock.acquire()
-        except Timeout:
-            raise StoreError(
-                f"another run is tuning '{name}' in {self.folder}; wait for it, or change the name."
-            ) from None
-        with lock:
             if not resume:
                 _empty(folder)
             yield folder
             shutil.rmtree(folder)
+        except Exception as error:  # torch and safetensors have their own types for a full disk
+            if shutil.disk_usage(folder).free < FULL:
+                raise StoreError(
+                    f"the disk of {folder} is full, the run was lost. Free some space and start anew."
+                ) from error
+            raise
+        finally:
+            lock.release()
+
+    def _hold(self, name: str) -> FileLock:
+        lock = FileLock(self._home(name) / f".{RUN}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            message = f"another run is tuning '{name}' in {self.folder}; wait for it, or change the recipe's name."
+            raise StoreError(message) from None
+        return lock
 
     def _home(self, name: str) -> Path:
         """The folder of `name`, which must look like a name: it is about to become part of a path."""

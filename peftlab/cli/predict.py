@@ -68,7 +68,7 @@ def _texts(texts: tuple[str, ...], file: str | None) -> list[str]:
 
 def _file_texts(file: Path) -> list[str]:
     try:
-        content = file.read_text(encoding="utf8")
+        content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise click.UsageError(f"{file}: {reason}.") from None

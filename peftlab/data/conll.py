@@ -14,7 +14,7 @@ def read_conll(path: Path) -> Iterator[Row | RowError]:
     tokens: list[str] = []
     tags: list[str] = []
     first = 0
-    with path.open(encoding="utf8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("-DOCSTART-"):
                 if tokens:

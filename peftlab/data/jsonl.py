@@ -9,7 +9,7 @@ from peftlab.data.rows import Row, RowError
 
 def read_jsonl(path: Path) -> Iterator[Row | RowError]:
     """Rows with whatever fields the objects have."""
-    with path.open(encoding="utf8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _parsed(line, f"{path}:{number}")

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.conll import read_conll, split_columns
 from peftlab.data.jsonl import read_jsonl
@@ -48,7 +49,7 @@ def guess_format(path: Path) -> str:
     """The format by the file's ending, or else by its first lines: JSON objects, token-and-tag columns, or markup."""
     if path.suffix.lower() in ENDINGS:
         return ENDINGS[path.suffix.lower()]
-    with path.open(encoding="utf8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         lines = [line for line, _ in zip((line for line in file if line.strip()), range(20), strict=False)]
     if lines and all(line.lstrip().startswith("{") for line in lines):
         return "jsonl"
@@ -88,6 +89,9 @@ def _read_dataset(section: DataSection, key: str, split: str, problems: Problems
 
 def _read_file(section: DataSection, key: str, source: str, problems: Problems) -> list[Row | RowError] | None:
     path = Path(source)
+    if path.is_dir():
+        problems.add(f"{path} is a folder.", key=key, hint="Name a file in it, or load it as a dataset: data.dataset.")
+        return None
     try:
         kind = guess_format(path) if section.format == "auto" else section.format
         return list(FORMATS[kind](path))
@@ -111,8 +115,12 @@ def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems
         if theirs not in present:
             hint = suggest(theirs, present, what="Columns there")
             problems.add(f"no column '{theirs}' in {rows[0].where}.", key=f"data.columns.{ours}", hint=hint)
-    ours_by_theirs = {theirs: ours for ours, theirs in columns.items()}
-    return [Row({ours_by_theirs.get(name, name): v for name, v in row.fields.items()}, row.where) for row in rows]
+    return [Row(_renamed(row.fields, columns), row.where) for row in rows]
+
+
+def _renamed(fields: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    kept = {name: value for name, value in fields.items() if name not in columns.values()}
+    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
 
 
 def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, problems: Problems) -> dict[str, Split]:

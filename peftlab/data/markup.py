@@ -17,7 +17,7 @@ _PIECE = re.compile(
 
 def read_markup(path: Path) -> Iterator[Row | RowError]:
     """Rows with `text` and `entities` ({start, end, label}, in characters)."""
-    with path.open(encoding="utf8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _parsed(line.rstrip("\r\n"), f"{path}:{number}")

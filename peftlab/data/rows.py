@@ -43,5 +43,5 @@ class Rows:
         for name, split in self:
             digest.update(name.encode())
             for row in split.rows:
-                digest.update(json.dumps(row.fields, sort_keys=True, ensure_ascii=False).encode())
+                digest.update(json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str).encode())
         return digest.hexdigest()

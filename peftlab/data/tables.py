@@ -32,34 +32,43 @@ def read_dataset(dataset: str, subset: str | None, split: str) -> Iterator[Row |
     try:
         table = load_dataset(dataset, subset, split=split)
     except Exception as error:  # datasets raises a dozen unrelated types for "it is not there"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NotFoundError(f"dataset '{dataset}', split '{split}' cannot be loaded: {reason}") from error
+        raise NotFoundError(f"dataset '{dataset}', split '{split}' cannot be loaded: {_reason(error)}") from error
     yield from _table_rows(table, f"{dataset}/{split}")
 
 
 def _file_rows(kind: str, path: Path) -> Iterator[Row | RowError]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
+    path.open("rb").close()  # an absent file is told as such
     try:
         table = load_dataset(kind, data_files=str(path), split="train")
-    except DatasetGenerationError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        yield RowError(f"{path}: expected a {kind} table; {reason}")
+    except Exception as error:  # pandas, pyarrow and datasets each have their own types for "this is no table"
+        if "corresponds to no data" not in str(error):
+            yield RowError(f"{path}: expected a {kind} table; {_reason(error.__cause__ or error)}")
         return
     yield from _table_rows(table, str(path))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of a library's error, without its full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _table_rows(table: "Dataset", name: str) -> Iterator[Row | RowError]:
     """Rows with class numbers turned into the names that the dataset carries for them."""
     to_names = {column: names for column, kind in table.features.items() if (names := _class_names(kind))}
     for number, fields in enumerate(table, start=1):
-        for column, names in to_names.items():
-            value = fields[column]
-            fields[column] = [names[i] for i in value] if isinstance(value, list) else names[value]
-        yield Row(fields, f"{name} row {number}")
+        named = {column: _named(fields[column], names) for column, names in to_names.items()}
+        yield Row({**fields, **named}, f"{name} row {number}")
 
 
 def _class_names(kind: Any) -> list[str] | None:
     """Names of a ClassLabel column, or of a list of them."""
     return getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """A class number → its name; -1 and null mean that there is none."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return None if value is None or value < 0 else names[value]

@@ -4,16 +4,35 @@ Names inside `method` are PEFT's, names inside `training` are Transformers'. Unk
 coerced.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+def _named_once(labels: list[str]) -> list[str]:
+    if len(set(labels)) < len(labels) or not all(labels):
+        raise ValueError("should be names, each given once")
+    return labels
+
+
+def _adapter_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,62}", name):
+        raise ValueError("should be 2 to 63 lower-case letters, digits and dashes, and not begin with a dash")
+    return name
+
+
+Labels = Annotated[list[str], Field(min_length=1), AfterValidator(_named_once)]
+AdapterName = Annotated[str, AfterValidator(_adapter_name)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class BaseSection(Section):
@@ -27,7 +46,7 @@ class BaseSection(Section):
 
 class TokenClassification(Section):
     type: Literal["token-classification"]
-    labels: list[str] | None = None
+    labels: Labels | None = None
     """Entity types, in order; null takes those found in the training rows."""
     tag_scheme: Literal["auto", "iob1", "iob2", "iobes"] = "auto"
     """How `tags` in the data mark entities; auto looks at each split."""
@@ -89,7 +108,7 @@ class TrainingSection(Section):
 class Recipe(Section):
     """What the user asks for: a base, a task, a method, data and training."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")]
+    name: AdapterName
     """Name of the adapter: lower-case letters, digits and dashes."""
     base: BaseSection
     task: TokenClassification

@@ -5,14 +5,16 @@ backbone is replaced by the shared one, and its own delta in the shared layers, 
 different width so live beside each other; PEFT alone holds them only if they are alike.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import PeftConfig, inject_adapter_in_model
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
@@ -76,6 +78,7 @@ class Bank:
         self.store = store
         self.device = device
         self._loaded: dict[str, _Loaded] = {}
+        self._numbers = itertools.count()
 
     @property
     def names(self) -> list[str]:
@@ -101,7 +104,7 @@ class Bank:
             self._load_base(adapter)
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
-        key = f"bank{len(self._loaded)}"
+        key = f"bank{next(self._numbers)}"
         model = self._attach(adapter, task, key)
         self._loaded[name] = _Loaded(adapter, task, model, key)
 
@@ -177,33 +180,28 @@ class Bank:
             model = getattr(transformers, task.auto_class).from_config(config)
         setattr(model, model.base_model_prefix, self._backbone)
         tensors = _tensors(adapter)
-        head = {name: tensors[name] for name in tensors if not name.startswith(f"{model.base_model_prefix}.")}
-        delta = {name: tensors[name] for name in tensors if name not in head}
-        inject_adapter_in_model(_delta_config(adapter, model, delta), model, adapter_name=key)
-        _check_coverage(adapter, model, key, head, delta)
-        model.load_state_dict(head, strict=False, assign=True)
-        set_peft_model_state_dict(model, delta, adapter_name=key)
+        delta = [name for name in tensors if name.startswith(f"{model.base_model_prefix}.")]
+        inject_adapter_in_model(_delta_config(adapter, delta), model, adapter_name=key)
+        try:
+            slots = _slots(adapter, model, key, tensors)
+        except IntegrityError:
+            _forget(self._backbone, key)
+            raise
+        model.load_state_dict({slots[name]: tensor for name, tensor in tensors.items()}, strict=False, assign=True)
         return model.requires_grad_(False).to(self._backbone.device).eval()
 
 
-def _delta_config(adapter: Adapter, model: torch.nn.Module, delta: Mapping[str, torch.Tensor]) -> PeftConfig:
+def _delta_config(adapter: Adapter, delta: Iterable[str]) -> PeftConfig:
     """The adapter's PEFT configuration without its head, which is ours to hold, and aimed at the very layers it adapts.
 
     Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
     architecture's task classes leave out.
     """
     config = PeftConfig.from_pretrained(adapter.folder)
-    modules = {name for name, _ in model.named_modules()}
-    config.target_modules = {_deepest(name, modules) for name in delta} - {""}
+    own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
+    config.target_modules = {name.rpartition(own)[0] for name in delta}
     config.modules_to_save = None
     return config
-
-
-def _deepest(tensor: str, modules: set[str]) -> str:
-    """The module a tensor belongs to: the longest beginning of its name that is a module's."""
-    while tensor and tensor not in modules:
-        tensor = tensor.rpartition(".")[0]
-    return tensor
 
 
 def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -212,30 +210,36 @@ def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
 
 
-def _check_coverage(
-    adapter: Adapter,
-    model: torch.nn.Module,
-    key: str,
-    head: Mapping[str, torch.Tensor],
-    delta: Mapping[str, torch.Tensor],
-) -> None:
-    """PEFT loads an adapter of another depth or task without a word: compare every name and shape first."""
-    injected = get_peft_model_state_dict(model, adapter_name=key, save_embedding_layers=False)
-    needed = {name: tensor.shape for name, tensor in injected.items()}
-    backbone = f"{model.base_model_prefix}."
-    needed |= {name: t.shape for name, t in model.state_dict().items() if not name.startswith(backbone)}
-    found = {name: tensor.shape for name, tensor in {**head, **delta}.items()}
-    faults = [f"{name}: missing" for name in needed.keys() - found.keys()]
-    faults += [f"{name}: not in this model" for name in found.keys() - needed.keys()]
+def _slots(adapter: Adapter, model: torch.nn.Module, key: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Where each saved tensor goes: PEFT keeps `….lora_A.weight` under `….lora_A.<key>.weight`, the head as it is.
+
+    Raises:
+        IntegrityError: names or shapes differ. PEFT would load an adapter of another depth or task without a word.
+    """
+    state = model.state_dict()
+    slots = {name: name for name in state if not name.startswith(f"{model.base_model_prefix}.")}
+    slots |= {_without(key, name): name for name in state if key in name.split(".")}
+    faults = [f"{name}: missing" for name in slots.keys() - tensors.keys()]
+    faults += [f"{name}: not in this model" for name in tensors.keys() - slots.keys()]
     faults += [
-        f"{name}: {tuple(found[name])} where the model has {tuple(needed[name])}"
-        for name in found.keys() & needed.keys()
-        if found[name] != needed[name]
+        f"{name}: {tuple(tensors[name].shape)} where the model has {tuple(state[slots[name]].shape)}"
+        for name in tensors.keys() & slots.keys()
+        if tensors[name].shape != state[slots[name]].shape
     ]
     if faults:
-        raise IntegrityError(
-            "\n".join([f"{adapter} does not fit its base:", *(f"  {fault}" for fault in sorted(faults))])
-        )
+        lines = [f"{adapter} does not fit its base:", *(f"  {fault}" for fault in sorted(faults))]
+        raise IntegrityError("\n".join(lines))
+    return slots
+
+
+def _without(key: str, name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != key)
+
+
+def _forget(backbone: torch.nn.Module, key: str) -> None:
+    for module in backbone.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.delete_adapter(key)
 
 
 def _switch_on(backbone: torch.nn.Module, key: str) -> None:

@@ -182,9 +182,9 @@ class TokenClassificationTask(Task):
         return len(example.spans)
 
     def lost(self, example: TaggedText, features: Iterable[Feature]) -> int:
-        """Entities with a word beyond the last word of the features."""
-        end = _covered(features)
-        return sum(stop > end for _, stop, _ in example.spans)
+        """Entities with a word that no feature decides."""
+        covered = {word for feature in features for _, word in feature.positions}
+        return sum(not covered.issuperset(range(first, end)) for first, end, _ in example.spans)
 
     def is_cut(self, example: TaggedText, features: Iterable[Feature]) -> bool:
         """Whether words at the end are missing."""
@@ -230,6 +230,9 @@ class TokenClassificationTask(Task):
         """Entity precision, recall and F1 by seqeval (micro average, and per type)."""
         from seqeval.metrics import classification_report
 
+        if not any(example.spans for example in examples) and not any(set(p.tags) - {"O"} for p in predictions):
+            return Scores({"precision": 0.0, "recall": 0.0, "f1": 0.0}, {})  # seqeval takes a mean over no label
+
         gold = [tags_from_spans(list(example.spans), len(example.words)) for example in examples]
         report = classification_report(gold, [list(p.tags) for p in predictions], output_dict=True, zero_division=0)
         rows = {name: _plain_scores(values) for name, values in report.items() if not name.endswith(" avg")}
@@ -253,7 +256,8 @@ def split_into_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tu
         if end == len(sizes):
             return windows
         back, repeated = end, 0
-        while back - 1 > start and repeated + sizes[back - 1] <= overlap:
+        fits = min(overlap, room - sizes[end])  # the window must reach a new word
+        while back - 1 > start and repeated + sizes[back - 1] <= fits:
             back -= 1
             repeated += sizes[back]
         start = back

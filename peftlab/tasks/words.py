@@ -6,11 +6,10 @@ spaces (Han, kana) give one word a character, so that an entity there can begin 
 
 import regex
 
-_WORD = regex.compile(
-    r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}]"
-    r"|[[\p{L}\p{N}\p{M}_]--[\p{Han}\p{Hiragana}\p{Katakana}]]+"
-    r"|(?![\s\p{C}])\X"
-)
+_ALONE = r"[\p{Han}\p{Hiragana}\p{Katakana}ーｰ]"
+_IN_RUN = rf"[[\p{{L}}\p{{N}}\p{{M}}_]--{_ALONE}]"
+_JOINERS = r"[\u00ad\u200c\u200d]"
+_WORD = regex.compile(rf"(?V1){_ALONE}\p{{M}}*|{_IN_RUN}(?:{_JOINERS}?{_IN_RUN})*|(?![\s\p{{C}}])\X")
 
 
 def split_words(text: str) -> list[tuple[int, int]]:

@@ -199,7 +199,7 @@ def _arguments(run: Run, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=run.base.model.device.type == "cuda",
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,  # and the best one
+        save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last at the end of an interrupted run
         load_best_model_at_end=True,
         metric_for_best_model=run.task.main_score,
         greater_is_better=True,

@@ -1,0 +1,158 @@
+"""Plain values → Recipe: held against the schema, and repaired so that the rest can be checked as well.
+
+A wrong value does not end the check: it is noted, then repaired (a typo by its nearest name, anything else by its
+default or a stand-in). The repaired recipe is never run: `Problems` raises first.
+"""
+
+import copy
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from peftlab.errors import Problems, RecipeError, nearest, suggest
+from peftlab.recipe.schema import Recipe
+
+Key = tuple[str, ...]
+
+# Required keys have no default to fall back on while the rest of a wrong recipe is checked.
+STAND_INS: dict[Key, Any] = {
+    ("name",): "unnamed",
+    ("base",): {"model": "unnamed"},
+    ("base", "model"): "unnamed",
+    ("task",): {"type": "token-classification"},
+    ("task", "type"): "token-classification",
+}
+
+
+@dataclass
+class Draft:
+    """A recipe on its way in: plain values, and the keys that overrides set."""
+
+    file: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    overridden: set[Key] = field(default_factory=set)
+
+    def parent(self, key: Key) -> Any:
+        """The mapping that holds the last part of `key`."""
+        node: Any = self.values
+        for part in key[:-1]:
+            node = node[part]
+        return node
+
+    def get(self, key: Key) -> Any:
+        """The value at `key`, or None."""
+        node: Any = self.values
+        for part in key:
+            if not isinstance(node, dict) or part not in node:
+                return None
+            node = node[part]
+        return node
+
+
+@dataclass
+class Fault:
+    """One of pydantic's complaints, by the key the user wrote; the branches of a union make one fault together."""
+
+    key: Key
+    kind: str
+    message: str
+    value: Any
+    expected: str
+
+    @property
+    def dotted(self) -> str:
+        """The key as users write it."""
+        return ".".join(self.key)
+
+
+def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
+    """The recipe that `draft` holds, repaired where it is wrong.
+
+    Raises:
+        RecipeError: a required key is missing that nothing can stand in for.
+    """
+    while True:
+        try:
+            return Recipe.model_validate(draft.values)
+        except ValidationError as error:
+            faults = _faults(error, draft.values)
+        for fault in sorted(faults, key=lambda fault: _line(problems.place(fault.dotted))):
+            if fault.kind == "extra_forbidden":
+                _repair_unknown_key(draft, fault, problems)
+            elif fault.kind == "literal_error" and isinstance(fault.value, str):
+                _repair_unknown_name(draft, fault, problems)
+            elif fault.kind != "missing":
+                problems.add(f"{fault.message}, not {fault.value!r}.", key=fault.dotted)
+                _put_stand_in(draft, fault.key)
+        for fault in faults:
+            if fault.kind == "missing" and draft.get(fault.key) is None:  # a typo may have been it
+                if not problems.tells(fault.dotted):  # a wrong value taken out for the check is not missing
+                    problems.add("missing, and it has no default.", key=fault.dotted)
+                if fault.key not in STAND_INS:
+                    raise RecipeError(problems.found)
+                _put_stand_in(draft, fault.key)
+
+
+def _faults(error: ValidationError, values: dict[str, Any]) -> list[Fault]:
+    faults: dict[Key, Fault] = {}
+    for found in error.errors():
+        loc = tuple(map(str, found["loc"]))
+        key = loc if found["type"] == "missing" else _written_part(loc, values)
+        message = found["msg"].removeprefix("Input ").removeprefix("Value error, ").removeprefix("Value ")
+        if key not in faults:
+            expected = str(found.get("ctx", {}).get("expected", ""))
+            faults[key] = Fault(key, found["type"], message, found["input"], expected)
+        elif message not in faults[key].message:
+            faults[key].message += f", or {message.removeprefix('should be ')}"
+    return list(faults.values())
+
+
+def _written_part(loc: Key, values: Any) -> Key:
+    """Pydantic adds names of union branches and list positions to a location; keep the key the user wrote."""
+    key: Key = ()
+    for part in loc:
+        if not isinstance(values, dict) or part not in values:
+            break
+        key, values = (*key, part), values[part]
+    return key
+
+
+def _line(place: str) -> int:
+    tail = place.rpartition(":")[2]
+    return int(tail) if tail.isdigit() else 0
+
+
+def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
+    *around, name = fault.key
+    section, known = draft.parent(fault.key), _keys_of(tuple(around))
+    problems.add("unknown key.", key=fault.dotted, hint=suggest(name, known, what="Keys here"))
+    value = section.pop(name)
+    if meant := nearest(name, known - section.keys()):
+        section[meant] = value
+        problems.move(fault.dotted, ".".join((*around, meant)))
+
+
+def _repair_unknown_name(draft: Draft, fault: Fault, problems: Problems) -> None:
+    known = re.findall(r"'([^']*)'", fault.expected)
+    problems.add(f"unknown {fault.key[-1]} '{fault.value}'.", key=fault.dotted, hint=suggest(fault.value, known))
+    draft.parent(fault.key)[fault.key[-1]] = nearest(fault.value, known) or known[0]
+
+
+def _put_stand_in(draft: Draft, key: Key) -> None:
+    """What may stand at `key` while the rest is checked; where there is nothing, the default does."""
+    section = draft.parent(key)
+    if key in STAND_INS:
+        section[key[-1]] = copy.deepcopy(STAND_INS[key])
+    else:
+        section.pop(key[-1], None)
+
+
+def _keys_of(key: Key) -> set[str]:
+    """The keys that the schema knows in the section at `key`."""
+    section: Any = Recipe  # every section is one class of its own, so a key leads straight to it
+    for part in key:
+        section = section.model_fields[part].annotation
+    return set(section.model_fields)
