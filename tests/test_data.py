@@ -1,0 +1,529 @@
+import datetime
+import json
+import random
+import re
+
+import pytest
+
+from peftlab.data import Ledger, Row, Rows, Split, load_rows
+from peftlab.data.loading import guess_format
+from peftlab.data.markup import parse_markup, write_markup
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.recipe import DataSection
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def load(tmp_path, write):
+    """Load a data section whose training rows are `content`; give rows and problems, without the folder."""
+
+    def load(name, content, **section):
+        problems = Problems()
+        uncarved = {"validation": str(write("other.jsonl", "{}\n"))}
+        rows = load_rows(DataSection(train=str(write(name, content)), **{**uncarved, **section}), problems)
+        return rows, [str(problem).replace(f"{tmp_path}/", "") for problem in problems.found]
+
+    return load
+
+
+@pytest.fixture
+def fields(load):
+    """The fields of every training row, where nothing is wrong."""
+
+    def fields(name, content, **section):
+        rows, problems = load(name, content, **section)
+        assert problems == []
+        return [row.fields for row in rows.splits["train"].rows]
+
+    return fields
+
+
+@pytest.fixture
+def told(load):
+    """What loading complains about."""
+    return lambda name, content, **section: load(name, content, **section)[1]
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """The `datasets` library, with a cache of its own for the test."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return datasets
+
+
+def parquet(tables, path, columns, **features):
+    tables.Dataset.from_dict(columns, features=tables.Features(features) if features else None).to_parquet(str(path))
+    return path.read_bytes()
+
+
+# --- JSON Lines
+
+
+def test_jsonl_rows_keep_their_fields_and_their_lines(load):
+    rows, problems = load("train.jsonl", '{"text": "é", "n": 1}\n\n  \n{"text": "b", "x": [null, {"y": 1.5}]}')
+    assert problems == []
+    assert [row.fields for row in rows.splits["train"].rows] == [
+        {"text": "é", "n": 1},
+        {"text": "b", "x": [None, {"y": 1.5}]},
+    ]
+    assert [row.where.rsplit("/")[-1] for row in rows.splits["train"].rows] == ["train.jsonl:1", "train.jsonl:4"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            "{bad",
+            "expected one JSON object on this line; Expecting property name enclosed in double quotes at column 2",
+        ),
+        ('{"a": 1} {"b": 2}', "expected one JSON object on this line; Extra data at column 10"),
+        ("[1]", "expected a JSON object, found list"),
+        ("3", "expected a JSON object, found int"),
+        ("null", "expected a JSON object, found NoneType"),
+    ],
+)
+def test_a_broken_json_line_is_told_with_its_place(told, line, problem):
+    assert told("train.jsonl", f'{{"a": 1}}\n{line}\n') == [f"train.jsonl:2: {problem}"]
+
+
+def test_only_the_first_five_broken_rows_are_told_and_the_others_counted(told):
+    problems = told("train.jsonl", '{"a": 1}\n' + "[]\n" * 8)
+    assert problems[:5] == [f"train.jsonl:{n}: expected a JSON object, found list" for n in range(2, 7)]
+    assert problems[5:] == ["… and 3 more rows like these."]
+
+
+def test_five_broken_rows_are_all_told(told):
+    assert len(told("train.jsonl", '{"a": 1}\n' + "[]\n" * 5)) == 5
+
+
+# --- CoNLL
+
+ADA = [
+    {"tokens": ["Ada", "Lovelace", "wrote"], "tags": ["B-PER", "I-PER", "O"]},
+    {"tokens": ["Rome"], "tags": ["B-LOC"]},
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Ada\tB-PER\nLovelace\tI-PER\nwrote\tO\n\nRome\tB-LOC\n",
+        "Ada B-PER\nLovelace I-PER\nwrote O\n\nRome B-LOC\n",
+        "Ada B-PER\nLovelace I-PER\nwrote O\n\nRome B-LOC",
+        "Ada NNP B-NP B-PER\nLovelace NNP I-NP I-PER\nwrote VBD O O\n\nRome NNP B-NP B-LOC\n",
+        "Ada\tNNP\tB-PER\nLovelace\tNNP\tI-PER\nwrote\tVBD\tO\n\nRome\tNNP\tB-LOC\n",
+        "-DOCSTART- -X- O O\n\nAda X B-PER\nLovelace X I-PER\nwrote X O\n\n-DOCSTART- -X- O O\n\nRome X B-LOC\n",
+        "-DOCSTART-\nAda X B-PER\nLovelace X I-PER\nwrote X O\n-DOCSTART-\nRome X B-LOC\n",
+        "\n\n  \nAda B-PER\nLovelace I-PER\nwrote O\n \t \n\nRome B-LOC\n\t\n\n",
+        "Ada\tB-PER\r\nLovelace\tI-PER\r\nwrote\tO\r\n\r\nRome\tB-LOC\r\n",
+        "Ada\tB-PER \nLovelace \tI-PER\nwrote\tO\t\n\nRome\tB-LOC\n",
+        "\ufeffAda\tB-PER\nLovelace\tI-PER\nwrote\tO\n\nRome\tB-LOC\n",
+    ],
+    ids=[
+        "tab",
+        "space",
+        "no-newline",
+        "four-columns",
+        "three-tabs",
+        "docstart",
+        "docstart-tight",
+        "blanks",
+        "crlf",
+        "stray-blanks",
+        "bom",
+    ],
+)
+def test_conll_in_every_dress_gives_the_same_rows(fields, content):
+    assert fields("train.conll", content) == ADA
+
+
+def test_a_conll_token_may_hold_blanks_where_tabs_separate(fields):
+    assert fields("train.conll", "New York\tB-LOC\n10 000\tO\n") == [
+        {"tokens": ["New York", "10 000"], "tags": ["B-LOC", "O"]}
+    ]
+
+
+def test_a_conll_row_is_at_the_line_of_its_first_token(load):
+    rows, _ = load("train.conll", "\n-DOCSTART- O\n\na O\nb O\n\nc O\n")
+    assert [row.where.rsplit(":")[-1] for row in rows.splits["train"].rows] == ["4", "7"]
+
+
+@pytest.mark.parametrize("line", ["Ada", "Ada\t", "\tO", " B-PER "])
+def test_a_conll_line_without_two_columns_is_told_with_its_place(told, line):
+    assert told("train.conll", f"a O\n\nb O\n{line}\n") == [
+        f"train.conll:4: expected a token, a tab or space, and a tag; found {line.strip()!r}"
+    ]
+
+
+# --- markup
+
+
+def test_markup_gives_text_and_character_spans(fields):
+    content = r"[Ada Lovelace](PER) met \[sic\] [C. \[x\]](ORG) (see \\) ." + "\nplain (words) here"
+    assert fields("train.txt", content, format="markup") == [
+        {
+            "text": "Ada Lovelace met [sic] C. [x] (see \\) .",
+            "entities": [{"start": 0, "end": 12, "label": "PER"}, {"start": 23, "end": 29, "label": "ORG"}],
+        },
+        {"text": "plain (words) here", "entities": []},
+    ]
+
+
+def test_markup_lines_may_end_as_on_windows(fields):
+    assert fields("train.txt", "[Ada](PER)\r\n\r\n[Rome](LOC)") == [
+        {"text": "Ada", "entities": [{"start": 0, "end": 3, "label": "PER"}]},
+        {"text": "Rome", "entities": [{"start": 0, "end": 4, "label": "LOC"}]},
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(fields):
+    assert fields("train.txt", "\ufeff[Ada](PER)\n")[0]["text"] == "Ada"
+    assert fields("train.jsonl", '\ufeff{"a": 1}\n') == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "found"),
+    [
+        ("see [1] there", 5, "["),
+        ("a ] b", 3, "]"),
+        ("[a [b](X)](Y)", 1, "["),
+        ("[](X)", 1, "["),
+        ("[a]( )", 1, "["),
+        ("[a](X Y)", 1, "["),
+        ("[a] (X)", 1, "["),
+        ("[open", 1, "["),
+    ],
+)
+def test_a_stray_bracket_is_told_with_its_place_and_how_to_write_it(told, line, column, found):
+    assert told("train.txt", f"fine .\n{line}\n", format="markup") == [
+        f"train.txt:2: column {column}: expected [words](LABEL), or \\{found} for a bracket in the text, "
+        f"found '{line[column - 1 :]}'"
+    ]
+
+
+def test_markup_written_and_parsed_is_what_it_was():
+    pieces = [*"ab .,()[]\\\"'é中ا", "\\[", "](", "👩‍🚀", "🇫🇷", "\u0301", "\t"]
+    for seed in range(500):
+        rng = random.Random(seed)
+        text = "".join(rng.choices(pieces, k=rng.randrange(8, 40)))
+        edges = sorted(rng.sample(range(len(text) + 1), k=2 * rng.randrange(5)))
+        spans = [
+            (start, end, rng.choice(["PER", "LOC-x", "[a]", "名"]))
+            for start, end in zip(*[iter(edges)] * 2, strict=True)
+        ]
+        parsed, entities = parse_markup(write_markup(text, spans))
+        assert (parsed, [(e["start"], e["end"], e["label"]) for e in entities]) == (text, spans)
+
+
+def test_adjacent_entities_survive_markup():
+    assert write_markup("ab", [(0, 1, "X"), (1, 2, "Y")]) == "[a](X)[b](Y)"
+    assert parse_markup("[a](X)[b](Y)")[1] == [
+        {"start": 0, "end": 1, "label": "X"},
+        {"start": 1, "end": 2, "label": "Y"},
+    ]
+
+
+def test_a_broken_line_of_markup_raises_a_row_error():
+    with pytest.raises(RowError, match=r"^column 1: expected \[words\]\(LABEL\)"):
+        parse_markup("[a")
+
+
+# --- CSV, Parquet, local folders
+
+
+def test_csv_rows_are_those_of_the_table(load, tables):
+    rows, problems = load("train.csv", 'text,n\n"a, ""b""",1\ncafé,2\n')
+    assert problems == []
+    assert [row.fields for row in rows.splits["train"].rows] == [{"text": 'a, "b"', "n": 1}, {"text": "café", "n": 2}]
+    assert [row.where.rsplit("/")[-1] for row in rows.splits["train"].rows] == ["train.csv row 1", "train.csv row 2"]
+
+
+def test_parquet_rows_keep_lists(fields, tables, tmp_path):
+    content = parquet(
+        tables, tmp_path / "made.parquet", {name: [row[name] for row in ADA] for name in ("tokens", "tags")}
+    )
+    assert fields("train.parquet", content) == ADA
+
+
+def test_class_numbers_become_names(fields, tables, tmp_path):
+    names = tables.ClassLabel(names=["O", "B-PER", "I-PER", "B-LOC"])
+    content = parquet(
+        tables,
+        tmp_path / "made.parquet",
+        {"tokens": [row["tokens"] for row in ADA], "tags": [[1, 2, 0], [3]], "kind": [1, 0]},
+        tokens=tables.List(tables.Value("string")),
+        tags=tables.List(names),
+        kind=tables.ClassLabel(names=["news", "mail"]),
+    )
+    assert fields("train.parquet", content) == [{**ADA[0], "kind": "mail"}, {**ADA[1], "kind": "news"}]
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_a_class_that_is_missing_stays_missing(fields, tables, tmp_path, missing):
+    kind = tables.ClassLabel(names=["news", "mail"])
+    content = parquet(tables, tmp_path / "made.parquet", {"kind": [missing, 1]}, kind=kind)
+    assert fields("train.parquet", content) == [{"kind": None}, {"kind": "mail"}]
+
+
+def test_a_local_folder_is_loaded_by_the_names_of_its_splits(tables, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, texts in {"train": ["a", "b"], "test": ["c"]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    problems = Problems()
+    rows = load_rows(DataSection(dataset=str(folder), train="train", validation=0.5, test="test"), problems)
+    assert problems.found == []
+    assert {name: len(split.rows) for name, split in rows} == {"train": 1, "validation": 1, "test": 1}
+    assert rows.splits["test"].rows == [Row({"text": "c"}, f"{folder}/test row 1")]
+
+
+def test_a_split_that_a_dataset_lacks_is_told(tables, tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}\n{}\n")
+    problems = Problems()
+    load_rows(DataSection(dataset=str(tmp_path), train="trian"), problems)
+    assert [str(problem) for problem in problems.found] == [
+        f"data.train: dataset '{tmp_path}', split 'trian' cannot be loaded: "
+        "Unknown split \"trian\". Should be one of ['train']."
+    ]
+
+
+def test_a_dataset_that_is_not_there_is_told_without_asking_the_network(tables, tmp_path):
+    problems = Problems()
+    load_rows(DataSection(dataset="nobody/nothing", train="train"), problems)
+    [problem] = problems.found
+    assert problem.message.startswith("dataset 'nobody/nothing', split 'train' cannot be loaded: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "text,n\na,1\nb,2,3,4\n"),
+        ("train.csv", b"text,n\ncaf\xe9,1\n"),
+        ("train.csv", ""),
+        ("train.csv", "text,n\n"),
+        ("train.parquet", "no parquet"),
+        ("train.parquet", ""),
+    ],
+    ids=["ragged", "latin-1", "empty", "header-only", "no-parquet", "empty-parquet"],
+)
+def test_a_table_that_cannot_be_read_is_told_with_its_file(told, tables, name, content):
+    problems = told(name, content)
+    assert len(problems) == 1
+    assert name in problems[0]
+    assert "\n" not in problems[0]
+
+
+# --- formats, files, columns
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.jsonl", "[x](PER)", "jsonl"),
+        ("a.CONLL", "", "conll"),
+        ("a.iob", "", "conll"),
+        ("a.bio", "", "conll"),
+        ("a.tsv", "", "conll"),
+        ("a.csv", "", "csv"),
+        ("a.parquet", "", "parquet"),
+        ("a.txt", '\n{"a": 1}\n {"b": 2}\n', "jsonl"),
+        ("a.json", '{"a": 1}\n', "jsonl"),
+        ("a.txt", "-DOCSTART- -X- O O\n\nAda NNP B-PER\ncame VBD O\n", "conll"),
+        ("a.txt", "Ada\tB-PER\ncame\tO\n", "conll"),
+        ("train", "EU S-ORG\nrejects O\n", "conll"),
+        ("a.txt", "[Ada](PER) came .\nO wonder .\n", "markup"),
+        ("a.txt", "Nobody came .\n", "markup"),
+        ("a.txt", "", "markup"),
+    ],
+)
+def test_the_format_is_told_by_the_ending_or_else_by_the_first_lines(write, name, content, kind):
+    assert guess_format(write(name, content)) == kind
+
+
+def test_a_format_that_is_named_wins_over_the_ending(fields):
+    assert fields("train.csv", '{"a": 1}\n', format="jsonl") == [{"a": 1}]
+
+
+def test_columns_are_renamed_to_ours(fields):
+    content = '{"words": ["a"], "ner": ["O"], "id": 3}\n' * 2
+    assert fields("train.jsonl", content, validation=0.5, columns={"tokens": "words", "tags": "ner"}) == [
+        {"tokens": ["a"], "tags": ["O"], "id": 3}
+    ]
+
+
+def test_columns_may_be_swapped(fields):
+    content, columns = '{"tokens": 1, "tags": 2}\n' * 2, {"tokens": "tags", "tags": "tokens"}
+    assert fields("train.jsonl", content, validation=0.5, columns=columns) == [{"tags": 1, "tokens": 2}]
+
+
+@pytest.mark.parametrize("row", ['{"words": 1, "tokens": 2}\n', '{"tokens": 2, "words": 1}\n'])
+def test_a_column_renamed_to_ours_wins_over_one_that_has_our_name_already(fields, row):
+    assert fields("train.jsonl", row * 2, validation=0.5, columns={"tokens": "words"})[0]["tokens"] == 1
+
+
+def test_a_column_that_no_row_has_is_told_with_the_nearest(told, write):
+    other = str(write("validation.jsonl", '{"words": 1, "tags": 2}\n'))
+    content = '{"words": 1, "tags": 2}\n'
+    assert told("train.jsonl", content, validation=other, columns={"tokens": "wrods"}) == [
+        f"data.columns.tokens: no column 'wrods' in {name}:1. Did you mean 'words'? Columns there: tags, words."
+        for name in ("train.jsonl", "validation.jsonl")
+    ]
+
+
+def test_a_missing_file_is_told_with_the_nearest_one(write, tmp_path):
+    write("train.txt", "a")
+    problems = Problems(places={"data.train": "r.yaml:7"})
+    load_rows(DataSection(train=str(tmp_path / "trian.txt")), problems)
+    assert [str(problem) for problem in problems.found] == [
+        f"r.yaml:7  data.train: no such file: {tmp_path}/trian.txt. Did you mean 'train.txt'? Files there: train.txt."
+    ]
+
+
+def test_a_missing_folder_is_told(tmp_path):
+    problems = Problems()
+    load_rows(DataSection(train=str(tmp_path / "no" / "train.txt")), problems)
+    assert [str(problem) for problem in problems.found] == [
+        f"data.train: no such file: {tmp_path}/no/train.txt. There is no folder {tmp_path}/no."
+    ]
+
+
+@pytest.mark.parametrize("form", ["auto", "conll", "jsonl", "markup", "csv", "parquet"])
+def test_a_folder_is_no_file(tables, tmp_path, form):
+    problems = Problems()
+    load_rows(DataSection(train=str(tmp_path), format=form), problems)
+    [problem] = problems.found
+    assert (
+        str(problem) == f"data.train: {tmp_path} is a folder. Name a file in it, or load it as a dataset: data.dataset."
+    )
+
+
+@pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.conll"])
+def test_a_file_that_is_not_utf8_is_told_with_the_byte(told, name):
+    assert told(name, b"caf\xe9 O\n") == [f"data.train: {name} is not UTF-8 text (byte 3). Convert it to UTF-8."]
+
+
+@pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.conll"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_rows_is_told(told, name, content):
+    assert told(name, content) == [f"data.train: {name} holds no rows."]
+
+
+# --- splits and their hash
+
+NUMBERS = "".join(f'{{"n": {n}}}\n' for n in range(40))
+
+
+def carved(load, **section):
+    rows, problems = load("train.jsonl", NUMBERS, **section)
+    assert problems == []
+    return {name: [row.fields["n"] for row in split.rows] for name, split in rows}
+
+
+@pytest.mark.parametrize("seed", [0, 13, 99])
+def test_carved_splits_are_disjoint_cover_everything_and_keep_the_order(load, seed):
+    splits = carved(load, validation=0.25, test=0.1, seed=seed)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 26, "validation": 10, "test": 4}
+    assert sorted(n for rows in splits.values() for n in rows) == list(range(40))
+    for rows in splits.values():
+        assert rows == sorted(rows)
+
+
+def test_a_seed_carves_the_same_rows_each_time_and_another_seed_others(load):
+    first = carved(load, validation=0.25, seed=1)
+    assert carved(load, validation=0.25, seed=1) == first
+    assert carved(load, validation=0.25, seed=2) != first
+
+
+def test_carving_takes_rows_at_random_not_from_an_end(load):
+    validation = carved(load, validation=0.25, seed=1)["validation"]
+    assert max(validation) - min(validation) >= len(validation)
+
+
+def test_carving_a_tiny_share_still_takes_a_row(load):
+    assert len(carved(load, validation=0.001)["validation"]) == 1
+
+
+def test_splits_say_where_they_came_from_and_there_is_no_test_unless_asked(load, tmp_path):
+    rows, _ = load("train.jsonl", NUMBERS, validation=0.25, seed=5)
+    assert {name: split.source for name, split in rows} == {
+        "train": str(tmp_path / "train.jsonl"),
+        "validation": "25% of the training rows, seed 5",
+    }
+
+
+@pytest.mark.parametrize(("count", "shares"), [(1, {"validation": 0.1}), (10, {"validation": 0.5, "test": 0.5})])
+def test_shares_that_leave_nothing_to_train_on_are_refused(told, count, shares):
+    assert told("train.jsonl", "{}\n" * count, **shares) == [
+        f"data: the shares of {' and '.join(shares)} leave no training rows."
+    ]
+
+
+def hash_of(**splits):
+    return Rows({name: Split([Row(fields, "x") for fields in rows], "x") for name, rows in splits.items()}).content_hash
+
+
+def test_the_same_data_hashes_alike_under_any_name_and_format(load, tables, tmp_path):
+    conll = "Ada\tB-PER\nLovelace\tI-PER\nwrote\tO\n\nRome\tB-LOC\n"
+    jsonl = "".join(json.dumps(dict(reversed(row.items()))) + "\n" for row in ADA)
+    table = parquet(
+        tables, tmp_path / "made.parquet", {name: [row[name] for row in ADA] for name in ("tokens", "tags")}
+    )
+    files = {"a.conll": conll, "b.txt": conll.replace("\t", " X "), "c.jsonl": jsonl, "d.parquet": table}
+    hashes = {load(name, content)[0].content_hash for name, content in files.items()}
+    assert hashes == {hash_of(train=ADA, validation=[{}])}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"train": [{"tokens": ["a"], "tags": ["B-LOC"]}, {"n": 1}]},
+        {"train": [{"n": 1}, {"tokens": ["a"], "tags": ["B-PER"]}]},
+        {"train": [{"tokens": ["a"], "tags": ["B-PER"]}], "test": [{"n": 1}]},
+        {"train": [{"tokens": ["a"], "tags": ["B-PER"]}]},
+    ],
+    ids=["tag", "order", "split", "missing-row"],
+)
+def test_other_data_hashes_differently(other):
+    assert hash_of(**other) != hash_of(train=[{"tokens": ["a"], "tags": ["B-PER"]}, {"n": 1}])
+
+
+def test_a_table_with_dates_can_be_hashed(load, tables, tmp_path):
+    columns = {"text": ["a", "b"], "day": [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 2)]}
+    rows, problems = load("train.parquet", parquet(tables, tmp_path / "made.parquet", columns))
+    assert problems == []
+    assert re.fullmatch(r"[0-9a-f]{64}", rows.content_hash)
+
+
+# --- the ledger
+
+
+def test_the_lost_share_is_the_larger_of_rows_and_targets():
+    ledger = Ledger(read=10, targets=20, targets_lost=8)
+    ledger.drop("empty")
+    ledger.drop("empty")
+    ledger.drop("other")
+    assert ledger.dropped == {"empty": 2, "other": 1}
+    assert ledger.lost_share == pytest.approx(0.4)
+    ledger.targets_lost = 2
+    assert ledger.lost_share == pytest.approx(0.3)
+    assert Ledger().lost_share == 0.0
+
+
+def test_the_ledger_notes_only_what_happened():
+    ledger = Ledger()
+    ledger.note("widened", 0)
+    ledger.note("joined", 2)
+    ledger.note("joined")
+    assert ledger.as_dict()["notes"] == {"joined": 3}

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForTokenClassification, set_seed
+
+from peftlab.base import load_base
+from peftlab.errors import RecipeError
+from peftlab.methods import METHODS, adapt, trained_parameters
+from peftlab.recipe import BaseSection, Lora
+from peftlab.tasks.token_classification import TokenClassificationTask
+
+TASK = TokenClassificationTask(labels=["PER", "LOC"])
+
+
+@pytest.fixture
+def base(tiny_base):
+    return load_base(BaseSection(model=str(tiny_base)), TASK, seed=0, device="cpu")
+
+
+def test_all_linear_takes_every_linear_but_the_head(base):
+    model = adapt(base, Lora(r=4), TASK)
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    linears = {n for n, m in AutoModelForTokenClassification.from_pretrained(base.files.folder).named_modules()
+               if isinstance(m, torch.nn.Linear)}  # fmt: skip
+    assert {name.removeprefix("base_model.model.") for name in adapted} == linears - {"classifier"}
+
+
+def test_only_delta_and_head_train(base):
+    model = adapt(base, Lora(r=4), TASK)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all("lora_" in name or "classifier.modules_to_save" in name for name in trained)
+    assert trained_parameters(model) == sum(p.numel() for n, p in model.named_parameters() if n in trained)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_alpha": 3, "r": 2}])
+def test_the_adapted_model_is_plain_peft(base, fields):
+    """Same seeds, same PEFT configuration by hand: equal outputs after one step of training."""
+    set_seed(7)
+    ours = adapt(base, Lora(target_modules=["query", "value"], **fields), TASK)
+    plain = AutoModelForTokenClassification.from_pretrained(base.files.folder, num_labels=5)
+    plain.classifier.load_state_dict(base.model.classifier.original_module.state_dict())
+    set_seed(7)
+    by_hand = get_peft_model(plain, LoraConfig(task_type="TOKEN_CLS", target_modules=["query", "value"],
+                                               **{"r": 8, "lora_alpha": 16, **fields}))  # fmt: skip
+    batch = {"input_ids": torch.randint(5, 40, (2, 9)), "labels": torch.randint(0, 5, (2, 9))}
+    outputs = []
+    for model in (ours, by_hand):
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        model.eval()
+        model(**batch).loss.backward()
+        optimizer.step()
+        outputs.append(model(**batch).logits)
+    assert torch.equal(*outputs)
+
+
+def test_a_target_that_fits_nothing_gets_the_nearest_name(base):
+    with pytest.raises(RecipeError) as error:
+        adapt(base, Lora(target_modules=["qurey", "value", "classifier"]), TASK)
+    assert "'qurey' fits no Linear layer of this base. Did you mean 'query'?" in str(error.value)
+    assert "'classifier' fits no Linear layer" in str(error.value)
+    assert "'value'" not in str(error.value)
+
+
+def test_every_method_of_the_schema_is_in_the_table():
+    assert set(METHODS) == {Lora().type}

