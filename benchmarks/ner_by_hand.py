@@ -47,7 +47,8 @@ def score_by_hand(
     """Train LoRA r=8 on `train`, pick the best epoch on `validation`, return entity F1 on `test`."""
     set_seed(seed)
     data = {name: read_conll(path) for name, path in splits.items()}
-    labels = sorted({tag for tokens, tags in data["train"] for tag in tags})
+    types = sorted({tag[2:] for tokens, tags in data["train"] for tag in tags if tag != "O"})
+    labels = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
     tokenizer = AutoTokenizer.from_pretrained(base)
     features = {name: [_encode(tokenizer, sentence, labels) for sentence in rows] for name, rows in data.items()}
     model = AutoModelForTokenClassification.from_pretrained(base, num_labels=len(labels))

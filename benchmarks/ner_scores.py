@@ -5,6 +5,7 @@ CrossNER politics for 20 epochs and WNUT17 for 3, three seeds each. Data is look
 ../shared/data.
 """
 
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -71,7 +72,9 @@ def _ours(splits: dict[str, Path], epochs: int, seed: int) -> float:
         "method.r": 8,
     }
     with tempfile.TemporaryDirectory() as store:
-        return peftlab.tune(RECIPE, overrides=overrides, store=store).scores["test"].values["f1"]
+        return (
+            peftlab.tune(RECIPE, overrides=overrides, store=os.environ.get("KEEP", store)).scores["test"].values["f1"]
+        )
 
 
 def _by_hand(splits: dict[str, Path], epochs: int, seed: int) -> float:
