@@ -458,7 +458,7 @@ def test_carving_a_tiny_share_still_takes_a_row(load):
 def test_splits_say_where_they_came_from_and_there_is_no_test_unless_asked(load, tmp_path):
     rows, _ = load("train.jsonl", NUMBERS, validation=0.25, seed=5)
     assert {name: split.source for name, split in rows} == {
-        "train": str(tmp_path / "train.jsonl"),
+        "train": "train.jsonl",
         "validation": "25% of the training rows, seed 5",
     }
 

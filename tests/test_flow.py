@@ -21,7 +21,7 @@ from peftlab.tuning import Progress, tune
 
 
 class Listener(Progress):
-    """Remembers what it is told; may send a signal after a given step."""
+    """Remembers what it is told; may send a signal after a given step, or after the first validation."""
 
     def __init__(self, *, interrupt_at=None):
         self.warnings, self.scores, self.ledgers, self.started, self.steps = [], [], {}, None, []
@@ -43,7 +43,9 @@ class Listener(Progress):
                 os.kill(os.getpid(), signal.SIGINT)
 
     def epoch_done(self, epoch, scores, *, best):
-        self.scores.append((epoch, scores.values["f1"], best))
+        self.scores.append((epoch, scores["f1"], best))
+        if self.interrupt_at == "validation":
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def weights(adapter):
@@ -161,6 +163,26 @@ def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(wr
     assert listener.steps == [5, 6]
     assert equal(weights(straight.adapter), weights(resumed.adapter))
     assert resumed.scores == straight.scores
+
+
+def test_an_interruption_while_validating_keeps_that_epoch(write_recipe, tmp_path):
+    recipe = write_recipe()
+    with pytest.raises(TuningInterrupted, match=r"after step 3 of 6; nothing was published\. .*checkpoint-3 is kept"):
+        tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at="validation"))
+    listener = Listener()
+    tune(recipe, store=tmp_path / "store", resume=True, progress=listener)
+    assert listener.steps == [4, 5, 6]
+
+
+def test_a_second_interruption_stops_at_once_and_tells_what_is_kept(write_recipe, tmp_path):
+    class Impatient(Listener):
+        def step_done(self, step, loss):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TuningInterrupted, match="checkpoint-3 is kept"):
+        tune(write_recipe(), store=tmp_path / "store", progress=Impatient())
 
 
 def test_a_changed_recipe_cannot_be_resumed(write_recipe, tmp_path):

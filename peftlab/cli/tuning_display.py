@@ -17,7 +17,7 @@ from rich.text import Text
 
 from peftlab.cli.display import megabytes, out, score_table, table
 from peftlab.data import Ledger
-from peftlab.tasks import Scores, Task
+from peftlab.tasks import Task
 from peftlab.tuning import Progress as Listener
 from peftlab.tuning import TuningResult
 
@@ -87,9 +87,9 @@ class TuningDisplay(Listener):
         if self.task_id is not None:
             self.bar.update(self.task_id, completed=step, loss=f"{self.loss:.3f}")
 
-    def epoch_done(self, epoch: float, scores: Scores, *, best: bool) -> None:
+    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """One line an epoch, above the bar."""
-        value = scores.values[self.main_score]
+        value = scores[self.main_score]
         mark = "  [green]best so far[/]" if best else ""
         eta = "" if out.is_terminal else f"  ETA {self._eta()}"
         out.print(

@@ -67,7 +67,8 @@ def _read_split(section: DataSection, name: str, source: str, problems: Problems
     if found is not None and not found:
         problems.add(f"{source} holds no rows.", key=key)
     rows = [row for row in found or () if isinstance(row, Row)]
-    return Split(_rename_columns(rows, section.columns, problems), source)
+    name_of_source = f"{section.dataset}/{source}" if section.dataset else Path(source).name  # no path of this machine
+    return Split(_rename_columns(rows, section.columns, problems), name_of_source)
 
 
 def add_row_problems(errors: Iterable[RowError], problems: Problems) -> None:

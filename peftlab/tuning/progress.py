@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from peftlab.data import Ledger
-from peftlab.tasks.contract import Scores, Task
+from peftlab.tasks.contract import Task
 
 if TYPE_CHECKING:
     from peftlab.base import Base
@@ -28,8 +28,8 @@ class Progress:
     def step_done(self, step: int, loss: float | None) -> None:
         """An optimizer step is done; `loss` is the mean since it was last told, or None."""
 
-    def epoch_done(self, epoch: float, scores: Scores, *, best: bool) -> None:
-        """The validation split is scored; `best` if no epoch before was better."""
+    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+        """The validation split is scored; `best` if every epoch before was worse."""
 
     def training_ended(self, stopped_early: bool) -> None:
         """No more steps; the best checkpoint is in memory."""

@@ -42,13 +42,13 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     trainer = _trainer(run, folder, progress)
     interruption = Interruption()
     trainer.add_callback(interruption)
-    with interruption.listening():
-        trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        with interruption.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        interruption.asked = True
     if interruption.asked:
-        raise TuningInterrupted(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was published. "
-            f"The checkpoint is in {folder}. Go on with the same command and --resume."
-        )
+        raise _interrupted(trainer, folder)
     progress.training_ended(stopped_early=trainer.state.global_step < trainer.state.max_steps)
     return list(trainer.state.log_history)
 
@@ -85,8 +85,8 @@ class TaskTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the validation split; see `Trainer.evaluate`."""
-        self.scores = evaluate(self.run, "validation")
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.scores.values.items()}
+        scores = evaluate(self.run, "validation")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -110,7 +110,6 @@ class Telling(TrainerCallback):
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.trainer: TaskTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Training begins."""
@@ -127,10 +126,8 @@ class Telling(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """The validation split is scored."""
-        assert self.trainer is not None
-        scores = self.trainer.scores
-        value = metrics[f"eval_{args.metric_for_best_model}"]
-        best = state.best_metric is None or value > state.best_metric
+        scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        best = state.best_metric is None or scores[args.metric_for_best_model] > state.best_metric
         self.progress.epoch_done(state.epoch, scores, best=best)
 
 
@@ -163,20 +160,33 @@ class Interruption(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Asked while validating: the epoch's checkpoint is about to be saved anyway."""
+        control.should_training_stop |= self.asked
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Trainer takes a stop for the end of an epoch: do not score and save once more."""
         if self.asked and control.should_training_stop:
             control.should_save = control.should_evaluate = False
 
 
+def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
+    checkpoint = get_last_checkpoint(str(folder))
+    kept = (
+        f"{checkpoint} is kept: go on with the same command and --resume"
+        if checkpoint
+        else "no checkpoint was saved yet"
+    )
+    steps = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+    return TuningInterrupted(f"stopped after {steps}; nothing was published. {kept}.")
+
+
 def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
-    telling = Telling(progress)
-    callbacks: list[TrainerCallback] = [telling]
+    callbacks: list[TrainerCallback] = [Telling(progress)]
     if run.recipe.training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(run.recipe.training.early_stopping_patience))
     trainer = TaskTrainer(run, args=_arguments(run, folder), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
-    telling.trainer = trainer
     return trainer
 
 
