@@ -25,7 +25,14 @@ LAYERS = [
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
 LIGHT = ["cli", "errors", "recipe", "data", "store", "base", "tuning/__init__", "tuning/flow", "tuning/progress"]
-LIGHT_TASKS = ["tasks/__init__", "tasks/building", "tasks/contract", "tasks/token_classification", "tasks/words"]
+LIGHT_TASKS = [
+    "tasks/__init__",
+    "tasks/building",
+    "tasks/contract",
+    "tasks/token_classification",
+    "tasks/words",
+    "tasks/tag_schemes",
+]
 
 
 def part_of(file: Path) -> str:

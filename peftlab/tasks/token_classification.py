@@ -205,20 +205,32 @@ class TokenClassificationTask(Task):
         return batch
 
     def decode(self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Entities:
-        """The best tag of each word, from the window in which it lies farthest from an edge → entities."""
-        tags, scores = ["O"] * len(example.words), [1.0] * len(example.words)
-        best_distance = [-1] * len(example.words)
+        """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
+        from peftlab.tasks.tag_decoding import best_tags
+
         names = self.head_labels
+        chances = self._chances(len(example.words), features, logits)
+        classes = best_tags(chances, names)
+        scores = [float(chances[word, number].exp()) for word, number in enumerate(classes)]
+        tags = [names[number] for number in classes]
+        entities = [self._entity(example, span, scores) for span in spans_from_tags(tags)]
+        return Entities(example.text, tuple(entities), tuple(tags))
+
+    def _chances(self, words: int, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> "torch.Tensor":
+        """Log probabilities (words, head labels); a word without tokens (a control character) is surely O."""
+        import torch
+
+        chances = torch.full((words, len(self.head_labels)), -100.0)
+        chances[:, 0] = 0.0
+        best_distance = [-1] * words
         for feature, output in zip(features, logits, strict=True):
-            probabilities, classes = output.float().softmax(-1).max(-1)
+            told = output.float().log_softmax(-1)
             last = len(feature.positions) - 1
             for nth, (position, word) in enumerate(feature.positions):
                 distance = min(nth, last - nth)
                 if distance > best_distance[word]:
-                    best_distance[word] = distance
-                    tags[word], scores[word] = names[int(classes[position])], float(probabilities[position])
-        entities = [self._entity(example, span, scores) for span in spans_from_tags(tags)]
-        return Entities(example.text, tuple(entities), tuple(tags))
+                    best_distance[word], chances[word] = distance, told[position]
+        return chances
 
     def _entity(self, example: TaggedText, span: WordSpan, scores: list[float]) -> Entity:
         first, end, label = span
