@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
 	$(BIN)/peftlab tune recipes/ner-lora.yaml
-	$(BIN)/peftlab predict ner-news,ner-clinic "Dr Amara Osei of Velden Hospital prescribed amoxicillin 500 mg for a sore throat in Geneva."
+	$(BIN)/peftlab predict ner-news,ner-clinic "Mayor Ilse Brandvold opened the Halden Jazz Week in Trondheim." "Took two paracetamol for a sore throat."
 
 test: $(VENV)/.test  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
