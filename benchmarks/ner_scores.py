@@ -5,7 +5,6 @@ CrossNER politics for 20 epochs and WNUT17 for 3, three seeds each. Data is look
 ../shared/data.
 """
 
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -45,19 +44,18 @@ SETS: dict[str, tuple[int, dict[str, str]]] = {
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--seeds", default="1,2,3", show_default=True)
 def main(names: tuple[str, ...], seeds: str) -> None:
-    """Run both ways on each set and seed; print the table and write it."""
-    rows: list[dict[str, Any]] = []
+    """Run both ways on each set and seed; print a table a set and write it."""
     for name in names:
         epochs, files = SETS[name]
         splits = {split: data_folder() / file for split, file in files.items()}
+        rows: list[dict[str, Any]] = []
         for seed in map(int, seeds.split(",")):
-            ours, hand = _ours(splits, epochs, seed), _by_hand(splits, epochs, seed)
-            rows.append({"set": name, "epochs": epochs, "seed": seed, "peftlab": ours, "by hand": hand})
-            click.echo(f"{name} seed {seed}: peftlab {ours:.4f}, by hand {hand:.4f}")
-        chosen = [row for row in rows if row["set"] == name]
-        means = {way: statistics.mean(row[way] for row in chosen) for way in ("peftlab", "by hand")}
+            rows.append({"set": name, "epochs": epochs, "seed": seed, "peftlab": _ours(splits, epochs, seed)})
+            rows[-1]["by hand"] = _by_hand(splits, epochs, seed)
+            click.echo(f"{name} seed {seed}: peftlab {rows[-1]['peftlab']:.4f}, by hand {rows[-1]['by hand']:.4f}")
+        means = {way: statistics.mean(row[way] for row in rows) for way in ("peftlab", "by hand")}
         rows.append({"set": name, "epochs": epochs, "seed": "mean", **means})
-    write_result("ner-scores", "Test entity F1 by seqeval on words", rows, __doc__ or "")
+        write_result(f"ner-{name}", f"Test entity F1 by seqeval on words, {name}", rows, __doc__ or "")
 
 
 def _ours(splits: dict[str, Path], epochs: int, seed: int) -> float:
@@ -72,9 +70,7 @@ def _ours(splits: dict[str, Path], epochs: int, seed: int) -> float:
         "method.r": 8,
     }
     with tempfile.TemporaryDirectory() as store:
-        return (
-            peftlab.tune(RECIPE, overrides=overrides, store=os.environ.get("KEEP", store)).scores["test"].values["f1"]
-        )
+        return peftlab.tune(RECIPE, overrides=overrides, store=store).scores["test"].values["f1"]
 
 
 def _by_hand(splits: dict[str, Path], epochs: int, seed: int) -> float:
