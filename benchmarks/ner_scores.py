@@ -1,7 +1,7 @@
 """Entity F1 of peftlab and of the same settings by hand, on real data: `python -m benchmarks.ner_scores`.
 
 Same base, LoRA r=8 on every Linear, learning rate 1e-3, batch 16, best epoch by validation F1, no early stop;
-CrossNER politics for 20 epochs and WNUT17 for 3, three seeds each. Data is looked for in $PEFTLAB_DATA, or else in
+CrossNER politics for 20 epochs and WNUT17 for 3, seeds as in the table. Data is looked for in $PEFTLAB_DATA, or else in
 ../shared/data.
 """
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlab.errors import BaseNotFoundError, IntegrityError, suggest
+from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError, suggest
 from peftlab.recipe import BaseSection
 
 if TYPE_CHECKING:
@@ -192,14 +192,23 @@ def max_input_length(tokenizer: "PreTrainedTokenizerBase", config: Any) -> int:
 
 
 def choose_device(device: str = "auto") -> "torch.device":
-    """auto → cuda, mps or cpu, the first there is."""
+    """auto → cuda, mps or cpu, the first there is.
+
+    Raises:
+        DeviceNotFoundError: there is none of that name.
+    """
     import torch
 
-    if device != "auto":
-        return torch.device(device)
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        there.insert(0, "cuda")
+    if device not in ("auto", *there):
+        raise DeviceNotFoundError(
+            f"no device '{device}' here, by torch {torch.__version__}. There: {', '.join(there)}."
+        )
+    return torch.device(there[0] if device == "auto" else device)
 
 
 def file_sha256(path: Path) -> str:
@@ -264,6 +273,8 @@ def _local_folder(section: BaseSection) -> BaseFiles | str:
         return f"local folder {folder}: there is none"
     if not (folder / "config.json").is_file():
         return f"local folder {folder}: it holds no config.json"
+    if section.revision:
+        return f"local folder {folder}: a folder has no revision '{section.revision}'; take base.revision out"
     return BaseFiles(section.model, folder, "local folder")
 
 
@@ -281,6 +292,8 @@ def _package(section: BaseSection) -> BaseFiles | str:
     package = PACKAGES.get(section.model)
     if package is None:
         return f"installed packages: none is known to carry it. {suggest(section.model, PACKAGES, what='Known')}"
+    if section.revision:
+        return f"installed packages: {package.module} carries it, but knows no revision '{section.revision}'"
     spec = importlib.util.find_spec(package.module)  # finds a top-level package without running any of it
     if spec is None or not spec.submodule_search_locations:
         return f"installed packages: {package.module} carries it but is not installed ({package.install})"
@@ -322,7 +335,7 @@ def _snapshot(section: BaseSection, *, local_files_only: bool) -> Path | str:
     except HFValidationError:
         return "not a Hub id (owner/name)"
     except (HfHubHTTPError, OSError) as error:
-        return str(error).strip().splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     if local_files_only and not (any(folder.glob("*.safetensors")) and (folder / "config.json").is_file()):
         return "only partly there"
     return folder

@@ -4,7 +4,8 @@ PeftlabError              1   anything below, and the last resort
 ├── RecipeError           2   the recipe, an override or the data is wrong; lists every problem at once
 ├── NotFoundError         3   something named is not there
 │   ├── BaseNotFoundError
-│   └── AdapterNotFoundError
+│   ├── AdapterNotFoundError
+│   └── DeviceNotFoundError
 ├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
 ├── StoreError            5   the store cannot be written
 └── TuningInterrupted   130   the user stopped the run
@@ -37,6 +38,10 @@ class BaseNotFoundError(NotFoundError):
 
 class AdapterNotFoundError(NotFoundError):
     """No such adapter, or no such version of it, in the store."""
+
+
+class DeviceNotFoundError(NotFoundError):
+    """This machine has no such accelerator, or this torch cannot use it."""
 
 
 class IntegrityError(PeftlabError):

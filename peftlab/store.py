@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError, suggest
+from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError, TuningInterrupted, suggest
 
 MANIFEST = "peftlab.json"
 CURRENT = "current"
@@ -187,6 +187,7 @@ class Store:
 
         Raises:
             StoreError: the store cannot be written, has too little space, or another run of this name is going on.
+            TuningInterrupted: Ctrl-C inside the block.
         """
         folder = self._home(name) / RUN
         with _writing(folder):
@@ -204,6 +205,10 @@ class Store:
                 _empty(folder)
             yield folder
             shutil.rmtree(folder)
+        except KeyboardInterrupt:
+            raise TuningInterrupted(
+                "stopped; nothing was published. Go on with the same command and --resume."
+            ) from None
         except Exception as error:  # torch and safetensors have their own types for a full disk
             if shutil.disk_usage(folder).free < FULL:
                 raise StoreError(

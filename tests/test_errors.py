@@ -8,6 +8,7 @@ TREE = {
     "RecipeError": ("PeftlabError", 2),
     "NotFoundError": ("PeftlabError", 3),
     "BaseNotFoundError": ("NotFoundError", 3),
+    "DeviceNotFoundError": ("NotFoundError", 3),
     "AdapterNotFoundError": ("NotFoundError", 3),
     "IntegrityError": ("PeftlabError", 4),
     "StoreError": ("PeftlabError", 5),

@@ -14,7 +14,7 @@ from peftlab.errors import AdapterNotFoundError, IntegrityError
 from peftlab.runtime import Bank
 from peftlab.store import Store
 from peftlab.tuning import tune
-from tests.conftest import SENTENCES, build_tiny_bert, recipe_in
+from tests.conftest import HUB_ID, SENTENCES, build_tiny_bert, recipe_in
 
 TEXTS = ["Ada Lovelace left Rome .", "It rained in Paris , wrote Grace Hopper .", "", "Nobody came ."]
 
@@ -135,6 +135,16 @@ def test_a_base_that_has_changed_since_tuning_is_refused(tmp_path):
     build_tiny_bert(base, seed=9)
     with pytest.raises(IntegrityError, match=r"was tuned on .* with weights"):
         peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
+
+
+def test_an_adapter_tuned_from_the_hub_cache_works_where_only_a_package_carries_the_base(
+    tmp_path, hub_cache, carrier, monkeypatch
+):
+    result = tune(recipe_in(tmp_path, HUB_ID), store=tmp_path / "store")
+    assert result.adapter.manifest["base"]["revision"] == hub_cache.name
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    bank = peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
+    assert bank.predict("Nobody came .")
 
 
 def forge(store_copy, change):

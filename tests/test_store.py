@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError
+from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError, TuningInterrupted
 from peftlab.store import MANIFEST, Store
 
 
@@ -200,6 +200,11 @@ def test_a_disk_that_fills_up_during_the_run_is_told_as_such(tmp_path, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda _: next(sizes))
     with pytest.raises(StoreError, match="is full"), Store(tmp_path).tuning_run("ner-news", 1, resume=False):
         raise RuntimeError("PytorchStreamWriter failed writing file")
+
+
+def test_ctrl_c_after_training_says_how_to_go_on(tmp_path):
+    with pytest.raises(TuningInterrupted, match="--resume"), Store(tmp_path).tuning_run("ner-news", 1, resume=False):
+        raise KeyboardInterrupt
 
 
 def failing_run(store, *, resume):

@@ -15,7 +15,7 @@ Exit codes:
   0    done
   1    an unforeseen fault; please report it
   2    the command, the recipe or the data is wrong
-  3    an adapter or a base is not there
+  3    an adapter, a base or a device is not there
   4    an adapter is damaged, or does not fit its base
   5    the store or a disk cannot be written
   130  stopped by Ctrl-C
@@ -38,7 +38,7 @@ class Commands(click.Group):
             print_error(str(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            print_error("stopped; nothing was published.")
+            print_error("stopped.")
             ctx.exit(130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):

@@ -79,7 +79,7 @@ def verify(adapter_names: tuple[str, ...], store: str) -> None:
     """Compare every byte with what was published; without names, for every version of every adapter."""
     shelf = Store(store)
     every = [f"{name}@{version}" for name in shelf.names() for version in shelf.versions(name)]
-    faults: list[PeftlabError] = []
+    faults: list[PeftlabError] = list(_resolved(shelf)[1].values()) if not adapter_names else []
     for name in adapter_names or every:
         try:
             adapter = shelf.verify(name)
@@ -88,7 +88,9 @@ def verify(adapter_names: tuple[str, ...], store: str) -> None:
         else:
             out.print(f"[green]ok[/]  {adapter}  {len(adapter.manifest['files']) + 1} files, {megabytes(adapter.size)}")
     if faults:
-        raise type(faults[0])("\n".join(map(str, faults)))
+        raise type(faults[0])("\n".join(dict.fromkeys(map(str, faults))))
+    if not (adapter_names or every):
+        out.print(f"No adapters in {store} to verify.")
 
 
 @adapters.command()

@@ -67,8 +67,15 @@ def _read_split(section: DataSection, name: str, source: str, problems: Problems
     if found is not None and not found:
         problems.add(f"{source} holds no rows.", key=key)
     rows = [row for row in found or () if isinstance(row, Row)]
-    name_of_source = f"{section.dataset}/{source}" if section.dataset else Path(source).name  # no path of this machine
-    return Split(_rename_columns(rows, section.columns, problems), name_of_source)
+    return Split(_rename_columns(rows, section.columns, problems), _shown_source(section, source))
+
+
+def _shown_source(section: DataSection, source: str) -> str:
+    """Where rows came from, without the folders of this machine: it is published with the adapter."""
+    if not section.dataset:
+        return Path(source).name
+    dataset = Path(section.dataset)
+    return f"{dataset.name if dataset.is_absolute() else dataset}/{source}"
 
 
 def add_row_problems(errors: Iterable[RowError], problems: Problems) -> None:

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
-from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
+from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, suggest
 from peftlab.recipe import BaseSection
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Task, task_from_manifest
@@ -155,7 +155,7 @@ class Bank:
         section = BaseSection(
             model=base["model"], revision=base["revision"], trust_remote_code=base["trust_remote_code"]
         )
-        self._files: BaseFiles = find_base(section)
+        self._files = _find_tuned_base(section)
         self._fingerprint = self._files.fingerprint
         self._tokenizer = load_tokenizer(self._files, trust_remote_code=section.trust_remote_code)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
@@ -189,6 +189,16 @@ class Bank:
             raise
         model.load_state_dict({slots[name]: tensor for name, tensor in tensors.items()}, strict=False, assign=True)
         return model.requires_grad_(False).to(self._backbone.device).eval()
+
+
+def _find_tuned_base(section: BaseSection) -> BaseFiles:
+    """The base at the commit it had when tuning, or else anywhere: its fingerprint is compared in any case."""
+    try:
+        return find_base(section)
+    except BaseNotFoundError:
+        if not section.revision:
+            raise
+        return find_base(section.model_copy(update={"revision": None}))
 
 
 def _delta_config(adapter: Adapter, delta: Iterable[str]) -> PeftConfig:
