@@ -179,18 +179,25 @@ def test_tensors_that_do_not_fit_are_all_told(store_copy):
     assert "(1, 1) where the model has" in message
 
 
-def test_an_unknown_task_is_refused(store_copy):
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("task", "type", "token-classificatoin", "Did you mean 'token-classification'"),
+        ("base", "trust_remote_code", True, "If you have read that code, allow it: --trust-remote-code"),
+    ],
+)
+def test_a_manifest_that_asks_for_the_unknown_or_for_trust_is_refused(store_copy, section, key, value, message):
     store = Store(store_copy)
     source = store.resolve("ner-tiny@1")
 
     def write(folder):
         shutil.copy(source.folder / "adapter_model.safetensors", folder)
         manifest = json.loads(json.dumps(source.manifest))
-        manifest["task"]["type"] = "token-classificatoin"
+        manifest[section][key] = value
         return manifest
 
     store.publish("ner-forged", write)
-    with pytest.raises(IntegrityError, match="Did you mean 'token-classification'"):
+    with pytest.raises(IntegrityError, match=message):
         peftlab.load("ner-forged", store=store_copy, device="cpu")
 
 

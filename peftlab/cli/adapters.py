@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.text import Text
 
 from peftlab.cli.display import cell, megabytes, out, score_table, table
@@ -30,9 +31,9 @@ def list_adapters(as_json: bool, store: str) -> None:
             click.echo(json.dumps({"name": name, "error": str(error)}, ensure_ascii=False))
         return
     if not (found or damaged):
-        out.print(f"No adapters in {store} yet. Make one: peftlab tune recipes/ner-lora.yaml")
+        out.print(f"No adapters in {escape(store)} yet. Make one: peftlab tune recipes/ner-lora.yaml")
         return
-    made = table(f"Adapters in {store}", "name", "version", "task", "score", "size", "created")
+    made = table(f"Adapters in {escape(store)}", "name", "version", "task", "score", "size", "created")
     for adapter in found:
         manifest = adapter.manifest
         made.add_row(
@@ -59,9 +60,9 @@ def show(adapter: str, as_json: bool, store: str) -> None:
         click.echo(json.dumps({**found.manifest, "folder": str(found.folder)}, ensure_ascii=False, indent=2))
         return
     manifest = found.manifest
-    out.print(f"[bold]{found}[/]  {found.folder}  {megabytes(found.size)}  {manifest['created']}")
-    out.print(f"task    {manifest['task']['type']}: {', '.join(manifest['task']['labels'])}")
-    out.print(f"base    {manifest['base']['model']}  fingerprint {manifest['base']['fingerprint'][:12]}…")
+    out.print(f"[bold]{found}[/]  {escape(str(found.folder))}  {megabytes(found.size)}  {manifest['created']}")
+    out.print(f"task    {manifest['task']['type']}: {escape(', '.join(manifest['task']['labels']))}")
+    out.print(f"base    {escape(manifest['base']['model'])}  fingerprint {manifest['base']['fingerprint'][:12]}…")
     trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
     out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
     out.print(f"data    sha256 {manifest['data']['sha256'][:12]}…, inputs of up to {manifest['max_length']} tokens")
@@ -90,7 +91,7 @@ def verify(adapter_names: tuple[str, ...], store: str) -> None:
     if faults:
         raise type(faults[0])("\n".join(dict.fromkeys(map(str, faults))))
     if not (adapter_names or every):
-        out.print(f"No adapters in {store} to verify.")
+        out.print(f"No adapters in {escape(store)} to verify.")
 
 
 @adapters.command()

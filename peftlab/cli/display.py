@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -52,7 +53,7 @@ def score_table(title: str, overall: Mapping[str, float], by_label: Mapping[str,
     columns = list(next(iter(by_label.values()), {**overall, "support": 0}))
     made = table(title, "", *columns)
     for label, values in by_label.items():
-        made.add_row(label, *(cell(values[column]) for column in columns))
+        made.add_row(escape(label), *(cell(values[column]) for column in columns))
     total = {**overall, "support": sum(int(values["support"]) for values in by_label.values())}
     made.add_section()
     made.add_row("all", *(cell(total[column]) for column in columns), style="bold")

@@ -22,7 +22,18 @@ from peftlab.cli.options import device_option, json_option, store_option
 @json_option
 @store_option
 @device_option
-def predict(adapters: str, texts: tuple[str, ...], file: str | None, as_json: bool, store: str, device: str) -> None:
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the base, if an adapter needs it."
+)
+def predict(
+    adapters: str,
+    texts: tuple[str, ...],
+    file: str | None,
+    as_json: bool,
+    store: str,
+    device: str,
+    trust_remote_code: bool,
+) -> None:
     """Run texts through one adapter, or through several on the same resident base.
 
     Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version.
@@ -34,7 +45,7 @@ def predict(adapters: str, texts: tuple[str, ...], file: str | None, as_json: bo
 
     from peftlab.runtime import load
 
-    bank = load(*names, store=store, device=device)
+    bank = load(*names, store=store, device=device, trust_remote_code=trust_remote_code)
     chosen = [name for _ in rows for name in names]
     answers = bank.predict([text for text in rows for _ in names], adapters=chosen)
     if as_json:

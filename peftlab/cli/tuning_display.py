@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from peftlab.cli.display import megabytes, out, score_table, table
@@ -63,7 +65,7 @@ class TuningDisplay(Listener):
 
     def base_loaded(self, base: "Base", trained: int) -> None:
         """Which base, and how little of it trains."""
-        out.print(f"\n[bold]Base[/]  {base.files.model}, from {base.files.source}, on {base.model.device}")
+        out.print(f"\n[bold]Base[/]  {escape(base.files.model)}, from {base.files.source}, on {base.model.device}")
         out.print(
             f"      {trained:,} parameters train, {trained / base.parameters:.2%} of the base's {base.parameters:,}\n"
         )
@@ -112,7 +114,7 @@ class TuningDisplay(Listener):
         return f"{seconds // 60}:{seconds % 60:02}"
 
 
-def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> "object":
+def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> Table:
     """What became of the rows, by split."""
     made = table("Data", "", "rows read", "used", "dropped", "cut", targets, "lost")
     for split, ledger in ledgers.items():
@@ -137,8 +139,8 @@ def print_result(result: TuningResult, store: str) -> None:
     minutes, seconds = divmod(round(result.seconds), 60)
     out.print(
         f"\n[bold green]Published[/] {adapter} after {minutes}:{seconds:02} min, "
-        f"{megabytes(adapter.size)}, in {adapter.folder}"
+        f"{megabytes(adapter.size)}, in {escape(str(adapter.folder))}"
     )
-    out.print(f"Curves    {adapter.folder / 'curves.png'}")
-    option = "" if store == "adapters" else f" --store {store}"
+    out.print(f"Curves    {escape(str(adapter.folder / 'curves.png'))}")
+    option = "" if store == "adapters" else f" --store {escape(store)}"
     out.print(f'Use it    peftlab predict {adapter.name}{option} "Your text"')

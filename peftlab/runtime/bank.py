@@ -50,22 +50,23 @@ class _Loaded:
     key: str
 
 
-def load(*names: str, store: str | Path = "adapters", device: str = "auto") -> "Bank":
+def load(*names: str, store: str | Path = "adapters", device: str = "auto", trust_remote_code: bool = False) -> "Bank":
     """Verify adapters and put them beside one resident base.
 
     Args:
         names: `name` or `name@version`, all tuned on the same base.
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
+        trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
 
     Raises:
         AdapterNotFoundError: no such adapter.
         BaseNotFoundError: their base is nowhere.
-        IntegrityError: an adapter is damaged, or was tuned on another base.
+        IntegrityError: an adapter is damaged, was tuned on another base, or needs code that is not trusted.
     """
     if not names:
         raise AdapterNotFoundError(f"name at least one adapter. {suggest('', Store(store).names(), what='There')}")
-    bank = Bank(Store(store), device=device)
+    bank = Bank(Store(store), device=device, trust_remote_code=trust_remote_code)
     for name in names:
         bank.add(name)
     return bank
@@ -74,9 +75,10 @@ def load(*names: str, store: str | Path = "adapters", device: str = "auto") -> "
 class Bank:
     """Adapters beside one base, which the first of them brings."""
 
-    def __init__(self, store: Store, *, device: str = "auto") -> None:
+    def __init__(self, store: Store, *, device: str = "auto", trust_remote_code: bool = False) -> None:
         self.store = store
         self.device = device
+        self.trust_remote_code = trust_remote_code
         self._loaded: dict[str, _Loaded] = {}
         self._numbers = itertools.count()
 
@@ -95,7 +97,7 @@ class Bank:
         Raises:
             AdapterNotFoundError: no such adapter.
             BaseNotFoundError: its base is nowhere.
-            IntegrityError: it is damaged, or was tuned on another base.
+            IntegrityError: it is damaged, was tuned on another base, or needs code that is not trusted.
         """
         if name in self._loaded:
             return
@@ -152,14 +154,17 @@ class Bank:
 
     def _load_base(self, adapter: Adapter) -> None:
         base = adapter.manifest["base"]
-        section = BaseSection(
-            model=base["model"], revision=base["revision"], trust_remote_code=base["trust_remote_code"]
-        )
+        if base["trust_remote_code"] and not self.trust_remote_code:  # what a stranger's manifest says is not consent
+            raise IntegrityError(
+                f"{adapter} was tuned with Python code that comes with '{base['model']}'. If you have read that code, "
+                "allow it: --trust-remote-code, or load(…, trust_remote_code=True)."
+            )
+        section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=self.trust_remote_code)
         self._files = _find_tuned_base(section)
         self._fingerprint = self._files.fingerprint
-        self._tokenizer = load_tokenizer(self._files, trust_remote_code=section.trust_remote_code)
+        self._tokenizer = load_tokenizer(self._files, trust_remote_code=self.trust_remote_code)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
-        self._backbone = load_backbone(self._files, trust_remote_code=section.trust_remote_code, device=self.device)
+        self._backbone = load_backbone(self._files, trust_remote_code=self.trust_remote_code, device=self.device)
 
     def _check_base(self, adapter: Adapter) -> None:
         base = adapter.manifest["base"]
@@ -176,8 +181,10 @@ class Bank:
     def _attach(self, adapter: Adapter, task: Task, key: str) -> torch.nn.Module:
         """The task's own model class around the shared backbone, with the adapter's head and delta in place."""
         with torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(self._files.folder, **head_config(task))
-            model = getattr(transformers, task.auto_class).from_config(config)
+            config = transformers.AutoConfig.from_pretrained(
+                self._files.folder, trust_remote_code=self.trust_remote_code, **head_config(task)
+            )
+            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
         setattr(model, model.base_model_prefix, self._backbone)
         tensors = _tensors(adapter)
         delta = [name for name in tensors if name.startswith(f"{model.base_model_prefix}.")]
