@@ -1,9 +1,9 @@
-# make demo | test | check | fix | bench: each makes what it needs in .venv first
+# make demo | test | lint | check | fix | bench: each makes what it needs in .venv first
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix bench
+.PHONY: demo test lint check fix bench
 
 demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
 	$(BIN)/peftlab tune recipes/ner-lora.yaml
@@ -12,10 +12,12 @@ demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and
 test: $(VENV)/.test  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-check: $(VENV)/.dev test  ## lint, types, tests
+lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint test  ## all that CI runs
 
 fix: $(VENV)/.dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .
