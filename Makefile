@@ -27,6 +27,7 @@ bench: $(VENV)/.test  ## scores side by side with plain Transformers + PEFT; nee
 	$(BIN)/python -m benchmarks.ner_scores
 
 $(VENV)/.%: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]' -c constraints.txt
-	touch $@
+	@echo "Installing peftlab with its '$*' extra into $(VENV): about two minutes the first time …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]' -c constraints.txt
+	@touch $@
