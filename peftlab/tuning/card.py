@@ -1,5 +1,6 @@
 """The model card: README.md of a published adapter, in the form that the Hub reads."""
 
+import json
 from typing import Any
 
 _CARD = """\
@@ -40,7 +41,9 @@ from peft import PeftModel
 from transformers import {auto_class}
 
 head_labels = {head_labels}
-base = {auto_class}.from_pretrained("{base}", num_labels={count}, id2label=dict(enumerate(head_labels)))
+base = {auto_class}.from_pretrained(
+    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels))
+)
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 
@@ -73,7 +76,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         scores=_table("split", {split: _overall(scores) for split, scores in manifest["scores"].items()}),
         by_label=_table(f"{last_split}, by label", manifest["scores"][last_split]["by_label"]),
         auto_class=task["auto_class"],
-        head_labels=task["head_labels"],
+        head_labels=json.dumps(task["head_labels"], ensure_ascii=False),
         count=len(task["head_labels"]),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest["data"]["ledger"].items()}),
         recipe=recipe,
