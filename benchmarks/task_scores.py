@@ -1,0 +1,192 @@
+"""Scores of every text-understanding task on real data: `python -m benchmarks.task_scores`.
+
+all-MiniLM-L6-v2 with LoRA r=8 on every Linear and the recipe's defaults, but for the epochs in the table; best epoch by
+validation. `--full` trains every weight of the base instead, with the same data and epochs, at learning rate 1e-4: what
+this base can do at all. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+"""
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import peftlab
+from benchmarks.full_tuning import full_tuning
+from benchmarks.results import data_folder, write_result
+from peftlab.tuning import Progress
+
+FIXED = {
+    "base.model": "sentence-transformers/all-MiniLM-L6-v2",
+    "training.bf16": True,  # faster on this CPU; weights and predictions stay in fp32
+    "training.group_by_length": True,
+}
+Overrides = dict[str, Any]
+
+
+def banking77(data: Path, work: Path) -> Overrides:
+    """Intents, 77 of them."""
+    return {
+        "task": {"type": "text-classification"},
+        "data": {
+            "train": str(data / "cls_banking77/train.csv"),
+            "test": str(data / "cls_banking77/test.csv"),
+            "columns": {"label": "category"},
+        },
+        "training": {"num_train_epochs": 6},
+    }
+
+
+def books(data: Path, work: Path) -> Overrides:
+    """Sentiment of book reviews."""
+    return {
+        "task": {"type": "text-classification", "labels": ["negative", "positive"]},
+        "data": {
+            "train": str(data / "cls_fdu_mtl/books.task.train"),
+            "test": str(data / "cls_fdu_mtl/books.task.test"),
+            "format": "tsv",
+            "header": ["label", "text"],
+        },
+        "training": {"num_train_epochs": 5},
+    }
+
+
+def stsb(data: Path, work: Path) -> Overrides:
+    """How alike two sentences are, 0 to 5."""
+    files = {split: str(data / f"reg_stsb/stsb-en-{end}.csv") for split, end in SPLITS.items()}
+    return {
+        "task": {"type": "regression"},
+        "data": {**files, "header": ["text", "text_pair", "label"]},
+        "training": {"num_train_epochs": 6},
+    }
+
+
+def semeval(data: Path, work: Path) -> Overrides:
+    """Relations between two nominals, 9 with direction, and Other."""
+    return {
+        "task": {"type": "relation-extraction"},
+        "data": {
+            "train": str(data / "re_semeval2010_task8/data/train.tsv"),
+            "test": str(data / "re_semeval2010_task8/data/test.tsv"),
+            "header": ["label", "text"],
+        },
+        "training": {"num_train_epochs": 6},
+    }
+
+
+def squad2(data: Path, work: Path) -> Overrides:
+    """SQuAD v2's development set, split by article: 70 % train, 10 % validation, 20 % test."""
+    articles = json.loads((data / "qa_squad2_dev_cs224n/dev-v2.0.json").read_text(encoding="utf8"))["data"]
+    random.Random(13).shuffle(articles)
+    tenth = len(articles) // 10 or 1
+    parts = {
+        "test": articles[: 2 * tenth],
+        "validation": articles[2 * tenth : 3 * tenth],
+        "train": articles[3 * tenth :],
+    }
+    for split, chosen in parts.items():
+        (work / f"{split}.json").write_text(json.dumps({"version": "v2.0", "data": chosen}, indent=0), encoding="utf8")
+    return {
+        "task": {"type": "question-answering"},
+        "data": {split: str(work / f"{split}.json") for split in parts},
+        "training": {"num_train_epochs": 3},
+    }
+
+
+def nlupp(domain: str, train_folds: int) -> Callable[[Path, Path], Overrides]:
+    """Multi-label intents: train on so many of the 20 folds, the first ones, and test on the others."""
+
+    def prepare(data: Path, work: Path) -> Overrides:
+        folds = [json.loads((data / f"cls_nlupp/{domain}/fold{i}.json").read_text(encoding="utf8")) for i in range(20)]
+        parts = {"train": folds[:train_folds], "test": folds[train_folds:]}
+        for split, chosen in parts.items():
+            rows = [{"text": row["text"], "labels": row.get("intents", [])} for fold in chosen for row in fold]
+            (work / f"{split}.json").write_text(json.dumps(rows), encoding="utf8")
+        ontology = json.loads((data / "cls_nlupp/ontology.json").read_text(encoding="utf8"))["intents"]
+        labels = [name for name, intent in ontology.items() if {"general", domain} & set(intent["domain"])]
+        return {
+            "task": {"type": "text-classification", "multi_label": True, "labels": labels},
+            "data": {split: str(work / f"{split}.json") for split in parts},
+            "training": {"num_train_epochs": 40 if train_folds < 3 else 12, "early_stopping_patience": None},
+        }
+
+    return prepare
+
+
+SPLITS = {"train": "train", "validation": "dev", "test": "test"}
+SETS: dict[str, Callable[[Path, Path], Overrides]] = {
+    "banking77": banking77,
+    "fdu-mtl-books": books,
+    "stsb": stsb,
+    "semeval2010-task8": semeval,
+    "squad2-dev": squad2,
+    "nlupp-banking-1-of-20": nlupp("banking", 1),
+    "nlupp-banking-2-of-20": nlupp("banking", 2),
+    "nlupp-banking-18-of-20": nlupp("banking", 18),
+    "nlupp-hotels-1-of-20": nlupp("hotels", 1),
+    "nlupp-hotels-2-of-20": nlupp("hotels", 2),
+    "nlupp-hotels-18-of-20": nlupp("hotels", 18),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
+@click.option("--seed", default=42, show_default=True)
+@click.option("--full", is_flag=True, help="Train every weight of the base: what it can do at all.")
+@click.option("-o", "extra", multiple=True, metavar="KEY=VALUE", help="Change a recipe key, as in `peftlab tune`.")
+def main(names: tuple[str, ...], seed: int, full: bool, extra: tuple[str, ...]) -> None:
+    """Tune on each set; print its test scores and write them."""
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            sections = SETS[name](data_folder(), work)
+            overrides = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+            overrides |= {**FIXED, "name": name, "training.seed": seed}
+            overrides |= dict(peftlab_override(text) for text in extra)
+            (work / "recipe.yaml").write_text("name: benchmark\n", encoding="utf8")
+            if full:
+                overrides.setdefault("training.learning_rate", 1e-4)
+            with full_tuning(enabled=full):
+                result = peftlab.tune(
+                    work / "recipe.yaml", overrides=overrides, store=work / "store", progress=Epochs()
+                )
+            _report(name, result, overrides, full)
+
+
+class Epochs(Progress):
+    """One line an epoch on standard error."""
+
+    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+        """The validation scores."""
+        told = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        click.echo(f"epoch {epoch:g}  {told}{'  best' if best else ''}", err=True)
+
+
+def _report(name: str, result: peftlab.TuningResult, overrides: Overrides, full: bool) -> None:
+    values = result.scores["test"].values
+    row: dict[str, Any] = {
+        "set": name,
+        "way": "full fine-tuning" if full else "LoRA r=8",
+        "epochs": overrides["training.num_train_epochs"],
+        "seed": overrides["training.seed"],
+        **values,
+    }
+    if name == "squad2-dev":
+        kinds = result.scores["test"].by_label
+        row["always null"] = kinds["unanswerable"]["support"] / sum(kind["support"] for kind in kinds.values())
+    kind = "full" if full else "lora"
+    write_result(f"task-{name}-{kind}", f"Test scores, {name}, {row['way']}", [row], __doc__ or "")
+
+
+def peftlab_override(text: str) -> tuple[str, Any]:
+    """`key=value` as the command line reads it."""
+    from peftlab.recipe import parse_override
+
+    return parse_override(text)
+
+
+if __name__ == "__main__":
+    main()
