@@ -1,24 +1,29 @@
 """peftlab: one frozen base model, many small experts.
 
 `peftlab.tune(recipe)` trains an adapter and publishes it to a store; `peftlab.load(name, …)` puts any number of them
-beside one resident base and predicts.
+beside one resident base and predicts; `peftlab.evaluate(name, data)` scores one on labelled rows.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftlab.runtime import load
-    from peftlab.tuning import tune
+    from peftlab.runtime import evaluate, load
+    from peftlab.tuning import TuningResult, tune
 
-__all__ = ["__version__", "load", "tune"]
+__all__ = ["TuningResult", "__version__", "evaluate", "load", "tune"]
 __version__ = version("peftlab")
 
-_HOMES = {"tune": "peftlab.tuning", "load": "peftlab.runtime"}
+_HOMES = {
+    "TuningResult": "peftlab.tuning",
+    "evaluate": "peftlab.runtime",
+    "load": "peftlab.runtime",
+    "tune": "peftlab.tuning",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two verbs when they are first asked for: what they need takes seconds."""
+    """Import a public name when it is first asked for: what it needs takes seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module 'peftlab' has no attribute '{name}'")
     from importlib import import_module

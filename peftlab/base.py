@@ -119,9 +119,9 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
         files=files,
         model=model,
         tokenizer=tokenizer,
-        head_modules=sorted({name.rpartition(".")[0] for name in new}),
+        head_modules=_whole_modules(model, new),
         parameters=sum(tensor.numel() for name, tensor in model.named_parameters() if name not in new),
-        max_length=max_input_length(tokenizer, model.config),
+        max_length=max_input_length(tokenizer, model),
         fingerprint=files.fingerprint,
     )
 
@@ -152,7 +152,8 @@ def load_backbone(files: BaseFiles, *, trust_remote_code: bool = False, device: 
 def head_config(task: "Task") -> dict[str, Any]:
     """What a model's configuration must say so that its head fits `task`."""
     names = dict(enumerate(task.head_labels))
-    return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    fitting = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    return fitting | ({"problem_type": task.problem_type} if task.problem_type else {})
 
 
 def load_tokenizer(files: BaseFiles, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -185,10 +186,31 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
-def max_input_length(tokenizer: "PreTrainedTokenizerBase", config: Any) -> int:
+def max_input_length(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:
     """The longest input in tokens: what the tokenizer says, or else the positions of the model."""
-    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-    return min(limit for limit in limits if limit)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions:
+        positions -= _positions_before_the_first(model)
+    return min(limit for limit in (tokenizer.model_max_length, positions) if limit)
+
+
+def _positions_before_the_first(model: "PreTrainedModel") -> int:
+    """RoBERTa and its kin count positions from the one after padding's, so that the first few are never used."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else padding + 1
+    return 0
+
+
+def _whole_modules(model: "PreTrainedModel", new: set[str]) -> list[str]:
+    """The outermost modules of which every parameter is new: a two-layer head is one module."""
+    whole: list[str] = []
+    for name, module in model.named_modules():
+        inside = {f"{name}.{inner}" for inner, _ in module.named_parameters()}
+        if name and inside and inside <= new and not any(name.startswith(f"{outer}.") for outer in whole):
+            whole.append(name)
+    return sorted(whole)
 
 
 def choose_device(device: str = "auto") -> "torch.device":

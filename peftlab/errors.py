@@ -101,6 +101,8 @@ class Problems:
 
     found: list[Problem] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
+    unguessed: set[str] = field(default_factory=set)
+    """Keys that something meaningless stands in for while the rest is checked."""
 
     def add(self, message: str, *, where: str = "", key: str = "", hint: str = "") -> None:
         """Note a problem and go on looking for more; without `where`, the place of `key` is told."""

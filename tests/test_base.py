@@ -168,7 +168,7 @@ def test_input_length_is_the_tighter_of_tokenizer_and_positions(tiny_base):
     base = load_base(BaseSection(model=str(tiny_base)), TokenClassificationTask(labels=["A"]), seed=0, device="cpu")
     assert base.max_length == 64
     base.tokenizer.model_max_length = int(1e30)
-    assert max_input_length(base.tokenizer, base.model.config) == 64
+    assert max_input_length(base.tokenizer, base.model) == 64
 
 
 def test_the_tokenizer_hash_ignores_padding_and_follows_the_vocabulary(tiny_base, tmp_path):

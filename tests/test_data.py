@@ -246,8 +246,11 @@ def test_a_broken_line_of_markup_raises_a_row_error():
 def test_csv_rows_are_those_of_the_table(load, tables):
     rows, problems = load("train.csv", 'text,n\n"a, ""b""",1\ncafé,2\n')
     assert problems == []
-    assert [row.fields for row in rows.splits["train"].rows] == [{"text": 'a, "b"', "n": 1}, {"text": "café", "n": 2}]
-    assert [row.where.rsplit("/")[-1] for row in rows.splits["train"].rows] == ["train.csv row 1", "train.csv row 2"]
+    assert [row.fields for row in rows.splits["train"].rows] == [
+        {"text": 'a, "b"', "n": "1"},
+        {"text": "café", "n": "2"},
+    ]
+    assert [row.where.rsplit("/")[-1] for row in rows.splits["train"].rows] == ["train.csv:2", "train.csv:3"]
 
 
 def test_parquet_rows_keep_lists(fields, tables, tmp_path):
@@ -335,7 +338,13 @@ def test_a_table_that_cannot_be_read_is_told_with_its_file(told, tables, name, c
         ("a.CONLL", "", "conll"),
         ("a.iob", "", "conll"),
         ("a.bio", "", "conll"),
-        ("a.tsv", "", "conll"),
+        ("a.tsv", "", "tsv"),
+        ("a.tsv", "Ada\tB-PER\ncame\tO\n", "conll"),
+        ("a.tsv", "text\tlabel\nfine\tgood\n", "tsv"),
+        ("a.json", '[{"a": 1}]', "json"),
+        ("a.json", '[\n {"a": 1}]', "json"),
+        ("a.json", '{"version": "v2.0", "data": []}', "squad"),
+        ("a.json", '{\n "data": []\n}', "squad"),
         ("a.csv", "", "csv"),
         ("a.parquet", "", "parquet"),
         ("a.txt", '\n{"a": 1}\n {"b": 2}\n', "jsonl"),
@@ -411,7 +420,10 @@ def test_a_folder_is_no_file(tables, tmp_path, form):
 
 @pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.conll"])
 def test_a_file_that_is_not_utf8_is_told_with_the_byte(told, name):
-    assert told(name, b"caf\xe9 O\n") == [f"data.train: {name} is not UTF-8 text (byte 3). Convert it to UTF-8."]
+    assert told(name, b"caf\xe9 O\n") == [
+        f"data.train: {name} is not utf-8 text (byte 3). "
+        "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
+    ]
 
 
 @pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.conll"])

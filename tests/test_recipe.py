@@ -64,6 +64,8 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "dataset": None,
             "subset": None,
             "format": "auto",
+            "header": None,
+            "encoding": "utf-8",
             "columns": {},
             "seed": 13,
             "max_length": None,
@@ -79,6 +81,8 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "warmup_ratio": 0.0,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "bf16": False,
+            "group_by_length": False,
             "seed": 42,
             "early_stopping_patience": 5,
         },
@@ -131,7 +135,9 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
         (
             "  type: token-classification",
             "  type: ner",
-            "recipe.yaml:5  task.type: unknown type 'ner'. Known: token-classification.",
+            "recipe.yaml:5  task.type: unknown type 'ner'. "
+            "Known: question-answering, regression, relation-extraction, text-classification, "
+            "token-classification.",
         ),
         ("  train: train.txt", "  {}", "recipe.yaml:6  data.train: missing, and it has no default."),
         (
@@ -143,7 +149,7 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
             "  train: train.txt",
             "  train: a\n  format: jsnl",
             "recipe.yaml:8  data.format: unknown format 'jsnl'. Did you mean 'jsonl'? "
-            "Known: auto, conll, csv, jsonl, markup, parquet.",
+            "Known: auto, conll, csv, json, jsonl, markup, parquet, squad, tsv.",
         ),
         ("  train: train.txt", "  train: a\n  validation: 1.5", "recipe.yaml:8  data.validation: should be "),
         ("  train: train.txt", "  train: 3", "recipe.yaml:7  data.train: should be a valid string, not 3."),
@@ -203,14 +209,16 @@ training:
   seed: -1
   num_train_epoch: 3
 """)
-    keys_of_data = "columns, dataset, format, max_length, max_lost, seed, subset, test, train, validation"
+    keys_of_data = (
+        "columns, dataset, encoding, format, header, max_length, max_lost, seed, subset, test, train, validation"
+    )
     problems = told(path)
     assert problems[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
         "Keys here: model, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
-        "Known: token-classification.",
+        "Known: question-answering, regression, relation-extraction, text-classification, token-classification.",
         "recipe.yaml:7  task.labels: should be a valid list, not 'PER'.",
         "recipe.yaml:9  method.r: should be a valid integer, not '8'.",
         "recipe.yaml:10  method.target_modules: should be 'all-linear', or a valid list, not 3.",
@@ -219,7 +227,8 @@ training:
         "recipe.yaml:17  training.seed: should be greater than or equal to 0, not -1.",
     ]
     assert problems[-1].startswith(
-        "recipe.yaml:18  training.num_train_epoch: unknown key. Did you mean 'num_train_epochs'? Keys here: early_"
+        "recipe.yaml:18  training.num_train_epoch: unknown key. Did you mean 'num_train_epochs'? "
+        "Keys here: bf16, early_"
     )
 
 
@@ -449,9 +458,12 @@ def test_the_schema_describes_its_fields():
     assert sections["DataSection"]["properties"]["format"]["enum"] == [
         "auto",
         "jsonl",
+        "json",
+        "squad",
         "conll",
         "markup",
         "csv",
+        "tsv",
         "parquet",
     ]
     for name, section in sections.items():

@@ -52,7 +52,7 @@ def test_heads_of_different_width_share_one_backbone(tuned_store):
     assert first.bert is second.bert
     assert (first.classifier.out_features, second.classifier.out_features) == (5, 3)
     assert bank.names == ["ner-tiny@1", "ner-place"]
-    assert bank.labels("ner-place") == ["LOC"]
+    assert bank.task("ner-place").labels == ["LOC"]
 
 
 def test_a_row_in_a_mixed_call_equals_its_solo_row(tuned_store):

@@ -107,12 +107,12 @@ def test_every_shape_of_a_row_says_the_same(fields):
         (
             {"words": ["a"], "ner": ["O"]},
             "expected columns tokens and tags, or text and entities; found words, ner. "
-            "Map yours under data.columns, our name first, as in 'tokens: words'.",
+            "Map yours under data.columns, our name first, as in 'tokens: your-name'.",
         ),
         (
             {},
             "expected columns tokens and tags, or text and entities; found none. "
-            "Map yours under data.columns, our name first, as in 'tokens: words'.",
+            "Map yours under data.columns, our name first, as in 'tokens: your-name'.",
         ),
         ({"tokens": ["a", "b"], "tags": ["O"]}, "expected as many tags as tokens, found 1 tags for 2 tokens"),
         ({"tokens": [1], "tags": ["O"]}, "expected tokens to be a list of strings, found [1]"),
@@ -123,8 +123,8 @@ def test_every_shape_of_a_row_says_the_same(fields):
             {"tokens": ["a", "b"], "tags": ["O", "PER"]},
             "word 2: expected a tag such as O, B-PER or I-PER, found 'PER'",
         ),
-        ({"text": 3, "entities": []}, "expected text to be a string, found int"),
-        ({"text": None, "entities": []}, "expected text to be a string, found NoneType"),
+        ({"text": 3, "entities": []}, "expected text to be a string, found 3"),
+        ({"text": None, "entities": []}, "expected text to be a string, found None"),
         ({"text": "a", "entities": None}, "expected entities to be a list of {start, end, label}, found None"),
         (
             {"text": "a", "entities": "[{]"},
@@ -218,7 +218,7 @@ def test_what_reading_loses_and_changes_is_in_the_ledger():
 
 def learn(task, **splits):
     problems = Problems()
-    task.learn_labels(splits, problems)
+    task.learn(splits, problems)
     return [str(problem) for problem in problems.found]
 
 
@@ -288,8 +288,8 @@ EXAMPLES = {
     "sentence": tagged(SENTENCE, SENTENCE_TAGS),
     "single-word": tagged(["Ada"], ["B-PER"]),
     "no-entity": tagged(["Nobody", "came"], ["O", "O"]),
-    "empty": marked(""),
-    "blank": marked(" \n"),
+    "empty": task_with().read_input(Row({"text": ""}, "f:1")),
+    "blank": task_with().read_input(Row({"text": " \n"}, "f:1")),
     "neighbours": tagged(["Ada", "Grace", "Rome", "Paris"], ["B-PER", "B-PER", "B-LOC", "I-LOC"]),
     "one-entity": tagged(["a"] * 40, ["B-PER", *["I-PER"] * 39]),
     "long-word": tagged([LONG_WORD], ["B-LOC"]),
@@ -319,7 +319,7 @@ def outputs_of(task, features, tags, seed=0):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
-    features = task.encode(example, tokenizer, max_length, cut=False)
+    features = task.encode(example, tokenizer, max_length, training=False)
     tags = tags_from_spans(list(example.spans), len(example.words))
     prediction = task.decode(example, features, outputs_of(task, features, tags))
 
@@ -336,19 +336,19 @@ def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
-    features = task.encode(example, tokenizer, max_length, cut=False)
+    features = task.encode(example, tokenizer, max_length, training=False)
     assert {word for feature in features for _, word in feature.positions} == set(range(len(example.words)))
     assert all(0 < len(feature) <= max_length for feature in features)
-    assert (task.lost(example, features), task.is_cut(example, features)) == (0, False)
+    assert (task.lost(example, features), any(feature.cut for feature in features)) == (0, False)
     for one, next_one in pairwise(features):
         assert next_one.positions[0][1] <= one.positions[-1][1] + 1
 
 
-@pytest.mark.parametrize("cut", [True, False])
-def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, cut):
+@pytest.mark.parametrize("training", [True, False])
+def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, training):
     example, task = EXAMPLES["long-words"], task_with("LOC", "PER")
     tags = tags_from_spans(list(example.spans), len(example.words))
-    [feature] = task.encode(example, tokenizer, 512, cut=cut)
+    [feature] = task.encode(example, tokenizer, 512, training=training)
     whole = tokenizer(example.tokens(), is_split_into_words=True)
     assert feature.inputs == dict(whole)
     assert [word for _, word in feature.positions] == list(range(len(tags)))
@@ -361,15 +361,15 @@ def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, c
 def test_an_input_as_long_as_the_limit_is_one_window(tokenizer):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     length = len(tokenizer(SENTENCE.split(), is_split_into_words=True)["input_ids"])
-    assert len(task.encode(example, tokenizer, length, cut=False)) == 1
-    assert len(task.encode(example, tokenizer, length - 1, cut=False)) > 1
+    assert len(task.encode(example, tokenizer, length, training=False)) == 1
+    assert len(task.encode(example, tokenizer, length - 1, training=False)) > 1
 
 
 def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(tokenizer):
-    example = task_with().read_text("ada " * 120)
-    windows = len(task_with().encode(example, tokenizer, 48, cut=False))
+    example = task_with().read_input(Row({"text": "ada " * 120}, "f:1"))
+    windows = len(task_with().encode(example, tokenizer, 48, training=False))
     task = task_with(*(str(number) for number in range(windows)))
-    features = task.encode(example, tokenizer, 48, cut=False)
+    features = task.encode(example, tokenizer, 48, training=False)
     outputs = [outputs_of(task, [feature], [f"B-{number}"] * 120)[0] for number, feature in enumerate(features)]
     chosen = [tag.removeprefix("B-") for tag in task.decode(example, features, outputs).tags]
 
@@ -384,22 +384,22 @@ def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(
 
 def test_no_words_give_no_features_and_no_entities(tokenizer):
     task = task_with("PER")
-    for cut in (True, False):
-        assert task.encode(task.read_text(" \n"), tokenizer, 16, cut=cut) == []
-    assert task.decode(task.read_text(" "), [], []) == Entities(" ", (), ())
+    for training in (True, False):
+        assert task.encode(task.read_input(Row({"text": " \n"}, "f:1")), tokenizer, 16, training=training) == []
+    assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == Entities(" ", (), ())
 
 
 def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     for max_length in range(8, 40):
-        [feature] = task.encode(example, bert, max_length, cut=True)
+        [feature] = task.encode(example, bert, max_length, training=True)
         kept = [word for _, word in feature.positions]
         assert len(feature) <= max_length
         assert kept == list(range(len(kept)))
         assert task.count(example) == 5
         assert task.lost(example, [feature]) == sum(end > len(kept) for _, end, _ in example.spans)
-        assert task.is_cut(example, [feature]) == (len(kept) < len(SENTENCE.split()))
-    assert not task.is_cut(example, [feature])
+        assert feature.cut == (len(kept) < len(SENTENCE.split()))
+    assert not feature.cut
 
 
 def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_base, tmp_path):
@@ -408,15 +408,15 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
     tokenizer = load_tokenizer(BaseFiles("x", folder, "local folder"))
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
-    [feature] = task.encode(example, tokenizer, 12, cut=True)
-    assert task.is_cut(example, [feature])
+    [feature] = task.encode(example, tokenizer, 12, training=True)
+    assert feature.cut
     kept = {word for _, word in feature.positions}
     assert task.lost(example, [feature]) == sum(not set(range(a, b)) <= kept for a, b, _ in example.spans)
 
 
 def test_an_entity_whose_word_the_tokenizer_erases_is_counted_as_lost(bert):
     example, task = tagged(["in", "\u200b", "Rome"], ["O", "B-LOC", "B-LOC"]), task_with("LOC")
-    [feature] = task.encode(example, bert, 16, cut=True)
+    [feature] = task.encode(example, bert, 16, training=True)
     assert [word for _, word in feature.positions] == [0, 2]
     assert task.lost(example, [feature]) == 1
 
@@ -442,7 +442,7 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
     tokenizer.padding_side = side
     task = task_with("LOC", "PER")
     features = [
-        task.encode(EXAMPLES[name], tokenizer, 64, cut=True)[0] for name in ("single-word", "sentence", "chinese")
+        task.encode(EXAMPLES[name], tokenizer, 64, training=True)[0] for name in ("single-word", "sentence", "chinese")
     ]
     batch = task.collate(features, tokenizer)
     width = max(map(len, features))
@@ -460,7 +460,7 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
 
 def test_collating_leaves_the_features_as_they_were(bert):
     task = task_with("LOC", "PER")
-    features = [task.encode(EXAMPLES[name], bert, 64, cut=True)[0] for name in ("single-word", "sentence")]
+    features = [task.encode(EXAMPLES[name], bert, 64, training=True)[0] for name in ("single-word", "sentence")]
     before = [(dict(feature.inputs), list(feature.labels)) for feature in features]
     task.collate(features, bert)
     assert [(dict(feature.inputs), list(feature.labels)) for feature in features] == before
@@ -472,7 +472,7 @@ def test_collating_leaves_the_features_as_they_were(bert):
 def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
     task = task_with("LOC", "PER")
     example = EXAMPLES["emoji"]
-    features = task.encode(example, tokenizer, 64, cut=False)
+    features = task.encode(example, tokenizer, 64, training=False)
     tags = tags_from_spans(list(example.spans), len(example.words))
     plain = task.decode(example, features, outputs_of(task, features, tags)).as_dict()
     assert json.loads(json.dumps(plain)) == plain
@@ -487,7 +487,7 @@ def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
 def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
     task = task_with("PER")
     example = tagged(["ada", "lovelace", "came"], ["O"] * 3)
-    [feature] = task.encode(example, bert, 16, cut=False)
+    [feature] = task.encode(example, bert, 16, training=False)
     probabilities = torch.full((len(feature), 3), 1 / 3)
     probabilities[feature.positions[0][0]] = torch.tensor([0.1, 0.8, 0.1])
     probabilities[feature.positions[1][0]] = torch.tensor([0.2, 0.2, 0.6])
@@ -501,7 +501,7 @@ def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
 def test_tags_that_a_model_cannot_mean_are_decoded_as_a_well_formed_sequence(bert, tags):
     task = task_with("LOC", "PER")
     example = tagged(["ada", "lovelace", "london"], ["O"] * 3)
-    features = task.encode(example, bert, 16, cut=False)
+    features = task.encode(example, bert, 16, training=False)
     prediction = task.decode(example, features, outputs_of(task, features, tags))
     spans_from_tags(list(prediction.tags), "iob2")  # raises where they are not
 
@@ -563,7 +563,7 @@ def test_nothing_found_scores_zero_without_a_murmur(gold, guessed, support):
 @pytest.mark.parametrize("texts", [[], [""], ["", "a"]])
 def test_texts_without_anything_to_find_can_be_scored(texts):
     task = task_with("PER")
-    examples = [task.read_text(text) for text in texts]
+    examples = [task.read_input(Row({"text": text}, "f:1")) for text in texts]
     predictions = [Entities(e.text, (), ("O",) * len(e.words)) for e in examples]
     scores = task.score(examples, predictions)
     assert scores.as_dict() == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "by_label": {}}

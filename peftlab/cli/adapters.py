@@ -7,10 +7,11 @@ import click
 from rich.markup import escape
 from rich.text import Text
 
-from peftlab.cli.display import cell, megabytes, out, score_table, table
+from peftlab.cli.display import cell, megabytes, out, score_tables, table
 from peftlab.cli.options import json_option, store_option
 from peftlab.errors import PeftlabError
 from peftlab.store import Adapter, Store
+from peftlab.tasks import Scores
 
 
 @click.group()
@@ -61,15 +62,15 @@ def show(adapter: str, as_json: bool, store: str) -> None:
         return
     manifest = found.manifest
     out.print(f"[bold]{found}[/]  {escape(str(found.folder))}  {megabytes(found.size)}  {manifest['created']}")
-    out.print(f"task    {manifest['task']['type']}: {escape(', '.join(manifest['task']['labels']))}")
+    labels = f": {escape(', '.join(manifest['task']['labels']))}" if manifest["task"]["labels"] else ""
+    out.print(f"task    {manifest['task']['type']}{labels}")
     out.print(f"base    {escape(manifest['base']['model'])}  fingerprint {manifest['base']['fingerprint'][:12]}…")
     trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
     out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
     out.print(f"data    sha256 {manifest['data']['sha256'][:12]}…, inputs of up to {manifest['max_length']} tokens")
     out.print(f"made by {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
     for split, scores in manifest["scores"].items():
-        overall = {name: value for name, value in scores.items() if name != "by_label"}
-        out.print(score_table(f"{split.capitalize()} scores", overall, scores["by_label"]))
+        out.print(score_tables(f"{split.capitalize()} scores", Scores.from_dict(scores)))
         out.print()
 
 

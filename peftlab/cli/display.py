@@ -1,23 +1,25 @@
-"""How things look: errors, tables, scores, highlighted entities."""
+"""How things look: errors, tables, scores."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from peftlab.data.markup import write_markup
 from peftlab.errors import RecipeError
 
 if TYPE_CHECKING:
-    from peftlab.runtime import Answer, Bank
+    from peftlab.tasks import Confusion, Scores
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
+MOST_ACROSS = 12  # labels up to which their confusion fits a terminal
+MISTAKES_SHOWN = 10
 
 
 def print_error(message: str) -> None:
@@ -48,15 +50,49 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
-def score_table(title: str, overall: Mapping[str, float], by_label: Mapping[str, Mapping[str, float]]) -> Table:
-    """Scores by label, and over all of them in the last line."""
-    columns = list(next(iter(by_label.values()), {**overall, "support": 0}))
-    made = table(title, "", *columns)
-    for label, values in by_label.items():
-        made.add_row(escape(label), *(cell(values[column]) for column in columns))
-    total = {**overall, "support": sum(int(values["support"]) for values in by_label.values())}
-    made.add_section()
-    made.add_row("all", *(cell(total[column]) for column in columns), style="bold")
+def score_tables(title: str, scores: "Scores") -> Group:
+    """Scores by label and over all, and which labels are taken for which."""
+    columns = list(next(iter(scores.by_label.values()), {}))
+    total = {**scores.values, "support": sum(int(row["support"]) for row in scores.by_label.values())}
+    made = table(title, "", *(columns or scores.values))
+    for label, row in scores.by_label.items():
+        made.add_row(escape(label), *(cell(row[column]) for column in columns))
+    shared = all(column in total for column in columns)
+    if shared:
+        made.add_section()
+        made.add_row("all", *(cell(total[column]) for column in columns or scores.values), style="bold")
+    others = {name: value for name, value in scores.values.items() if not shared or (columns and name not in columns)}
+    parts: list[RenderableType] = [made]
+    if others:
+        line = "   ".join(f"[bold]{name} {cell(value)}[/]" for name, value in others.items())
+        parts += [Text.from_markup(f"\n{line}")]
+    if scores.confusion and len(scores.confusion.labels) > 1:
+        parts += [Text(""), confusion_table(scores.confusion)]
+    return Group(*parts)
+
+
+def confusion_table(confusion: "Confusion") -> Table:
+    """Gold labels down, predicted ones across; of very many labels, the pairs most often mistaken."""
+    if len(confusion.labels) > MOST_ACROSS:
+        return _mistakes_table(confusion)
+    made = table("Gold ↓ predicted →", "", *map(escape, confusion.labels))
+    for i, (label, row) in enumerate(zip(confusion.labels, confusion.counts, strict=True)):
+        cells = [f"[bold green]{count}[/]" if i == j else (str(count) if count else "·") for j, count in enumerate(row)]
+        made.add_row(escape(label), *cells)
+    return made
+
+
+def _mistakes_table(confusion: "Confusion") -> Table:
+    named = list(zip(confusion.labels, confusion.counts, strict=True))
+    mistakes = [
+        (count, gold, told)
+        for gold, row in named
+        for told, count in zip(confusion.labels, row, strict=True)
+        if count and told != gold
+    ]
+    made = table("Most often mistaken", "gold", "for", "times", "of")
+    for count, gold, told in sorted(mistakes, key=lambda mistake: -mistake[0])[:MISTAKES_SHOWN]:
+        made.add_row(escape(gold), escape(told), str(count), str(sum(dict(named)[gold])))
     return made
 
 
@@ -67,31 +103,22 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+@contextmanager
+def bar_for(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar while something long goes on, in a terminal; gives the function that moves it."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    ) as bar:
+        shown = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(shown, completed=done, total=total)
+
+
 def megabytes(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e6:.1f} MB"
-
-
-def entities_text(text: str, entities: list[dict[str, Any]], labels: list[str]) -> Text:
-    """The text with its entities coloured and labelled; as inline markup where there is no colour to be had."""
-    if not out.color_system:
-        return Text(write_markup(text, ((e["start"], e["end"], e["label"]) for e in entities)))
-    shown, end = Text(), 0
-    for entity in entities:
-        colour = COLOURS[labels.index(entity["label"]) % len(COLOURS)]
-        shown.append(text[end : entity["start"]])
-        shown.append(f" {entity['text']} ", style=f"black on {colour}")
-        shown.append(f"{entity['label']} ", style=f"bold black on {colour}")
-        end = entity["end"]
-    return shown.append(text[end:])
-
-
-def print_answers(answers: Iterable["Answer"], bank: "Bank") -> None:
-    """Each answer on a line of its own, after its adapter's name where there are several."""
-    for answer in answers:
-        fields = answer.as_dict()
-        shown = entities_text(fields["text"], fields["entities"], bank.labels(answer.adapter))
-        if len(bank.names) > 1:
-            width = max(map(len, bank.names))
-            shown = Text.assemble((f"{answer.adapter:<{width}}  ", "dim"), shown)
-        out.print(shown)

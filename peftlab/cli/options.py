@@ -1,10 +1,10 @@
 """Options that several commands share."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from peftlab.recipe import parse_override
+from peftlab.recipe import DataSection, parse_override
 
 store_option = click.option(
     "--store", default="adapters", show_default=True, metavar="DIR", help="Folder that holds the adapters."
@@ -17,6 +17,38 @@ device_option = click.option(
     help="Where to compute.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the base, if an adapter needs it."
+)
+format_option = click.option(
+    "--format",
+    "data_format",
+    default="auto",
+    show_default=True,
+    type=click.Choice(get_args(DataSection.model_fields["format"].annotation)),
+    help="Format of FILE.",
+)
+
+
+def _columns(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    named = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise click.BadParameter(f"'{pair}' is not of the form ours=theirs, as in text=review.")
+        named[ours] = theirs
+    return named
+
+
+columns_option = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    callback=_columns,
+    help="A column of FILE that has another name there, as in text=review.",
+)
 
 
 def _overrides(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:

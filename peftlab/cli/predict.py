@@ -3,32 +3,52 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from peftlab.cli.options import device_option, json_option, store_option
+from peftlab.cli.options import columns_option, device_option, format_option, json_option, store_option, trust_option
+
+if TYPE_CHECKING:
+    from peftlab.data import Row
+    from peftlab.runtime import Bank
+
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
 
 
 @click.command()
 @click.argument("adapters", metavar="ADAPTER[,ADAPTER…]")
 @click.argument("texts", metavar="[TEXT]…", nargs=-1)
 @click.option(
+    "--context", metavar="TEXT|@FILE", help="What every TEXT is about: a question's context, a pair's second text."
+)
+@click.option(
     "--file",
     "-f",
     "file",
     metavar="FILE",
-    help="Read texts from FILE, one a line, or `text` of each object of a .jsonl.",
+    help="Read rows from FILE: one text a line, or the columns of a .jsonl, .json, .csv, .tsv, .conll or .parquet.",
+)
+@format_option
+@columns_option
+@click.option(
+    "--conll",
+    "scheme",
+    type=click.Choice(["iob1", "iob2", "iobes"]),
+    help="Print a word and its tag a line (token classification).",
 )
 @json_option
 @store_option
 @device_option
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the base, if an adapter needs it."
-)
+@trust_option
 def predict(
     adapters: str,
     texts: tuple[str, ...],
+    context: str | None,
     file: str | None,
+    data_format: str,
+    columns: dict[str, str],
+    scheme: str | None,
     as_json: bool,
     store: str,
     device: str,
@@ -37,27 +57,33 @@ def predict(
     """Run texts through one adapter, or through several on the same resident base.
 
     Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version.
-    With --json, each text and adapter gives one line with `adapter`, `text` and the prediction.
+    Relations are asked as "<e1>Ada</e1> founded <e2>Solwind</e2>." With --json, each row and adapter gives one line
+    with `adapter`, what was asked, and the prediction.
     """
-    rows = _texts(texts, file)
+    rows = _rows(texts, file, data_format, columns)
+    about = _context(context)
     names = list(dict.fromkeys(name.strip() for name in adapters.split(",") if name.strip()))
-    _resolve_first(names, store)
+    resolve_first(names, store)
 
     from peftlab.runtime import load
 
     bank = load(*names, store=store, device=device, trust_remote_code=trust_remote_code)
     chosen = [name for _ in rows for name in names]
-    answers = bank.predict([text for text in rows for _ in names], adapters=chosen)
+    asked = [_with_context(row, about, name, bank) for row in rows for name in names]
+    answers = bank.predict(asked, adapters=chosen)
     if as_json:
         for answer in answers:
             click.echo(json.dumps(answer.as_dict(), ensure_ascii=False))
         return
-    from peftlab.cli.display import print_answers
+    from peftlab.cli.predictions import print_answers, print_conll
 
-    print_answers(answers, bank)
+    if scheme:
+        print_conll(answers, scheme)
+    else:
+        print_answers(answers, bank)
 
 
-def _resolve_first(names: list[str], store: str) -> None:
+def resolve_first(names: list[str], store: str) -> None:
     """A wrong name is told at once, not after seconds of imports."""
     from peftlab.store import Store
 
@@ -65,39 +91,52 @@ def _resolve_first(names: list[str], store: str) -> None:
         Store(store).verify(name)
 
 
-def _texts(texts: tuple[str, ...], file: str | None) -> list[str]:
+def _rows(
+    texts: tuple[str, ...], file: str | None, data_format: str, columns: dict[str, str]
+) -> "list[str] | list[Row]":
     if texts and file:
         raise click.UsageError("give texts as arguments or with --file, not both.")
     if texts:
         return list(texts)
+    if file and (data_format != "auto" or Path(file).suffix.lower() in TABLES):
+        return _table_rows(file, data_format, columns)
     if file:
-        return _file_texts(Path(file))
+        return _lines(_file_text(Path(file)))
     if sys.stdin.isatty():
         raise click.UsageError("no text. Give it as an argument, with --file, or on standard input.")
     return _lines(sys.stdin.read())
 
 
-def _file_texts(file: Path) -> list[str]:
+def _table_rows(file: str, data_format: str, columns: dict[str, str]) -> "list[Row]":
+    from peftlab.data.loading import read_split
+    from peftlab.errors import Problems
+    from peftlab.recipe import DataSection
+
+    with Problems() as problems:
+        section = DataSection.model_validate({"train": file, "format": data_format, "columns": columns})
+        return read_split(section, file, problems, key="").rows
+
+
+def _context(context: str | None) -> str | None:
+    return _file_text(Path(context[1:])).strip() if context and context.startswith("@") else context
+
+
+def _file_text(file: Path) -> str:
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise click.UsageError(f"{file}: {reason}.") from None
-    if file.suffix != ".jsonl":
-        return _lines(content)
-    return [
-        _jsonl_text(line, f"{file}:{number}") for number, line in enumerate(content.splitlines(), 1) if line.strip()
-    ]
 
 
-def _jsonl_text(line: str, where: str) -> str:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"{where}: expected a JSON object; {error.msg} at column {error.colno}.") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-        raise click.UsageError(f"{where}: expected an object with a string under `text`.")
-    return str(fields["text"])
+def _with_context(row: "str | Row", context: str | None, name: str, bank: "Bank") -> Any:
+    """The row with the context under the name that the adapter's task has for it."""
+    if context is None:
+        return row
+    first, *others = bank.task(name).input_columns
+    if not others:
+        raise click.UsageError(f"--context is nothing that {name} ({bank.task(name).type}) takes.")
+    return {first: row, others[0]: context} if isinstance(row, str) else {**row.fields, others[0]: context}
 
 
 def _lines(content: str) -> list[str]:

@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from peftlab.cli.display import megabytes, out, score_table, table
+from peftlab.cli.display import megabytes, out, score_tables, table
 from peftlab.data import Ledger
 from peftlab.tasks import Task
 from peftlab.tuning import Progress as Listener
@@ -134,7 +134,7 @@ def print_result(result: TuningResult, store: str) -> None:
     """Scores, where the adapter lies, and the command to use it."""
     for split, scores in result.scores.items():
         if split == "test" or "test" not in result.scores:
-            out.print(score_table(f"{split.capitalize()} scores", scores.values, scores.by_label))
+            out.print(score_tables(f"{split.capitalize()} scores", scores))
     adapter = result.adapter
     minutes, seconds = divmod(round(result.seconds), 60)
     out.print(
@@ -143,4 +143,4 @@ def print_result(result: TuningResult, store: str) -> None:
     )
     out.print(f"Curves    {escape(str(adapter.folder / 'curves.png'))}")
     option = "" if store == "adapters" else f" --store {escape(store)}"
-    out.print(f'Use it    peftlab predict {adapter.name}{option} "Your text"')
+    out.print(f"Use it    peftlab predict {adapter.name}{option} {escape(result.task.example_arguments)}")

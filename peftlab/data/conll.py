@@ -1,25 +1,33 @@
 """CoNLL files: one token a line with its tag in the last column, a blank line between sentences.
 
-Columns are separated by tabs, or else by spaces. `-DOCSTART-` lines separate documents and hold no token.
+Columns are separated by tabs, or else by spaces. `-DOCSTART-` lines separate documents and hold no token. Before the
+first token of a sentence, a line such as `# label = founded` gives the row another field, as CoNLL-U has it.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from peftlab.data.rows import Row, RowError
 
+_FIELD = re.compile(r"#\s*(\w+)\s*=\s*(.*\S)\s*")
 
-def read_conll(path: Path) -> Iterator[Row | RowError]:
+
+def read_conll(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
     """Rows with `tokens` and `tags`; a row's place is the line of its first token."""
+    fields: dict[str, str] = {}
     tokens: list[str] = []
     tags: list[str] = []
     first = 0
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding=encoding) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("-DOCSTART-"):
                 if tokens:
-                    yield Row({"tokens": tokens, "tags": tags}, f"{path}:{first}")
-                    tokens, tags = [], []
+                    yield Row({"tokens": tokens, "tags": tags, **fields}, f"{path}:{first}")
+                    fields, tokens, tags = {}, [], []
+                continue
+            if not tokens and (field := _FIELD.fullmatch(line.strip())) and "\t" not in line:
+                fields[field[1]] = field[2]
                 continue
             columns = split_columns(line)
             if len(columns) < 2:
@@ -29,7 +37,7 @@ def read_conll(path: Path) -> Iterator[Row | RowError]:
             tokens.append(columns[0])
             tags.append(columns[-1])
     if tokens:
-        yield Row({"tokens": tokens, "tags": tags}, f"{path}:{first}")
+        yield Row({"tokens": tokens, "tags": tags, **fields}, f"{path}:{first}")
 
 
 def split_columns(line: str) -> list[str]:

@@ -1,25 +1,30 @@
 """The data section of a recipe → rows of every split."""
 
+import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftlab.data.conll import read_conll, split_columns
-from peftlab.data.jsonl import read_jsonl
+from peftlab.data.json_files import read_json, read_jsonl, read_squad
 from peftlab.data.markup import read_markup
 from peftlab.data.rows import Row, RowError, Rows, Split
-from peftlab.data.tables import read_csv, read_dataset, read_parquet
+from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
 from peftlab.errors import NotFoundError, Problems, suggest
 from peftlab.recipe import DataSection
 
-Reader = Callable[[Path], Iterator[Row | RowError]]
+Reader = Callable[[Path, str, Sequence[str] | None], Iterator[Row | RowError]]
+"""Path, encoding and, for tables without a header line, column names → rows."""
 
 FORMATS: dict[str, Reader] = {
     "jsonl": read_jsonl,
+    "json": read_json,
+    "squad": read_squad,
     "conll": read_conll,
     "markup": read_markup,
     "csv": read_csv,
+    "tsv": read_tsv,
     "parquet": read_parquet,
 }
 ENDINGS = {
@@ -27,7 +32,6 @@ ENDINGS = {
     ".conll": "conll",
     ".iob": "conll",
     ".bio": "conll",
-    ".tsv": "conll",
     ".csv": "csv",
     ".parquet": "parquet",
 }
@@ -38,28 +42,45 @@ def load_rows(section: DataSection, problems: Problems) -> Rows:
     """Rows of each split, read or carved; what cannot be read is added to `problems`."""
     named = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
-        name: _read_split(section, name, source, problems) for name, source in named.items() if isinstance(source, str)
+        name: read_split(section, source, problems, key=f"data.{name}")
+        for name, source in named.items()
+        if isinstance(source, str)
     }
     shares = {name: share for name, share in named.items() if isinstance(share, float)}
     splits = _carve(splits, shares, section.seed, problems)
     return Rows({name: splits[name] for name in named if name in splits})
 
 
-def guess_format(path: Path) -> str:
-    """The format by the file's ending, or else by its first lines: JSON objects, token-and-tag columns, or markup."""
-    if path.suffix.lower() in ENDINGS:
-        return ENDINGS[path.suffix.lower()]
-    with path.open(encoding="utf-8-sig") as file:
+def guess_format(path: Path, encoding: str = "utf-8-sig") -> str:
+    """The format by the file's ending, or else by its first lines: JSON, token-and-tag columns, or markup."""
+    ending = path.suffix.lower()
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    with path.open(encoding=encoding) as file:
         lines = [line for line, _ in zip((line for line in file if line.strip()), range(20), strict=False)]
+    if ending == ".json":
+        return _guess_json(lines)
     if lines and all(line.lstrip().startswith("{") for line in lines):
         return "jsonl"
     last_columns = [split_columns(line)[-1] for line in lines]
     tagged = sum(tag == "O" or tag[1:2] == "-" for tag in last_columns)
-    return "conll" if tagged > len(lines) / 2 else "markup"
+    untagged = "tsv" if ending == ".tsv" else "markup"
+    return "conll" if tagged > len(lines) / 2 else untagged
 
 
-def _read_split(section: DataSection, name: str, source: str, problems: Problems) -> Split:
-    key = f"data.{name}"
+def _guess_json(lines: list[str]) -> str:
+    """What a .json file is: a list of objects, an object a line in spite of its ending, or SQuAD's nesting."""
+    if not lines or not lines[0].lstrip().startswith("{"):
+        return "json"
+    try:
+        first = json.loads(lines[0])
+    except json.JSONDecodeError:
+        return "squad"  # written over several lines
+    return "squad" if "data" in first else "jsonl"
+
+
+def read_split(section: DataSection, source: str, problems: Problems, *, key: str) -> Split:
+    """The rows of one file or dataset split, their columns under our names; problems are told at the recipe's `key`."""
     found = (
         _read_dataset(section, key, source, problems) if section.dataset else _read_file(section, key, source, problems)
     )
@@ -101,14 +122,18 @@ def _read_file(section: DataSection, key: str, source: str, problems: Problems) 
         problems.add(f"{path} is a folder.", key=key, hint="Name a file in it, or load it as a dataset: data.dataset.")
         return None
     try:
-        kind = guess_format(path) if section.format == "auto" else section.format
-        return list(FORMATS[kind](path))
+        encoding = "utf-8-sig" if section.encoding == "utf-8" else section.encoding  # with or without a mark
+        kind = guess_format(path, encoding) if section.format == "auto" else section.format
+        return list(FORMATS[kind](path, encoding, section.header))
     except FileNotFoundError:
         beside = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = suggest(path.name, beside, what="Files there") if beside else f"There is no folder {path.parent}."
         problems.add(f"no such file: {path}.", key=key, hint=hint)
     except UnicodeDecodeError as error:
-        problems.add(f"{path} is not UTF-8 text (byte {error.start}).", key=key, hint="Convert it to UTF-8.")
+        hint = "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
+        problems.add(f"{path} is not {section.encoding} text (byte {error.start}).", key=key, hint=hint)
+    except LookupError:
+        problems.add(f"unknown encoding '{section.encoding}'.", key="data.encoding", hint="utf-8 fits most files.")
     except OSError as error:
         problems.add(f"{path} cannot be read: {error.strerror}.", key=key)
     return None

@@ -4,7 +4,7 @@ A bracket that is only a bracket is written `\[` or `\]`, a backslash `\\`. Blan
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ _PIECE = re.compile(
 )
 
 
-def read_markup(path: Path) -> Iterator[Row | RowError]:
+def read_markup(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
     """Rows with `text` and `entities` ({start, end, label}, in characters)."""
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding=encoding) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _parsed(line.rstrip("\r\n"), f"{path}:{number}")

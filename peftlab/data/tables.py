@@ -1,6 +1,7 @@
-"""CSV, Parquet and the Hub, through the `datasets` library (imported only when used)."""
+"""Tables: CSV and TSV by Python's own reader, which knows line numbers; Parquet and the Hub through `datasets`."""
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,48 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def read_csv(path: Path) -> Iterator[Row | RowError]:
-    """Rows of a CSV file with a header line."""
-    return _file_rows("csv", path)
+def read_csv(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
+    """Rows of a comma-separated file; its first line names the columns, unless `header` does. Cells are strings."""
+    with path.open(encoding=encoding, newline="") as lines:
+        yield from _table(path, csv.reader(lines, strict=True), header)
 
 
-def read_parquet(path: Path) -> Iterator[Row | RowError]:
-    """Rows of a Parquet file."""
-    return _file_rows("parquet", path)
+def read_tsv(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
+    """Rows of a tab-separated file, in which quotes are only quotes."""
+    with path.open(encoding=encoding, newline="") as lines:
+        yield from _table(path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), header)
+
+
+def _table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Row | RowError]:
+    names = list(header or [])
+    line = 1
+    try:
+        for cells in reader:
+            if not any(cells):
+                pass  # a blank line
+            elif not names:
+                names = [name.strip() for name in cells]
+            elif len(cells) == len(names):
+                yield Row(dict(zip(names, cells, strict=True)), f"{path}:{line}")
+            else:
+                yield RowError(f"{path}:{line}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        yield RowError(f"{path}:{line}: expected a row of a table; {error}")
+
+
+def read_parquet(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
+    """Rows of a Parquet file, which carries its own column names."""
+    from datasets import load_dataset
+
+    path.open("rb").close()  # an absent file is told as such
+    try:
+        table = load_dataset("parquet", data_files=str(path), split="train")
+    except Exception as error:  # pyarrow and datasets each have their own types for "this is no table"
+        if "corresponds to no data" not in str(error):
+            yield RowError(f"{path}: expected a Parquet table; {_reason(error.__cause__ or error)}")
+        return
+    yield from _table_rows(table, str(path))
 
 
 def read_dataset(dataset: str, subset: str | None, split: str) -> Iterator[Row | RowError]:
@@ -34,19 +69,6 @@ def read_dataset(dataset: str, subset: str | None, split: str) -> Iterator[Row |
     except Exception as error:  # datasets raises a dozen unrelated types for "it is not there"
         raise NotFoundError(f"dataset '{dataset}', split '{split}' cannot be loaded: {_reason(error)}") from error
     yield from _table_rows(table, f"{dataset}/{split}")
-
-
-def _file_rows(kind: str, path: Path) -> Iterator[Row | RowError]:
-    from datasets import load_dataset
-
-    path.open("rb").close()  # an absent file is told as such
-    try:
-        table = load_dataset(kind, data_files=str(path), split="train")
-    except Exception as error:  # pandas, pyarrow and datasets each have their own types for "this is no table"
-        if "corresponds to no data" not in str(error):
-            yield RowError(f"{path}: expected a {kind} table; {_reason(error.__cause__ or error)}")
-        return
-    yield from _table_rows(table, str(path))
 
 
 def _reason(error: BaseException) -> str:

@@ -8,12 +8,13 @@ import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from peftlab.errors import Problems, RecipeError, nearest, suggest
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import Recipe, Section
 
 Key = tuple[str, ...]
 
@@ -74,7 +75,9 @@ def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
     Raises:
         RecipeError: a required key is missing that nothing can stand in for.
     """
+    told_before = len(problems.found)
     while True:
+        problems.found[told_before:] = sorted(problems.found[told_before:], key=lambda problem: _line(problem.where))
         try:
             return Recipe.model_validate(draft.values)
         except ValidationError as error:
@@ -86,20 +89,21 @@ def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
                 _repair_unknown_name(draft, fault, problems)
             elif fault.kind != "missing":
                 problems.add(f"{fault.message}, not {fault.value!r}.", key=fault.dotted)
-                _put_stand_in(draft, fault.key)
+                _put_stand_in(draft, fault.key, problems)
         for fault in faults:
             if fault.kind == "missing" and draft.get(fault.key) is None:  # a typo may have been it
                 if not problems.tells(fault.dotted):  # a wrong value taken out for the check is not missing
                     problems.add("missing, and it has no default.", key=fault.dotted)
                 if fault.key not in STAND_INS:
                     raise RecipeError(problems.found)
-                _put_stand_in(draft, fault.key)
+                _put_stand_in(draft, fault.key, problems)
 
 
 def _faults(error: ValidationError, values: dict[str, Any]) -> list[Fault]:
     faults: dict[Key, Fault] = {}
     for found in error.errors():
-        loc = tuple(map(str, found["loc"]))
+        found = _about_the_type(found)
+        loc = _without_branch(tuple(map(str, found["loc"])))
         key = loc if found["type"] == "missing" else _written_part(loc, values)
         message = found["msg"].removeprefix("Input ").removeprefix("Value error, ").removeprefix("Value ")
         if key not in faults:
@@ -108,6 +112,33 @@ def _faults(error: ValidationError, values: dict[str, Any]) -> list[Fault]:
         elif message not in faults[key].message:
             faults[key].message += f", or {message.removeprefix('should be ')}"
     return list(faults.values())
+
+
+def _about_the_type(found: Any) -> Any:
+    """A section that is a union goes by its `type`: say of that key what pydantic says of the section."""
+    loc = (*found["loc"], "type")
+    if found["type"] == "union_tag_not_found":
+        return {**found, "type": "missing", "loc": loc}
+    if found["type"] == "union_tag_invalid":
+        context = found["ctx"]
+        return {**found, "type": "literal_error", "loc": loc, "input": context["tag"], "ctx": _expected(context)}
+    return found
+
+
+def _expected(context: dict[str, Any]) -> dict[str, Any]:
+    return {"expected": context["expected_tags"]}
+
+
+def _without_branch(loc: Key) -> Key:
+    """A location inside a union by `type` has that type's name after the section's."""
+    field = Recipe.model_fields.get(loc[0]) if len(loc) > 1 else None
+    return (loc[0], *loc[2:]) if field is not None and _classes(field) and loc[1] in _classes(field) else loc
+
+
+def _classes(field: FieldInfo) -> dict[str, type[Section]]:
+    """The classes of a section that is a union, by type."""
+    kinds = get_args(field.annotation) if field.discriminator else ()
+    return {get_args(kind.model_fields["type"].annotation)[0]: kind for kind in kinds}
 
 
 def _written_part(loc: Key, values: Any) -> Key:
@@ -127,7 +158,8 @@ def _line(place: str) -> int:
 
 def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
     *around, name = fault.key
-    section, known = draft.parent(fault.key), _keys_of(tuple(around))
+    section = draft.parent(fault.key)
+    known = _keys_of(tuple(around), section)
     problems.add("unknown key.", key=fault.dotted, hint=suggest(name, known, what="Keys here"))
     value = section.pop(name)
     if meant := nearest(name, known - section.keys()):
@@ -138,21 +170,27 @@ def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
 def _repair_unknown_name(draft: Draft, fault: Fault, problems: Problems) -> None:
     known = re.findall(r"'([^']*)'", fault.expected)
     problems.add(f"unknown {fault.key[-1]} '{fault.value}'.", key=fault.dotted, hint=suggest(fault.value, known))
-    draft.parent(fault.key)[fault.key[-1]] = nearest(fault.value, known) or known[0]
+    section, meant = draft.parent(fault.key), nearest(fault.value, known)
+    if fault.key[-1] == "type" and not meant:
+        section.clear()  # its other keys belong to a type that nobody knows
+        problems.unguessed.add(fault.dotted)
+    section[fault.key[-1]] = meant or known[0]
 
 
-def _put_stand_in(draft: Draft, key: Key) -> None:
+def _put_stand_in(draft: Draft, key: Key, problems: Problems) -> None:
     """What may stand at `key` while the rest is checked; where there is nothing, the default does."""
     section = draft.parent(key)
     if key in STAND_INS:
         section[key[-1]] = copy.deepcopy(STAND_INS[key])
+        problems.unguessed.add(".".join(key))
     else:
         section.pop(key[-1], None)
 
 
-def _keys_of(key: Key) -> set[str]:
-    """The keys that the schema knows in the section at `key`."""
-    section: Any = Recipe  # every section is one class of its own, so a key leads straight to it
-    for part in key:
-        section = section.model_fields[part].annotation
+def _keys_of(key: Key, written: dict[str, Any]) -> set[str]:
+    """The keys that the schema knows in the section at `key`, by its type where it has several."""
+    if not key:
+        return set(Recipe.model_fields)
+    field = Recipe.model_fields[key[0]]
+    section: Any = _classes(field)[written["type"]] if field.discriminator else field.annotation
     return set(section.model_fields)

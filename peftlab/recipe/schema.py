@@ -45,11 +45,61 @@ class BaseSection(Section):
 
 
 class TokenClassification(Section):
+    """Entities and other labelled spans of words."""
+
     type: Literal["token-classification"]
     labels: Labels | None = None
     """Entity types, in order; null takes those found in the training rows."""
     tag_scheme: Literal["auto", "iob1", "iob2", "iobes"] = "auto"
     """How `tags` in the data mark entities; auto looks at each split."""
+
+
+class TextClassification(Section):
+    """One label, or any number of labels, for a text or a pair of texts."""
+
+    type: Literal["text-classification"]
+    labels: Labels | None = None
+    """Class names, in order, also what numbers in the data stand for; null takes those found in the training rows."""
+    multi_label: bool = False
+    """A row has a list of labels, which may be empty, instead of exactly one."""
+    threshold: Share = 0.5
+    """With multi_label: the probability from which on a label is given."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced weighs each class by the inverse of its frequency in training."""
+
+
+class Regression(Section):
+    """A number for a text or a pair of texts."""
+
+    type: Literal["regression"]
+    loss: Literal["mse", "mae"] = "mse"
+    """Squared error, or absolute error, which outliers move less."""
+
+
+class QuestionAnswering(Section):
+    """The span of a context that answers a question, or none."""
+
+    type: Literal["question-answering"]
+    doc_stride: Positive = 128
+    """Tokens that one window of a long context shares with the next."""
+    max_answer_length: Positive = 30
+    """Longest answer, in tokens, that is looked for."""
+
+
+class RelationExtraction(Section):
+    """The relation between two marked spans of a text."""
+
+    type: Literal["relation-extraction"]
+    labels: Labels | None = None
+    """Relations, in order; null takes those found in the training rows."""
+    negative_label: str | None = None
+    """The label that says there is no relation, left out of the scores; null takes Other, no_relation, NA or none."""
+
+
+TaskSection = Annotated[
+    TokenClassification | TextClassification | Regression | QuestionAnswering | RelationExtraction,
+    Field(discriminator="type"),
+]
 
 
 class Lora(Section):
@@ -76,8 +126,12 @@ class DataSection(Section):
     """Hub id, or a local folder, that `datasets` loads; train, validation and test then name its splits."""
     subset: str | None = None
     """Configuration of that Hub dataset."""
-    format: Literal["auto", "jsonl", "conll", "markup", "csv", "parquet"] = "auto"
+    format: Literal["auto", "jsonl", "json", "squad", "conll", "markup", "csv", "tsv", "parquet"] = "auto"
     """File format; auto goes by the file's ending, then by its first lines."""
+    header: Labels | None = None
+    """Column names of csv and tsv files that have no header line of their own."""
+    encoding: str = "utf-8"
+    """Encoding of text files, such as latin-1."""
     columns: dict[str, str] = {}
     """Our column name → the name in your files, as in `tokens: words`."""
     seed: int = 13
@@ -99,6 +153,10 @@ class TrainingSection(Section):
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    bf16: bool = False
+    """Compute training steps in bfloat16, where the device is faster at it; weights stay in fp32."""
+    group_by_length: bool = False
+    """Put rows of about the same length into a batch, so that little is padded."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seeds the head, dropout and row order."""
     early_stopping_patience: Positive | None = 5
@@ -111,7 +169,7 @@ class Recipe(Section):
     name: AdapterName
     """Name of the adapter: lower-case letters, digits and dashes."""
     base: BaseSection
-    task: TokenClassification
+    task: TaskSection
     method: Lora = Lora()
     data: DataSection
     training: TrainingSection = TrainingSection()

@@ -1,5 +1,6 @@
-"""One resident base, many adapters: `load()` them into a bank and predict."""
+"""The bank: adapters in memory beside one resident base; predictions, and scores on labelled rows."""
 
 from peftlab.runtime.bank import Answer, Bank, load
+from peftlab.runtime.evaluating import Evaluation, evaluate
 
-__all__ = ["Answer", "Bank", "load"]
+__all__ = ["Answer", "Bank", "Evaluation", "evaluate", "load"]

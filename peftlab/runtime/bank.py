@@ -5,6 +5,7 @@ backbone is replaced by the shared one, and its own delta in the shared layers, 
 different width so live beside each other; PEFT alone holds them only if they are alike.
 """
 
+import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +20,22 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
-from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, suggest
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
 from peftlab.recipe import BaseSection
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Task, task_from_manifest
-from peftlab.tasks.predicting import predict_examples
+from peftlab.tasks.predicting import Told, predict_examples
 
+Asked = str | Mapping[str, Any] | Row
+"""A text, or the columns that a task asks for."""
 PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One text through one adapter. `prediction` is of the adapter's task, such as `Entities`."""
+    """One row through one adapter. `prediction` is of the adapter's task, such as `Entities`."""
 
     adapter: str
     prediction: Prediction
@@ -87,9 +92,13 @@ class Bank:
         """What was added, as it was named, in order."""
         return list(self._loaded)
 
-    def labels(self, name: str) -> list[str]:
-        """The labels of a loaded adapter, in order."""
-        return self._loaded[name].task.labels
+    def adapter(self, name: str) -> Adapter:
+        """A loaded adapter as the store holds it."""
+        return self._loaded[name].adapter
+
+    def task(self, name: str) -> Task:
+        """The task of a loaded adapter, with its labels."""
+        return self._loaded[name].task
 
     def add(self, name: str) -> None:
         """Verify an adapter and bring it into memory; one that is there already stays as it is.
@@ -110,34 +119,49 @@ class Bank:
         model = self._attach(adapter, task, key)
         self._loaded[name] = _Loaded(adapter, task, model, key)
 
-    def predict(self, texts: str | Sequence[str], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
-        """Each text through its adapter.
+    def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
+        """Each row through its adapter.
 
         Args:
-            texts: One text or several.
-            adapters: One name for all texts, or one a text; None takes the only adapter there is.
+            rows: One or several: a text, or a mapping with the columns of the adapter's task, such as `question` and
+                `context`. A bare text is the first of these columns.
+            adapters: One name for all rows, or one a row; None takes the only adapter there is.
 
         Returns:
-            One answer a text, in order. Texts longer than the adapter's input go through in overlapping windows.
+            One answer a row, in order. Texts longer than the adapter's input go through in overlapping windows.
 
         Raises:
             AdapterNotFoundError: a name was not added.
-            ValueError: not as many names as texts.
+            RecipeError: a row is not what its task takes; lists every such row.
+            ValueError: not as many names as rows.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        names = self._names_for(len(texts), adapters)
+        asked = [rows] if isinstance(rows, str | Mapping | Row) else list(rows)
+        names = self._names_for(len(asked), adapters)
+        examples = self._read(asked, names)
         answers: dict[int, Answer] = {}
         for name in dict.fromkeys(names):  # one forward pass an adapter; sharing one is the router's work to come
-            rows = [i for i, chosen in enumerate(names) if chosen == name]
-            for i, prediction in zip(rows, self._predict(self._loaded[name], [texts[i] for i in rows]), strict=True):
+            chosen = [i for i, other in enumerate(names) if other == name]
+            for i, prediction in zip(chosen, self.run(name, [examples[i] for i in chosen]), strict=True):
                 answers[i] = Answer(name, prediction)
-        return [answers[i] for i in range(len(texts))]
+        return [answers[i] for i in range(len(asked))]
 
-    def _predict(self, loaded: _Loaded, texts: Sequence[str]) -> list[Any]:
-        _switch_on(self._backbone, loaded.key)
-        examples = [loaded.task.read_text(text) for text in texts]
+    def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
+        """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
+        loaded = self._loaded[name]
+        _switch_on(loaded.model, loaded.key)
         max_length = loaded.adapter.manifest["max_length"]
-        return predict_examples(loaded.task, loaded.model, self._tokenizer, examples, max_length=max_length)
+        return predict_examples(loaded.task, loaded.model, self._tokenizer, examples, max_length=max_length, told=told)
+
+    def _read(self, asked: Sequence[Asked], names: Sequence[str]) -> list[Any]:
+        examples = []
+        with Problems() as problems:
+            for number, (row, name) in enumerate(zip(asked, names, strict=True), start=1):
+                task = self._loaded[name].task
+                try:
+                    examples.append(task.read_input(_as_row(row, task, number)))
+                except RowError as error:
+                    problems.add(f"{error}", where=row.where if isinstance(row, Row) else f"row {number}")
+        return examples
 
     def _names_for(self, rows: int, adapters: str | Sequence[str] | None) -> list[str]:
         if adapters is None:
@@ -185,12 +209,15 @@ class Bank:
                 self._files.folder, trust_remote_code=self.trust_remote_code, **head_config(task)
             )
             model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
-        setattr(model, model.base_model_prefix, self._backbone)
+        prefix = model.base_model_prefix
+        config = PeftConfig.from_pretrained(adapter.folder)
+        own = [name for name in config.modules_to_save or () if name.startswith(f"{prefix}.")]
+        fresh = {name.removeprefix(f"{prefix}."): model.get_submodule(name) for name in own}
+        setattr(model, prefix, _with_own(self._backbone, fresh))
         tensors = _tensors(adapter)
-        delta = [name for name in tensors if name.startswith(f"{model.base_model_prefix}.")]
-        inject_adapter_in_model(_delta_config(adapter, delta), model, adapter_name=key)
+        inject_adapter_in_model(_delta_config(config, tensors), model, adapter_name=key)
         try:
-            slots = _slots(adapter, model, key, tensors)
+            slots = _slots(adapter, model, key, tensors, own)
         except IntegrityError:
             _forget(self._backbone, key)
             raise
@@ -208,15 +235,36 @@ def _find_tuned_base(section: BaseSection) -> BaseFiles:
         return find_base(section.model_copy(update={"revision": None}))
 
 
-def _delta_config(adapter: Adapter, delta: Iterable[str]) -> PeftConfig:
+def _as_row(asked: Asked, task: Task, number: int) -> Row:
+    if isinstance(asked, Row):
+        return asked
+    fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)
+    return Row(fields, f"row {number}")
+
+
+def _with_own(backbone: torch.nn.Module, fresh: Mapping[str, torch.nn.Module]) -> torch.nn.Module:
+    """The backbone with some modules replaced by the adapter's own, such as a pooler that the checkpoint lacks.
+
+    Only the modules on the way there are copied, and these not deeply: everything else is shared.
+    """
+    if not fresh:
+        return backbone
+    twin = copy.copy(backbone)
+    twin._modules = dict(backbone._modules)
+    for child in {name.partition(".")[0] for name in fresh}:
+        inside = {name.partition(".")[2]: module for name, module in fresh.items() if name.partition(".")[0] == child}
+        twin._modules[child] = inside[""] if "" in inside else _with_own(getattr(backbone, child), inside)
+    return twin
+
+
+def _delta_config(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
     """The adapter's PEFT configuration without its head, which is ours to hold, and aimed at the very layers it adapts.
 
     Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
     architecture's task classes leave out.
     """
-    config = PeftConfig.from_pretrained(adapter.folder)
     own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
-    config.target_modules = {name.rpartition(own)[0] for name in delta}
+    config.target_modules = {name.rpartition(own)[0] for name in tensors if own in name}
     config.modules_to_save = None
     return config
 
@@ -227,14 +275,18 @@ def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
 
 
-def _slots(adapter: Adapter, model: torch.nn.Module, key: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _slots(
+    adapter: Adapter, model: torch.nn.Module, key: str, tensors: Mapping[str, torch.Tensor], own: Sequence[str]
+) -> dict[str, str]:
     """Where each saved tensor goes: PEFT keeps `….lora_A.weight` under `….lora_A.<key>.weight`, the head as it is.
 
     Raises:
         IntegrityError: names or shapes differ. PEFT would load an adapter of another depth or task without a word.
     """
     state = model.state_dict()
-    slots = {name: name for name in state if not name.startswith(f"{model.base_model_prefix}.")}
+    inside = f"{model.base_model_prefix}."
+    head = tuple(f"{name}." for name in own)
+    slots = {name: name for name in state if not name.startswith(inside) or name.startswith(head)}
     slots |= {_without(key, name): name for name in state if key in name.split(".")}
     faults = [f"{name}: missing" for name in slots.keys() - tensors.keys()]
     faults += [f"{name}: not in this model" for name in tensors.keys() - slots.keys()]
@@ -259,7 +311,7 @@ def _forget(backbone: torch.nn.Module, key: str) -> None:
             module.delete_adapter(key)
 
 
-def _switch_on(backbone: torch.nn.Module, key: str) -> None:
-    for module in backbone.modules():
+def _switch_on(model: torch.nn.Module, key: str) -> None:
+    for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter(key, inference_mode=True)

@@ -1,10 +1,11 @@
 """TASKS: what goes in and comes out. One file a task, one line here."""
 
-from peftlab.tasks.building import TASKS, build_task, read_examples, task_from_manifest
-from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
+from peftlab.tasks.building import TASKS, build_task, read_examples, task_description, task_from_manifest
+from peftlab.tasks.contract import Confusion, Example, Feature, Prediction, Scores, Task
 
 __all__ = [
     "TASKS",
+    "Confusion",
     "Example",
     "Feature",
     "Prediction",
@@ -12,5 +13,6 @@ __all__ = [
     "Task",
     "build_task",
     "read_examples",
+    "task_description",
     "task_from_manifest",
 ]

@@ -6,44 +6,69 @@ from peftlab.data import Ledger, Rows, Split
 from peftlab.data.loading import add_row_problems
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, Problems, suggest
-from peftlab.recipe import TokenClassification
+from peftlab.recipe import TaskSection
 from peftlab.tasks.contract import Task
+from peftlab.tasks.question_answering import QuestionAnsweringTask
+from peftlab.tasks.regression import RegressionTask
+from peftlab.tasks.relation_extraction import RelationExtractionTask
+from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 
-TASKS: dict[str, type[TokenClassificationTask]] = {
+TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassificationTask,
+    "text-classification": TextClassificationTask,
+    "regression": RegressionTask,
+    "question-answering": QuestionAnsweringTask,
+    "relation-extraction": RelationExtractionTask,
 }
 
 Examples = dict[str, list[Any]]
 
 
-def build_task(
-    section: TokenClassification, rows: Rows, problems: Problems
-) -> tuple[Task, Examples, dict[str, Ledger]]:
+def build_task(section: TaskSection, rows: Rows, problems: Problems) -> tuple[Task, Examples, dict[str, Ledger]]:
     """The task with its labels, the examples of each split, and a ledger of each."""
-    task = TASKS[section.type](labels=section.labels or [], tag_scheme=section.tag_scheme)
+    if problems.unguessed & {"task", "task.type"}:
+        problems.stop()  # rows would be read as those of another task
+    task = TASKS[section.type](**section.model_dump(exclude={"type"}))
     ledgers = {name: Ledger(source=split.source) for name, split in rows}
     examples = {name: read_examples(task, split, ledgers[name], problems) for name, split in rows}
-    task.learn_labels(examples, problems)
+    task.learn(examples, problems)
     return task, examples, ledgers
 
 
 def read_examples(task: Task, split: Split, ledger: Ledger, problems: Problems) -> list[Any]:
     """Every row as an example; rows that cannot be understood are added to `problems` with their place."""
-    examples, broken = [], []
+    examples = []
+    broken: list[tuple[str, str]] = []
     for row in split.rows:
         ledger.read += 1
         try:
             example = task.read(row)
         except RowError as error:
-            broken.append(RowError(f"{row.where}: {error}"))
+            broken.append((row.where, str(error)))
             continue
         ledger.targets_lost += example.lost
         for what, count in example.notes.items():
             ledger.note(what, count)
         examples.append(example)
-    add_row_problems(broken, problems)
+    if len(broken) == ledger.read > 1 and len({message for _, message in broken}) == 1:
+        where, message = broken[0]
+        problems.add(f"{where} and every other row: {message}")
+    else:
+        add_row_problems([RowError(f"{where}: {message}") for where, message in broken], problems)
     return examples
+
+
+def task_description(task: Task) -> dict[str, Any]:
+    """What a manifest says of a task; the inverse of `task_from_manifest`."""
+    return {
+        "type": task.type,
+        "labels": task.labels,
+        "head_labels": task.head_labels,
+        "auto_class": task.auto_class,
+        "options": task.options,
+        "learned": task.learned,
+    }
 
 
 def task_from_manifest(description: dict[str, Any]) -> Task:
@@ -54,4 +79,6 @@ def task_from_manifest(description: dict[str, Any]) -> Task:
     """
     if description["type"] not in TASKS:
         raise IntegrityError(f"unknown task '{description['type']}'. {suggest(description['type'], TASKS)}")
-    return TASKS[description["type"]](labels=description["labels"])
+    task = TASKS[description["type"]](labels=description["labels"], **description.get("options", {}))
+    task.learned |= description.get("learned", {})
+    return task

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.data import Row
 from peftlab.errors import Problems
@@ -11,6 +11,8 @@ from peftlab.errors import Problems
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # what torch's cross entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Example:
 class Feature:
     """An example, or one window of it, as the model takes it.
 
-    `inputs` maps the model's argument names to one value a token; `labels` holds one class a token, -100 where the
-    loss does not look; `positions` pairs (token, word) for each token at which a word is decided.
+    `inputs` maps the model's argument names to one value a token. `labels` is what the loss compares with: one class a
+    token (-100 where it does not look), or one value or list for the whole. `positions` pairs (token, unit of the text)
+    for each token at which something is decided. `cut` says that text was left out.
     """
 
     inputs: dict[str, list[int]]
-    labels: list[int]
-    positions: list[tuple[int, int]]
+    labels: Any
+    positions: Sequence[tuple[int, int]] = ()
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -47,77 +51,147 @@ class Prediction(ABC):
 
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, `text` first."""
+        """Plain values for JSON: what was asked first, then the answer."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often each gold label (row) was predicted as each label (column)."""
+
+    labels: list[str]
+    counts: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`values` holds the overall scores, `by_label` the same per label with `support`, the gold count."""
+    """`values` holds overall scores, `by_label` those of each label or kind of row with `support`, the gold count."""
 
     values: dict[str, float]
-    by_label: dict[str, dict[str, float]]
+    by_label: dict[str, dict[str, float]] = field(default_factory=dict)
+    confusion: Confusion | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
-        return {**self.values, "by_label": self.by_label}
+        plain: dict[str, Any] = {**self.values, "by_label": self.by_label}
+        return plain | ({"confusion": asdict(self.confusion)} if self.confusion else {})
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of `as_dict`."""
+        values = {name: value for name, value in plain.items() if name not in ("by_label", "confusion")}
+        confusion = Confusion(**plain["confusion"]) if "confusion" in plain else None
+        return cls(values, plain["by_label"], confusion)
 
 
 class Task(ABC):
-    """One task type. `labels` are the user's (entity types, classes); `head_labels` name the head's outputs."""
+    """One task type, made from the keys of its recipe section.
+
+    `labels` are the user's (entity types, classes); `head_labels` name the head's outputs; `learned` holds numbers that
+    come from the data (a mean, a threshold) and travel with the adapter.
+    """
 
     type: ClassVar[str]
     targets: ClassVar[str]
     """What the ledger calls the things a row asks for, in the plural."""
-    main_score: ClassVar[str]
-    """The score that picks the best checkpoint; larger is better."""
-    auto_class: ClassVar[str]
+    input_columns: ClassVar[tuple[str, ...]] = ("text",)
+    """What a row needs for a prediction; a bare string is the first of them."""
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     """The Transformers class that puts this task's head on a base."""
-    peft_task_type: ClassVar[str]
+    peft_task_type: ClassVar[str] = "SEQ_CLS"
+    per_token: ClassVar[bool] = False
+    """Whether the head gives one output a token, or one an input."""
 
-    labels: list[str]
+    pipeline_tag: ClassVar[str] = "text-classification"
+    """What the Hub calls the task."""
+    example_arguments: ClassVar[str] = '"Your text"'
+    """What to write after `peftlab predict ADAPTER` for a first look."""
+    main_score: str
+    """The score that picks the best checkpoint; larger is better."""
+    problem_type: str | None = None
+    """What Transformers' configuration calls the head's loss."""
+
+    def __init__(self, *, labels: list[str] | None = None) -> None:
+        self.labels = list(labels or [])
+        self.learned: dict[str, Any] = {}
 
     @property
-    @abstractmethod
+    def reading(self) -> str:
+        """How to read the head's output without peftlab, where that is more than the largest logit."""
+        return ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments, besides `labels`, that make this task again for prediction."""
+        return {}
+
+    @property
     def head_labels(self) -> list[str]:
         """One name for each output of the head, in order."""
+        return self.labels
 
     @abstractmethod
     def read(self, row: Row) -> Example:
         """A row → what it says. Raises RowError with what was expected."""
 
     @abstractmethod
-    def read_text(self, text: str) -> Example:
-        """A bare text, as it comes to `predict`."""
+    def read_input(self, row: Row) -> Example:
+        """A row that only asks, as it comes to `predict`. Raises RowError with what was expected."""
 
     @abstractmethod
-    def learn_labels(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
-        """Fix the labels from the training examples; a label of another split that training lacks is a problem."""
+    def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+        """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
     @abstractmethod
     def encode(
-        self, example: Any, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, cut: bool
+        self, example: Any, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
     ) -> list[Feature]:
-        """One feature cut at `max_length` tokens, or as many overlapping windows as it needs; none if it is empty."""
+        """What the model sees of an example, in inputs of at most `max_length` tokens.
+
+        For prediction as many overlapping windows as the text needs; for training what the task can learn from, with
+        `cut` set where text is left out. None if there is nothing to see.
+        """
+
+    def labels_of(self, example: Any) -> Iterable[str]:
+        """The labels that an example has, for tasks with a fixed set of them."""
+        return ()
 
     @abstractmethod
     def count(self, example: Any) -> int:
         """How many targets the example holds."""
 
-    @abstractmethod
-    def lost(self, example: Any, features: Iterable[Feature]) -> int:
+    def lost(self, example: Any, features: Sequence[Feature]) -> int:
         """How many of the example's targets are not wholly inside its features."""
+        return 0
 
-    @abstractmethod
-    def is_cut(self, example: Any, features: Iterable[Feature]) -> bool:
-        """Whether any of the example's text is outside its features."""
-
-    @abstractmethod
     def collate(self, features: Sequence[Feature], tokenizer: "PreTrainedTokenizerBase") -> dict[str, "torch.Tensor"]:
-        """Features → padded tensors, each (batch, tokens)."""
+        """Inputs padded as the tokenizer does, each (batch, tokens), and `labels`; see `stack_labels`."""
+        batch = dict(tokenizer.pad([feature.inputs for feature in features], return_tensors="pt"))
+        left = tokenizer.padding_side == "left"
+        if all(feature.labels is not None for feature in features):
+            batch["labels"] = self.stack_labels(features, batch["input_ids"].shape[1], left)
+        return batch
+
+    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
+        """Labels of a batch padded to `width` tokens, on the left or not: (batch,) or (batch, …)."""
+        import torch
+
+        return torch.tensor([feature.labels for feature in features])
+
+    def logits(self, output: Any) -> "torch.Tensor":
+        """The head's output: (batch, tokens, head labels), or (batch, head labels)."""
+        return output.logits
+
+    @abstractmethod
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """The mean loss of a batch."""
 
     @abstractmethod
     def decode(self, example: Any, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Any:
-        """The model's outputs for one example's features, each (tokens, head labels) → its prediction."""
+        """The outputs for one example's features, each (tokens, head labels) or (head labels,) → its prediction."""
+
+    def calibrate(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Sequence[Any]:
+        """Learn from the validation split what decoding needs, and decide the predictions again by it."""
+        return predictions
 
     @abstractmethod
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:

@@ -1,12 +1,15 @@
 """Examples → predictions through a model: the one way, for validation, test and serving alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftlab.tasks.contract import Feature, Task
+
+Told = Callable[[int, int], None]
+"""Is told how many inputs are done, and of how many, after each batch."""
 
 
 @torch.inference_mode()
@@ -18,28 +21,31 @@ def predict_examples(
     *,
     max_length: int,
     batch_size: int = 32,
+    told: Told = lambda done, total: None,
 ) -> list[Any]:
     """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
 
     Features are sorted by length, so that a batch pads little, and put back in order.
     """
-    features = [task.encode(example, tokenizer, max_length, cut=False) for example in examples]
+    features = [task.encode(example, tokenizer, max_length, training=False) for example in examples]
     flat = [feature for windows in features for feature in windows]
-    outputs = iter(_forward(task, model, tokenizer, flat, batch_size))
+    outputs = iter(forward(task, model, tokenizer, flat, batch_size, told))
     return [
         task.decode(example, windows, [next(outputs) for _ in windows])
         for example, windows in zip(examples, features, strict=True)
     ]
 
 
-def _forward(
+@torch.inference_mode()
+def forward(
     task: Task,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     features: Sequence[Feature],
-    batch_size: int,
+    batch_size: int = 32,
+    told: Told = lambda done, total: None,
 ) -> list[torch.Tensor]:
-    """The logits (tokens, head labels) of each feature, without padding."""
+    """The logits of each feature, (head labels,) or (tokens, head labels) without padding."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -48,9 +54,10 @@ def _forward(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = task.collate([features[i] for i in chosen], tokenizer)
-        del batch["labels"]
-        output = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu()
+        batch.pop("labels", None)
+        output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).cpu()
         for i, row, mask in zip(chosen, output, batch["attention_mask"], strict=True):
-            logits[i] = row[mask.bool()]
+            logits[i] = row[mask.bool()] if task.per_token else row
+        told(min(start + batch_size, len(order)), len(order))
     model.train(training)
     return logits

@@ -38,11 +38,17 @@ def spans_from_tags(tags: list[str], scheme: str = "auto") -> list[WordSpan]:
     return spans
 
 
-def tags_from_spans(spans: list[WordSpan], words: int) -> list[str]:
-    """Spans → IOB2 tags for so many words."""
+def tags_from_spans(spans: list[WordSpan], words: int, scheme: str = "iob2") -> list[str]:
+    """Spans, in order → tags for so many words, in iob1, iob2 or iobes."""
     tags = ["O"] * words
     for start, end, kind in spans:
-        tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+        inner = [f"I-{kind}"] * (end - start)
+        if scheme == "iob2" or (scheme == "iob1" and start and tags[start - 1][1:] == f"-{kind}"):
+            inner[0] = f"B-{kind}"
+        if scheme == "iobes":
+            inner[0], inner[-1] = f"B-{kind}", f"E-{kind}"
+            inner = inner if end - start > 1 else [f"S-{kind}"]
+        tags[start:end] = inner
     return tags
 
 

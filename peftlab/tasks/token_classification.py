@@ -4,25 +4,25 @@ Each word is decided at its first sub-word token; the others carry no loss. Scor
 seqeval and the CoNLL scorer count: an entity is right when its first word, last word and type are.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems, suggest
-from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
+from peftlab.errors import Problems
+from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
+from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task
+from peftlab.tasks.label_sets import learn_labels
 from peftlab.tasks.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
-from peftlab.tasks.words import join_tokens, split_words
+from peftlab.tasks.words import are_characters, join_tokens, split_characters, split_words
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # what torch's cross entropy leaves out
 OVERLAP = 0.25  # share of a window that the next one repeats, so that every word is once away from an edge
 
 
@@ -32,6 +32,8 @@ class TaggedText(Example):
 
     words: tuple[tuple[int, int], ...] = ()
     spans: tuple[WordSpan, ...] = ()
+    by_character: bool = False
+    """Whether the row came as characters, as corpora of scripts without spaces do."""
 
     def tokens(self) -> list[str]:
         """The words as strings."""
@@ -56,9 +58,17 @@ class Entities(Prediction):
     entities: tuple[Entity, ...]
     tags: tuple[str, ...]
 
+    words: tuple[tuple[int, int], ...] = ()
+
     def as_dict(self) -> dict[str, Any]:
         """`text` and `entities`; offsets count characters of the text."""
         return {"text": self.text, "entities": [asdict(entity) for entity in self.entities]}
+
+    def as_conll(self, scheme: str = "iob2") -> str:
+        """A word, a tab and its tag a line, in iob1, iob2 or iobes."""
+        tags = tags_from_spans(spans_from_tags(list(self.tags)), len(self.tags), scheme)
+        lines = (f"{self.text[start:end]}\t{tag}\n" for (start, end), tag in zip(self.words, tags, strict=True))
+        return "".join(lines)
 
 
 class TokenClassificationTask(Task):
@@ -69,10 +79,17 @@ class TokenClassificationTask(Task):
     main_score = "f1"
     auto_class = "AutoModelForTokenClassification"
     peft_task_type = "TOKEN_CLS"
+    per_token = True
+    pipeline_tag = "token-classification"
 
-    def __init__(self, *, labels: list[str], tag_scheme: str = "auto") -> None:
-        self.labels = labels
+    def __init__(self, *, labels: list[str] | None = None, tag_scheme: str = "auto") -> None:
+        super().__init__(labels=labels)
         self.tag_scheme = tag_scheme
+
+    @property
+    def reading(self) -> str:
+        """Words, not tokens, have tags."""
+        return "A word's tag is read at its first token; peftlab takes the best well-formed sequence of tags."
 
     @property
     def head_labels(self) -> list[str]:
@@ -81,21 +98,22 @@ class TokenClassificationTask(Task):
 
     def read(self, row: Row) -> TaggedText:
         """A row → words and entities. Raises RowError with what was expected."""
-        if {"tokens", "tags"} <= row.fields.keys():
-            return self._read_tokens(row)
-        if {"text", "entities"} <= row.fields.keys():
-            return self._read_entities(row)
-        raise RowError(
-            f"expected columns tokens and tags, or text and entities; found {', '.join(row.fields) or 'none'}. "
-            "Map yours under data.columns, our name first, as in 'tokens: words'."
-        )
+        form = chosen_form(row, ("tokens", "tags"), ("text", "entities"))
+        return self._read_tokens(row) if form[0] == "tokens" else self._read_entities(row)
 
-    def read_text(self, text: str) -> TaggedText:
-        """A bare text, split into words."""
-        return TaggedText(text=text, words=tuple(split_words(text)))
+    def read_input(self, row: Row) -> TaggedText:
+        """A bare text, split into words, or into characters if the training rows were; or `tokens` as they are."""
+        if chosen_form(row, ("tokens",), ("text",))[0] == "tokens":
+            text, words = join_tokens(string_list(row.fields["tokens"], "tokens"))
+            return TaggedText(text, row.where, words=tuple(words))
+        text = question_text(row, "text")
+        split = split_characters if self.learned.get("unit") == "character" else split_words
+        return TaggedText(text, row.where, words=tuple(split(text)))
 
     def _read_tokens(self, row: Row) -> TaggedText:
-        tokens, tags = (_string_list(row.fields[name], name) for name in ("tokens", "tags"))
+        tokens, tags = (string_list(row.fields[name], name) for name in ("tokens", "tags"))
+        if not "".join(tokens).strip():
+            raise RowError("expected tokens to hold some text, found none")
         if len(tokens) != len(tags):
             raise RowError(f"expected as many tags as tokens, found {len(tags)} tags for {len(tokens)} tokens")
         try:
@@ -105,12 +123,10 @@ class TokenClassificationTask(Task):
         text, words = join_tokens(tokens)
         opened_by_i = sum(tags[start][0] == "I" for start, _, _ in spans)
         notes = {"entities opened by I- (IOB1, or a missing B-)": opened_by_i}
-        return TaggedText(text, row.where, 0, notes, tuple(words), tuple(spans))
+        return TaggedText(text, row.where, 0, notes, tuple(words), tuple(spans), are_characters(tokens))
 
     def _read_entities(self, row: Row) -> TaggedText:
-        text = row.fields["text"]
-        if not isinstance(text, str):
-            raise RowError(f"expected text to be a string, found {type(text).__name__}")
+        text = text_column(row, "text")
         words = split_words(text)
         spans: list[WordSpan] = []
         widened = lost = 0
@@ -125,32 +141,22 @@ class TokenClassificationTask(Task):
             text, row.where, lost, {"entities widened to whole words": widened}, tuple(words), tuple(spans)
         )
 
-    def learn_labels(self, examples: Mapping[str, Sequence[TaggedText]], problems: Problems) -> None:
-        """Entity types of the training rows in alphabetical order, unless the recipe lists them."""
-        given = bool(self.labels)
-        if not given:
-            self.labels = sorted({label for example in examples["train"] for _, _, label in example.spans})
+    def learn(self, examples: Mapping[str, Sequence[TaggedText]], problems: Problems) -> None:
+        """Entity types of the training rows by the alphabet, unless the recipe lists them, and the unit of tags."""
+        self.labels = learn_labels(self.labels, examples, self.labels_of, problems)
         if not self.labels and examples["train"]:
             problems.add("the training rows hold no entity.", key="data.train")
-        for split, rows in examples.items():
-            seen = Counter(label for example in rows for _, _, label in example.spans)
-            for label in sorted(seen.keys() - set(self.labels)):
-                where = next(row.where for row in rows if any(kind == label for _, _, kind in row.spans))
-                missing_in = "task.labels" if given else "the training rows"
-                problems.add(
-                    f"label '{label}' occurs in {split} ({seen[label]}×, first at {where}) but not in {missing_in}.",
-                    key=f"data.{split}",
-                    hint=suggest(label, self.labels, what="Labels there"),
-                )
+        by_character = sum(example.by_character for example in examples["train"])
+        self.learned = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
 
     def encode(
-        self, example: TaggedText, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, cut: bool
+        self, example: TaggedText, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
     ) -> list[Feature]:
         """Words → sub-word tokens with their tags; see `Task.encode`."""
         tokens = example.tokens()
         if not tokens:
             return []
-        if cut:
+        if training:
             return [self._feature(example, tokens, 0, tokenizer, max_length)]
         whole = tokenizer(tokens, is_split_into_words=True, verbose=False)
         if len(whole["input_ids"]) <= max_length:
@@ -175,34 +181,36 @@ class TokenClassificationTask(Task):
         for word, position in first_pieces.items():
             labels[position] = classes[tags[first + word]]
         positions = [(position, first + word) for word, position in first_pieces.items()]
-        return Feature(dict(encoded), labels, positions)
+        return Feature(dict(encoded), labels, positions, cut=first + len(first_pieces) < first + len(tokens))
+
+    def labels_of(self, example: TaggedText) -> list[str]:
+        """The types of its entities."""
+        return [kind for _, _, kind in example.spans]
 
     def count(self, example: TaggedText) -> int:
         """Its entities."""
         return len(example.spans)
 
-    def lost(self, example: TaggedText, features: Iterable[Feature]) -> int:
+    def lost(self, example: TaggedText, features: Sequence[Feature]) -> int:
         """Entities with a word that no feature decides."""
         covered = {word for feature in features for _, word in feature.positions}
         return sum(not covered.issuperset(range(first, end)) for first, end, _ in example.spans)
 
-    def is_cut(self, example: TaggedText, features: Iterable[Feature]) -> bool:
-        """Whether words at the end are missing."""
-        return _covered(features) < len(example.words)
-
-    def collate(self, features: Sequence[Feature], tokenizer: "PreTrainedTokenizerBase") -> dict[str, "torch.Tensor"]:
-        """Pad inputs as the tokenizer does and labels with -100: each tensor is (batch, tokens)."""
+    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
+        """(batch, tokens), padded with -100."""
         import torch
 
-        batch = dict(tokenizer.pad([feature.inputs for feature in features], return_tensors="pt"))
-        width = batch["input_ids"].shape[1]
-        left = tokenizer.padding_side == "left"
         labels = []
         for feature in features:
             padding = [IGNORED] * (width - len(feature))
             labels.append(padding + feature.labels if left else feature.labels + padding)
-        batch["labels"] = torch.tensor(labels)
-        return batch
+        return torch.tensor(labels)
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Cross entropy over the first token of each word."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
     def decode(self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Entities:
         """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
@@ -214,7 +222,7 @@ class TokenClassificationTask(Task):
         scores = [float(chances[word, number].exp()) for word, number in enumerate(classes)]
         tags = [names[number] for number in classes]
         entities = [self._entity(example, span, scores) for span in spans_from_tags(tags)]
-        return Entities(example.text, tuple(entities), tuple(tags))
+        return Entities(example.text, tuple(entities), tuple(tags), example.words)
 
     def _chances(self, words: int, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> "torch.Tensor":
         """Log probabilities (words, head labels); a word without tokens (a control character) is surely O."""
@@ -275,11 +283,6 @@ def split_into_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tu
         start = back
 
 
-def _covered(features: Iterable[Feature]) -> int:
-    """The number of words, from the first on, that the features reach."""
-    return max((word + 1 for feature in features for _, word in feature.positions), default=0)
-
-
 def _plain_scores(values: Mapping[str, Any]) -> dict[str, float]:
     return {
         "precision": float(values["precision"]),
@@ -289,20 +292,11 @@ def _plain_scores(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _string_list(value: Any, name: str) -> list[str]:
-    """A list of strings; table cells may hold it as JSON or separated by blanks."""
-    if isinstance(value, str):
-        value = _json_cell(value, name) if value.lstrip().startswith("[") else value.split()
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise RowError(f"expected {name} to be a list of strings, found {_shown(value)}")
-    return value
-
-
 def _character_spans(value: Any, text: str) -> list[tuple[int, int, str]]:
     """Entities of a row in order of their start, each inside the text and none overlapping another."""
-    entities = _json_cell(value, "entities") if isinstance(value, str) else value
+    entities = json_cell(value, "entities")
     if not isinstance(entities, list):
-        raise RowError(f"expected entities to be a list of {{start, end, label}}, found {_shown(entities)}")
+        raise RowError(f"expected entities to be a list of {{start, end, label}}, found {shown(entities)}")
     spans = sorted(_character_span(entity, text) for entity in entities)
     for (start, end, _), (next_start, next_end, _) in pairwise(spans):
         if next_start < end:
@@ -318,17 +312,5 @@ def _character_span(entity: Any, text: str) -> tuple[int, int, str]:
         case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text) and label:
             return start, end, label
     raise RowError(
-        f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ {len(text)}, found {_shown(entity)}"
+        f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ {len(text)}, found {shown(entity)}"
     )
-
-
-def _json_cell(value: str, name: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise RowError(f"expected {name} as JSON; {error.msg} at column {error.colno}") from None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+from peftlab.tasks import Scores, task_from_manifest
+
 _CARD = """\
 ---
 library_name: peft
 base_model: {base}
-pipeline_tag: {task}
+pipeline_tag: {pipeline}
 tags: [peftlab, {method}]
 ---
 
@@ -16,7 +18,7 @@ tags: [peftlab, {method}]
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
 It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.
 
-Labels: {labels}
+{labels}
 
 ## Scores
 
@@ -25,13 +27,14 @@ Labels: {labels}
 {by_label}
 
 ![Training loss and validation score](curves.png)
+{confusion}
 
 ## Use
 
 With peftlab, beside any number of adapters on the same base:
 
 ```bash
-peftlab predict {name} "Your text"
+{command}
 ```
 
 With nothing but PEFT and Transformers:
@@ -46,6 +49,7 @@ base = {auto_class}.from_pretrained(
 )
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
+{reading}
 
 ## Data
 
@@ -61,30 +65,33 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
     task, parameters = manifest["task"], manifest["parameters"]
-    last_split = "test" if "test" in manifest["scores"] else "validation"
+    made = task_from_manifest(task)
+    scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
+    last_split = "test" if "test" in scores else "validation"
+    by_label = scores[last_split].by_label
     return _CARD.format(
         name=manifest["name"],
         base=manifest["base"]["model"],
         task=task["type"],
+        pipeline=made.pipeline_tag,
         method=manifest["method"],
         peftlab=manifest["versions"]["peftlab"],
         created=manifest["created"][:10],
         trained=parameters["trained"],
         share=parameters["trained"] / parameters["base"],
         frozen=parameters["base"],
-        labels=", ".join(f"`{label}`" for label in task["labels"]),
-        scores=_table("split", {split: _overall(scores) for split, scores in manifest["scores"].items()}),
-        by_label=_table(f"{last_split}, by label", manifest["scores"][last_split]["by_label"]),
+        labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
+        scores=_table("split", {split: scored.values for split, scored in scores.items()}),
+        by_label=_table(last_split, by_label) if by_label else "",
+        confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
+        command=f"peftlab predict {manifest['name']} {made.example_arguments}",
+        reading=f"\n{made.reading}\n" if made.reading else "",
         auto_class=task["auto_class"],
         head_labels=json.dumps(task["head_labels"], ensure_ascii=False),
         count=len(task["head_labels"]),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest["data"]["ledger"].items()}),
         recipe=recipe,
     )
-
-
-def _overall(scores: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in scores.items() if name != "by_label"}
 
 
 def _counts(ledger: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def draw_curves(log: Sequence[dict[str, float]], main_score: str, title: str, fi
     right.annotate(
         f"{best:.3f}", (epoch, best), textcoords="offset points", xytext=(0, -16), ha="center", color="#c44e52"
     )
-    right.set(xlabel="epoch", ylabel=f"validation {main_score}", ylim=(0, 1))
+    right.set(xlabel="epoch", ylabel=f"validation {main_score}", ylim=(min(0.0, *(score for _, score in scores)), 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

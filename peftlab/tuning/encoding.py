@@ -54,12 +54,12 @@ def input_length(base: Base, section: DataSection) -> int:
 
 
 def _train_features(task: Task, example: Any, base: Base, max_length: int, ledger: Ledger) -> list[Feature]:
-    features = task.encode(example, base.tokenizer, max_length, cut=True)
+    features = task.encode(example, base.tokenizer, max_length, training=True)
     if not features:
         ledger.drop("no words in it")
         return []
     _count_used(task, example, ledger)
-    ledger.cut += task.is_cut(example, features)
+    ledger.cut += any(feature.cut for feature in features)
     ledger.targets_lost += task.lost(example, features)
     return features
 

@@ -10,17 +10,18 @@ from peftlab.data import Ledger, load_rows
 from peftlab.errors import Problems
 from peftlab.recipe import read_recipe
 from peftlab.store import Adapter, Store
-from peftlab.tasks import Scores, build_task
+from peftlab.tasks import Scores, Task, build_task
 from peftlab.tuning.progress import Progress
 
 
 @dataclass(frozen=True)
 class TuningResult:
-    """A finished run: the published adapter, its scores and what became of the rows, by split."""
+    """A finished run: the published adapter, its scores and what became of the rows, by split, and its task."""
 
     adapter: Adapter
     scores: dict[str, Scores]
     ledgers: dict[str, Ledger]
+    task: Task
     seconds: float
 
 
@@ -79,4 +80,4 @@ def tune(
         scores = {split: evaluate(run, split) for split in examples if split != "train"}
         seconds = time.monotonic() - began
         adapter = shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target))
-    return TuningResult(adapter, scores, ledgers, seconds)
+    return TuningResult(adapter, scores, ledgers, task, seconds)

@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from peftlab.base import load_with_head, tokenizer_hash
 from peftlab.errors import IntegrityError
 from peftlab.recipe import recipe_yaml
-from peftlab.tasks import Scores
+from peftlab.tasks import Scores, task_description
+from peftlab.tasks.predicting import forward
 from peftlab.tuning.card import model_card
+from peftlab.tuning.confusion import draw_confusion
 from peftlab.tuning.curves import draw_curves
 from peftlab.tuning.run import Run
 
@@ -40,13 +41,15 @@ def write_adapter(
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
     draw_curves(log, run.task.main_score, title, folder / "curves.png")
+    for split, scored in scores.items():
+        if scored.confusion and (split == "test" or "test" not in scores):
+            draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")
     manifest = _manifest(run, scores, seconds, difference)
     card = model_card(manifest, recipe)
     (folder / "README.md").write_text(card, encoding="utf8")
     return manifest
 
 
-@torch.inference_mode()
 def compare_reloaded(run: Run, folder: Path) -> float:
     """Largest difference between the logits of the trained model and of the adapter loaded anew with plain PEFT.
 
@@ -55,10 +58,9 @@ def compare_reloaded(run: Run, folder: Path) -> float:
     """
     fresh, _ = load_with_head(run.base.files, run.task, trust_remote_code=run.recipe.base.trust_remote_code)
     reloaded = PeftModel.from_pretrained(fresh, folder).to(run.model.device).eval()
-    batch = run.task.collate(run.features[:PROBED_ROWS], run.base.tokenizer)
-    del batch["labels"]
-    batch = {name: tensor.to(run.model.device) for name, tensor in batch.items()}
-    difference = float((run.model.eval()(**batch).logits - reloaded(**batch).logits).abs().max())
+    probe = run.features[:PROBED_ROWS]
+    trained, loaded = (forward(run.task, model, run.base.tokenizer, probe) for model in (run.model, reloaded))
+    difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
     if not difference <= TOLERANCE:  # also for NaN
         raise IntegrityError(
             f"the adapter was trained but not published: reloaded into a fresh base, its logits differ by "
@@ -71,12 +73,7 @@ def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference
     return {
         "name": run.recipe.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": {
-            "type": run.task.type,
-            "labels": run.task.labels,
-            "head_labels": run.task.head_labels,
-            "auto_class": run.task.auto_class,
-        },
+        "task": task_description(run.task),
         "base": {
             "model": run.base.files.model,
             "revision": run.base.files.revision,

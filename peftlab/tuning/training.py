@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 from transformers import (
     EarlyStoppingCallback,
@@ -18,6 +19,7 @@ from transformers import (
     TrainerControl,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from peftlab.errors import Problems, TuningInterrupted
@@ -54,7 +56,7 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
 
 
 def evaluate(run: Run, split: str) -> Scores:
-    """Scores of decoded predictions, by the very way that serving predicts."""
+    """Scores of decoded predictions, by the very way that serving predicts; validation calibrates decoding."""
     predictions = predict_examples(
         run.task,
         run.model,
@@ -63,6 +65,8 @@ def evaluate(run: Run, split: str) -> Scores:
         max_length=run.max_length,
         batch_size=run.recipe.training.per_device_eval_batch_size,
     )
+    if split == "validation":
+        predictions = list(run.task.calibrate(run.examples[split], predictions))
     return run.task.score(run.examples[split], predictions)
 
 
@@ -80,6 +84,27 @@ class TaskTrainer(Trainer):
             data_collator=lambda features: run.task.collate(features, run.base.tokenizer),
             **kwargs,
         )
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is the task's, a mean: Trainer divides it by the batches summed
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss; see `Trainer.compute_loss`."""
+        labels = inputs.pop("labels")
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.run.recipe.training.bf16):
+            output = model(**inputs)
+        loss = self.run.task.loss(self.run.task.logits(output).float(), labels)
+        return (loss, output) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows in random order, or in batches of like length; see `Trainer`."""
+        settings = self.run.recipe.training
+        if not settings.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        return LengthGroups(batch, [len(feature) for feature in self.run.features], settings.seed)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -90,6 +115,19 @@ class TaskTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class LengthGroups(LengthGroupedSampler):
+    """Batches of like length, whose order depends on nothing but the seed and the epoch, so that a run can resume."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Accelerate calls this at the start of each epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class _Listed(Dataset[Any]):

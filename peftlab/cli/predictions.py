@@ -1,0 +1,138 @@
+"""How predictions look: one form a task, for people."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from peftlab.cli.display import out
+from peftlab.data.markup import write_markup
+from peftlab.tasks.token_classification import Entities
+
+if TYPE_CHECKING:
+    from peftlab.runtime import Answer, Bank
+
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
+BAR = 24  # characters of a full bar
+SHOWN = 5  # labels whose probability is told
+
+
+def print_answers(answers: Iterable["Answer"], bank: "Bank") -> None:
+    """Each answer by its task, after its adapter's name where there are several."""
+    for answer in answers:
+        task = bank.task(answer.adapter)
+        shown = FORMS[task.type](answer.as_dict(), task)
+        if len(bank.names) > 1:
+            width = max(map(len, bank.names))
+            shown = Text.assemble((f"{answer.adapter:<{width}}  ", "dim"), shown)
+        out.print(shown)
+
+
+def print_conll(answers: Iterable["Answer"], scheme: str) -> None:
+    """A word and its tag a line, a blank line between texts."""
+    for answer in answers:
+        if not isinstance(answer.prediction, Entities):
+            raise click.UsageError(f"{answer.adapter} has no tags to print; --conll is for token classification.")
+        click.echo(answer.prediction.as_conll(scheme))
+
+
+def entities_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """The text with its entities coloured and labelled; as inline markup where there is no colour to be had."""
+    text, entities = fields["text"], fields["entities"]
+    if not out.color_system:
+        return Text(write_markup(text, ((e["start"], e["end"], e["label"]) for e in entities)))
+    shown, end = Text(), 0
+    for entity in entities:
+        colour = _colour(entity["label"], task.labels)
+        shown.append(text[end : entity["start"]])
+        shown.append(f" {entity['text']} ", style=f"black on {colour}")
+        shown.append(f"{entity['label']} ", style=f"bold black on {colour}")
+        end = entity["end"]
+    return shown.append(text[end:])
+
+
+def classes_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """The text, and a bar for each of the most probable labels."""
+    shown = _asked(fields)
+    width = max(map(len, task.labels))
+    for label, chance in list(fields["scores"].items())[: max(SHOWN, len(fields["labels"]))]:
+        given = label in fields["labels"]
+        style = _colour(label, task.labels) if given else "dim"
+        mark = "●" if given else " "
+        shown.append(f"\n  {mark} {label:<{width}} ", style=f"bold {style}" if given else style)
+        shown.append(_bar(chance), style=style).append(f" {chance:6.1%}", style=style)
+    if not fields["labels"]:
+        shown.append("\n  no label", style="dim")
+    return shown
+
+
+def number_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """The text, and where the number lies between the least and the most of the training rows."""
+    least, most = task.learned.get("least", 0.0), task.learned.get("most", 1.0)
+    share = (fields["value"] - least) / ((most - least) or 1.0)
+    shown = _asked(fields).append(f"\n  {fields['value']:.2f} ", style="bold cyan")
+    shown.append(_bar(share), style="cyan")
+    return shown.append(f" {least:g} to {most:g} in training", style="dim")
+
+
+def answer_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """The question, and the answer highlighted where it stands in the context."""
+    shown = Text(fields["question"], style="bold")
+    if fields["answer"] is None:
+        return shown.append(f"\n  no answer in the context  {fields['score']:.1%}", style="yellow")
+    before, answer, after = _around(fields["context"], fields["start"], fields["end"])
+    highlighted = ("⟦" + answer + "⟧", "") if not out.color_system else (f" {answer} ", "black on green")
+    shown.append(f"\n  {fields['answer']}", style="bold green").append(f"  {fields['score']:.1%}\n  ", style="dim")
+    return shown.append(before, style="dim").append(*highlighted).append(after, style="dim")
+
+
+def relation_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """The text with its spans coloured, and an arrow from one to the other."""
+    head, tail, label = fields["head"], fields["tail"], fields["label"]
+    shown, end = Text(), 0
+    for span, style in sorted(((head, "cyan"), (tail, "magenta")), key=lambda item: item[0]["start"]):
+        shown.append(fields["text"][end : span["start"]])
+        shown.append(fields["text"][span["start"] : span["end"]], style=f"bold {style}")
+        end = span["end"]
+    shown.append(fields["text"][end:]).append("\n  ")
+    shown.append(head["text"], style="bold cyan")
+    if label == task.negative_label:
+        shown.append(f"  ╌╌ {label} ╌╌  ", style="dim")
+    else:
+        left, right = ("◀──", "──") if fields["backward"] else ("──", "─▶")
+        shown.append(f"  {left} {label} {right}  ", style="bold")
+    return shown.append(tail["text"], style="bold magenta").append(f"  {fields['score']:.1%}", style="dim")
+
+
+FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
+    "token-classification": entities_form,
+    "text-classification": classes_form,
+    "regression": number_form,
+    "question-answering": answer_form,
+    "relation-extraction": relation_form,
+}
+
+
+def _asked(fields: Mapping[str, Any]) -> Text:
+    shown = Text(fields["text"])
+    return shown.append(f"\n{fields['text_pair']}") if "text_pair" in fields else shown
+
+
+def _bar(share: float) -> str:
+    full = round(max(0.0, min(1.0, share)) * BAR)
+    return "█" * full + "░" * (BAR - full)
+
+
+def _colour(label: str, labels: Sequence[str]) -> str:
+    return COLOURS[labels.index(label) % len(COLOURS)]
+
+
+def _around(text: str, start: int, end: int, room: int = 60) -> tuple[str, str, str]:
+    """What stands before, in and after a span, at most `room` characters on each side."""
+    before, after = " ".join(text[:start].split()), " ".join(text[end:].split())
+    before = f"…{before[-room:]}" if len(before) > room else before
+    after = f"{after[:room]}…" if len(after) > room else after
+    blank_before = " " if text[:start][-1:].isspace() else ""
+    blank_after = " " if text[end:][:1].isspace() else ""
+    return before + blank_before, text[start:end], blank_after + after

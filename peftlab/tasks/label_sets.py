@@ -1,0 +1,52 @@
+"""Labels that come from the training rows, or from the recipe, and are then fixed."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from peftlab.errors import Problems, suggest
+
+
+def learn_labels(
+    given: list[str],
+    examples: Mapping[str, Sequence[Any]],
+    labels_of: Callable[[Any], Iterable[str]],
+    problems: Problems,
+) -> list[str]:
+    """The labels given in the recipe, or else those of the training examples in order (numbers by value).
+
+    A label of any split that is not among them is a problem.
+    """
+    labels = given or sorted({label for example in examples["train"] for label in labels_of(example)}, key=_by_value)
+    missing_in = "task.labels" if given else "the training rows"
+    for split, rows in examples.items():
+        refuse_unknown(labels, rows, labels_of, problems, split=split, missing_in=missing_in)
+    return labels
+
+
+def refuse_unknown(
+    labels: Sequence[str],
+    rows: Sequence[Any],
+    labels_of: Callable[[Any], Iterable[str]],
+    problems: Problems,
+    *,
+    split: str,
+    missing_in: str,
+) -> None:
+    """Add a problem for each label of `rows` that is not among `labels`."""
+    seen = Counter(label for example in rows for label in labels_of(example))
+    for label in sorted(seen.keys() - set(labels), key=_by_value):
+        where = next(row.where for row in rows if label in labels_of(row))
+        problems.add(
+            f"label '{label}' occurs in {split} ({seen[label]}×, first at {where}) but not in {missing_in}.",
+            key=f"data.{split}",
+            hint=suggest(label, labels, what="Labels there"),
+        )
+
+
+def _by_value(label: str) -> tuple[float, str]:
+    """Numbers in their own order, then names by the alphabet."""
+    try:
+        return float(label), label
+    except ValueError:
+        return float("inf"), label

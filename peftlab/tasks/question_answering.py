@@ -1,0 +1,350 @@
+"""The span of a context that answers a question, or that there is none (Rajpurkar et al. 2016, 2018).
+
+A long context is read in windows that share `doc_stride` tokens. The answer is the best valid span over all windows:
+start and end inside the context, in order, at most `max_answer_length` tokens apart. There is none where the null score
+(the first token as start and end, least over the windows) beats that span by more than a threshold, which the
+validation split sets. Scores are those of SQuAD's official script, as shares of 1.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
+from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+ALWAYS = None  # as the null threshold: every question has an answer
+
+
+@dataclass(frozen=True)
+class Question(Example):
+    """A question about `text`, the context, and every accepted answer as (start, end); none if it has no answer."""
+
+    question: str = ""
+    answers: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def answer_texts(self) -> list[str]:
+        """The accepted answers, in words."""
+        return [self.text[start:end] for start, end in self.answers]
+
+
+@dataclass(frozen=True)
+class Window(Feature):
+    """A question with one stretch of the context; `offsets` gives (start, end) in it for each token that is of it."""
+
+    offsets: tuple[tuple[int, int] | None, ...] = ()
+    null: int = 0
+    """The token that stands for no answer."""
+
+
+@dataclass(frozen=True)
+class AnswerSpan(Prediction):
+    """The best span of the context, and whether it is given as the answer.
+
+    `gap` is how far the null score lies above the span's, in logits; `score` the probability of the span against null.
+    """
+
+    question: str
+    start: int
+    end: int
+    score: float
+    gap: float
+    given: bool
+
+    @property
+    def answer(self) -> str:
+        """The answer in words, empty if there is none."""
+        return self.text[self.start : self.end] if self.given else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """`question`, `context`, `answer` (null if there is none), `start`, `end` and `score`."""
+        asked = {"question": self.question, "context": self.text}
+        if not self.given:
+            return {**asked, "answer": None, "score": round(1 - self.score, 4)}
+        span = {"answer": self.answer, "start": self.start, "end": self.end}
+        return {**asked, **span, "score": round(self.score, 4)}
+
+
+class QuestionAnsweringTask(Task):
+    """Rows have `question`, `context` and `answers` as SQuAD has them, or `answer` (and `answer_start`)."""
+
+    type = "question-answering"
+    targets = "answers"
+    input_columns = ("question", "context")
+    auto_class = "AutoModelForQuestionAnswering"
+    peft_task_type = "QUESTION_ANS"
+    per_token = True
+    main_score = "f1"
+    pipeline_tag = "question-answering"
+    example_arguments = '"Your question" --context "The text that may hold the answer"'
+
+    def __init__(self, *, labels: list[str] | None = None, doc_stride: int = 128, max_answer_length: int = 30) -> None:
+        super().__init__(labels=labels)
+        self.doc_stride = doc_stride
+        self.max_answer_length = max_answer_length
+        self.learned = {"null_threshold": 0.0}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What prediction depends on."""
+        return {"doc_stride": self.doc_stride, "max_answer_length": self.max_answer_length}
+
+    @property
+    def head_labels(self) -> list[str]:
+        """Two outputs a token."""
+        return ["start", "end"]
+
+    @property
+    def reading(self) -> str:
+        """When there is no answer."""
+        threshold = self.learned["null_threshold"]
+        if threshold is ALWAYS:
+            return "Every question has an answer: the best span of the context."
+        return (
+            "A question has no answer where the first token's start and end logits together exceed those of the best "
+            f"span of the context by more than {threshold:.4g}."
+        )
+
+    def read(self, row: Row) -> Question:
+        """A row → a question with its answers. Raises RowError with what was expected."""
+        form = chosen_form(row, ("question", "context", "answers"), ("question", "context", "answer"))
+        question, context = (text_column(row, name) for name in form[:2])
+        if form[2] == "answers":
+            answers = _answer_list(json_cell(row.fields["answers"], "answers"))
+        else:
+            answers = _single_answer(row.fields)
+        spans = dict.fromkeys(_placed(text, start, context) for text, start in answers)
+        return Question(context, row.where, question=question, answers=tuple(spans))
+
+    def read_input(self, row: Row) -> Question:
+        """A question and its context."""
+        chosen_form(row, ("question", "context"))
+        return Question(question_text(row, "context"), row.where, question=question_text(row, "question"))
+
+    def learn(self, examples: Mapping[str, Sequence[Question]], problems: Problems) -> None:
+        """Whether there are questions without an answer at all."""
+        answered = [bool(example.answers) for example in examples["train"]]
+        if answered and not any(answered):
+            problems.add("no training row has an answer.", key="data.train")
+        if answered and all(answered):
+            self.learned = {"null_threshold": ALWAYS}
+
+    def encode(
+        self, example: Question, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[Feature]:
+        """Every window of the context, for training as well; a question longer than half the room is cut."""
+        room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+        question = _shortened(example.question, tokenizer, room // 2)
+        asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        encoded = tokenizer(
+            question,
+            example.text,
+            truncation="only_second",
+            max_length=max_length,
+            stride=min(self.doc_stride, (room - asked) // 2),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        cut = question != example.question
+        return [self._window(example, encoded, i, tokenizer, cut) for i in range(len(encoded["input_ids"]))]
+
+    def _window(
+        self, example: Question, encoded: Any, i: int, tokenizer: "PreTrainedTokenizerBase", cut: bool
+    ) -> Window:
+        extra = ("overflow_to_sample_mapping", "offset_mapping")
+        inputs = {name: encoded[name][i] for name in encoded if name not in extra}
+        in_context = [part == 1 for part in encoded.sequence_ids(i)]
+        offsets = tuple(
+            tuple(span) if inside and span[1] > span[0] else None
+            for inside, span in zip(in_context, encoded["offset_mapping"][i], strict=True)
+        )
+        ids = inputs["input_ids"]
+        null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+        positions = _answer_tokens(example.answers[0], offsets) if example.answers else None
+        return Window(inputs, positions or (null, null), cut=cut, offsets=offsets, null=null)
+
+    def count(self, example: Question) -> int:
+        """One, if it has an answer."""
+        return int(bool(example.answers))
+
+    def lost(self, example: Question, features: Sequence[Feature]) -> int:
+        """Whether no window holds the whole answer."""
+        found = any(isinstance(window, Window) and window.labels != (window.null,) * 2 for window in features)
+        return int(bool(example.answers) and not found)
+
+    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
+        """(batch, 2): the tokens at which the answer starts and ends."""
+        import torch
+
+        shifts = [width - len(feature) if left else 0 for feature in features]
+        rows = [[token + shift for token in feature.labels] for feature, shift in zip(features, shifts, strict=True)]
+        return torch.tensor(rows)
+
+    def logits(self, output: Any) -> "torch.Tensor":
+        """(batch, tokens, 2)."""
+        import torch
+
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Cross entropy over tokens, mean of start and end."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, labels)  # (batch, classes = tokens, 2) against (batch, 2)
+
+    def decode(self, example: Question, features: Sequence[Any], logits: Sequence["torch.Tensor"]) -> AnswerSpan:
+        """The best valid span over all windows, and whether it beats the null score."""
+        import torch
+
+        best, span = float("-inf"), (0, 0)
+        null = float("inf")
+        for window, output in zip(features, logits, strict=True):
+            scores = output.float()
+            null = min(null, float(scores[window.null].sum()))
+            allowed = torch.tensor([offset is not None for offset in window.offsets])
+            masked = scores.masked_fill(~allowed[:, None], float("-inf"))
+            pairs = masked[:, None, 0] + masked[None, :, 1]  # (start, end)
+            valid = torch.ones_like(pairs, dtype=torch.bool).triu().tril(self.max_answer_length - 1)
+            pairs = pairs.masked_fill(~valid, float("-inf"))
+            top = int(pairs.argmax())
+            if float(pairs.flatten()[top]) > best:
+                best = float(pairs.flatten()[top])
+                start, end = divmod(top, pairs.shape[1])
+                span = (window.offsets[start][0], window.offsets[end][1])
+        return self._decided(
+            AnswerSpan(example.text, example.question, *span, _sigmoid(best - null), null - best, False)
+        )
+
+    def _decided(self, answer: AnswerSpan) -> AnswerSpan:
+        threshold = self.learned["null_threshold"]
+        found = answer.end > answer.start
+        return replace(answer, given=found and (threshold is ALWAYS or answer.gap <= threshold))
+
+    def calibrate(self, examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> Sequence[AnswerSpan]:
+        """Set the null threshold where F1 is best, as SQuAD's `find_best_thresh` does."""
+        if self.learned["null_threshold"] is not ALWAYS and any(not example.answers for example in examples):
+            self.learned["null_threshold"] = _best_threshold(examples, predictions)
+        return [self._decided(prediction) for prediction in predictions]
+
+    def score(self, examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> Scores:
+        """Exact match and F1, over all and by whether there is an answer."""
+        scored = [
+            (
+                bool(example.answers),
+                exact_match(answer.answer, example.answer_texts),
+                f1(answer.answer, example.answer_texts),
+            )
+            for example, answer in zip(examples, predictions, strict=True)
+        ]
+        kinds = {"answerable": [row for row in scored if row[0]], "unanswerable": [row for row in scored if not row[0]]}
+        rows = {kind: {**_means(found), "support": len(found)} for kind, found in kinds.items() if found}
+        return Scores(_means(scored), rows)
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation and articles, single blanks: SQuAD's `normalize_answer`."""
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(answer: str, accepted: Sequence[str]) -> float:
+    """1 if the answer is one of the accepted ones (no answer, if there is none), else 0."""
+    return float(any(normalized(answer) == normalized(gold) for gold in accepted or [""]))
+
+
+def f1(answer: str, accepted: Sequence[str]) -> float:
+    """The best F1 over words with any of the accepted answers."""
+    return max(_word_f1(normalized(answer).split(), normalized(gold).split()) for gold in accepted or [""])
+
+
+def _word_f1(told: list[str], gold: list[str]) -> float:
+    if not (told and gold):
+        return float(told == gold)
+    shared = sum((Counter(told) & Counter(gold)).values())
+    return 2 * shared / (len(told) + len(gold))
+
+
+def _means(scored: Sequence[tuple[bool, float, float]]) -> dict[str, float]:
+    if not scored:
+        return {"exact": 0.0, "f1": 0.0}
+    return {"exact": fmean(row[1] for row in scored), "f1": fmean(row[2] for row in scored)}
+
+
+def _best_threshold(examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> float:
+    """The gap up to which answering gains more F1 than it loses: halfway to the next gap."""
+    by_gap = sorted(zip(predictions, examples, strict=True), key=lambda pair: pair[0].gap)
+    gain = best = 0.0
+    threshold = by_gap[0][0].gap - 1.0
+    for i, (prediction, example) in enumerate(by_gap):
+        words = prediction.text[prediction.start : prediction.end]
+        gain += f1(words, example.answer_texts) - f1("", example.answer_texts)
+        if gain > best:
+            best = gain
+            after = by_gap[i + 1][0].gap if i + 1 < len(by_gap) else prediction.gap + 1.0
+            threshold = (prediction.gap + after) / 2
+    return threshold
+
+
+def _answer_list(value: Any) -> list[tuple[Any, Any]]:
+    """SQuAD's {text: […], answer_start: […]}, or a list of {text, answer_start}."""
+    match value:
+        case {"text": list(texts), "answer_start": list(starts)} if len(texts) == len(starts):
+            return list(zip(texts, starts, strict=True))
+        case list() if all(isinstance(item, dict) and {"text", "answer_start"} <= item.keys() for item in value):
+            return [(item["text"], item["answer_start"]) for item in value]
+    raise RowError(f"expected answers as a list of {{text, answer_start}}, found {shown(value)}")
+
+
+def _single_answer(fields: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    answer, start = fields["answer"], fields.get("answer_start")
+    if answer is None or answer == "":
+        return []
+    return [(answer, int(start) if isinstance(start, str) and start.strip().isdecimal() else start or None)]
+
+
+def _placed(text: Any, start: Any, context: str) -> tuple[int, int]:
+    """(start, end) of an answer in its context; without `start`, its only occurrence."""
+    if not isinstance(text, str) or not text.strip():
+        raise RowError(f"expected an answer to hold some text, found {shown(text)}")
+    places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
+    if start is None and len(places) == 1:
+        return places[0], places[0] + len(text)
+    if isinstance(start, int) and not isinstance(start, bool) and start in places:
+        return start, start + len(text)
+    where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur there"
+    if start is None:
+        raise RowError(f"expected answer_start, the place of '{text}' in the context; {where}")
+    raise RowError(f"expected '{text}' at character {start!r} of the context (0 to {len(context)}); {where}")
+
+
+def _answer_tokens(answer: tuple[int, int], offsets: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+    """The first and last token of the answer, if the window holds all of it."""
+    spans = [(i, span) for i, span in enumerate(offsets) if span]
+    inside = [i for i, (start, end) in spans if start < answer[1] and end > answer[0]]
+    if not inside or spans[0][1][0] > answer[0] or spans[-1][1][1] < answer[1]:
+        return None
+    return inside[0], inside[-1]
+
+
+def _shortened(text: str, tokenizer: "PreTrainedTokenizerBase", room: int) -> str:
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return text if len(offsets) <= room else text[: offsets[room - 1][1]]
+
+
+def _sigmoid(x: float) -> float:
+    import math
+
+    return 1 / (1 + math.exp(-max(-700.0, min(700.0, x))))

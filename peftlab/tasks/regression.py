@@ -1,0 +1,131 @@
+"""A number for a text or a pair of texts.
+
+Targets are standardized by the training rows' mean and deviation, so that one learning rate fits every unit;
+predictions come back in the user's unit.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.errors import Problems
+from peftlab.tasks.columns import chosen_form, number_column, text_column
+from peftlab.tasks.contract import Feature, Prediction, Scores, Task
+from peftlab.tasks.sequences import TextPair, encode_sequence, read_pair
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RatedText(TextPair):
+    """A text or a pair, and its number."""
+
+    label: float = 0.0
+
+
+@dataclass(frozen=True)
+class Number(Prediction):
+    """The number given to a text, in the unit of the training rows."""
+
+    text_pair: str | None
+    value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text` (and `text_pair`), and `value`."""
+        asked = {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
+        return {**asked, "value": round(self.value, 4)}
+
+
+class RegressionTask(Task):
+    """Rows have `text` (and `text_pair`), and `label`, a number."""
+
+    type = "regression"
+    targets = "numbers"
+    input_columns = ("text", "text_pair")
+    main_score = "pearson"
+    problem_type = "regression"
+
+    @property
+    def reading(self) -> str:
+        """The head answers in standard units."""
+        return (
+            f"In the unit of the data, a value is logit × {self.learned['deviation']:.6g} + {self.learned['mean']:.6g}."
+        )
+
+    def __init__(self, *, labels: list[str] | None = None, loss: str = "mse") -> None:
+        super().__init__(labels=labels)
+        self.loss_name = loss
+        self.learned = {"mean": 0.0, "deviation": 1.0}
+
+    @property
+    def head_labels(self) -> list[str]:
+        """One output."""
+        return ["value"]
+
+    def read(self, row: Row) -> RatedText:
+        """A row → texts and a number. Raises RowError with what was expected."""
+        chosen_form(row, ("text", "label"))
+        pair = text_column(row, "text_pair") if row.fields.get("text_pair") is not None else None
+        return RatedText(text_column(row, "text"), row.where, text_pair=pair, label=number_column(row, "label"))
+
+    def read_input(self, row: Row) -> TextPair:
+        """A bare text, or a pair."""
+        return read_pair(row)
+
+    def learn(self, examples: Mapping[str, Sequence[RatedText]], problems: Problems) -> None:
+        """Mean, deviation and range of the training rows' numbers."""
+        numbers = [example.label for example in examples["train"]]
+        if not numbers:
+            return
+        deviation = statistics.pstdev(numbers)
+        if deviation == 0:
+            problems.add(f"every training row says {numbers[0]:g}; there is nothing to learn.", key="data.train")
+        self.learned = {
+            "mean": statistics.fmean(numbers),
+            "deviation": deviation or 1.0,
+            "least": min(numbers),
+            "most": max(numbers),
+        }
+
+    def encode(
+        self, example: TextPair, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[Feature]:
+        """See `Task.encode`; the label is standardized."""
+        number = None
+        if isinstance(example, RatedText):
+            number = (example.label - self.learned["mean"]) / self.learned["deviation"]
+        return encode_sequence(example.text, example.text_pair, number, tokenizer, max_length, training=training)
+
+    def count(self, example: RatedText) -> int:
+        """One number a row."""
+        return 1
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Squared or absolute error of standardized numbers."""
+        from torch.nn import functional
+
+        error = functional.l1_loss if self.loss_name == "mae" else functional.mse_loss
+        return error(logits.squeeze(-1), labels.to(logits.dtype))
+
+    def decode(self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Number:
+        """The mean over the windows, in the user's unit."""
+        mean = sum(float(output.float()[0]) for output in logits) / len(logits)
+        return Number(example.text, example.text_pair, mean * self.learned["deviation"] + self.learned["mean"])
+
+    def score(self, examples: Sequence[RatedText], predictions: Sequence[Number]) -> Scores:
+        """Pearson's and Spearman's correlation (0 where all predictions are alike), RMSE and mean absolute error."""
+        gold, told = [row.label for row in examples], [row.value for row in predictions]
+        if len(set(gold)) < 2 or len(set(told)) < 2:
+            pearson = spearman = 0.0  # undefined without spread
+        else:
+            from scipy import stats
+
+            pearson, spearman = float(stats.pearsonr(gold, told)[0]), float(stats.spearmanr(gold, told)[0])
+        errors = [a - b for a, b in zip(gold, told, strict=True)] or [0.0]
+        rmse = statistics.fmean(error * error for error in errors) ** 0.5
+        mae = statistics.fmean(map(abs, errors))
+        return Scores({"pearson": pearson, "spearman": spearman, "rmse": rmse, "mae": mae})

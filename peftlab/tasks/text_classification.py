@@ -1,0 +1,222 @@
+"""One label for a text or a pair of texts, or, with `multi_label`, any number of labels.
+
+A long text is read in overlapping windows whose log probabilities are averaged. Scores are scikit-learn's.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.columns import chosen_form, json_cell, shown, text_column
+from peftlab.tasks.contract import Confusion, Feature, Prediction, Scores, Task
+from peftlab.tasks.label_sets import learn_labels
+from peftlab.tasks.sequences import TextPair, encode_sequence, read_pair
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LabelledText(TextPair):
+    """A text or a pair, and its labels: exactly one, unless the task is multi-label."""
+
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classes(Prediction):
+    """The labels given to a text, and the probability of each label there is."""
+
+    text_pair: str | None
+    labels: tuple[str, ...]
+    chances: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return max(self.chances, key=lambda label: self.chances[label])
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text` (and `text_pair`), `labels`, and `scores`, the probabilities, falling."""
+        asked = {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
+        falling = sorted(self.chances.items(), key=lambda item: -item[1])
+        return {**asked, "labels": list(self.labels), "scores": {name: round(chance, 4) for name, chance in falling}}
+
+
+class TextClassificationTask(Task):
+    """Rows have `text` (and `text_pair`), and `label`, or `labels` with multi_label."""
+
+    type = "text-classification"
+    targets = "labels"
+    input_columns = ("text", "text_pair")
+
+    def __init__(
+        self,
+        *,
+        labels: list[str] | None = None,
+        multi_label: bool = False,
+        threshold: float = 0.5,
+        class_weights: str | None = None,
+    ) -> None:
+        super().__init__(labels=labels)
+        self.multi_label = multi_label
+        self.threshold = threshold
+        self.class_weights = class_weights
+        self.weights: list[float] | None = None
+        self.main_score = "micro_f1" if multi_label else "accuracy"
+        self.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+
+    @property
+    def reading(self) -> str:
+        """Several labels are read one by one."""
+        return f"A label is given where the sigmoid of its logit reaches {self.threshold}." if self.multi_label else ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What prediction depends on."""
+        return {"multi_label": self.multi_label, "threshold": self.threshold}
+
+    def read(self, row: Row) -> LabelledText:
+        """A row → texts and labels. Raises RowError with what was expected."""
+        label = "labels" if self.multi_label else "label"
+        chosen_form(row, ("text", label))
+        pair = text_column(row, "text_pair") if row.fields.get("text_pair") is not None else None
+        value = row.fields[label]
+        names = self._label_list(value) if self.multi_label else [self._label(value, "label")]
+        return LabelledText(text_column(row, "text"), row.where, text_pair=pair, labels=tuple(dict.fromkeys(names)))
+
+    def read_input(self, row: Row) -> TextPair:
+        """A bare text, or a pair."""
+        return read_pair(row)
+
+    def _label_list(self, value: Any) -> list[str]:
+        """Several labels; a table's cell may hold them as JSON, or separated by commas."""
+        if isinstance(value, str):
+            stripped = value.strip()
+            listed = [part.strip() for part in stripped.split(",") if part.strip()]
+            value = json_cell(stripped, "labels") if stripped.startswith("[") else listed
+        if not isinstance(value, list):
+            raise RowError(f"expected labels to be a list of names, found {shown(value)}")
+        return [self._label(item, "each of labels") for item in value]
+
+    def _label(self, value: Any, what: str) -> str:
+        """A name as it is; a number stands for the name at its place, if the recipe lists labels."""
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise RowError(f"expected {what} to be a name or a whole number, found {shown(value)}")
+        name = str(value).strip()
+        if name not in self.labels and name.isdecimal() and int(name) < len(self.labels):
+            return self.labels[int(name)]
+        return name
+
+    def learn(self, examples: Mapping[str, Sequence[LabelledText]], problems: Problems) -> None:
+        """Labels of the training rows, unless the recipe lists them, and their weights."""
+        self.labels = learn_labels(self.labels, examples, self.labels_of, problems)
+        if len(self.labels) < (1 if self.multi_label else 2) and examples["train"]:
+            problems.add(
+                f"the training rows hold {len(self.labels)} label(s): {', '.join(self.labels) or 'none'}; nothing to "
+                "tell apart.",
+                key="data.train",
+            )
+        if self.class_weights == "balanced" and examples["train"]:
+            self.weights = self._balanced(examples["train"])
+
+    def _balanced(self, examples: Sequence[LabelledText]) -> list[float]:
+        """As scikit-learn's `balanced`: rows / (labels × rows with it); multi-label: rows without / rows with it."""
+        counts = Counter(label for example in examples for label in example.labels)
+        rows = len(examples)
+        if self.multi_label:
+            return [(rows - counts[label]) / max(1, counts[label]) for label in self.labels]
+        return [rows / (len(self.labels) * max(1, counts[label])) for label in self.labels]
+
+    def encode(
+        self, example: TextPair, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[Feature]:
+        """See `Task.encode`."""
+        labels = self._target(example.labels) if isinstance(example, LabelledText) else None
+        return encode_sequence(example.text, example.text_pair, labels, tokenizer, max_length, training=training)
+
+    def _target(self, names: Sequence[str]) -> Any:
+        if self.multi_label:
+            return [float(label in names) for label in self.labels]
+        return self.labels.index(names[0])
+
+    def labels_of(self, example: LabelledText) -> tuple[str, ...]:
+        """Its labels."""
+        return example.labels
+
+    def count(self, example: LabelledText) -> int:
+        """Its labels."""
+        return len(example.labels)
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Cross entropy, or a binary one for each label; weighed if the recipe says so."""
+        from torch.nn import functional
+
+        weights = None if self.weights is None else logits.new_tensor(self.weights)
+        if self.multi_label:
+            return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+        return functional.cross_entropy(logits, labels, weight=weights)
+
+    def decode(self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Classes:
+        """The mean over the windows → one label, or every label above the threshold."""
+        import torch
+
+        mean = torch.stack([output.float() for output in logits])
+        chances = mean.sigmoid().mean(0) if self.multi_label else mean.log_softmax(-1).mean(0).softmax(-1)
+        by_label = dict(zip(self.labels, chances.tolist(), strict=True))
+        if self.multi_label:
+            given = tuple(label for label, chance in by_label.items() if chance >= self.threshold)
+        else:
+            given = (self.labels[int(chances.argmax())],)
+        return Classes(example.text, example.text_pair, given, by_label)
+
+    def score(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
+        """Accuracy, macro and micro F1, Matthews' coefficient (one label), and scores by label."""
+        if not examples:
+            return Scores({self.main_score: 0.0})
+        return self._score_sets(examples, predictions) if self.multi_label else self._score_one(examples, predictions)
+
+    def _score_one(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
+        from sklearn import metrics
+
+        gold, told = [row.labels[0] for row in examples], [row.labels[0] for row in predictions]
+        present = [label for label in self.labels if label in {*gold, *told}]
+        values = {
+            "accuracy": metrics.accuracy_score(gold, told),
+            "macro_f1": metrics.f1_score(gold, told, labels=present, average="macro", zero_division=0),
+            "micro_f1": metrics.f1_score(gold, told, labels=present, average="micro", zero_division=0),
+            "matthews": metrics.matthews_corrcoef(gold, told),
+        }
+        counts = metrics.confusion_matrix(gold, told, labels=self.labels)
+        return Scores(_floats(values), self._by_label(gold, told, self.labels), Confusion(self.labels, counts.tolist()))
+
+    def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
+        from sklearn import metrics
+
+        gold, told = (
+            [[label in row.labels for label in self.labels] for row in rows] for rows in (examples, predictions)
+        )
+        values = {
+            "micro_f1": metrics.f1_score(gold, told, average="micro", zero_division=0),
+            "macro_f1": metrics.f1_score(gold, told, average="macro", zero_division=0),
+            "accuracy": metrics.accuracy_score(gold, told),  # rows with every label right
+        }
+        return Scores(_floats(values), self._by_label(gold, told, range(len(self.labels))))
+
+    def _by_label(self, gold: Any, told: Any, labels: Any) -> dict[str, dict[str, float]]:
+        from sklearn.metrics import precision_recall_fscore_support
+
+        columns = precision_recall_fscore_support(gold, told, labels=list(labels), zero_division=0)
+        return {
+            label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for label, p, r, f, n in zip(self.labels, *columns, strict=True)
+        }
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
