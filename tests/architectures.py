@@ -1,5 +1,7 @@
 """Tiny random models of five architectures, saved as the Hub would hold them, with the tokenizers they come with."""
 
+import json
+
 from tests.conftest import SENTENCES
 
 POSITIONS = 64
@@ -57,24 +59,22 @@ def _bytes(folder):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        TEXTS,
-        trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
+    core.train_from_iterator(SENTENCES.values(), trainer)
     _template(core)
     return _save_tokenizer(core, folder, ["input_ids", "attention_mask"])
 
 
 def _roberta_bytes(folder):
     """RoBERTa's: byte-level, with a post-processor that trims offsets."""
-    import json
-
     from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaTokenizerFast
 
     trained = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator(TEXTS, vocab_size=500, special_tokens=special, show_progress=False)
+    trained.train_from_iterator(SENTENCES.values(), vocab_size=400, special_tokens=special, show_progress=False)
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
     RobertaTokenizerFast(vocab=model["vocab"], merges=merges, model_max_length=POSITIONS).save_pretrained(folder)
@@ -91,8 +91,6 @@ def _unigrams(folder):
     core.train_from_iterator(
         TEXTS, trainers.UnigramTrainer(vocab_size=400, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False)
     )
-    import json
-
     vocabulary = [(piece, score) for piece, score in json.loads(core.to_str())["model"]["vocab"]]
     DebertaV2Tokenizer(vocab=vocabulary, model_max_length=POSITIONS).save_pretrained(folder)
     return len(vocabulary)

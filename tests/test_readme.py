@@ -11,7 +11,7 @@ from peftlab.cli import cli
 from peftlab.errors import PeftlabError
 from peftlab.recipe import read_recipe
 from peftlab.tuning import tune
-from tests.conftest import recipe_in
+from tests.conftest import SENTENCES, recipe_in
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -29,7 +29,7 @@ def shell_lines():
 
 def peftlab_commands():
     in_makefile = re.findall(r"\$\(BIN\)/(peftlab .*)", MAKEFILE)
-    in_text = re.findall(r"`[^`\n]*?(peftlab (?:tune|predict|adapters|recipe) [^`\n]*)`", README)
+    in_text = re.findall(r"`[^`\n]*?(peftlab (?:tune|predict|evaluate|adapters|recipe) [^`\n]*)`", README)
     return [line.split(" > ")[0] for line in (*shell_lines(), *in_makefile, *in_text) if line.startswith("peftlab ")]
 
 
@@ -77,6 +77,8 @@ def test_the_python_runs(tmp_path, tiny_base, monkeypatch, capsys):
     learning = {"training.num_train_epochs": 20, "training.learning_rate": 2e-2}
     tune(recipe, overrides={"name": "ner-clinic", **learning})
     recipe.write_text(recipe.read_text().replace("ner-tiny", "ner-news"))
+    (tmp_path / "recipes" / "data" / "ner-news").mkdir(parents=True)
+    (tmp_path / "recipes" / "data" / "ner-news" / "test.txt").write_text(SENTENCES["test"])
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     assert str(Path("adapters/ner-news/1")) in capsys.readouterr().out

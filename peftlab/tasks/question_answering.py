@@ -6,6 +6,7 @@ start and end inside the context, in order, at most `max_answer_length` tokens a
 validation split sets. Scores are those of SQuAD's official script, as shares of 1.
 """
 
+import math
 import re
 import string
 from collections import Counter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ALWAYS = None  # as the null threshold: every question has an answer
+FARTHEST = 1e4  # the gap, in logits, where there is no span at all
 
 
 @dataclass(frozen=True)
@@ -207,26 +209,28 @@ class QuestionAnsweringTask(Task):
 
     def decode(self, example: Question, features: Sequence[Any], logits: Sequence["torch.Tensor"]) -> AnswerSpan:
         """The best valid span over all windows, and whether it beats the null score."""
+        windows = list(zip(features, logits, strict=True))
+        null = min(float(output[window.null].sum()) for window, output in windows)
+        best, start, end = max(self._best_span(window, output.float()) for window, output in windows)
+        words = example.text[start:end]  # byte-level tokens begin with the blank before them
+        start, end = start + len(words) - len(words.lstrip()), end - len(words) + len(words.rstrip())
+        gap = min(null - best, FARTHEST)
+        return self._decided(AnswerSpan(example.text, example.question, start, end, _sigmoid(-gap), gap, False))
+
+    def _best_span(self, window: Window, scores: "torch.Tensor") -> tuple[float, int, int]:
+        """The largest sum of a start and an end logit inside the context, and its (start, end) in characters."""
         import torch
 
-        best, span = float("-inf"), (0, 0)
-        null = float("inf")
-        for window, output in zip(features, logits, strict=True):
-            scores = output.float()
-            null = min(null, float(scores[window.null].sum()))
-            allowed = torch.tensor([offset is not None for offset in window.offsets])
-            masked = scores.masked_fill(~allowed[:, None], float("-inf"))
-            pairs = masked[:, None, 0] + masked[None, :, 1]  # (start, end)
-            valid = torch.ones_like(pairs, dtype=torch.bool).triu().tril(self.max_answer_length - 1)
-            pairs = pairs.masked_fill(~valid, float("-inf"))
-            top = int(pairs.argmax())
-            if float(pairs.flatten()[top]) > best:
-                best = float(pairs.flatten()[top])
-                start, end = divmod(top, pairs.shape[1])
-                span = (window.offsets[start][0], window.offsets[end][1])
-        return self._decided(
-            AnswerSpan(example.text, example.question, *span, _sigmoid(best - null), null - best, False)
-        )
+        allowed = torch.tensor([offset is not None for offset in window.offsets])
+        masked = scores.masked_fill(~allowed[:, None], float("-inf"))
+        pairs = masked[:, None, 0] + masked[None, :, 1]  # (tokens as start, tokens as end)
+        in_order = torch.ones_like(pairs, dtype=torch.bool).triu().tril(self.max_answer_length - 1)
+        pairs = pairs.masked_fill(~in_order, float("-inf"))
+        first, last = divmod(int(pairs.argmax()), pairs.shape[1])
+        opening, closing = window.offsets[first], window.offsets[last]
+        if opening is None or closing is None:  # a window without any context
+            return float("-inf"), 0, 0
+        return float(pairs[first, last]), opening[0], closing[1]
 
     def _decided(self, answer: AnswerSpan) -> AnswerSpan:
         threshold = self.learned["null_threshold"]
@@ -344,7 +348,5 @@ def _shortened(text: str, tokenizer: "PreTrainedTokenizerBase", room: int) -> st
     return text if len(offsets) <= room else text[: offsets[room - 1][1]]
 
 
-def _sigmoid(x: float) -> float:
-    import math
-
-    return 1 / (1 + math.exp(-max(-700.0, min(700.0, x))))
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))

@@ -1,0 +1,66 @@
+"""Terminal pictures of the README: `python docs/capture.py` runs real commands and writes what they print as SVG."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+FOLDER = Path(__file__).parent / "pictures"
+WIDTH = 104
+NOTICE = (
+    "The glass workshop in the old tram depot opens its doors on Saturday, 14 March, from ten to four. Short courses in "
+    "bead making cost 18 euros, children under twelve pay half. Marta Lindqvist shows how a paperweight is blown at noon. "
+    "Bring closed shoes; safety glasses are lent at the desk."
+)
+PICTURES = {
+    "entities": [
+        'peftlab predict ner-clinic "Started amoxicillin 500 mg three times daily for a sore throat." '
+        '"Denies chest pain, but the left knee is swollen." "Stopped ibuprofen last week after the rash came back."'
+    ],
+    "classes": [
+        'peftlab predict sentiment-stays "Spotless room and the kindest staff, we are coming back." '
+        '"The bed was awful and nobody answered the phone." "Great view, but you hear every car."',
+    ],
+    "labels": [
+        'peftlab predict city-requests "The lamp at the playground is broken and the swings are covered in glass." '
+        '"The 14 never came and then drove past the stop." "Thank you for the lovely flower beds."',
+    ],
+    "numbers": [
+        'peftlab predict ticket-urgency "Nobody in the warehouse can print labels, three trucks are waiting." '
+        '"Could I have a second monitor some day?" "My password expires tomorrow and the page to change it fails."',
+    ],
+    "answers": [
+        f'peftlab predict qa-notices "Who shows how a paperweight is made?" "What do the courses cost?" '
+        f'"Who sells the coffee?" --context {shlex.quote(NOTICE)}'
+    ],
+    "relations": [
+        'peftlab predict relations-business "<e1:PER>Ada Okafor</e1> left the bank to start <e2:ORG>Solwind</e2>." '
+        '"<e2:ORG>Brackwater Foods</e2> was bought by <e1:ORG>Halden Group</e1> in May." '
+        '"<e1:ORG>Ferrin Glass</e1> is moving its plant away from <e2:LOC>Leeds</e2>."',
+    ],
+    "evaluate": ["peftlab evaluate sentiment-stays --data recipes/data/sentiment-stays/test.csv"],
+}
+
+
+def main() -> None:
+    """Write every picture."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, commands in PICTURES.items():
+        console = Console(record=True, width=WIDTH, file=Path(os.devnull).open("w"), force_terminal=True)
+        for command in commands:
+            console.print(Text(f"$ {command}", style="bold"))
+            console.print(Text.from_ansi(_output(command)))
+        (FOLDER / f"{name}.svg").write_text(console.export_svg(title="peftlab"), encoding="utf8")
+
+
+def _output(command: str) -> str:
+    settings = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True, env=settings)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

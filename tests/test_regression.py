@@ -1,0 +1,160 @@
+import json
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.nn import functional
+
+from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks import task_description, task_from_manifest
+from peftlab.tasks.regression import Number, RatedText, RegressionTask
+
+
+@pytest.fixture
+def bert(tiny_base):
+    return load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
+
+
+def read(fields):
+    return RegressionTask().read(Row(fields, "f:1"))
+
+
+def learn(task, *numbers):
+    problems = Problems()
+    task.learn({"train": [RatedText("x", label=number) for number in numbers]}, problems)
+    return [str(problem) for problem in problems.found]
+
+
+@pytest.mark.parametrize(
+    ("fields", "pair", "number"),
+    [
+        ({"text": "a", "label": 3}, None, 3.0),
+        ({"text": "a", "label": -2.5, "id": 1}, None, -2.5),
+        ({"text": "a", "label": " 4.25 "}, None, 4.25),
+        ({"text": "a", "label": "1e3"}, None, 1000.0),
+        ({"text": "a", "text_pair": "b", "label": "0"}, "b", 0.0),
+        ({"text": "a", "text_pair": None, "label": 0}, None, 0.0),
+    ],
+)
+def test_a_row_is_a_text_or_a_pair_and_a_number_in_any_spelling(fields, pair, number):
+    example = read(fields)
+    assert (example.text, example.text_pair, example.label, example.where) == ("a", pair, number, "f:1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "a", "score": 3}, "expected columns text and label; found text, score."),
+        ({"label": 3}, "expected columns text and label; found label."),
+        ({"text": ["a"], "label": 3}, "expected text to be a string, found ['a']"),
+        ({"text": "", "label": 3}, "expected text to hold some text, found ''"),
+        ({"text": "a", "text_pair": "\n", "label": 3}, "expected text_pair to hold some text, found '\\n'"),
+        *(
+            ({"text": "a", "label": value}, f"expected label to be a number, found {value!r}")
+            for value in (None, "", "good", "3,5", True, [3], float("nan"), "inf")
+        ),
+        ({"text": "a", "label": 10**400}, "expected label to be a number, found 1000"),
+    ],
+)
+def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+    with pytest.raises(RowError) as caught:
+        read(fields)
+    assert str(caught.value).startswith(message)
+
+
+def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with_the_task():
+    for seed in range(50):
+        rng = random.Random(seed)
+        numbers = [rng.gauss(100, 30) for _ in range(rng.randrange(2, 40))]
+        task = RegressionTask()
+        assert learn(task, *numbers) == []
+        expected = {
+            "mean": np.mean(numbers), "deviation": np.std(numbers), "least": min(numbers), "most": max(numbers)
+        }  # fmt: skip
+        assert task.learned == pytest.approx(expected, abs=1e-9)
+    again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+    assert again.learned == task.learned
+    assert again.head_labels == ["value"]
+    assert f"logit × {task.learned['deviation']:.6g} + {task.learned['mean']:.6g}" in again.reading
+
+
+@pytest.mark.parametrize("numbers", [[3.0], [0.1] * 7])
+def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert):
+    task = RegressionTask()
+    [problem] = learn(task, *numbers)
+    assert problem == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
+    [feature] = task.encode(RatedText("ada", label=numbers[0]), bert, 16, training=True)
+    assert feature.labels == 0.0
+
+
+def test_no_training_row_is_left_for_others_to_tell():
+    assert learn(RegressionTask()) == []
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae"])
+def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
+    numbers = [1.0, 2.0, 4.0, 9.0]
+    task = RegressionTask(loss=loss)
+    learn(task, *numbers)
+    features = [task.encode(RatedText("ada", label=n), bert, 16, training=True)[0] for n in numbers]
+    labels = task.collate(features, bert)["labels"]
+    standard = torch.tensor((np.array(numbers) - np.mean(numbers)) / np.std(numbers), dtype=torch.float32)
+    assert torch.allclose(labels.float(), standard)
+    logits = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    theirs = {"mse": functional.mse_loss, "mae": functional.l1_loss}[loss]
+    assert torch.allclose(task.loss(logits, labels), theirs(logits[:, 0], standard))
+    assert task.loss(logits, labels).dtype == torch.float32
+
+
+def test_windows_are_averaged_and_told_in_the_unit_of_the_data(bert):
+    task = RegressionTask()
+    learn(task, 10.0, 30.0)
+    long = task.read_input(Row({"text": "nobody came " * 60}, "f:1"))
+    features = task.encode(long, bert, 16, training=False)
+    assert len(features) > 5
+    outputs = [torch.tensor([float(n)]) for n in range(len(features))]
+    told = task.decode(long, features, outputs)
+    assert told.value == pytest.approx(20 + 10 * (len(features) - 1) / 2)
+    assert [feature.labels for feature in features] == [None] * len(features)
+
+
+def test_a_prediction_is_plain_values():
+    assert Number("x", None, 1 / 3).as_dict() == {"text": "x", "value": 0.3333}
+    assert Number("x", "y", 2.0).as_dict() == {"text": "x", "text_pair": "y", "value": 2.0}
+
+
+def score(gold, told):
+    examples = [RatedText("x", label=number) for number in gold]
+    return RegressionTask().score(examples, [Number("x", None, number) for number in told]).values
+
+
+def test_scores_are_those_of_scipy_and_numpy():
+    for seed in range(200):
+        rng = random.Random(seed)
+        unit, count = 10 ** rng.randrange(-3, 4), rng.randrange(3, 60)
+        gold = [rng.choice([1, 2, 3.5, 4, 5]) * unit for _ in range(count)]
+        gold[:2] = [unit, 5 * unit]
+        told = [rng.random() * number + rng.choice([0, unit]) * rng.random() for number in gold]
+        errors = np.array(gold) - np.array(told)
+        expected = {
+            "pearson": stats.pearsonr(gold, told).statistic,
+            "spearman": stats.spearmanr(gold, told).statistic,
+            "rmse": np.sqrt(np.mean(errors**2)),
+            "mae": np.mean(np.abs(errors)),
+        }
+        assert score(gold, told) == pytest.approx(expected, abs=1e-6, rel=1e-9)
+
+
+@pytest.mark.parametrize(("gold", "told"), [([1, 2, 3], [2, 2, 2]), ([2, 2, 2], [1, 2, 3]), ([1], [2]), ([], [])])
+def test_a_correlation_without_spread_is_zero_without_a_murmur(gold, told):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = score(gold, told)
+    assert (values["pearson"], values["spearman"]) == (0.0, 0.0)
+    assert values["mae"] == pytest.approx(np.mean(np.abs(np.array(gold) - np.array(told))) if gold else 0.0)
