@@ -49,8 +49,9 @@ def books(data: Path, work: Path) -> Overrides:
             "test": str(data / "cls_fdu_mtl/books.task.test"),
             "format": "tsv",
             "header": ["label", "text"],
+            "max_length": 256,
         },
-        "training": {"num_train_epochs": 5},
+        "training": {"num_train_epochs": 3},
     }
 
 
@@ -92,7 +93,7 @@ def squad2(data: Path, work: Path) -> Overrides:
     return {
         "task": {"type": "question-answering"},
         "data": {split: str(work / f"{split}.json") for split in parts},
-        "training": {"num_train_epochs": 3},
+        "training": {"num_train_epochs": 2},
     }
 
 
@@ -110,7 +111,7 @@ def nlupp(domain: str, train_folds: int) -> Callable[[Path, Path], Overrides]:
         return {
             "task": {"type": "text-classification", "multi_label": True, "labels": labels},
             "data": {split: str(work / f"{split}.json") for split in parts},
-            "training": {"num_train_epochs": 40 if train_folds < 3 else 12, "early_stopping_patience": None},
+            "training": {"num_train_epochs": 30 if train_folds < 3 else 12, "early_stopping_patience": None},
         }
 
     return prepare

@@ -1,5 +1,6 @@
 """Terminal pictures of the README: `python docs/capture.py` runs real commands and writes what they print as SVG."""
 
+import io
 import os
 import shlex
 import subprocess
@@ -11,9 +12,9 @@ from rich.text import Text
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 104
 NOTICE = (
-    "The glass workshop in the old tram depot opens its doors on Saturday, 14 March, from ten to four. Short courses in "
-    "bead making cost 18 euros, children under twelve pay half. Marta Lindqvist shows how a paperweight is blown at noon. "
-    "Bring closed shoes; safety glasses are lent at the desk."
+    "The glass workshop in the old tram depot opens its doors on Saturday, 14 March, from ten to four. Short courses "
+    "in bead making cost 18 euros, children under twelve pay half. Marta Lindqvist shows at noon how a paperweight is "
+    "blown. Bring closed shoes; safety glasses are lent at the desk."
 )
 PICTURES = {
     "entities": [
@@ -49,7 +50,7 @@ def main() -> None:
     """Write every picture."""
     FOLDER.mkdir(exist_ok=True)
     for name, commands in PICTURES.items():
-        console = Console(record=True, width=WIDTH, file=Path(os.devnull).open("w"), force_terminal=True)
+        console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
         for command in commands:
             console.print(Text(f"$ {command}", style="bold"))
             console.print(Text.from_ansi(_output(command)))

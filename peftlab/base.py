@@ -166,16 +166,28 @@ def load_tokenizer(files: BaseFiles, *, trust_remote_code: bool = False) -> "Pre
 
     tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
     if getattr(tokenizer, "add_prefix_space", None) is False:
-        # byte-level BPE (RoBERTa, GPT-2) takes words one by one only when each starts with a blank
         tokenizer = AutoTokenizer.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, add_prefix_space=True
         )
+    if tokenizer.is_fast:
+        _begin_words_with_a_blank(tokenizer)
     tokenizer.truncation_side = "right"  # the ledger counts what a cut at the end loses
     if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked out, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.is_fast:
         raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
     return tokenizer
+
+
+def _begin_words_with_a_blank(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Byte-level BPE (RoBERTa, GPT-2, ModernBERT) takes words one by one only so; some tokenizers ignore the option."""
+    from tokenizers import pre_tokenizers
+
+    whole = tokenizer.backend_tokenizer.pre_tokenizer
+    parts: Any = whole if isinstance(whole, pre_tokenizers.Sequence) else [whole]
+    for part in parts:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = True
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -63,7 +63,9 @@ def load(tmp_path, write):
 
     def load(name, content, **section):
         problems = Problems()
-        other = write("other.jsonl", "{}\n".encode(section["encoding"] if isinstance(content, bytes) else "utf8"))
+        other = write(
+            "other.jsonl", "{}\n".encode(section.get("encoding", "utf8") if isinstance(content, bytes) else "utf8")
+        )
         rows = load_rows(DataSection(train=str(write(name, content)), validation=str(other), **section), problems)
         told = [str(problem).replace(f"{tmp_path}/", "") for problem in problems.found]
         return (rows.splits["train"].rows if "train" in rows.splits else []), told
@@ -285,7 +287,6 @@ def flattened():
 @pytest.mark.parametrize("indent", [None, 2])
 def test_squad_is_flattened_to_a_row_a_question(load, indent):
     assert fields(load("train.json", json.dumps(SQUAD, indent=indent))) == flattened()
-    assert fields(load("train.squad", json.dumps(SQUAD, indent=indent), format="squad")) == flattened()
 
 
 def test_a_pretty_squad_row_is_at_the_line_of_its_id(lines):

@@ -65,7 +65,7 @@ def number_column(row: Row, name: str) -> float:
     value = row.fields[name]
     try:
         number = float("nan") if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not math.isfinite(number):
         raise RowError(f"expected {name} to be a number, found {shown(value)}")

@@ -97,7 +97,7 @@ class Task(ABC):
     """What a row needs for a prediction; a bare string is the first of them."""
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     """The Transformers class that puts this task's head on a base."""
-    peft_task_type: ClassVar[str] = "SEQ_CLS"
+    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     per_token: ClassVar[bool] = False
     """Whether the head gives one output a token, or one an input."""
 

@@ -1,5 +1,6 @@
 """Labels that come from the training rows, or from the recipe, and are then fixed."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ def refuse_unknown(
 def _by_value(label: str) -> tuple[float, str]:
     """Numbers in their own order, then names by the alphabet."""
     try:
-        return float(label), label
+        number = float(label)
     except ValueError:
-        return float("inf"), label
+        number = math.inf
+    return (number if math.isfinite(number) else math.inf), label

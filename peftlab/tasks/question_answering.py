@@ -8,8 +8,6 @@ validation split sets. Scores are those of SQuAD's official script, as shares of
 
 import math
 import re
-import string
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
+from peftlab.tasks.answer_scores import best_threshold, exact_match, f1
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
 from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
 
@@ -86,7 +85,7 @@ class QuestionAnsweringTask(Task):
     targets = "answers"
     input_columns = ("question", "context")
     auto_class = "AutoModelForQuestionAnswering"
-    peft_task_type = "QUESTION_ANS"
+    peft_task_type = None  # PEFT's class for QUESTION_ANS drops token_type_ids: BERT would not know the question
     per_token = True
     main_score = "f1"
     pipeline_tag = "question-answering"
@@ -170,7 +169,7 @@ class QuestionAnsweringTask(Task):
         inputs = {name: encoded[name][i] for name in encoded if name not in extra}
         in_context = [part == 1 for part in encoded.sequence_ids(i)]
         offsets = tuple(
-            tuple(span) if inside and span[1] > span[0] else None
+            _without_blanks(span, example.text) if inside else None
             for inside, span in zip(in_context, encoded["offset_mapping"][i], strict=True)
         )
         ids = inputs["input_ids"]
@@ -212,8 +211,6 @@ class QuestionAnsweringTask(Task):
         windows = list(zip(features, logits, strict=True))
         null = min(float(output[window.null].sum()) for window, output in windows)
         best, start, end = max(self._best_span(window, output.float()) for window, output in windows)
-        words = example.text[start:end]  # byte-level tokens begin with the blank before them
-        start, end = start + len(words) - len(words.lstrip()), end - len(words) + len(words.rstrip())
         gap = min(null - best, FARTHEST)
         return self._decided(AnswerSpan(example.text, example.question, start, end, _sigmoid(-gap), gap, False))
 
@@ -240,7 +237,8 @@ class QuestionAnsweringTask(Task):
     def calibrate(self, examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> Sequence[AnswerSpan]:
         """Set the null threshold where F1 is best, as SQuAD's `find_best_thresh` does."""
         if self.learned["null_threshold"] is not ALWAYS and any(not example.answers for example in examples):
-            self.learned["null_threshold"] = _best_threshold(examples, predictions)
+            gains = [_gain(example, prediction) for example, prediction in zip(examples, predictions, strict=True)]
+            self.learned["null_threshold"] = best_threshold([prediction.gap for prediction in predictions], gains)
         return [self._decided(prediction) for prediction in predictions]
 
     def score(self, examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> Scores:
@@ -258,48 +256,16 @@ class QuestionAnsweringTask(Task):
         return Scores(_means(scored), rows)
 
 
-def normalized(text: str) -> str:
-    """Lower case, without punctuation and articles, single blanks: SQuAD's `normalize_answer`."""
-    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def exact_match(answer: str, accepted: Sequence[str]) -> float:
-    """1 if the answer is one of the accepted ones (no answer, if there is none), else 0."""
-    return float(any(normalized(answer) == normalized(gold) for gold in accepted or [""]))
-
-
-def f1(answer: str, accepted: Sequence[str]) -> float:
-    """The best F1 over words with any of the accepted answers."""
-    return max(_word_f1(normalized(answer).split(), normalized(gold).split()) for gold in accepted or [""])
-
-
-def _word_f1(told: list[str], gold: list[str]) -> float:
-    if not (told and gold):
-        return float(told == gold)
-    shared = sum((Counter(told) & Counter(gold)).values())
-    return 2 * shared / (len(told) + len(gold))
+def _gain(example: Question, prediction: AnswerSpan) -> float:
+    """What F1 wins by giving the best span instead of no answer."""
+    words = prediction.text[prediction.start : prediction.end]
+    return f1(words, example.answer_texts) - f1("", example.answer_texts)
 
 
 def _means(scored: Sequence[tuple[bool, float, float]]) -> dict[str, float]:
     if not scored:
         return {"exact": 0.0, "f1": 0.0}
     return {"exact": fmean(row[1] for row in scored), "f1": fmean(row[2] for row in scored)}
-
-
-def _best_threshold(examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> float:
-    """The gap up to which answering gains more F1 than it loses: halfway to the next gap."""
-    by_gap = sorted(zip(predictions, examples, strict=True), key=lambda pair: pair[0].gap)
-    gain = best = 0.0
-    threshold = by_gap[0][0].gap - 1.0
-    for i, (prediction, example) in enumerate(by_gap):
-        words = prediction.text[prediction.start : prediction.end]
-        gain += f1(words, example.answer_texts) - f1("", example.answer_texts)
-        if gain > best:
-            best = gain
-            after = by_gap[i + 1][0].gap if i + 1 < len(by_gap) else prediction.gap + 1.0
-            threshold = (prediction.gap + after) / 2
-    return threshold
 
 
 def _answer_list(value: Any) -> list[tuple[Any, Any]]:
@@ -316,7 +282,9 @@ def _single_answer(fields: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     answer, start = fields["answer"], fields.get("answer_start")
     if answer is None or answer == "":
         return []
-    return [(answer, int(start) if isinstance(start, str) and start.strip().isdecimal() else start or None)]
+    if isinstance(start, str):  # a table's cell
+        start = int(start) if start.strip().isdecimal() else start.strip() or None
+    return [(answer, start)]
 
 
 def _placed(text: Any, start: Any, context: str) -> tuple[int, int]:
@@ -324,14 +292,20 @@ def _placed(text: Any, start: Any, context: str) -> tuple[int, int]:
     if not isinstance(text, str) or not text.strip():
         raise RowError(f"expected an answer to hold some text, found {shown(text)}")
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
-    if start is None and len(places) == 1:
-        return places[0], places[0] + len(text)
-    if isinstance(start, int) and not isinstance(start, bool) and start in places:
-        return start, start + len(text)
+    found = places[0] if start is None and len(places) == 1 else start
+    if isinstance(found, int) and not isinstance(found, bool) and found in places:
+        return found + len(text) - len(text.lstrip()), found + len(text.rstrip())
     where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur there"
     if start is None:
         raise RowError(f"expected answer_start, the place of '{text}' in the context; {where}")
     raise RowError(f"expected '{text}' at character {start!r} of the context (0 to {len(context)}); {where}")
+
+
+def _without_blanks(span: tuple[int, int], text: str) -> tuple[int, int] | None:
+    """A token's place without the blank that byte-level tokens begin with; None if nothing else is in it."""
+    words = text[slice(*span)]
+    start, end = span[0] + len(words) - len(words.lstrip()), span[1] - len(words) + len(words.rstrip())
+    return (start, end) if end > start else None
 
 
 def _answer_tokens(answer: tuple[int, int], offsets: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
@@ -344,8 +318,14 @@ def _answer_tokens(answer: tuple[int, int], offsets: Sequence[tuple[int, int] | 
 
 
 def _shortened(text: str, tokenizer: "PreTrainedTokenizerBase", room: int) -> str:
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return text if len(offsets) <= room else text[: offsets[room - 1][1]]
+    """The longest beginning of a text that is at most `room` tokens; a character may be several."""
+
+    def offsets_of(part: str) -> list[tuple[int, int]]:
+        return tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+
+    while len(offsets := offsets_of(text)) > room:
+        text = text[: min(offsets[room][0], len(text) - 1)]
+    return text
 
 
 def _sigmoid(logit: float) -> float:

@@ -190,7 +190,7 @@ class TextClassificationTask(Task):
             "accuracy": metrics.accuracy_score(gold, told),
             "macro_f1": metrics.f1_score(gold, told, labels=present, average="macro", zero_division=0),
             "micro_f1": metrics.f1_score(gold, told, labels=present, average="micro", zero_division=0),
-            "matthews": metrics.matthews_corrcoef(gold, told),
+            "matthews": metrics.matthews_corrcoef(gold, told) if len({*gold, *told}) > 1 else 0.0,
         }
         counts = metrics.confusion_matrix(gold, told, labels=self.labels)
         return Scores(_floats(values), self._by_label(gold, told, self.labels), Confusion(self.labels, counts.tolist()))
@@ -198,15 +198,18 @@ class TextClassificationTask(Task):
     def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
         from sklearn import metrics
 
+        # one column more, always false: scikit-learn takes a table of one column for a binary task
         gold, told = (
-            [[label in row.labels for label in self.labels] for row in rows] for rows in (examples, predictions)
+            [[*(label in row.labels for label in self.labels), False] for row in rows]
+            for rows in (examples, predictions)
         )
+        columns = list(range(len(self.labels)))
         values = {
-            "micro_f1": metrics.f1_score(gold, told, average="micro", zero_division=0),
-            "macro_f1": metrics.f1_score(gold, told, average="macro", zero_division=0),
+            "micro_f1": metrics.f1_score(gold, told, labels=columns, average="micro", zero_division=0),
+            "macro_f1": metrics.f1_score(gold, told, labels=columns, average="macro", zero_division=0),
             "accuracy": metrics.accuracy_score(gold, told),  # rows with every label right
         }
-        return Scores(_floats(values), self._by_label(gold, told, range(len(self.labels))))
+        return Scores(_floats(values), self._by_label(gold, told, columns))
 
     def _by_label(self, gold: Any, told: Any, labels: Any) -> dict[str, dict[str, float]]:
         from sklearn.metrics import precision_recall_fscore_support

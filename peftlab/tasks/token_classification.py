@@ -310,7 +310,8 @@ def _character_spans(value: Any, text: str) -> list[tuple[int, int, str]]:
 def _character_span(entity: Any, text: str) -> tuple[int, int, str]:
     match entity:
         case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text) and label:
-            return start, end, label
+            if not isinstance(start, bool):
+                return start, end, label
     raise RowError(
         f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ {len(text)}, found {shown(entity)}"
     )

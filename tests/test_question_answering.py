@@ -1,0 +1,458 @@
+import collections
+import itertools
+import json
+import math
+import random
+import re
+import string
+
+import pytest
+import torch
+from torch.nn import functional
+
+from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks import task_description, task_from_manifest
+from peftlab.tasks.question_answering import AnswerSpan, Question, QuestionAnsweringTask
+from tests.architectures import build
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_base):
+    return load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
+
+
+@pytest.fixture(scope="module", params=["roberta", "deberta-v2", "modernbert"])
+def other(request, tmp_path_factory):
+    folder = build(request.param, tmp_path_factory.mktemp(request.param))
+    return load_tokenizer(BaseFiles("x", folder, "local folder"))
+
+
+def read(fields):
+    return QuestionAnsweringTask().read(Row(fields, "f:1"))
+
+
+def asked(context, *answers, question="who ?"):
+    return Question(context, "f:1", question=question, answers=answers)
+
+
+def learn(task, *examples):
+    problems = Problems()
+    task.learn({"train": examples}, problems)
+    return [str(problem) for problem in problems.found]
+
+
+# --- reading rows
+
+CONTEXT = "Rome is not Paris, and Rome is old."
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        ({"answers": {"text": ["Rome", "Paris"], "answer_start": [23, 12]}}, ((23, 27), (12, 17))),
+        ({"answers": [{"text": "Paris", "answer_start": 12}] * 2}, ((12, 17),)),
+        ({"answers": '{"text": ["Rome"], "answer_start": [0]}'}, ((0, 4),)),
+        ({"answers": '[{"text": "Rome", "answer_start": 23}]'}, ((23, 27),)),
+        ({"answers": {"text": [], "answer_start": []}}, ()),
+        ({"answers": []}, ()),
+        ({"answers": "[]", "is_impossible": True}, ()),
+        ({"answer": "Paris"}, ((12, 17),)),
+        ({"answer": "Rome", "answer_start": 23}, ((23, 27),)),
+        ({"answer": "Rome", "answer_start": " 23 "}, ((23, 27),)),
+        ({"answer": "Rome", "answer_start": "0"}, ((0, 4),)),
+        ({"answer": "Rome", "answer_start": 0}, ((0, 4),)),
+        ({"answer": "Paris", "answer_start": ""}, ((12, 17),)),
+        ({"answer": "", "answer_start": ""}, ()),
+        ({"answer": None}, ()),
+    ],
+)
+def test_every_shape_of_a_row_gives_its_answers_in_place(fields, answers):
+    example = read({"question": "which ?", "context": CONTEXT, "id": 7, **fields})
+    assert (example.question, example.text, example.where) == ("which ?", CONTEXT, "f:1")
+    assert example.answers == answers
+    assert example.answer_texts == [CONTEXT[start:end] for start, end in answers]
+
+
+ANSWERS = "expected answers as a list of {text, answer_start}, found "
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"passage": "a", "answers": []}, "expected columns question and context and answers, or question and context"),
+        ({"context": None, "answers": []}, "expected context to be a string, found None"),
+        ({"context": " ", "answers": []}, "expected context to hold some text, found ' '"),
+        ({"question": 3, "context": "a", "answers": []}, "expected question to be a string, found 3"),
+        ({"question": "", "context": "a", "answers": []}, "expected question to hold some text, found ''"),
+        ({"context": "a", "answers": None}, f"{ANSWERS}None"),
+        ({"context": "a", "answers": ["a"]}, f"{ANSWERS}['a']"),
+        ({"context": "a", "answers": {"text": ["a"], "answer_start": []}}, f"{ANSWERS}{{'text': ['a'], 'answer_start'"),
+        ({"context": "a", "answers": "[{"}, "expected answers as JSON; "),
+        ({"context": "a", "answer": 3}, "expected an answer to hold some text, found 3"),
+        ({"context": "a", "answer": " "}, "expected an answer to hold some text, found ' '"),
+        ({"context": "abc", "answer": "d"}, "expected answer_start, the place of 'd' in the context; it does"),
+        ({"context": "a b a", "answer": "a"}, "expected answer_start, the place of 'a' in the context; it occurs"),
+        (
+            {"context": "a b a", "answer": "a", "answer_start": 9},
+            "expected 'a' at character 9 of the context (0 to 5); it occurs at 0, 4",
+        ),
+        (
+            {"context": "a b a", "answers": [{"text": "c", "answer_start": 2}]},
+            "expected 'c' at character 2 of the context (0 to 5); it does not occur there",
+        ),
+        ({"context": "a b a", "answers": [{"text": "a", "answer_start": "four"}]}, "expected 'a' at character 'four'"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+    with pytest.raises(RowError) as caught:
+        read({"question": "which ?", **fields})
+    assert str(caught.value).startswith(message)
+
+
+def test_a_question_needs_no_answer_but_a_context():
+    task = QuestionAnsweringTask()
+    question = task.read_input(Row({"question": "", "context": "a"}, "f:1"))
+    assert (question.question, question.text, question.answers) == ("", "a", ())
+    with pytest.raises(RowError, match="expected columns question and context; found question"):
+        task.read_input(Row({"question": "a"}, "f:1"))
+
+
+# --- windows
+
+
+def random_context(rng, words=60):
+    return " ".join(rng.choices(["letter", "train", "London", "came", "rain,", "Ada.", "x"], k=words))
+
+
+def context_tokens(window):
+    return [n for n, span in enumerate(window.offsets) if span]
+
+
+@pytest.mark.parametrize("max_length", [8, 16, 33, 64])
+@pytest.mark.parametrize("doc_stride", [1, 5, 12, 128])
+def test_windows_cover_the_context_and_share_doc_stride_tokens(bert, max_length, doc_stride):
+    for seed in range(8):
+        rng = random.Random(seed)
+        example = asked(random_context(rng), question=" ".join(["who"] * rng.randrange(1, 12)))
+        windows = QuestionAnsweringTask(doc_stride=doc_stride).encode(example, bert, max_length, training=False)
+        assert all(len(window) <= max_length for window in windows)
+        spans = [[window.offsets[n] for n in context_tokens(window)] for window in windows]
+        covered = {place for window in spans for start, end in window for place in range(start, end)}
+        assert covered == {place for place, letter in enumerate(example.text) if letter != " "}
+        room = len(windows[0]) - windows[0].offsets.index(spans[0][0]) - 1
+        shared = min(doc_stride, (max_length - 3 - (len(windows[0]) - room - 3)) // 2)
+        for one, after in itertools.pairwise(spans):
+            assert len(set(one) & set(after)) == shared
+
+
+def test_a_question_longer_than_half_the_room_is_cut_and_says_so(bert):
+    example = asked("ada came to london", (0, 3), question="letter " * 50)
+    windows = QuestionAnsweringTask(doc_stride=2).encode(example, bert, 19, training=True)
+    for window in windows:
+        assert window.cut
+        assert window.inputs["input_ids"].index(bert.sep_token_id) == 1 + 8
+    [short] = QuestionAnsweringTask().encode(asked("ada came", question="letter " * 8), bert, 40, training=True)
+    assert not short.cut
+
+
+@pytest.mark.parametrize("question", ["👩‍🚀👋🏽 🇫🇷", "ꙮꙮ", "哪里哪里", "who wrote the letter"])
+def test_any_question_leaves_room_for_the_context(other, question):
+    for max_length in (8, 9, 12):
+        windows = QuestionAnsweringTask(doc_stride=4).encode(
+            asked("Ada came to London", question=question), other, max_length, training=False
+        )
+        assert all(len(window) <= max_length for window in windows)
+        covered = {place for w in windows for n in context_tokens(w) for place in range(*w.offsets[n])}
+        assert covered >= {place for place, letter in enumerate("Ada came to London") if letter != " "}
+
+
+def test_an_answer_is_marked_in_every_window_that_holds_all_of_it(bert):
+    found = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        text = random_context(rng)
+        words = [match.span() for match in re.finditer(r"\S+", text)]
+        first = rng.randrange(len(words) - 3)
+        answer = (words[first][0], words[first + rng.randrange(3)][1])
+        task = QuestionAnsweringTask(doc_stride=6)
+        example = asked(text, answer)
+        windows = task.encode(example, bert, 24, training=True)
+        for window in windows:
+            inside = [window.offsets[n] for n in context_tokens(window)]
+            if inside[0][0] <= answer[0] and inside[-1][1] >= answer[1]:
+                start, end = window.labels
+                assert (window.offsets[start][0], window.offsets[end][1]) == answer
+                found += 1
+            else:
+                assert window.labels == (window.null, window.null) == (0, 0)
+        assert task.count(example) == 1
+        assert task.lost(example, windows) == all(window.labels == (0, 0) for window in windows)
+    assert found > 60
+
+
+def test_an_answer_longer_than_any_window_is_lost(bert):
+    task, example = QuestionAnsweringTask(), asked("rain " * 40, (0, 199))
+    assert task.lost(example, task.encode(example, bert, 16, training=True)) == 1
+    nothing = asked("rain " * 40)
+    assert (task.lost(nothing, task.encode(nothing, bert, 16, training=True)), task.count(nothing)) == (0, 0)
+
+
+@pytest.mark.parametrize("answer", [" ada ", " london "])
+def test_blanks_around_an_answer_do_not_hide_it(bert, answer):
+    example = read({"question": "who ?", "context": " ada in london ", "answer": answer})
+    [window] = QuestionAnsweringTask().encode(example, bert, 64, training=True)
+    start, end = window.labels
+    assert example.text[window.offsets[start][0] : window.offsets[end][1]] == answer.strip()
+
+
+def test_a_token_of_blanks_is_no_answer(other):
+    text = "Ada came to   London"
+    [window] = QuestionAnsweringTask().encode(asked(text), other, 64, training=False)
+    assert all(text[slice(*span)].strip() == text[slice(*span)] != "" for span in window.offsets if span)
+
+
+def test_tokens_that_hold_the_blank_before_a_word_give_answers_without_it(other):
+    text = "Ada came to London , then to Paris"
+    task = QuestionAnsweringTask()
+    for word in re.finditer(r"\w+", text):
+        [window] = task.encode(asked(text, word.span(), question="who"), other, 64, training=False)
+        output = torch.zeros(len(window), 2)
+        output[window.labels, [0, 1]] = 20.0
+        told = task.decode(asked(text), [window], [output])
+        assert (told.start, told.end, told.answer) == (*word.span(), word[0])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_answers_move_with_the_padding(bert, side):
+    task = QuestionAnsweringTask()
+    windows = [
+        task.encode(asked(text, (0, 3)), bert, 64, training=True)[0] for text in ("ada", "ada came to london late")
+    ]
+    bert.padding_side = side
+    try:
+        batch = task.collate(windows, bert)
+    finally:
+        bert.padding_side = "right"
+    for row, window in enumerate(windows):
+        start, end = batch["labels"][row].tolist()
+        told = batch["input_ids"][row, start : end + 1].tolist()
+        assert told == window.inputs["input_ids"][window.labels[0] : window.labels[1] + 1]
+
+
+def test_the_loss_is_the_mean_of_torchs_for_start_and_end():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 11, 2, generator=generator)
+    labels = torch.randint(11, (6, 2), generator=generator)
+    start, end = (functional.cross_entropy(logits[:, :, n], labels[:, n]) for n in (0, 1))
+    assert torch.allclose(QuestionAnsweringTask().loss(logits, labels), (start + end) / 2)
+
+
+# --- decode
+
+
+@pytest.mark.parametrize("max_answer_length", [1, 4, 30])
+def test_the_answer_is_that_of_a_search_through_every_span_of_every_window(bert, max_answer_length):
+    for seed in range(60):
+        rng = random.Random(seed)
+        generator = torch.Generator().manual_seed(seed)
+        task = QuestionAnsweringTask(doc_stride=rng.randrange(1, 9), max_answer_length=max_answer_length)
+        example = asked(random_context(rng, rng.randrange(1, 40)))
+        windows = task.encode(example, bert, rng.choice([12, 20, 40]), training=False)
+        outputs = [torch.randn(len(window), 2, generator=generator) for window in windows]
+        spans = [
+            (float(output[i, 0] + output[j, 1]), window.offsets[i][0], window.offsets[j][1])
+            for window, output in zip(windows, outputs, strict=True)
+            for i in context_tokens(window)
+            for j in context_tokens(window)
+            if i <= j < i + max_answer_length
+        ]
+        best, start, end = max(spans)
+        null = min(float(output[0].sum()) for output in outputs)
+        told = task.decode(example, windows, outputs)
+        assert (told.start, told.end) == (start, end)
+        assert told.gap == pytest.approx(null - best, abs=1e-5)
+        assert told.score == pytest.approx(1 / (1 + math.exp(null - best)), abs=1e-5)
+        assert told.given == (told.gap <= 0)
+
+
+def test_an_answer_is_plain_values_and_so_is_none():
+    answer = AnswerSpan("Ada came", "who ?", 0, 3, 0.9, -2.0, True)
+    asked_for = {"question": "who ?", "context": "Ada came"}
+    assert answer.as_dict() == {**asked_for, "answer": "Ada", "start": 0, "end": 3, "score": 0.9}
+    none = AnswerSpan("Ada came", "who ?", 0, 3, 0.25, 1.1, False)
+    assert (none.answer, none.as_dict()) == ("", {**asked_for, "answer": None, "score": 0.75})
+
+
+# --- the official definition, as in SQuAD's evaluate-v2.0.py
+
+
+def normalize_answer(s):
+    def remove_articles(text):
+        return re.sub(re.compile(r"\b(a|an|the)\b", re.UNICODE), " ", text)
+
+    def remove_punc(text):
+        return "".join(ch for ch in text if ch not in set(string.punctuation))
+
+    return " ".join(remove_articles(remove_punc(s.lower())).split())
+
+
+def get_tokens(s):
+    return normalize_answer(s).split() if s else []
+
+
+def compute_exact(a_gold, a_pred):
+    return int(normalize_answer(a_gold) == normalize_answer(a_pred))
+
+
+def compute_f1(a_gold, a_pred):
+    gold_toks, pred_toks = get_tokens(a_gold), get_tokens(a_pred)
+    num_same = sum((collections.Counter(gold_toks) & collections.Counter(pred_toks)).values())
+    if len(gold_toks) == 0 or len(pred_toks) == 0:
+        return int(gold_toks == pred_toks)
+    if num_same == 0:
+        return 0
+    precision, recall = num_same / len(pred_toks), num_same / len(gold_toks)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def official(golds, answer):
+    gold_answers = [gold for gold in golds if normalize_answer(gold)] or [""]
+    return tuple(max(compute(gold, answer) for gold in gold_answers) for compute in (compute_exact, compute_f1))
+
+
+def find_best_f1(examples, predictions):
+    """`find_best_thresh`: best F1 when the likeliest of the predictions are given and the rest left empty."""
+    cur = sum(not example.answers for example in examples)
+    best = cur
+    for prediction, example in sorted(zip(predictions, examples, strict=True), key=lambda pair: pair[0].gap):
+        words = prediction.text[prediction.start : prediction.end]
+        cur += official(example.answer_texts, words)[1] if example.answers else -bool(words)
+        best = max(best, cur)
+    return best / len(examples)
+
+
+WORDS = ["the", "a", "An", "The", "cat", "Cat", "cat,", "mat.", "x-ray", "…", "—", "(and", "dog)", "7,5"]
+
+
+def random_case(rng, words, rows):
+    """Questions with up to three answers, and predictions that are often near them."""
+    examples, predictions = [], []
+    for _ in range(rows):
+        text = " ".join(rng.choices(words, k=12))
+        places = [match.span() for match in re.finditer(r"\S+", text)]
+
+        def span(places=places):
+            first = rng.randrange(len(places))
+            return places[first][0], places[min(len(places) - 1, first + rng.randrange(3))][1]
+
+        golds = tuple(span() for _ in range(rng.choice([0, 1, 1, 3])))
+        start, end = rng.choice(golds) if golds and rng.random() < 0.5 else span()
+        examples.append(asked(text, *golds))
+        predictions.append(AnswerSpan(text, "who ?", start, end, 0.5, rng.gauss(0, 3), rng.random() < 0.7))
+    return examples, predictions
+
+
+def test_scores_are_those_of_the_official_script():
+    for seed in range(100):
+        examples, predictions = random_case(random.Random(seed), WORDS, 20)
+        rows = [
+            (bool(example.answers), *official(example.answer_texts, told.answer))
+            for example, told in zip(examples, predictions, strict=True)
+        ]
+        scores = QuestionAnsweringTask().score(examples, predictions)
+        kinds = {"answerable": [r for r in rows if r[0]], "unanswerable": [r for r in rows if not r[0]]}
+        for values, found in [(scores.values, rows), *((scores.by_label.get(k), v) for k, v in kinds.items() if v)]:
+            assert values["exact"] == pytest.approx(sum(row[1] for row in found) / len(found), abs=1e-9)
+            assert values["f1"] == pytest.approx(sum(row[2] for row in found) / len(found), abs=1e-9)
+        assert {kind: values["support"] for kind, values in scores.by_label.items()} == {
+            kind: len(found) for kind, found in kinds.items() if found
+        }
+
+
+def test_an_accepted_answer_of_articles_alone_counts_for_nothing_beside_another():
+    example = asked("the cat", (0, 3), (4, 7))
+    nothing = AnswerSpan("the cat", "who ?", 0, 0, 0.0, 9.0, False)
+    assert QuestionAnsweringTask().score([example], [nothing]).values == {"exact": 0.0, "f1": 0.0}
+
+
+def test_nothing_to_score_scores_zero():
+    assert QuestionAnsweringTask().score([], []).values == {"exact": 0.0, "f1": 0.0}
+
+
+# --- the threshold
+
+
+def test_after_calibrating_f1_is_the_best_that_the_official_script_finds():
+    for seed in range(150):
+        rng = random.Random(seed)
+        examples, predictions = random_case(rng, ["cat", "dog", "rain", "London", "came", "late"], rng.randrange(1, 30))
+        if all(example.answers for example in examples):
+            continue
+        task = QuestionAnsweringTask()
+        learn(task, *examples)
+        told = task.calibrate(examples, predictions)
+        assert task.score(examples, told).values["f1"] == pytest.approx(find_best_f1(examples, predictions), abs=1e-9)
+        again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+        assert [again._decided(answer) for answer in predictions] == list(told)
+
+
+def test_equal_gaps_are_decided_together():
+    for seed in range(150):
+        rng = random.Random(seed)
+        examples, predictions = random_case(rng, ["cat", "dog", "rain"], 12)
+        gaps = [rng.randrange(3) for _ in predictions]
+        tied = [
+            AnswerSpan(p.text, "", p.start, p.end, 0.5, gap, True) for p, gap in zip(predictions, gaps, strict=True)
+        ]
+        task = QuestionAnsweringTask()
+        best = 0.0
+        for threshold in (-1, 0, 1, 2):
+            task.learned = {"null_threshold": threshold}
+            best = max(best, task.score(examples, [task._decided(answer) for answer in tied]).values["f1"])
+        task.learned = {"null_threshold": 0.0}
+        if all(example.answers for example in examples):
+            continue
+        assert task.score(examples, task.calibrate(examples, tied)).values["f1"] == pytest.approx(best)
+
+
+def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
+    task = QuestionAnsweringTask()
+    examples = [asked("\u200b"), asked("Ada came", (0, 3))]
+    features = [task.encode(example, bert, 16, training=False) for example in examples]
+    outputs = [[torch.zeros(len(window), 2) for window in windows] for windows in features]
+    outputs[1][0][features[1][0].labels, [0, 1]] = 9.0
+    predictions = [task.decode(*case) for case in zip(examples, features, outputs, strict=True)]
+    assert [told.answer for told in task.calibrate(examples, predictions)] == ["", "Ada"]
+    assert math.isfinite(task.learned["null_threshold"])
+
+
+def test_where_every_question_has_an_answer_one_is_always_given():
+    task = QuestionAnsweringTask()
+    example = asked("Ada came", (0, 3))
+    assert learn(task, example) == []
+    assert task.learned == {"null_threshold": None}
+    assert "Every question has an answer" in task.reading
+    unsure = AnswerSpan("Ada came", "", 4, 8, 0.0, 50.0, False)
+    [told, _] = task.calibrate([example, asked("Ada came")], [unsure, unsure])
+    assert (told.answer, task.learned) == ("came", {"null_threshold": None})
+
+
+def test_questions_without_an_answer_give_a_threshold_and_without_any_answer_a_problem():
+    task = QuestionAnsweringTask()
+    assert learn(task, asked("Ada came", (0, 3)), asked("Ada came")) == []
+    assert task.learned == {"null_threshold": 0.0}
+    assert "by more than 0" in task.reading
+    assert learn(QuestionAnsweringTask(), asked("Ada came")) == ["data.train: no training row has an answer."]
+    assert learn(QuestionAnsweringTask()) == []
+
+
+def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
+    for threshold in (None, -1.25):
+        task = QuestionAnsweringTask(doc_stride=7, max_answer_length=3)
+        task.learned = {"null_threshold": threshold}
+        again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+        assert again.options == {"doc_stride": 7, "max_answer_length": 3}
+        assert (again.learned, again.head_labels) == (task.learned, ["start", "end"])
