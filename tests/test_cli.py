@@ -170,7 +170,7 @@ def test_predict_reads_lines_or_jsonl_from_a_file(tuned_store, tmp_path):
     ("content", "message"),
     [
         ('{"txt": "a"}', "texts.jsonl:1\n    expected column tokens, or text; found txt. Is 'txt' the text?"),
-        ("{text", "texts.jsonl:1: expected one JSON object on this line"),
+        ("{text", "texts.jsonl:1\n    expected one JSON object on this line"),
     ],
 )
 def test_predict_tells_the_line_of_a_broken_file(tuned_store, tmp_path, content, message):

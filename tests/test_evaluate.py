@@ -242,7 +242,7 @@ def test_a_row_that_the_task_cannot_read_is_told_with_its_line(refused, kind, ro
 
 
 def test_files_that_cannot_be_read_are_told(evaluate, refused, tmp_path):
-    assert "rows.jsonl:2: expected one JSON object on this line" in refused(
+    assert "rows.jsonl:2 expected one JSON object on this line" in refused(
         "classes", '{"text": "x", "label": "good"}\n{'
     )
     assert "rows.jsonl holds no rows." in refused("classes", "")
@@ -294,4 +294,4 @@ def test_scoring_and_serving_are_told_the_same_of_rows_of_another_task(evaluate,
     assert result.exit_code == 2
     told = one_line(result.output)
     assert "1 problem; nothing was started." in told
-    assert "test.jsonl:1 and every other row: expected columns question and context" in told
+    assert "test.jsonl:1 and every other row expected columns question and context" in told

@@ -36,6 +36,9 @@ def evaluate(
     """Score ADAPTER on labelled rows: the predictions that `peftlab predict` gives, held against the labels."""
     from peftlab.cli.predict import resolve_first
 
+    if predictions and not Path(predictions).absolute().parent.is_dir():  # told before the work, not after it
+        raise click.UsageError(f"{predictions} cannot be written: there is no folder {Path(predictions).parent}.")
+
     resolve_first([adapter], store)
 
     from peftlab.cli.display import bar_for, out, score_tables
@@ -47,7 +50,7 @@ def evaluate(
             data,
             data_format=data_format,
             columns=columns,
-            header=header.split(",") if header else None,
+            header=[name.strip() for name in header.split(",")] if header else None,
             encoding=encoding,
             store=store,
             device=device,

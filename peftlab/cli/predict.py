@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,9 @@ def _with_context(row: "str | Row", context: str | None, name: str, bank: "Bank"
     first, *others = bank.task(name).input_columns
     if not others:
         raise click.UsageError(f"--context is nothing that {name} ({bank.task(name).type}) takes.")
-    return {first: row, others[0]: context} if isinstance(row, str) else {**row.fields, others[0]: context}
+    if isinstance(row, str):
+        return {first: row, others[0]: context}
+    return replace(row, fields={**row.fields, others[0]: context})
 
 
 def _lines(content: str) -> list[str]:

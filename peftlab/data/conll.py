@@ -23,7 +23,7 @@ def read_conll(path: Path, encoding: str, header: Sequence[str] | None) -> Itera
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("-DOCSTART-"):
                 if tokens:
-                    yield Row({"tokens": tokens, "tags": tags, **fields}, f"{path}:{first}")
+                    yield Row({**fields, "tokens": tokens, "tags": tags}, f"{path}:{first}")
                     fields, tokens, tags = {}, [], []
                 continue
             if not tokens and (field := _FIELD.fullmatch(line.strip())) and "\t" not in line:
@@ -37,7 +37,7 @@ def read_conll(path: Path, encoding: str, header: Sequence[str] | None) -> Itera
             tokens.append(columns[0])
             tags.append(columns[-1])
     if tokens:
-        yield Row({"tokens": tokens, "tags": tags, **fields}, f"{path}:{first}")
+        yield Row({**fields, "tokens": tokens, "tags": tags}, f"{path}:{first}")
 
 
 def split_columns(line: str) -> list[str]:

@@ -1,7 +1,9 @@
 """The data section of a recipe → rows of every split."""
 
+import codecs
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ ENDINGS = {
     ".parquet": "parquet",
 }
 SHOWN_PER_SPLIT = 5
+_PLACED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
 def load_rows(section: DataSection, problems: Problems) -> Rows:
@@ -103,7 +106,8 @@ def add_row_problems(errors: Iterable[RowError], problems: Problems) -> None:
     """Tell the first few broken rows whole, and the number of the others."""
     messages = [str(error) for error in errors]
     for message in messages[:SHOWN_PER_SPLIT]:
-        problems.add(message)
+        placed = _PLACED.fullmatch(message)
+        problems.add(placed["said"] if placed else message, where=placed["where"] if placed else "")
     if len(messages) > SHOWN_PER_SPLIT:
         problems.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
 
@@ -122,21 +126,35 @@ def _read_file(section: DataSection, key: str, source: str, problems: Problems) 
         problems.add(f"{path} is a folder.", key=key, hint="Name a file in it, or load it as a dataset: data.dataset.")
         return None
     try:
-        encoding = "utf-8-sig" if section.encoding == "utf-8" else section.encoding  # with or without a mark
+        name = codecs.lookup(section.encoding).name
+        encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a mark
         kind = guess_format(path, encoding) if section.format == "auto" else section.format
         return list(FORMATS[kind](path, encoding, section.header))
     except FileNotFoundError:
         beside = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = suggest(path.name, beside, what="Files there") if beside else f"There is no folder {path.parent}."
         problems.add(f"no such file: {path}.", key=key, hint=hint)
-    except UnicodeDecodeError as error:
+    except UnicodeError:
         hint = "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
-        problems.add(f"{path} is not {section.encoding} text (byte {error.start}).", key=key, hint=hint)
+        problems.add(
+            f"{path} is not {section.encoding} text{_first_wrong(path, section.encoding)}.", key=key, hint=hint
+        )
     except LookupError:
         problems.add(f"unknown encoding '{section.encoding}'.", key="data.encoding", hint="utf-8 fits most files.")
     except OSError as error:
         problems.add(f"{path} cannot be read: {error.strerror}.", key=key)
     return None
+
+
+def _first_wrong(path: Path, encoding: str) -> str:
+    """Which byte of the file is none; a file read in pieces tells only where in its piece."""
+    try:
+        path.read_bytes().decode(encoding)
+    except UnicodeDecodeError as error:
+        return f" (byte {error.start})"
+    except UnicodeError:
+        pass  # a codec that does not say where
+    return ""
 
 
 def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems) -> list[Row]:

@@ -29,10 +29,13 @@ def _table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Ro
     line = 1
     try:
         for cells in reader:
-            if not any(cells):
+            if not cells:
                 pass  # a blank line
             elif not names:
                 names = [name.strip() for name in cells]
+                if len(set(names)) < len(names):
+                    yield RowError(f"{path}:{line}: expected names of columns, each once, found {', '.join(names)}")
+                    return
             elif len(cells) == len(names):
                 yield Row(dict(zip(names, cells, strict=True)), f"{path}:{line}")
             else:

@@ -92,6 +92,8 @@ def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
                 _put_stand_in(draft, fault.key, problems)
         for fault in faults:
             if fault.kind == "missing" and draft.get(fault.key) is None:  # a typo may have been it
+                if _repair_type_key(draft, fault, problems):
+                    continue
                 if not problems.tells(fault.dotted):  # a wrong value taken out for the check is not missing
                     problems.add("missing, and it has no default.", key=fault.dotted)
                 if fault.key not in STAND_INS:
@@ -165,6 +167,23 @@ def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
     if meant := nearest(name, known - section.keys()):
         section[meant] = value
         problems.move(fault.dotted, ".".join((*around, meant)))
+
+
+def _repair_type_key(draft: Draft, fault: Fault, problems: Problems) -> bool:
+    """A section that is a union says nothing of a misspelled `type` but that there is none."""
+    if fault.key[-1] != "type":
+        return False
+    section = draft.parent(fault.key)
+    if typo := nearest("type", section):
+        written = ".".join((*fault.key[:-1], typo))
+        problems.add("unknown key.", key=written, hint=suggest(typo, ["type"], what="A key here"))
+        section["type"] = section.pop(typo)
+        problems.move(written, fault.dotted)
+    else:
+        problems.add("missing, and it has no default.", key=fault.dotted)
+        section.clear()  # its other keys belong to a type that nobody knows
+        _put_stand_in(draft, fault.key, problems)
+    return True
 
 
 def _repair_unknown_name(draft: Draft, fault: Fault, problems: Problems) -> None:

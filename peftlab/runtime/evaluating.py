@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from peftlab.data import Ledger
 from peftlab.data.loading import read_split
-from peftlab.errors import Problems
+from peftlab.errors import Problem, Problems, RecipeError
 from peftlab.recipe import DataSection
 from peftlab.runtime.bank import load
 from peftlab.store import Adapter
@@ -60,14 +62,12 @@ def evaluate(
         IntegrityError: it is damaged, or was tuned on another base.
         RecipeError: rows cannot be read, or have labels that the adapter does not know; lists every problem.
     """
-    section = DataSection.model_validate(
-        {
-            "train": str(data),
-            "format": data_format,
-            "columns": dict(columns or {}),
-            "header": list(header) if header else None,
-            "encoding": encoding,
-        }
+    section = _section(
+        train=str(data),
+        format=data_format,
+        columns=dict(columns or {}),
+        header=list(header) if header else None,
+        encoding=encoding,
     )
     bank = load(adapter, store=store, device=device, trust_remote_code=trust_remote_code)
     task = bank.task(adapter)
@@ -80,3 +80,13 @@ def evaluate(
     ledger.targets = sum(task.count(example) + example.lost for example in examples)
     predictions: list[Any] = bank.run(adapter, examples, told)
     return Evaluation(bank.adapter(adapter), task, task.score(examples, predictions), ledger, predictions)
+
+
+def _section(**values: Any) -> DataSection:
+    try:
+        return DataSection.model_validate(values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = str(wrong["loc"][0])
+        message = wrong["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise RecipeError([Problem(f"{message}, not {wrong['input']!r}.", key=name)]) from None

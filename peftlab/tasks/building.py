@@ -51,12 +51,18 @@ def read_examples(task: Task, split: Split, ledger: Ledger, problems: Problems) 
         for what, count in example.notes.items():
             ledger.note(what, count)
         examples.append(example)
-    if len(broken) == ledger.read > 1 and len({message for _, message in broken}) == 1:
-        where, message = broken[0]
-        problems.add(f"{where} and every other row: {message}")
+    if ledger.read == len(broken) > 1 and len({message for _, message in broken}) == 1:
+        _add_once(*broken[0], problems)
     else:
         add_row_problems([RowError(f"{where}: {message}") for where, message in broken], problems)
     return examples
+
+
+def _add_once(where: str, message: str, problems: Problems) -> None:
+    """Something wrong with every row, such as a column's name: told once a file, however it is carved into splits."""
+    file = where.rpartition(":")[0]
+    if not any(told.message == message and told.where.startswith(file) for told in problems.found):
+        problems.add(message, where=f"{where} and every other row")
 
 
 def task_description(task: Task) -> dict[str, Any]:

@@ -18,10 +18,12 @@ def learn_labels(
 
     A label of any split that is not among them is a problem.
     """
+    if not (given or examples["train"]):
+        return []  # no training row could be read: that is told, and no label is known or unknown
     labels = given or sorted({label for example in examples["train"] for label in labels_of(example)}, key=_by_value)
     missing_in = "task.labels" if given else "the training rows"
     for split, rows in examples.items():
-        refuse_unknown(labels, rows, labels_of, problems, split=split, missing_in=missing_in)
+        refuse_unknown(labels, rows, labels_of, problems, split=split, missing_in=missing_in, key=f"data.{split}")
     return labels
 
 
@@ -33,6 +35,7 @@ def refuse_unknown(
     *,
     split: str,
     missing_in: str,
+    key: str = "",
 ) -> None:
     """Add a problem for each label of `rows` that is not among `labels`."""
     seen = Counter(label for example in rows for label in labels_of(example))
@@ -40,7 +43,7 @@ def refuse_unknown(
         where = next(row.where for row in rows if label in labels_of(row))
         problems.add(
             f"label '{label}' occurs in {split} ({seen[label]}×, first at {where}) but not in {missing_in}.",
-            key=f"data.{split}",
+            key=key,
             hint=suggest(label, labels, what="Labels there"),
         )
 

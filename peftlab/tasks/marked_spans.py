@@ -57,7 +57,7 @@ def read_spans(row: Row, read_text: Callable[[Row, str], str]) -> MarkedText:
     Raises:
         RowError: columns are missing, or a span is not inside the text, overlaps the other or holds nothing.
     """
-    if "text" in row.fields and not row.fields.keys() >= {"head", "tail"}:
+    if "text" in row.fields and not any(row.fields.keys() >= set(form) for form in FORMS):
         return _from_marks(read_text(row, "text"), row.where)
     form = chosen_form(row, *FORMS)
     if form[0] == "text":

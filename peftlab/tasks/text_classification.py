@@ -109,7 +109,8 @@ class TextClassificationTask(Task):
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise RowError(f"expected {what} to be a name or a whole number, found {shown(value)}")
         name = str(value).strip()
-        if name not in self.labels and name.isdecimal() and int(name) < len(self.labels):
+        numbered = any(label.isdecimal() for label in self.labels)  # then a number is a name, known or not
+        if name.isdecimal() and not numbered and int(name) < len(self.labels):
             return self.labels[int(name)]
         return name
 
