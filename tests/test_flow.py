@@ -135,12 +135,26 @@ def test_the_best_epoch_is_published_not_the_last(write_recipe, tmp_path):
 def test_training_stops_early_without_progress(write_recipe, tmp_path):
     listener = Listener()
     changes = {
-        "training.num_train_epochs": 9,
+        "training.num_train_epochs": 40,
+        "training.learning_rate": 2e-2,
+        "training.early_stopping_patience": 2,
+    }
+    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
+    values = [value for _, value, _ in listener.scores]
+    assert 3 <= len(values) < 40
+    assert max(values[-2:]) <= max(values[:-2])  # the two last epochs were no better
+    assert max(values) > 0
+
+
+def test_a_score_that_is_still_zero_is_waited_for(write_recipe, tmp_path):
+    listener = Listener()
+    changes = {
+        "training.num_train_epochs": 5,
         "training.learning_rate": 1e-9,
         "training.early_stopping_patience": 2,
     }
     tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
-    assert len(listener.scores) == 3
+    assert [value for _, value, _ in listener.scores] == [0.0] * 5
 
 
 def test_the_published_recipe_repeats_the_run(write_recipe, tmp_path):

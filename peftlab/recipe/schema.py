@@ -160,7 +160,7 @@ class TrainingSection(Section):
     seed: Annotated[int, Field(ge=0)] = 42
     """Seeds the head, dropout and row order."""
     early_stopping_patience: Positive | None = 5
-    """Stop after so many epochs without a better validation score; null never stops early."""
+    """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
 
 
 class Recipe(Section):

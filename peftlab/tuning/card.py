@@ -1,6 +1,7 @@
 """The model card: README.md of a published adapter, in the form that the Hub reads."""
 
 import json
+import re
 from typing import Any
 
 from peftlab.tasks import Scores, task_from_manifest
@@ -69,7 +70,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
     scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
     last_split = "test" if "test" in scores else "validation"
     by_label = scores[last_split].by_label
-    return _CARD.format(
+    card = _CARD.format(
         name=manifest["name"],
         base=manifest["base"]["model"],
         task=task["type"],
@@ -92,6 +93,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest["data"]["ledger"].items()}),
         recipe=recipe,
     )
+    return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
 
 
 def _counts(ledger: dict[str, Any]) -> dict[str, Any]:

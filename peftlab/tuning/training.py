@@ -169,6 +169,15 @@ class Telling(TrainerCallback):
         self.progress.epoch_done(state.epoch, scores, best=best)
 
 
+class Patience(EarlyStoppingCallback):
+    """Early stopping that begins to count once the score has left 0, where F1 of rare labels stays for some epochs."""
+
+    def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
+        """See `EarlyStoppingCallback`."""
+        if state.best_metric:
+            super().check_metric_value(args, state, control, metric_value)
+
+
 class Interruption(TrainerCallback):
     """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once."""
 
@@ -222,7 +231,7 @@ def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
 def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     callbacks: list[TrainerCallback] = [Telling(progress)]
     if run.recipe.training.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(run.recipe.training.early_stopping_patience))
+        callbacks.append(Patience(run.recipe.training.early_stopping_patience))
     trainer = TaskTrainer(run, args=_arguments(run, folder), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
