@@ -34,7 +34,7 @@ PICTURES = {
         '"Could I have a second monitor some day?" "My password expires tomorrow and the page to change it fails."',
     ],
     "answers": [
-        f'peftlab predict qa-notices "Who shows how a paperweight is made?" "What do the courses cost?" '
+        f'peftlab predict qa-notices "How much is a short course?" "On which day can we visit?" '
         f'"Who sells the coffee?" --context {shlex.quote(NOTICE)}'
     ],
     "relations": [

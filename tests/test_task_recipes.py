@@ -346,7 +346,7 @@ def test_a_column_misnamed_in_every_row_is_told_once_with_the_nearest(problems_o
         assert " and every other row: expected column" in problem
         assert f"; found {found}." in problem
         assert f" Is '{theirs}' the {ours}? Map yours under data.columns, our name first, as in " in problem
-        assert problem.endswith(f"'{ours}: {theirs}'.")
+        assert problem.endswith(f"'{ours}: {theirs}' (--column {ours}={theirs}).")
     assert problems_of(kind, rows, SPLITS, data={"columns": {ours: theirs}}) == []
 
 

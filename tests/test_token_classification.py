@@ -107,12 +107,12 @@ def test_every_shape_of_a_row_says_the_same(fields):
         (
             {"words": ["a"], "ner": ["O"]},
             "expected columns tokens and tags, or text and entities; found words, ner. "
-            "Map yours under data.columns, our name first, as in 'tokens: your-name'.",
+            "Map yours under data.columns, our name first, as in 'tokens: your-name' (--column tokens=your-name).",
         ),
         (
             {},
             "expected columns tokens and tags, or text and entities; found none. "
-            "Map yours under data.columns, our name first, as in 'tokens: your-name'.",
+            "Map yours under data.columns, our name first, as in 'tokens: your-name' (--column tokens=your-name).",
         ),
         ({"tokens": ["a", "b"], "tags": ["O"]}, "expected as many tags as tokens, found 1 tags for 2 tokens"),
         ({"tokens": [1], "tags": ["O"]}, "expected tokens to be a list of strings, found [1]"),

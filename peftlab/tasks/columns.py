@@ -9,7 +9,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import nearest
 
-MAPPING = "Map yours under data.columns, our name first, as in '{ours}: {theirs}'."
+MAPPING = "Map yours under data.columns, our name first, as in '{ours}: {theirs}' (--column {ours}={theirs})."
 
 
 def chosen_form(row: Row, *forms: Sequence[str]) -> Sequence[str]:
