@@ -25,6 +25,7 @@ fix: $(VENV)/.dev  ## format, and mend what can be mended
 
 bench: $(VENV)/.test  ## scores side by side with plain Transformers + PEFT; needs the real data
 	$(BIN)/python -m benchmarks.ner_scores
+	$(BIN)/python -m benchmarks.task_scores
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "Installing peftlab with its '$*' extra into $(VENV): about two minutes the first time …"
