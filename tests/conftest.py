@@ -180,3 +180,15 @@ def shared_data(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data is not here: {path}")
     return path
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Put text or bytes into a file of the test's folder."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write

@@ -14,16 +14,6 @@ from peftlab.recipe import DataSection
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
-
-
-@pytest.fixture
 def load(tmp_path, write):
     """Load a data section whose training rows are `content`; give rows and problems, without the folder."""
 

@@ -48,16 +48,6 @@ SQUAD = {
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
-
-
-@pytest.fixture
 def load(tmp_path, write):
     """Rows of a file that is the training split, and what is wrong with it, without the folder."""
 

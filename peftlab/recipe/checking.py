@@ -123,12 +123,9 @@ def _about_the_type(found: Any) -> Any:
         return {**found, "type": "missing", "loc": loc}
     if found["type"] == "union_tag_invalid":
         context = found["ctx"]
-        return {**found, "type": "literal_error", "loc": loc, "input": context["tag"], "ctx": _expected(context)}
+        expected = {"expected": context["expected_tags"]}
+        return {**found, "type": "literal_error", "loc": loc, "input": context["tag"], "ctx": expected}
     return found
-
-
-def _expected(context: dict[str, Any]) -> dict[str, Any]:
-    return {"expected": context["expected_tags"]}
 
 
 def _without_branch(loc: Key) -> Key:

@@ -44,9 +44,7 @@ def _likeness(guesses: dict[str, str | None]) -> tuple[int, int]:
 
 def text_column(row: Row, name: str) -> str:
     """A string with something to read in it. Raises RowError."""
-    text = row.fields[name]
-    if not isinstance(text, str):
-        raise RowError(f"expected {name} to be a string, found {shown(text)}")
+    text = question_text(row, name)
     if not text.strip():
         raise RowError(f"expected {name} to hold some text, found {shown(text)}")
     return text

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, number_column, text_column
-from peftlab.tasks.contract import Feature, Prediction, Scores, Task
-from peftlab.tasks.sequences import TextPair, encode_sequence, read_pair
+from peftlab.tasks.contract import Feature, Scores, Task
+from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequence, read_pair, second_text
 
 if TYPE_CHECKING:
     import torch
@@ -28,16 +28,14 @@ class RatedText(TextPair):
 
 
 @dataclass(frozen=True)
-class Number(Prediction):
+class Number(PairPrediction):
     """The number given to a text, in the unit of the training rows."""
 
-    text_pair: str | None
     value: float
 
     def as_dict(self) -> dict[str, Any]:
         """`text` (and `text_pair`), and `value`."""
-        asked = {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
-        return {**asked, "value": round(self.value, 4)}
+        return {**self.asked, "value": round(self.value, 4)}
 
 
 class RegressionTask(Task):
@@ -69,7 +67,7 @@ class RegressionTask(Task):
     def read(self, row: Row) -> RatedText:
         """A row → texts and a number. Raises RowError with what was expected."""
         chosen_form(row, ("text", "label"))
-        pair = text_column(row, "text_pair") if row.fields.get("text_pair") is not None else None
+        pair = second_text(row, text_column)
         return RatedText(text_column(row, "text"), row.where, text_pair=pair, label=number_column(row, "label"))
 
     def read_input(self, row: Row) -> TextPair:

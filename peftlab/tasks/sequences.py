@@ -1,11 +1,12 @@
 """A text, or a pair of texts, as inputs of the whole of which one thing is said."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.tasks.columns import chosen_form, question_text
-from peftlab.tasks.contract import Example, Feature
+from peftlab.tasks.contract import Example, Feature, Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,11 +19,27 @@ class TextPair(Example):
     text_pair: str | None = None
 
 
+@dataclass(frozen=True)
+class PairPrediction(Prediction):
+    """What is said of a text, or of a pair."""
+
+    text_pair: str | None
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """`text`, and `text_pair` where there is one."""
+        return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
+
+
 def read_pair(row: Row) -> TextPair:
     """`text` and, where there is one, `text_pair` of a row that only asks. Raises RowError."""
     chosen_form(row, ("text",))
-    pair = question_text(row, "text_pair") if row.fields.get("text_pair") is not None else None
-    return TextPair(question_text(row, "text"), row.where, text_pair=pair)
+    return TextPair(question_text(row, "text"), row.where, text_pair=second_text(row, question_text))
+
+
+def second_text(row: Row, read_text: Callable[[Row, str], str]) -> str | None:
+    """`text_pair`, if the row has one. Raises RowError."""
+    return None if row.fields.get("text_pair") is None else read_text(row, "text_pair")
 
 
 def encode_sequence(

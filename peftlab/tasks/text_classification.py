@@ -12,9 +12,9 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, json_cell, shown, text_column
-from peftlab.tasks.contract import Confusion, Feature, Prediction, Scores, Task
+from peftlab.tasks.contract import Confusion, Feature, Scores, Task
 from peftlab.tasks.label_sets import learn_labels
-from peftlab.tasks.sequences import TextPair, encode_sequence, read_pair
+from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequence, read_pair, second_text
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,9 @@ class LabelledText(TextPair):
 
 
 @dataclass(frozen=True)
-class Classes(Prediction):
+class Classes(PairPrediction):
     """The labels given to a text, and the probability of each label there is."""
 
-    text_pair: str | None
     labels: tuple[str, ...]
     chances: Mapping[str, float]
 
@@ -43,9 +42,12 @@ class Classes(Prediction):
 
     def as_dict(self) -> dict[str, Any]:
         """`text` (and `text_pair`), `labels`, and `scores`, the probabilities, falling."""
-        asked = {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
         falling = sorted(self.chances.items(), key=lambda item: -item[1])
-        return {**asked, "labels": list(self.labels), "scores": {name: round(chance, 4) for name, chance in falling}}
+        return {
+            **self.asked,
+            "labels": list(self.labels),
+            "scores": {name: round(chance, 4) for name, chance in falling},
+        }
 
 
 class TextClassificationTask(Task):
@@ -85,7 +87,7 @@ class TextClassificationTask(Task):
         """A row → texts and labels. Raises RowError with what was expected."""
         label = "labels" if self.multi_label else "label"
         chosen_form(row, ("text", label))
-        pair = text_column(row, "text_pair") if row.fields.get("text_pair") is not None else None
+        pair = second_text(row, text_column)
         value = row.fields[label]
         names = self._label_list(value) if self.multi_label else [self._label(value, "label")]
         return LabelledText(text_column(row, "text"), row.where, text_pair=pair, labels=tuple(dict.fromkeys(names)))
