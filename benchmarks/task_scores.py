@@ -19,11 +19,7 @@ from benchmarks.full_tuning import full_tuning
 from benchmarks.results import data_folder, write_result
 from peftlab.tuning import Progress
 
-FIXED = {
-    "base.model": "sentence-transformers/all-MiniLM-L6-v2",
-    "training.bf16": True,  # faster on this CPU; weights and predictions stay in fp32
-    "training.group_by_length": True,
-}
+FIXED = {"base.model": "sentence-transformers/all-MiniLM-L6-v2"}
 Overrides = dict[str, Any]
 
 

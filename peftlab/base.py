@@ -101,8 +101,8 @@ def find_base(section: BaseSection) -> BaseFiles:
     raise BaseNotFoundError(f"base model '{section.model}' is in none of these places:\n{lines}")
 
 
-def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto") -> Base:
-    """Load the base in fp32 with a fresh head for `task`, seeded.
+def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto", dropout: bool = True) -> Base:
+    """Load the base in fp32 with a fresh head for `task`, seeded; without `dropout` it has none while training.
 
     Raises:
         BaseNotFoundError: no such base.
@@ -112,7 +112,10 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
 
     files = find_base(section)
     set_seed(seed)
-    model, new = load_with_head(files, task, trust_remote_code=section.trust_remote_code)
+    settings = {} if dropout else _no_dropout(files)
+    if section.attn_implementation:
+        settings["attn_implementation"] = section.attn_implementation
+    model, new = load_with_head(files, task, trust_remote_code=section.trust_remote_code, **settings)
     model.to(choose_device(device))
     tokenizer = load_tokenizer(files, trust_remote_code=section.trust_remote_code)
     return Base(
@@ -127,17 +130,26 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
 
 
 def load_with_head(
-    files: BaseFiles, task: "Task", *, trust_remote_code: bool = False
+    files: BaseFiles, task: "Task", *, trust_remote_code: bool = False, **settings: Any
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The base in fp32 under a fresh head for `task`, and the names of the parameters that are new."""
+    """The base in fp32 under a fresh head for `task`, and the names of the parameters that are new.
+
+    `settings` change the model's configuration.
+    """
     import transformers
 
     auto_class = getattr(transformers, task.auto_class)
     with _quietly():
         model, report = auto_class.from_pretrained(
-            files.folder, output_loading_info=True, **head_config(task), **_load_options(trust_remote_code)
+            files.folder, output_loading_info=True, **head_config(task), **settings, **_load_options(trust_remote_code)
         )
     return model, set(report["missing_keys"])
+
+
+def _no_dropout(files: BaseFiles) -> dict[str, Any]:
+    """Every probability of dropout in the configuration, under any of its names, set to 0."""
+    config = json.loads((files.folder / "config.json").read_text(encoding="utf8"))
+    return {key: 0.0 for key, value in config.items() if "drop" in key and isinstance(value, float)}
 
 
 def load_backbone(files: BaseFiles, *, trust_remote_code: bool = False, device: str = "auto") -> "PreTrainedModel":

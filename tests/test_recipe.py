@@ -46,7 +46,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
     recipe = read_recipe(write(SHORTEST))
     assert recipe.model_dump() == {
         "name": "ner-news",
-        "base": {"model": "some/model", "revision": None, "trust_remote_code": False},
+        "base": {"model": "some/model", "revision": None, "attn_implementation": None, "trust_remote_code": False},
         "task": {"type": "token-classification", "labels": None, "tag_scheme": "auto"},
         "method": {
             "type": "lora",
@@ -81,8 +81,11 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "warmup_ratio": 0.0,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
-            "bf16": False,
-            "group_by_length": False,
+            "train_sampling_strategy": "tokens",
+            "bf16": None,
+            "fp16": None,
+            "fused_lora": None,
+            "base_dropout": True,
             "seed": 42,
             "early_stopping_patience": 5,
         },
@@ -96,6 +99,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("method: {r: true}", "method.r: should be a valid integer, not True."),
         ("method: {r: 8.0}", "method.r: should be a valid integer, not 8.0."),
         ("method: {r: 0}", "method.r: should be greater than or equal to 1, not 0."),
+        ("training: {bf16: true, fp16: true}", "training.fp16: should not be true beside bf16, not True."),
         ("method: {use_dora: 1}", "method.use_dora: should be a valid boolean, not 1."),
         ("method: {use_dora: yes}", "method.use_dora: should be a valid boolean, not 'yes'."),
         ("method: {target_modules: 3}", "method.target_modules: should be 'all-linear', or a valid list, not 3."),
@@ -216,7 +220,7 @@ training:
     assert problems[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
-        "Keys here: model, revision, trust_remote_code.",
+        "Keys here: attn_implementation, model, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
         "Known: question-answering, regression, relation-extraction, text-classification, token-classification.",
         "recipe.yaml:7  task.labels: should be a valid list, not 'PER'.",
@@ -228,7 +232,7 @@ training:
     ]
     assert problems[-1].startswith(
         "recipe.yaml:18  training.num_train_epoch: unknown key. Did you mean 'num_train_epochs'? "
-        "Keys here: bf16, early_"
+        "Keys here: base_dropout, bf16, early_"
     )
 
 

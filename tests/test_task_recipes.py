@@ -21,7 +21,6 @@ from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
 from peftlab.tasks.predicting import forward
 from peftlab.tuning import Progress, tune
-from peftlab.tuning.training import LengthGroups
 from tests.task_stores import KINDS, lines_of, recipe_for, run, task_store  # noqa: F401  # a fixture
 
 KEYS = {
@@ -555,7 +554,7 @@ def equal(first, second):
 
 def test_steps_in_bfloat16_leave_weights_in_float32(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "topics")
-    plain = tune(recipe, store=tmp_path / "store")
+    plain = tune(recipe, store=tmp_path / "store", overrides={"training.bf16": False})
     halved = tune(recipe, store=tmp_path / "store", overrides={"training.bf16": True})
     assert {tensor.dtype for tensor in weights(halved.adapter).values()} == {torch.float32}
     assert not equal(weights(plain.adapter), weights(halved.adapter))
@@ -563,8 +562,9 @@ def test_steps_in_bfloat16_leave_weights_in_float32(tmp_path, tiny_base):
         assert torch.allclose(weights(halved.adapter)[name], tensor, atol=0.05)
 
 
-def test_an_interrupted_run_in_batches_of_like_length_resumes_to_the_same_adapter(tmp_path, tiny_base):
-    training = {"group_by_length": True, "num_train_epochs": 3, "early_stopping_patience": None}
+@pytest.mark.parametrize("strategy", ["tokens", "random"])
+def test_an_interrupted_run_resumes_to_the_same_adapter_whatever_its_batches(tmp_path, tiny_base, strategy):
+    training = {"train_sampling_strategy": strategy, "num_train_epochs": 3, "early_stopping_patience": None}
     recipe = recipe_for(tmp_path, tiny_base, "classes", training=training)
     straight = tune(recipe, store=tmp_path / "straight")
     with pytest.raises(TuningInterrupted, match="after step 5 of 9"):
@@ -574,21 +574,6 @@ def test_an_interrupted_run_in_batches_of_like_length_resumes_to_the_same_adapte
     assert listener.steps == [6, 7, 8, 9]
     assert equal(weights(straight.adapter), weights(resumed.adapter))
     assert resumed.scores == straight.scores
-    apart = tune(recipe, store=tmp_path / "store", overrides={"training.group_by_length": False})
+    other = {"tokens": "random", "random": "tokens"}[strategy]
+    apart = tune(recipe, store=tmp_path / "store", overrides={"training.train_sampling_strategy": other})
     assert not equal(weights(straight.adapter), weights(apart.adapter))
-
-
-def test_batches_of_like_length_hold_every_row_once_and_differ_by_epoch():
-    lengths = [n % 17 + 3 for n in range(400)]
-    groups = LengthGroups(8, lengths, seed=1)
-    first = list(groups)
-    assert sorted(first) == list(range(400))
-    groups.set_epoch(1)
-    second = list(groups)
-    assert first != second
-    again = LengthGroups(8, lengths, seed=1)
-    again.set_epoch(1)
-    assert list(again) == second
-    padded = sum(max(lengths[i] for i in first[n : n + 8]) for n in range(0, 400, 8))
-    at_random = sum(max(lengths[n : n + 8]) for n in range(0, 400, 8))
-    assert padded < 0.9 * at_random

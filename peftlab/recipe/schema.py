@@ -7,10 +7,11 @@ coerced.
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
 def _named_once(labels: list[str]) -> list[str]:
@@ -40,6 +41,10 @@ class BaseSection(Section):
     """Hub id, local folder, or a model that an installed package carries."""
     revision: str | None = None
     """Hub branch, tag or commit; null takes the main branch."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        None
+    )
+    """Which of Transformers' attention kernels computes; null takes the fastest that is there."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
 
@@ -153,14 +158,28 @@ class TrainingSection(Section):
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    bf16: bool = False
-    """Compute training steps in bfloat16, where the device is faster at it; weights stay in fp32."""
-    group_by_length: bool = False
-    """Put rows of about the same length into a batch, so that little is padded."""
+    train_sampling_strategy: Literal["tokens", "random"] = "tokens"
+    """tokens puts rows of about the same length into batches of about the same number of tokens, of as many rows on
+    average as the batch size says; random takes rows as they come."""
+    bf16: bool | None = None
+    """Compute training steps in bfloat16, though what trains stays in fp32; null does where the device is faster so."""
+    fp16: bool | None = None
+    """The same in float16 with a scaled loss, on CUDA; null does where there is no bfloat16."""
+    fused_lora: bool | None = None
+    """Compute LoRA layers by our own fused function instead of PEFT's; null does where it is faster, on CPUs."""
+    base_dropout: bool = True
+    """Leave the base's own dropout on while training."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seeds the head, dropout and row order."""
     early_stopping_patience: Positive | None = 5
     """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
+
+    @field_validator("fp16")
+    @classmethod
+    def _one_of_both(cls, fp16: bool | None, info: ValidationInfo) -> bool | None:
+        if fp16 and info.data.get("bf16"):
+            raise ValueError("should not be true beside bf16")
+        return fp16
 
 
 class Recipe(Section):

@@ -181,6 +181,10 @@ class Task(ABC):
         """The head's output: (batch, tokens, head labels), or (batch, head labels)."""
         return output.logits
 
+    def loss_terms(self, feature: Feature) -> int:
+        """Over how many terms `loss` takes the mean in this feature."""
+        return 1
+
     @abstractmethod
     def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """The mean loss of a batch."""

@@ -55,7 +55,7 @@ def forward(
         chosen = order[start : start + batch_size]
         batch = task.collate([features[i] for i in chosen], tokenizer)
         batch.pop("labels", None)
-        output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).cpu()
+        output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float().cpu()
         for i, row, mask in zip(chosen, output, batch["attention_mask"], strict=True):
             logits[i] = row[mask.bool()] if task.per_token else row
         told(min(start + batch_size, len(order)), len(order))

@@ -206,6 +206,10 @@ class TokenClassificationTask(Task):
             labels.append(padding + feature.labels if left else feature.labels + padding)
         return torch.tensor(labels)
 
+    def loss_terms(self, feature: Feature) -> int:
+        """One for each word that has a label."""
+        return sum(label != IGNORED for label in feature.labels)
+
     def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """Cross entropy over the first token of each word."""
         from torch.nn import functional

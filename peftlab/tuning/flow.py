@@ -67,7 +67,8 @@ def tune(
     from peftlab.tuning.run import Run
     from peftlab.tuning.training import evaluate, train
 
-    base = load_base(recipe.base, task, seed=recipe.training.seed, device=device)
+    training = recipe.training
+    base = load_base(recipe.base, task, seed=training.seed, device=device, dropout=training.base_dropout)
     max_length = input_length(base, recipe.data)
     features = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -19,17 +19,21 @@ from transformers import (
     TrainerControl,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from peftlab.errors import Problems, TuningInterrupted
-from peftlab.tasks import Scores
+from peftlab.tasks import Feature, Scores
 from peftlab.tasks.predicting import predict_examples
+from peftlab.tuning.batching import TokenBatches, TokenLoader
+from peftlab.tuning.fast import fast_steps
+from peftlab.tuning.fast.precision import training_dtype
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10
 NOTE = "run.json"
+WEIGHT = "loss_weight"
+"""What a batch counts in its step: its loss terms over those of an average batch, so that each term counts the same."""
 
 
 def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[dict[str, float]]:
@@ -41,11 +45,12 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     """
     checkpoint = _checkpoint(run, folder, progress) if resume else None
     (folder / NOTE).write_text(json.dumps(run.identity), encoding="utf8")
-    trainer = _trainer(run, folder, progress)
+    dtype = training_dtype(run.recipe.training, run.base.model.device)
+    trainer = _trainer(run, folder, dtype, progress)
     interruption = Interruption()
     trainer.add_callback(interruption)
     try:
-        with interruption.listening():
+        with interruption.listening(), fast_steps(run, dtype):
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         interruption.asked = True
@@ -75,8 +80,8 @@ class TaskTrainer(Trainer):
 
     control: TrainerControl
 
-    def __init__(self, run: Run, **kwargs: Any) -> None:
-        self.run = run
+    def __init__(self, run: Run, dtype: torch.dtype, **kwargs: Any) -> None:
+        self.run, self.dtype = run, dtype
         super().__init__(
             model=run.model,
             train_dataset=_Listed(run.features),
@@ -92,42 +97,49 @@ class TaskTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's own loss; see `Trainer.compute_loss`."""
-        labels = inputs.pop("labels")
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.run.recipe.training.bf16):
+        labels, weight = inputs.pop("labels"), inputs.pop(WEIGHT, 1.0)
+        with self.autocast():
             output = model(**inputs)
-        loss = self.run.task.loss(self.run.task.logits(output).float(), labels)
+        loss = weight * self.run.task.loss(self.run.task.logits(output).float(), labels)
         return (loss, output) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows in random order, or in batches of like length; see `Trainer`."""
-        settings = self.run.recipe.training
-        if not settings.group_by_length:
-            return super()._get_train_sampler(train_dataset)
-        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-        return LengthGroups(batch, [len(feature) for feature in self.run.features], settings.seed)
+    def autocast(self) -> torch.autocast:
+        """Computes in the run's dtype."""
+        return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of about the same number of tokens, or rows at random; see `Trainer`."""
+        settings, features, task = self.run.recipe.training, self.run.features, self.run.task
+        if settings.train_sampling_strategy == "random":
+            return super().get_train_dataloader()
+        batches = TokenBatches(
+            [len(feature) for feature in features],
+            settings.per_device_train_batch_size,
+            settings.seed,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
+        share = batches.total / sum(task.loss_terms(feature) for feature in features)
+
+        def collate(chosen: list[Feature]) -> dict[str, Any]:
+            return {**self.data_collator(chosen), WEIGHT: share * sum(map(task.loss_terms, chosen))}
+
+        return TokenLoader(cast(Any, self.train_dataset), batches, collate)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: Trainer would walk through every parameter at every step."""
+        return 0
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the validation split; see `Trainer.evaluate`."""
-        scores = evaluate(self.run, "validation")
+        with self.autocast():
+            scores = evaluate(self.run, "validation")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class LengthGroups(LengthGroupedSampler):
-    """Batches of like length, whose order depends on nothing but the seed and the epoch, so that a run can resume."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths)
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Accelerate calls this at the start of each epoch."""
-        self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class _Listed(Dataset[Any]):
@@ -228,16 +240,16 @@ def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
     return TuningInterrupted(f"stopped after {steps}; nothing was published. {kept}.")
 
 
-def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
+def _trainer(run: Run, folder: Path, dtype: torch.dtype, progress: Progress) -> TaskTrainer:
     callbacks: list[TrainerCallback] = [Telling(progress)]
     if run.recipe.training.early_stopping_patience:
         callbacks.append(Patience(run.recipe.training.early_stopping_patience))
-    trainer = TaskTrainer(run, args=_arguments(run, folder), callbacks=callbacks)
+    trainer = TaskTrainer(run, dtype, args=_arguments(run, folder, dtype), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(run: Run, folder: Path) -> TrainingArguments:
+def _arguments(run: Run, folder: Path, dtype: torch.dtype) -> TrainingArguments:
     """Our stable names → those of the installed Transformers."""
     settings = run.recipe.training
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
@@ -252,6 +264,7 @@ def _arguments(run: Run, folder: Path) -> TrainingArguments:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
+        fp16=dtype == torch.float16,  # for its scaled loss
         use_cpu=run.base.model.device.type == "cpu",
         dataloader_pin_memory=run.base.model.device.type == "cuda",
         eval_strategy="epoch",

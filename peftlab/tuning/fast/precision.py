@@ -1,0 +1,54 @@
+"""The number format that training computes in: bfloat16 where the device is faster at it, with fp32 adapter weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from peftlab.errors import Problems
+from peftlab.recipe import TrainingSection
+
+FP16_ON_CUDA_ONLY = "fp16 needs a CUDA device; this run is on {device}."
+
+
+def training_dtype(settings: TrainingSection, device: torch.device) -> torch.dtype:
+    """What the recipe asks for, or else the fastest that `device` has instructions for.
+
+    Raises:
+        RecipeError: fp16 on another device than CUDA.
+    """
+    if settings.fp16 and device.type != "cuda":
+        with Problems() as problems:
+            hint = "Take it out: bf16 is chosen by itself where it is faster."
+            problems.add(FP16_ON_CUDA_ONLY.format(device=device.type), key="training.fp16", hint=hint)
+    if settings.fp16:
+        return torch.float16
+    wanted = settings.bf16 if settings.bf16 is not None else settings.fp16 is None and fast_at_bfloat16(device)
+    if wanted:
+        return torch.bfloat16
+    old_cuda = device.type == "cuda" and settings.bf16 is None and settings.fp16 is None
+    return torch.float16 if old_cuda else torch.float32
+
+
+def fast_at_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has instructions for it: AMX or AVX512-BF16 on a CPU, Ampere and later on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and any(
+        torch.cpu.get_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16")
+    )
+
+
+@contextmanager
+def frozen_weights_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block, what does not train is in `dtype`; then the weights are again those of before, bit by bit."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
+    before = [parameter.data for parameter in frozen] if dtype != torch.float32 else []
+    for parameter, data in zip(frozen, before, strict=False):
+        parameter.data = data.to(dtype)
+    before = [data.cpu() for data in before]  # the device's memory is for training
+    try:
+        yield
+    finally:
+        for parameter, data in zip(frozen, before, strict=False):
+            parameter.data = data.to(parameter.device)

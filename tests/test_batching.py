@@ -1,0 +1,82 @@
+"""Batches by tokens: every row once, as many batches as ever, little padding, the same gradient in expectation."""
+
+import numpy as np
+import pytest
+import torch
+
+from peftlab.tuning.batching import TokenBatches, cut_evenly
+from tests.task_stores import recipe_for
+from tests.test_fast_steps import prepared
+
+
+def skewed(n, seed=0):
+    return np.random.default_rng(seed).lognormal(2.7, 0.7, n).astype(int).clip(3, 200).tolist()
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1, 8), (7, 8), (8, 8), (9, 8), (50, 1), (50, 2), (1000, 16), (5003, 16)])
+def test_every_row_is_in_one_batch_and_there_are_as_many_as_of_plain_ones(n, batch):
+    batches = TokenBatches(skewed(n), batch, seed=1)
+    made = list(batches)
+    assert len(made) == len(batches) == -(-n // batch)
+    assert all(made)
+    assert sorted(row for chosen in made for row in chosen) == list(range(n))
+
+
+def test_batches_hold_about_the_same_number_of_tokens_and_little_padding():
+    lengths = np.array(skewed(2000))
+    made = list(TokenBatches(lengths.tolist(), 16, seed=1))
+    tokens = np.array([lengths[chosen].sum() for chosen in made])
+    padded = np.array([lengths[chosen].max() * len(chosen) for chosen in made])
+    plain = np.array([lengths[i : i + 16].max() * 16 for i in range(0, 2000, 16)])
+    assert tokens.std() < 0.25 * tokens.mean()
+    assert padded.sum() < 1.1 * lengths.sum() < 0.7 * plain.sum()
+    assert padded.max() < plain.max()
+
+
+def test_order_and_company_change_with_the_epoch_and_with_nothing_else():
+    first, again = (TokenBatches(skewed(400), 8, seed=1) for _ in range(2))
+    zero, one = list(first), (first.set_epoch(1), list(first))[1]
+    again.set_epoch(1)
+    assert list(again) == one
+    assert {frozenset(batch) for batch in zero} != {frozenset(batch) for batch in one}
+    assert list(TokenBatches(skewed(400), 8, seed=2)) != zero
+
+
+@pytest.mark.parametrize(("n", "batch", "world"), [(103, 4, 2), (103, 4, 3), (5, 2, 4), (3, 8, 2)])
+def test_processes_share_the_rows_out_equally(n, batch, world):
+    alone = list(TokenBatches(skewed(n), batch, seed=1, world=1))
+    shares = [TokenBatches(skewed(n), batch, seed=1, rank=rank, world=world) for rank in range(world)]
+    made = [list(share) for share in shares]
+    assert len({len(share) for share in made}) == 1
+    assert {row for share in made for chosen in share for row in chosen} == set(range(n))
+    assert len(alone) <= sum(map(len, made)) < len(alone) + world
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_run_is_empty_whatever_the_costs(seed):
+    random = np.random.default_rng(seed)
+    costs = np.sort(random.pareto(0.5, 60) + 1)
+    for parts in (1, 2, 17, 30, 59, 60):
+        runs = np.split(costs, cut_evenly(costs, parts))
+        assert len(runs) == parts
+        assert all(len(run) for run in runs)
+
+
+@pytest.mark.parametrize("kind", ["entities", "rating"])
+def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp_path, tiny_base, kind):
+    """Every labelled word, or every row, counts the same, in whatever batch it is."""
+    run, trainer = prepared(recipe_for(tmp_path, tiny_base, kind, training={"bf16": False}), tmp_path)
+    run.model.eval()
+    loader = trainer.get_train_dataloader()
+    losses = [trainer.compute_loss(run.model, dict(batch)) for batch in loader]
+    whole = run.task.collate(run.features, run.base.tokenizer)
+    labels = whole.pop("labels")
+    expected = run.task.loss(run.task.logits(run.model(**whole)), labels)
+    assert len({len(batch["labels"]) for batch in loader}) > 1
+    torch.testing.assert_close(torch.stack(losses).mean(), expected)
+
+
+def test_random_batches_are_trainers_own(tmp_path, tiny_base):
+    recipe = recipe_for(tmp_path, tiny_base, "classes", training={"train_sampling_strategy": "random"})
+    _, trainer = prepared(recipe, tmp_path)
+    assert all("loss_weight" not in batch for batch in trainer.get_train_dataloader())
