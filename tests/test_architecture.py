@@ -21,10 +21,21 @@ LAYERS = [
     {"tasks"},
     {"data"},
     {"recipe"},
-    {"errors"},
+    {"errors", "importing"},
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
-LIGHT = ["cli", "errors", "recipe", "data", "store", "base", "tuning/__init__", "tuning/flow", "tuning/progress"]
+LIGHT = [
+    "cli",
+    "errors",
+    "importing",
+    "recipe",
+    "data",
+    "store",
+    "base",
+    "tuning/__init__",
+    "tuning/flow",
+    "tuning/progress",
+]
 LIGHT_TASKS = [
     "tasks/__init__",
     "tasks/building",

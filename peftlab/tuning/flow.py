@@ -8,6 +8,7 @@ from typing import Any
 
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import Problems
+from peftlab.importing import heavy_imports
 from peftlab.recipe import read_recipe
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Scores, Task, build_task
@@ -60,12 +61,13 @@ def tune(
         task, examples, ledgers = build_task(recipe.task, rows, problems)
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
-    from peftlab.base import load_base
-    from peftlab.methods import adapt, trained_parameters
-    from peftlab.tuning.encoding import encode, input_length
-    from peftlab.tuning.publishing import write_adapter
-    from peftlab.tuning.run import Run
-    from peftlab.tuning.training import evaluate, train
+    with heavy_imports():
+        from peftlab.base import load_base
+        from peftlab.methods import adapt, trained_parameters
+        from peftlab.tuning.encoding import encode, input_length
+        from peftlab.tuning.publishing import write_adapter
+        from peftlab.tuning.run import Run
+        from peftlab.tuning.training import evaluate, train
 
     base = load_base(recipe.base, task, seed=recipe.training.seed, device=device)
     max_length = input_length(base, recipe.data)
