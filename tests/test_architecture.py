@@ -21,11 +21,12 @@ LAYERS = [
     {"tasks"},
     {"data"},
     {"recipe"},
-    {"errors", "importing"},
+    {"cache", "errors", "importing"},
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
 LIGHT = [
     "cli",
+    "cache",
     "errors",
     "importing",
     "recipe",

@@ -71,12 +71,12 @@ def tune(
 
     base = load_base(recipe.base, task, seed=recipe.training.seed, device=device)
     max_length = input_length(base, recipe.data)
-    features = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
+    encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
 
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, features, model, trained)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained)
     with shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume) as folder:
         log = train(run, folder, resume=resume, progress=progress)
         scores = {split: evaluate(run, split) for split in examples if split != "train"}

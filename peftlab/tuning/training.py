@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from peftlab.errors import Problems, TuningInterrupted
 from peftlab.tasks import Scores
-from peftlab.tasks.predicting import predict_examples
+from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
@@ -57,12 +57,12 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
 
 def evaluate(run: Run, split: str) -> Scores:
     """Scores of decoded predictions, by the very way that serving predicts; validation calibrates decoding."""
-    predictions = predict_examples(
+    predictions = predict_features(
         run.task,
         run.model,
         run.base.tokenizer,
         run.examples[split],
-        max_length=run.max_length,
+        run.encoded[split],
         batch_size=run.recipe.training.per_device_eval_batch_size,
     )
     if split == "validation":
