@@ -21,14 +21,14 @@ LAYERS = [
     {"tasks"},
     {"data"},
     {"recipe"},
-    {"cache", "errors", "importing"},
+    {"cache", "collector", "errors"},
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
 LIGHT = [
     "cli",
     "cache",
     "errors",
-    "importing",
+    "collector",
     "recipe",
     "data",
     "store",

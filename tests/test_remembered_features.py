@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,3 +272,16 @@ def test_the_features_of_a_run_are_kept_within_the_limit(cache, base, built, mon
     monkeypatch.setattr(remembering, "LIMIT", 0)
     remembered_features(task, examples["train"], base, 64, training=True)
     assert cached_files(cache) == []
+
+
+def test_a_listener_hears_of_what_is_encoded_and_not_of_what_is_recalled(cache, base, built):
+    heard = []
+
+    class Hearing(Progress):
+        def encoding(self, split):
+            return nullcontext(lambda done, total: heard.append((split, done, total)))
+
+    for _ in range(2):
+        task, examples, ledgers = built("classes")
+        encode(task, examples, base, 64, 1.0, ledgers, Hearing())
+    assert heard == [("train", 12, 12), ("validation", 6, 6), ("test", 8, 8)]

@@ -1,6 +1,6 @@
 """The bank: adapters in memory beside one resident base; predictions, and scores on labelled rows."""
 
-from peftlab.importing import heavy_imports
+from peftlab.collector import heavy_imports
 
 with heavy_imports():
     from peftlab.runtime.bank import Answer, Bank, load

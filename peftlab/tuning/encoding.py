@@ -28,11 +28,10 @@ def encode(
     Raises:
         RecipeError: a larger share of rows or targets than `max_lost` is dropped or cut away.
     """
-    encoded = {
-        split: remembered_features(task, chosen, base, max_length, training=split == "train")
-        for split, chosen in examples.items()
-    }
+    encoded = {}
     for split, chosen in examples.items():
+        with progress.encoding(split) as told:
+            encoded[split] = remembered_features(task, chosen, base, max_length, training=split == "train", told=told)
         count = _count_cut if split == "train" else _count_used
         for example, features in zip(chosen, encoded[split], strict=True):
             count(task, example, features, ledgers[split])

@@ -11,6 +11,7 @@ from typing import Any
 import peftlab.tasks
 from peftlab.base import Base
 from peftlab.cache import forget_oldest, recall, remember
+from peftlab.collector import collector_off
 from peftlab.tasks import Feature, Task, task_description
 from peftlab.tasks.tokenizing import Told, encode_examples
 
@@ -30,11 +31,14 @@ def remembered_features(
 ) -> list[list[Feature]]:
     """The features of each example as `encode_examples` gives them, read from the cache folder if they are there."""
     name = f"{FOLDER}/{_key(task, examples, base, max_length, training)}.json"
-    features = _read(recall(name), task, len(examples))
-    if features is None:
-        features = encode_examples(task, base.tokenizer, examples, max_length=max_length, training=training, told=told)
-        remember(name, _written(features))
-        forget_oldest(FOLDER, LIMIT)
+    with collector_off():
+        features = _read(recall(name), task, len(examples))
+        if features is None:
+            features = encode_examples(
+                task, base.tokenizer, examples, max_length=max_length, training=training, told=told
+            )
+            remember(name, _written(features))
+            forget_oldest(FOLDER, LIMIT)
     return features
 
 

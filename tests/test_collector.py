@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from peftlab.importing import heavy_imports
+from peftlab.collector import heavy_imports
 
 LATE = ["matplotlib", "sklearn.metrics", "seqeval"]  # what only the end of a run, or a score, needs
 
@@ -30,7 +30,7 @@ def test_tasks_and_tokenizing_are_imported_without_torch():
 
 def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():
     code = (
-        "import gc; from peftlab.importing import heavy_imports\n"
+        "import gc; from peftlab.collector import heavy_imports\n"
         "with heavy_imports(): import torch; print(gc.isenabled())\n"
         "frozen = gc.get_freeze_count(); print(gc.isenabled(), frozen > 100_000)\n"
         "with heavy_imports(): kept = [[] for _ in range(1000)]\n"
