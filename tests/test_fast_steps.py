@@ -106,9 +106,9 @@ def prepared(recipe_path, folder):
         task, examples, ledgers = build_task(recipe.task, rows, problems)
     training = recipe.training
     base = load_base(recipe.base, task, seed=training.seed, device="cpu", dropout=training.base_dropout)
-    features = encode(task, examples, base, base.max_length, 1.0, ledgers, Progress())
+    encoded = encode(task, examples, base, base.max_length, 1.0, ledgers, Progress())
     model = adapt(base, recipe.method, task)
-    run = Run(recipe, rows, task, examples, ledgers, base, base.max_length, features, model, trained_parameters(model))
+    run = Run(recipe, rows, task, examples, ledgers, base, base.max_length, encoded, model, trained_parameters(model))
     return run, _trainer(run, folder / "run", training_dtype(training, CPU), Progress())
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
 
 from rich.markup import escape
@@ -17,9 +18,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from peftlab.cli.display import megabytes, out, score_tables, table
+from peftlab.cli.display import bar_for, megabytes, out, score_tables, table
 from peftlab.data import Ledger
 from peftlab.tasks import Task
+from peftlab.tasks.tokenizing import Told
 from peftlab.tuning import Progress as Listener
 from peftlab.tuning import TuningResult
 
@@ -54,6 +56,10 @@ class TuningDisplay(Listener):
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+    def encoding(self, split: str) -> AbstractContextManager[Told]:
+        """A bar while it lasts."""
+        return bar_for(f"encoding {split}")
 
     def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """The ledger as a table."""

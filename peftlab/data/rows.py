@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -36,7 +37,7 @@ class Rows:
     def __iter__(self) -> Iterator[tuple[str, Split]]:
         return iter(self.splits.items())
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """sha256 over the fields of every row, in order: the same data under any path or file format hashes alike."""
         digest = hashlib.sha256()

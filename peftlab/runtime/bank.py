@@ -26,7 +26,8 @@ from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityErr
 from peftlab.recipe import BaseSection
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Task, task_from_manifest
-from peftlab.tasks.predicting import Told, predict_examples
+from peftlab.tasks.predicting import predict_examples
+from peftlab.tasks.tokenizing import Told
 
 Asked = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""

@@ -15,7 +15,7 @@ from peftlab.runtime.bank import load
 from peftlab.store import Adapter
 from peftlab.tasks import Prediction, Scores, Task, read_examples
 from peftlab.tasks.label_sets import refuse_unknown
-from peftlab.tasks.predicting import Told
+from peftlab.tasks.tokenizing import Told
 
 
 @dataclass(frozen=True)

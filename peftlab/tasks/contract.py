@@ -42,6 +42,25 @@ class Feature:
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; an input that is the same at every token, as an attention mask is, is told once."""
+        inputs = {name: values if name == "input_ids" else _told_once(values) for name, values in self.inputs.items()}
+        return {**vars(self), "inputs": inputs}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of `as_dict`."""
+        tokens = len(plain["inputs"]["input_ids"])
+        inputs = {name: told if isinstance(told, list) else [told] * tokens for name, told in plain["inputs"].items()}
+        return cls(**{**plain, "inputs": inputs, "positions": tuple(map(tuple, plain["positions"]))})
+
+
+def _told_once(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values
+
+
+FeatureClass = type[Feature]
+
 
 @dataclass(frozen=True)
 class Prediction(ABC):
@@ -100,6 +119,7 @@ class Task(ABC):
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     per_token: ClassVar[bool] = False
     """Whether the head gives one output a token, or one an input."""
+    feature_class: ClassVar[FeatureClass] = Feature
 
     pipeline_tag: ClassVar[str] = "text-classification"
     """What the Hub calls the task."""
@@ -142,14 +162,21 @@ class Task(ABC):
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
     @abstractmethod
+    def encode_all(
+        self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """What the model sees of each example, in inputs of at most `max_length` tokens.
+
+        For prediction as many overlapping windows as the text needs; for training what the task can learn from, with
+        `cut` set where text is left out. None if there is nothing to see. Many texts in one call of the tokenizer
+        are split on every core.
+        """
+
     def encode(
         self, example: Any, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
     ) -> list[Feature]:
-        """What the model sees of an example, in inputs of at most `max_length` tokens.
-
-        For prediction as many overlapping windows as the text needs; for training what the task can learn from, with
-        `cut` set where text is left out. None if there is nothing to see.
-        """
+        """The features of one example; see `encode_all`."""
+        return self.encode_all([example], tokenizer, max_length, training=training)[0]
 
     def labels_of(self, example: Any) -> Iterable[str]:
         """The labels that an example has, for tasks with a fixed set of them."""

@@ -1,18 +1,15 @@
 """Examples → predictions through a model: the one way, for validation, test and serving alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftlab.tasks.contract import Feature, Task
-
-Told = Callable[[int, int], None]
-"""Is told how many inputs are done, and of how many, after each batch."""
+from peftlab.tasks.tokenizing import Told, encode_examples
 
 
-@torch.inference_mode()
 def predict_examples(
     task: Task,
     model: torch.nn.Module,
@@ -25,9 +22,26 @@ def predict_examples(
 ) -> list[Any]:
     """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
 
+    `told` hears of features that went through the model.
+    """
+    features = encode_examples(task, tokenizer, examples, max_length=max_length, training=False)
+    return predict_features(task, model, tokenizer, examples, features, batch_size=batch_size, told=told)
+
+
+def predict_features(
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Any],
+    features: Sequence[Sequence[Feature]],
+    *,
+    batch_size: int = 32,
+    told: Told = lambda done, total: None,
+) -> list[Any]:
+    """Predictions in the order of `examples`, of which the windows are encoded already.
+
     Features are sorted by length, so that a batch pads little, and put back in order.
     """
-    features = [task.encode(example, tokenizer, max_length, training=False) for example in examples]
     flat = [feature for windows in features for feature in windows]
     outputs = iter(forward(task, model, tokenizer, flat, batch_size, told))
     return [

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
@@ -19,6 +19,7 @@ from peftlab.errors import Problems
 from peftlab.tasks.answer_scores import best_threshold, exact_match, f1
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
 from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
+from peftlab.tasks.sequences import inputs_of, numbers_of_windows
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,12 @@ class Window(Feature):
     offsets: tuple[tuple[int, int] | None, ...] = ()
     null: int = 0
     """The token that stands for no answer."""
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """See `Feature.from_dict`."""
+        offsets = tuple(offset and tuple(offset) for offset in plain["offsets"])
+        return super().from_dict({**plain, "labels": tuple(plain["labels"]), "offsets": offsets})
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class QuestionAnsweringTask(Task):
     auto_class = "AutoModelForQuestionAnswering"
     peft_task_type = None  # PEFT's class for QUESTION_ANS drops token_type_ids: BERT would not know the question
     per_token = True
+    feature_class = Window
     main_score = "f1"
     pipeline_tag = "question-answering"
     example_arguments = '"Your question" --context "The text that may hold the answer"'
@@ -142,31 +150,48 @@ class QuestionAnsweringTask(Task):
         if answered and all(answered):
             self.learned = {"null_threshold": ALWAYS}
 
-    def encode(
-        self, example: Question, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
-    ) -> list[Feature]:
-        """Every window of the context, for training as well; a question longer than half the room is cut."""
+    def encode_all(
+        self, examples: Sequence[Question], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """Every window of each context, for training as well; a question longer than half the room is cut."""
         room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-        question = _shortened(example.question, tokenizer, room // 2)
-        asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        asked = _shortened([example.question for example in examples], tokenizer, room // 2)
+        strides = [min(self.doc_stride, (room - tokens) // 2) for _, tokens in asked]
+        made: list[list[Feature]] = [[] for _ in examples]
+        for stride in set(strides):  # one call of the tokenizer takes one stride
+            chosen = [i for i, other in enumerate(strides) if other == stride]
+            pairs = [(asked[i][0], examples[i]) for i in chosen]
+            for i, windows in zip(chosen, self._windows(pairs, stride, tokenizer, max_length), strict=True):
+                made[i] = windows
+        return made
+
+    def _windows(
+        self,
+        asked: Sequence[tuple[str, Question]],
+        stride: int,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+    ) -> list[list[Feature]]:
+        """The windows of each question, as it goes in, with its context."""
         encoded = tokenizer(
-            question,
-            example.text,
+            [question for question, _ in asked],
+            [example.text for _, example in asked],
             truncation="only_second",
             max_length=max_length,
-            stride=min(self.doc_stride, (room - asked) // 2),
+            stride=stride,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             verbose=False,
         )
-        cut = question != example.question
-        return [self._window(example, encoded, i, tokenizer, cut) for i in range(len(encoded["input_ids"]))]
+        return [
+            [self._window(example, encoded, i, tokenizer, question != example.question) for i in numbers]
+            for (question, example), numbers in zip(asked, numbers_of_windows(encoded, len(asked)), strict=True)
+        ]
 
     def _window(
         self, example: Question, encoded: Any, i: int, tokenizer: "PreTrainedTokenizerBase", cut: bool
     ) -> Window:
-        extra = ("overflow_to_sample_mapping", "offset_mapping")
-        inputs = {name: encoded[name][i] for name in encoded if name not in extra}
+        inputs = inputs_of(encoded, i)
         in_context = [part == 1 for part in encoded.sequence_ids(i)]
         offsets = tuple(
             _without_blanks(span, example.text) if inside else None
@@ -317,15 +342,19 @@ def _answer_tokens(answer: tuple[int, int], offsets: Sequence[tuple[int, int] | 
     return inside[0], inside[-1]
 
 
-def _shortened(text: str, tokenizer: "PreTrainedTokenizerBase", room: int) -> str:
-    """The longest beginning of a text that is at most `room` tokens; a character may be several."""
+def _shortened(texts: list[str], tokenizer: "PreTrainedTokenizerBase", room: int) -> list[tuple[str, int]]:
+    """The longest beginning of each text that is at most `room` tokens, a character may be several; and its tokens."""
 
-    def offsets_of(part: str) -> list[tuple[int, int]]:
-        return tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    def offsets_of(parts: list[str]) -> list[list[tuple[int, int]]]:
+        return tokenizer(parts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
 
-    while len(offsets := offsets_of(text)) > room:
-        text = text[: min(offsets[room][0], len(text) - 1)]
-    return text
+    shortened = []
+    for text, offsets in zip(texts, offsets_of(texts) if texts else [], strict=True):
+        while len(offsets) > room:
+            text = text[: min(offsets[room][0], len(text) - 1)]
+            (offsets,) = offsets_of([text])
+        shortened.append((text, len(offsets)))
+    return shortened
 
 
 def _sigmoid(logit: float) -> float:

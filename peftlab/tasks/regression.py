@@ -13,7 +13,7 @@ from peftlab.data import Row
 from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, number_column, text_column
 from peftlab.tasks.contract import Feature, Scores, Task
-from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequence, read_pair, second_text
+from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequences, read_pair, second_text
 
 if TYPE_CHECKING:
     import torch
@@ -89,14 +89,14 @@ class RegressionTask(Task):
             "most": max(numbers),
         }
 
-    def encode(
-        self, example: TextPair, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
-    ) -> list[Feature]:
-        """See `Task.encode`; the label is standardized."""
-        number = None
-        if isinstance(example, RatedText):
-            number = (example.label - self.learned["mean"]) / self.learned["deviation"]
-        return encode_sequence(example.text, example.text_pair, number, tokenizer, max_length, training=training)
+    def encode_all(
+        self, examples: Sequence[TextPair], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """See `Task.encode_all`; labels are standardized."""
+        mean, deviation = self.learned["mean"], self.learned["deviation"]
+        numbers = [(row.label - mean) / deviation if isinstance(row, RatedText) else None for row in examples]
+        texts = [(row.text, row.text_pair) for row in examples]
+        return encode_sequences(texts, numbers, tokenizer, max_length, training=training)
 
     def count(self, example: RatedText) -> int:
         """One number a row."""

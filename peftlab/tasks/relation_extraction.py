@@ -18,7 +18,7 @@ from peftlab.tasks.columns import chosen_form, question_text, shown, text_column
 from peftlab.tasks.contract import Confusion, Feature, Prediction, Scores, Task
 from peftlab.tasks.label_sets import learn_labels
 from peftlab.tasks.marked_spans import FORMS, MarkedText, Span, has_marks, marked_text, nearest_text, read_spans
-from peftlab.tasks.sequences import encode_sequence
+from peftlab.tasks.sequences import encode_sequences
 
 if TYPE_CHECKING:
     import torch
@@ -106,18 +106,19 @@ class RelationExtractionTask(Task):
                 f"the training rows hold {len(self.labels)} relation(s); nothing to tell apart.", key="data.train"
             )
 
-    def encode(
-        self, example: MarkedText, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
-    ) -> list[Feature]:
-        """The marked text, in one feature; see `Task.encode`."""
-        label = self.labels.index(example.label) if example.label is not None else None
-        whole = marked_text(example)
+    def encode_all(
+        self, examples: Sequence[MarkedText], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """The marked text of each, in one feature; see `Task.encode_all`."""
+        labels = [self.labels.index(row.label) if row.label is not None else None for row in examples]
+        texts = [marked_text(row) for row in examples]
         room = max_length - tokenizer.num_special_tokens_to_add()
-        if len(tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]) <= room:
-            return encode_sequence(whole, None, label, tokenizer, max_length, training=True)
-        near = nearest_text(example, tokenizer, room)
-        (feature,) = encode_sequence(near, None, label, tokenizer, max_length, training=True)
-        return [replace(feature, cut=True)]
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        long = {i for i, tokens in enumerate(ids) if len(tokens) > room}
+        for i in long:
+            texts[i] = nearest_text(examples[i], tokenizer, room)
+        made = encode_sequences([(text, None) for text in texts], labels, tokenizer, max_length, training=True)
+        return [[replace(feature, cut=feature.cut or i in long)] for i, (feature,) in enumerate(made)]
 
     def labels_of(self, example: MarkedText) -> list[str]:
         """Its relation."""

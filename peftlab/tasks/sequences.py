@@ -1,6 +1,6 @@
 """A text, or a pair of texts, as inputs of the whole of which one thing is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from peftlab.tasks.columns import chosen_form, question_text
 from peftlab.tasks.contract import Example, Feature, Prediction
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,56 @@ def second_text(row: Row, read_text: Callable[[Row, str], str]) -> str | None:
     return None if row.fields.get("text_pair") is None else read_text(row, "text_pair")
 
 
-def encode_sequence(
-    text: str,
-    text_pair: str | None,
-    labels: Any,
+def encode_sequences(
+    texts: Sequence[tuple[str, str | None]],
+    labels: Sequence[Any],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     *,
     training: bool,
-) -> list[Feature]:
-    """One feature cut at `max_length` tokens for training, every overlapping window of it for prediction.
+) -> list[list[Feature]]:
+    """For training one feature a text or pair, cut at `max_length` tokens; for prediction every overlapping window.
 
     Of a pair the longer text is cut first; where both are too long, each window of one meets each of the other.
     """
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=text_pair is not None)
+    made: list[list[Feature]] = [[] for _ in texts]
+    for paired in (False, True):
+        chosen = [i for i, (_, second) in enumerate(texts) if (second is not None) == paired]
+        windows = _windows([texts[i] for i in chosen], paired, tokenizer, max_length)
+        for i, inputs in zip(chosen, windows, strict=True):
+            kept = inputs[:1] if training else inputs
+            made[i] = [Feature(window, labels[i], cut=len(kept) < len(inputs)) for window in kept]
+    return made
+
+
+def _windows(
+    texts: Sequence[tuple[str, str | None]], paired: bool, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[list[dict[str, list[int]]]]:
+    """The inputs of every window of each text, or of each pair."""
+    if not texts:
+        return []
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=paired)
     encoded = tokenizer(
-        text,
-        text_pair,
+        [first for first, _ in texts],
+        [second for _, second in texts] if paired else None,
         truncation="longest_first",
         max_length=max_length,
         stride=room // 8,  # in tokens; even half of the room, for one text of a pair, holds it
         return_overflowing_tokens=True,
         verbose=False,
     )
-    windows = len(encoded["input_ids"])
-    inputs = [
-        {name: encoded[name][i] for name in encoded if name != "overflow_to_sample_mapping"} for i in range(windows)
-    ]
-    if training:
-        return [Feature(inputs[0], labels, cut=windows > 1)]
-    return [Feature(window, labels) for window in inputs]
+    return [[inputs_of(encoded, i) for i in numbers] for numbers in numbers_of_windows(encoded, len(texts))]
+
+
+def numbers_of_windows(encoded: "BatchEncoding", texts: int) -> list[list[int]]:
+    """Which inputs of a batch with overflowing tokens are those of each of its texts."""
+    numbers: list[list[int]] = [[] for _ in range(texts)]
+    for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
+        numbers[text].append(window)
+    return numbers
+
+
+def inputs_of(encoded: "BatchEncoding", number: int) -> dict[str, list[int]]:
+    """One input of a batch, without what is not for the model."""
+    extra = ("overflow_to_sample_mapping", "offset_mapping")
+    return {name: values[number] for name, values in encoded.items() if name not in extra}

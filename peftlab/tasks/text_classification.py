@@ -14,7 +14,7 @@ from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, json_cell, shown, text_column
 from peftlab.tasks.contract import Confusion, Feature, Scores, Task
 from peftlab.tasks.label_sets import learn_labels
-from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequence, read_pair, second_text
+from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequences, read_pair, second_text
 
 if TYPE_CHECKING:
     import torch
@@ -136,12 +136,13 @@ class TextClassificationTask(Task):
             return [(rows - counts[label]) / max(1, counts[label]) for label in self.labels]
         return [rows / (len(self.labels) * max(1, counts[label])) for label in self.labels]
 
-    def encode(
-        self, example: TextPair, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
-    ) -> list[Feature]:
-        """See `Task.encode`."""
-        labels = self._target(example.labels) if isinstance(example, LabelledText) else None
-        return encode_sequence(example.text, example.text_pair, labels, tokenizer, max_length, training=training)
+    def encode_all(
+        self, examples: Sequence[TextPair], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """See `Task.encode_all`."""
+        labels = [self._target(row.labels) if isinstance(row, LabelledText) else None for row in examples]
+        texts = [(row.text, row.text_pair) for row in examples]
+        return encode_sequences(texts, labels, tokenizer, max_length, training=training)
 
     def _target(self, names: Sequence[str]) -> Any:
         if self.multi_label:

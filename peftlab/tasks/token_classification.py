@@ -16,6 +16,7 @@ from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
 from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task
 from peftlab.tasks.label_sets import learn_labels
+from peftlab.tasks.sequences import inputs_of
 from peftlab.tasks.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
 from peftlab.tasks.words import are_characters, join_tokens, split_characters, split_words
 
@@ -149,39 +150,22 @@ class TokenClassificationTask(Task):
         by_character = sum(example.by_character for example in examples["train"])
         self.learned = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
 
-    def encode(
-        self, example: TaggedText, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
-    ) -> list[Feature]:
-        """Words → sub-word tokens with their tags; see `Task.encode`."""
-        tokens = example.tokens()
-        if not tokens:
-            return []
-        if training:
-            return [self._feature(example, tokens, 0, tokenizer, max_length)]
-        whole = tokenizer(tokens, is_split_into_words=True, verbose=False)
-        if len(whole["input_ids"]) <= max_length:
-            return [self._feature(example, tokens, 0, tokenizer, max_length)]
-        pieces = Counter(word for word in whole.word_ids() if word is not None)
-        room = max_length - tokenizer.num_special_tokens_to_add()
-        windows = split_into_windows([pieces[word] for word in range(len(tokens))], room, int(room * OVERLAP))
-        return [self._feature(example, tokens[a:b], a, tokenizer, max_length) for a, b in windows]
-
-    def _feature(
-        self, example: TaggedText, tokens: list[str], first: int, tokenizer: "PreTrainedTokenizerBase", max_length: int
-    ) -> Feature:
-        """The words from number `first` on, as one input of at most `max_length` tokens."""
-        encoded = tokenizer(tokens, is_split_into_words=True, truncation=True, max_length=max_length)
-        first_pieces: dict[int, int] = {}
-        for position, word in enumerate(encoded.word_ids()):
-            if word is not None:
-                first_pieces.setdefault(word, position)
-        tags = tags_from_spans(list(example.spans), len(example.words))
+    def encode_all(
+        self, examples: Sequence[TaggedText], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """Words → sub-word tokens with their tags; see `Task.encode_all`."""
+        tokens = [example.tokens() for example in examples]
+        windows = list(map(_one_window, tokens)) if training else _windows(tokens, tokenizer, max_length)
+        flat = [(number, window) for number, found in enumerate(windows) for window in found]
+        made: list[list[Feature]] = [[] for _ in examples]
+        if not flat:
+            return made
+        stretches = [tokens[number][start:end] for number, (start, end) in flat]
+        encoded = tokenizer(stretches, is_split_into_words=True, truncation=True, max_length=max_length)
         classes = {tag: number for number, tag in enumerate(self.head_labels)}
-        labels = [IGNORED] * len(encoded["input_ids"])
-        for word, position in first_pieces.items():
-            labels[position] = classes[tags[first + word]]
-        positions = [(position, first + word) for word, position in first_pieces.items()]
-        return Feature(dict(encoded), labels, positions, cut=first + len(first_pieces) < first + len(tokens))
+        for i, (number, window) in enumerate(flat):
+            made[number].append(_feature(examples[number], window, inputs_of(encoded, i), encoded.word_ids(i), classes))
+        return made
 
     def labels_of(self, example: TaggedText) -> list[str]:
         """The types of its entities."""
@@ -262,6 +246,49 @@ class TokenClassificationTask(Task):
         rows = {name: _plain_scores(values) for name, values in report.items() if not name.endswith(" avg")}
         overall = _plain_scores(report["micro avg"])
         return Scores({name: overall[name] for name in ("precision", "recall", "f1")}, rows)
+
+
+def _windows(
+    tokens: Sequence[list[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[list[tuple[int, int]]]:
+    """(first word, end) of the windows in which each text is read whole; none for a text without words."""
+    windows = [_one_window(words) for words in tokens]
+    filled = [number for number, words in enumerate(tokens) if words]
+    if not filled:
+        return windows
+    room = max_length - tokenizer.num_special_tokens_to_add()
+    encoded = tokenizer([tokens[number] for number in filled], is_split_into_words=True, verbose=False)
+    for i, number in enumerate(filled):
+        if len(encoded["input_ids"][i]) > max_length:
+            pieces = Counter(word for word in encoded.word_ids(i) if word is not None)
+            sizes = [pieces[word] for word in range(len(tokens[number]))]
+            windows[number] = split_into_windows(sizes, room, int(room * OVERLAP))
+    return windows
+
+
+def _one_window(words: list[str]) -> list[tuple[int, int]]:
+    return [(0, len(words))] if words else []
+
+
+def _feature(
+    example: TaggedText,
+    window: tuple[int, int],
+    inputs: dict[str, list[int]],
+    words: Sequence[int | None],
+    classes: Mapping[str, int],
+) -> Feature:
+    """A window of words as the model takes it; `words` numbers the word of each token from the window's first."""
+    first, end = window
+    first_pieces: dict[int, int] = {}
+    for position, word in enumerate(words):
+        if word is not None:
+            first_pieces.setdefault(word, position)
+    tags = tags_from_spans(list(example.spans), len(example.words))
+    labels = [IGNORED] * len(words)
+    for word, position in first_pieces.items():
+        labels[position] = classes[tags[first + word]]
+    positions = tuple((position, first + word) for word, position in first_pieces.items())
+    return Feature(inputs, labels, positions, cut=len(first_pieces) < end - first)
 
 
 def split_into_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:

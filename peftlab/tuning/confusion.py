@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from peftlab.tasks import Confusion
 
 MOST_COUNTED = 25  # labels up to which cells hold their counts
@@ -11,6 +9,8 @@ MOST_COUNTED = 25  # labels up to which cells hold their counts
 
 def draw_confusion(confusion: Confusion, title: str, file: Path) -> None:
     """Write a PNG."""
+    from matplotlib.figure import Figure  # a third of a second, which only the end of a run needs
+
     count = len(confusion.labels)
     side = min(18.0, 3.2 + 0.42 * count) if count <= MOST_COUNTED else min(18.0, 4.0 + 0.16 * count)
     shares = [[cell / max(1, sum(row)) for cell in row] for row in confusion.counts]

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 
 def draw_curves(log: Sequence[dict[str, float]], main_score: str, title: str, file: Path) -> None:
     """Write a PNG from the Trainer's log; the best epoch is marked."""
+    from matplotlib.figure import Figure  # a third of a second, which only the end of a run needs
+
     losses = [(entry["epoch"], entry["loss"]) for entry in log if "loss" in entry]
     scores = [(entry["epoch"], entry[f"eval_{main_score}"]) for entry in log if f"eval_{main_score}" in entry]
     figure = Figure(figsize=(9, 3.4), layout="constrained")

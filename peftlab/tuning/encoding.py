@@ -1,4 +1,4 @@
-"""Training examples → features, and the last entries of the ledger: what was dropped, cut and lost."""
+"""Examples → features, and the last entries of the ledger: what was dropped, cut and lost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from peftlab.errors import Problems
 from peftlab.recipe import DataSection
 from peftlab.tasks import Feature, Task
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.remembering import remembered_features
 
 WARN_LOST = 0.05
 
@@ -21,23 +22,22 @@ def encode(
     max_lost: float,
     ledgers: Mapping[str, Ledger],
     progress: Progress,
-) -> list[Feature]:
-    """The training features, each cut at `max_length` tokens; validation and test are read whole, in windows.
+) -> dict[str, list[list[Feature]]]:
+    """The features of each example: in training each cut at `max_length` tokens, else read whole, in windows.
 
     Raises:
         RecipeError: a larger share of rows or targets than `max_lost` is dropped or cut away.
     """
-    features = [
-        feature
-        for example in examples["train"]
-        for feature in _train_features(task, example, base, max_length, ledgers["train"])
-    ]
-    for split in examples.keys() - {"train"}:
-        for example in examples[split]:
-            _count_used(task, example, ledgers[split])
+    encoded = {}
+    for split, chosen in examples.items():
+        with progress.encoding(split) as told:
+            encoded[split] = remembered_features(task, chosen, base, max_length, training=split == "train", told=told)
+        count = _count_cut if split == "train" else _count_used
+        for example, features in zip(chosen, encoded[split], strict=True):
+            count(task, example, features, ledgers[split])
     progress.data_read(task, ledgers)
     _check_losses(task, ledgers, max_length, max_lost, progress)
-    return features
+    return encoded
 
 
 def input_length(base: Base, section: DataSection) -> int:
@@ -53,18 +53,16 @@ def input_length(base: Base, section: DataSection) -> int:
     return section.max_length or base.max_length
 
 
-def _train_features(task: Task, example: Any, base: Base, max_length: int, ledger: Ledger) -> list[Feature]:
-    features = task.encode(example, base.tokenizer, max_length, training=True)
+def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     if not features:
         ledger.drop("no words in it")
-        return []
-    _count_used(task, example, ledger)
+        return
+    _count_used(task, example, features, ledger)
     ledger.cut += any(feature.cut for feature in features)
     ledger.targets_lost += task.lost(example, features)
-    return features
 
 
-def _count_used(task: Task, example: Any, ledger: Ledger) -> None:
+def _count_used(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
     ledger.targets += task.count(example) + example.lost
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import Problems
 from peftlab.recipe import read_recipe
@@ -60,22 +61,23 @@ def tune(
         task, examples, ledgers = build_task(recipe.task, rows, problems)
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
-    from peftlab.base import load_base
-    from peftlab.methods import adapt, trained_parameters
-    from peftlab.tuning.encoding import encode, input_length
-    from peftlab.tuning.publishing import write_adapter
-    from peftlab.tuning.run import Run
-    from peftlab.tuning.training import evaluate, train
+    with heavy_imports():
+        from peftlab.base import load_base
+        from peftlab.methods import adapt, trained_parameters
+        from peftlab.tuning.encoding import encode, input_length
+        from peftlab.tuning.publishing import write_adapter
+        from peftlab.tuning.run import Run
+        from peftlab.tuning.training import evaluate, train
 
     training = recipe.training
     base = load_base(recipe.base, task, seed=training.seed, device=device, dropout=training.base_dropout)
     max_length = input_length(base, recipe.data)
-    features = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
+    encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
 
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, features, model, trained)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained)
     with shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume) as folder:
         log = train(run, folder, resume=resume, progress=progress)
         scores = {split: evaluate(run, split) for split in examples if split != "train"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from peftlab.base import load_with_head, tokenizer_hash
+from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.recipe import recipe_yaml
 from peftlab.tasks import Scores, task_description
@@ -78,7 +78,7 @@ def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference
             "model": run.base.files.model,
             "revision": run.base.files.revision,
             "fingerprint": run.base.fingerprint,
-            "tokenizer_sha256": tokenizer_hash(run.base.tokenizer),
+            "tokenizer_sha256": run.base.tokenizer_hash,
             "trust_remote_code": run.recipe.base.trust_remote_code,
         },
         "method": run.recipe.method.type,

@@ -1,6 +1,7 @@
 """What one tuning run works with."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from peft import PeftModel
@@ -13,9 +14,10 @@ from peftlab.tasks import Feature, Task
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with all it asked for in memory: `examples` and `ledgers` by split, `features` of the training split.
+    """A recipe with all it asked for in memory: `examples`, `encoded` and `ledgers` by split.
 
-    `max_length` is the longest input in tokens, `trained` the number of parameters that train.
+    `encoded` holds the features of each example: of the training split cut at `max_length` tokens, of the others in
+    windows. `max_length` is the longest input in tokens, `trained` the number of parameters that train.
     """
 
     recipe: Recipe
@@ -25,9 +27,14 @@ class Run:
     ledgers: dict[str, Ledger]
     base: Base
     max_length: int
-    features: list[Feature]
+    encoded: dict[str, list[list[Feature]]]
     model: PeftModel
     trained: int
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """Every feature of the training split."""
+        return [feature for features in self.encoded["train"] for feature in features]
 
     @property
     def identity(self) -> dict[str, str]:

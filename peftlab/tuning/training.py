@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from peftlab.errors import Problems, TuningInterrupted
 from peftlab.tasks import Feature, Scores
-from peftlab.tasks.predicting import predict_examples
+from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.fast.precision import training_dtype
@@ -62,12 +62,12 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
 
 def evaluate(run: Run, split: str) -> Scores:
     """Scores of decoded predictions, by the very way that serving predicts; validation calibrates decoding."""
-    predictions = predict_examples(
+    predictions = predict_features(
         run.task,
         run.model,
         run.base.tokenizer,
         run.examples[split],
-        max_length=run.max_length,
+        run.encoded[split],
         batch_size=run.recipe.training.per_device_eval_batch_size,
     )
     if split == "validation":

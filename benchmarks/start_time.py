@@ -1,0 +1,116 @@
+"""How long a recipe takes until it steps: `python -m benchmarks.start_time`."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import click
+
+from benchmarks.results import write_result
+from peftlab.cli.tuning_display import TuningDisplay
+from peftlab.data import Ledger
+from peftlab.tasks import Task
+from peftlab.tasks.tokenizing import Told
+from peftlab.tuning import tune
+
+CONDITIONS = """
+`python -m benchmarks.start_time {recipe} --runs {runs}`
+
+Seconds since the process was asked for, by the clock and of its processor, until each station is reached. A run is a
+process of its own, and stops after its second step. The first finds an empty cache folder, the later ones the features
+there: the least of them is shown. Only processor seconds can be compared where other work goes on beside; load average
+at the end: {load:.1f}.
+"""
+Station = tuple[float, float]
+
+
+class SteppedTwice(BaseException):
+    """Enough was seen."""
+
+
+class Stopwatch(TuningDisplay):
+    """Notes when each station is reached: seconds since `began`, and of the processor."""
+
+    def __init__(self, began: float) -> None:
+        super().__init__()
+        self.asked_for = began
+        self.stations: dict[str, Station] = {}
+        self.note("commands imported")
+
+    def note(self, station: str) -> None:
+        """A station is reached, if it is not yet."""
+        self.stations.setdefault(station, (time.time() - self.asked_for, time.process_time()))
+
+    def encoding(self, split: str) -> AbstractContextManager[Told]:
+        """See `Progress`."""
+        self.note("recipe and data read, torch imported, base loaded")
+        return super().encoding(split)
+
+    def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
+        """See `Progress`."""
+        self.note("rows encoded")
+
+    def base_loaded(self, base: Any, trained: int) -> None:
+        """See `Progress`."""
+        self.note("delta added")
+
+    def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
+        """See `Progress`."""
+        self.note("training begins")
+
+    def step_done(self, step: int, loss: float | None) -> None:
+        """See `Progress`."""
+        self.note(f"step {step} done")
+        if step == 2:
+            raise SteppedTwice
+
+
+def watch_one(recipe: str, began: float) -> None:
+    """Tune until the second step, and tell the stations as JSON."""
+    watch = Stopwatch(began)
+    with tempfile.TemporaryDirectory() as store:
+        try:
+            tune(recipe, store=store, progress=watch)
+        except SteppedTwice:
+            click.echo(json.dumps(watch.stations))
+
+
+def measured(recipe: str, cache: str) -> dict[str, Station]:
+    """The stations of a run in a new process."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.start_time", recipe, "--began", repr(time.time())]
+    environment = {**os.environ, "PEFTLAB_CACHE": cache}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(station: str, first: Station, later: list[Station]) -> dict[str, Any]:
+    """One line of the table."""
+    clock, processor = (min(times) for times in zip(*later, strict=True))
+    shown = {"first run, clock": first[0], "processor": first[1], "later runs, clock": clock, "processor ": processor}
+    return {"station": station, **{name: f"{seconds:.2f}" for name, seconds in shown.items()}}
+
+
+@click.command()
+@click.argument("recipe", default="recipes/sentiment-shop.yaml")
+@click.option("--runs", default=3, help="Later runs.")
+@click.option("--began", type=float, hidden=True)
+def main(recipe: str, runs: int, began: float | None) -> None:
+    """Measure, print and keep."""
+    if began is not None:
+        watch_one(recipe, began)
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        first, *later = [measured(recipe, cache) for _ in range(1 + runs)]
+    rows = [row(station, told, [run[station] for run in later]) for station, told in first.items()]
+    conditions = CONDITIONS.format(recipe=recipe, runs=runs, load=os.getloadavg()[0])
+    write_result("start-time", "Time until a recipe steps", rows, conditions)
+
+
+if __name__ == "__main__":
+    main()
