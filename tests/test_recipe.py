@@ -54,6 +54,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "lora_alpha": 16,
             "lora_dropout": 0.0,
             "target_modules": "all-linear",
+            "layers_to_transform": None,
             "use_rslora": False,
             "use_dora": False,
         },
@@ -85,6 +86,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "group_by_length": False,
             "seed": 42,
             "early_stopping_patience": 5,
+            "frozen_cache": "2GiB",
         },
     }
 
@@ -99,7 +101,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("method: {use_dora: 1}", "method.use_dora: should be a valid boolean, not 1."),
         ("method: {use_dora: yes}", "method.use_dora: should be a valid boolean, not 'yes'."),
         ("method: {target_modules: 3}", "method.target_modules: should be 'all-linear', or a valid list, not 3."),
-        ("method: {type: lra}", "method.type: unknown type 'lra'. Did you mean 'lora'? Known: lora."),
+        ("method: {type: lra}", "method.type: unknown type 'lra'. Did you mean 'lora'? Known: head, lora."),
         (
             "training: {lr_scheduler_type: cosin}",
             "training.lr_scheduler_type: unknown lr_scheduler_type 'cosin'. Did you mean 'cosine'? "
@@ -111,7 +113,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         (
             "method: {rr: 8}",
             "method.rr: unknown key. Did you mean 'r'? "
-            "Keys here: lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
+            "Keys here: layers_to_transform, lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
         ),
         (
             "trainig: {}",

@@ -63,6 +63,7 @@ def tune(
     from peftlab.base import load_base
     from peftlab.methods import adapt, trained_parameters
     from peftlab.tuning.encoding import encode, input_length
+    from peftlab.tuning.frozen_prefix import frozen_prefix
     from peftlab.tuning.publishing import write_adapter
     from peftlab.tuning.run import Run
     from peftlab.tuning.training import evaluate, train
@@ -76,7 +77,8 @@ def tune(
 
     run = Run(recipe, rows, task, examples, ledgers, base, max_length, features, model, trained)
     with shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume) as folder:
-        log = train(run, folder, resume=resume, progress=progress)
+        with frozen_prefix(run, folder, progress):  # layers below the adapter: once, not in every epoch
+            log = train(run, folder, resume=resume, progress=progress)
         scores = {split: evaluate(run, split) for split in examples if split != "train"}
         seconds = time.monotonic() - began
         adapter = shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from peftlab.base import Base
@@ -37,6 +38,10 @@ class Run:
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
         }
+
+    def precision(self) -> torch.autocast:
+        """The block to compute training steps in; predictions are made outside of it."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.recipe.training.bf16)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -93,7 +93,7 @@ class TaskTrainer(Trainer):
     ) -> Any:
         """The task's own loss; see `Trainer.compute_loss`."""
         labels = inputs.pop("labels")
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.run.recipe.training.bf16):
+        with self.run.precision():
             output = model(**inputs)
         loss = self.run.task.loss(self.run.task.logits(output).float(), labels)
         return (loss, output) if return_outputs else loss
