@@ -227,7 +227,12 @@ def test_the_model_is_as_it_was_afterwards(prepared, tmp_path):
         names = run.model.state_dict().keys()
     assert names == run.model.state_dict().keys()
     assert torch.equal(state, torch.get_rng_state())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in run.base.model.modules())
+    for module in run.model.modules():
+        assert not {"forward", "train"} & vars(module).keys()
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        module.train()
+    assert all(module.training for module in run.model.modules())
 
 
 def test_a_row_is_known_whatever_it_is_padded_to():

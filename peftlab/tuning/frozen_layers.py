@@ -8,6 +8,7 @@ anything that trains.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,8 +83,9 @@ def extremes(features: Sequence[Feature]) -> list[Feature]:
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
-    inside = {id(inner) for module in modules for inner in module.modules() if inner is not module}
-    return [module for module in modules if id(module) not in inside]
+    """Each module once, and none that lies in another."""
+    inside = {inner for module in modules for inner in module.modules() if inner is not module}
+    return [module for module in dict.fromkeys(modules) if module not in inside]
 
 
 def _probe_batch(run: Run) -> dict[str, Tensor]:
@@ -110,7 +112,7 @@ class _Trace:
             return None
         last = self.done.index(layers[frozen - 1])
         below, above = self.done[: last + 1], self.done[last + 1 :]
-        if set(map(id, below)) & set(map(id, above)):
+        if set(below) & set(above):
             raise Unsuited("its layers share modules")
         output, states = self.outputs[frozen - 1][1], self.states(frozen - 1)
         extras = len(output) - 1 if isinstance(output, tuple) else None
@@ -176,18 +178,21 @@ def _check_repeats(prefix: Prefix, batch: dict[str, Tensor], trace: _Trace) -> N
 
 @contextmanager
 def without_dropout(prefix: Prefix) -> Iterator[None]:
-    """Inside the block, whoever sets the model to training leaves the frozen part in evaluation."""
-
-    def quiet(*_: Any) -> None:
-        if prefix.below[-1].training:
-            for module in prefix.below:
-                module.eval()
-
-    hook = prefix.model.register_forward_pre_hook(quiet)
+    """Inside the block the frozen part stays in evaluation, whoever sets the model to training."""
+    for module in prefix.below:
+        module.eval()
+        module.train = partial(_stay, module)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        hook.remove()
+        for module in prefix.below:
+            del module.train
+            module.train(prefix.model.training)
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In the place of `module.train`."""
+    return module
 
 
 def states_of(output: Any) -> Any:
