@@ -201,7 +201,8 @@ class TrainingSection(Section):
     """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
     frozen_cache: Size | None = "2GiB"
     """Disk space for what the layers below the lowest adapted one make of each row: computed once instead of in every
-    epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any."""
+    epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any. These layers run
+    without dropout in either case."""
 
 
 class Recipe(Section):
