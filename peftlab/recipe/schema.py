@@ -145,7 +145,7 @@ class Lora(Section):
 
 
 class Head(Section):
-    """No delta: only the head trains, on the base as it is. The whole base then runs without dropout."""
+    """No delta: only the head trains, on the base as it is, whose layers then run without dropout."""
 
     type: Literal["head"]
 
@@ -201,8 +201,8 @@ class TrainingSection(Section):
     """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
     frozen_cache: Size | None = "2GiB"
     """Disk space for what the layers below the lowest adapted one make of each row: computed once instead of in every
-    epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any. These layers run
-    without dropout in either case."""
+    epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any. In either case
+    these layers run without dropout."""
 
 
 class Recipe(Section):
