@@ -22,7 +22,7 @@ from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.fast.attention import NAME, short_attention
 from peftlab.tuning.fast.dropout import Masks, cheap_dropout
 from peftlab.tuning.fast.lora import FusedLora, fused_lora
-from peftlab.tuning.fast.precision import frozen_weights_in, training_dtype
+from peftlab.tuning.precision import frozen_weights_in, training_dtype
 from peftlab.tuning.run import Run
 from peftlab.tuning.training import _trainer
 from tests.architectures import ARCHITECTURES, build
@@ -109,7 +109,7 @@ def prepared(recipe_path, folder):
     encoded = encode(task, examples, base, base.max_length, 1.0, ledgers, Progress())
     model = adapt(base, recipe.method, task)
     run = Run(recipe, rows, task, examples, ledgers, base, base.max_length, encoded, model, trained_parameters(model))
-    return run, _trainer(run, folder / "run", training_dtype(training, CPU), Progress())
+    return run, _trainer(run, folder / "run", Progress())
 
 
 # --- LoRA
@@ -375,7 +375,7 @@ def test_after_fast_steps_the_model_is_as_it_was(tmp_path, tiny_base):
     types = [type(module) for module in run.model.modules()]
     inputs = batch()
     logits = run.model.eval()(**inputs).logits
-    with fast_steps(run, torch.bfloat16):
+    with fast_steps(run):
         assert [type(module) for module in run.model.modules()] != types
         assert run.base.model.config._attn_implementation == NAME
     assert [type(module) for module in run.model.modules()] == types

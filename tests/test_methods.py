@@ -6,7 +6,7 @@ from transformers import AutoModelForTokenClassification, set_seed
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
 from peftlab.methods import METHODS, adapt, trained_parameters
-from peftlab.recipe import BaseSection, Lora
+from peftlab.recipe import BaseSection, Head, Lora
 from peftlab.tasks.token_classification import TokenClassificationTask
 
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
@@ -62,5 +62,56 @@ def test_a_target_that_fits_nothing_gets_the_nearest_name(base):
     assert "'value'" not in str(error.value)
 
 
+def adapted_layers(model):
+    return {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+
+
+@pytest.mark.parametrize("layers", [1, [1], [1, 0]])
+def test_layers_to_transform_chooses_as_peft_does(base, layers):
+    ours = adapted_layers(adapt(base, Lora(target_modules=["query", "dense"], layers_to_transform=layers), TASK))
+    plain = AutoModelForTokenClassification.from_pretrained(base.files.folder, num_labels=5)
+    config = LoraConfig(task_type="TOKEN_CLS", target_modules=["query", "dense"], layers_to_transform=layers)
+    assert ours == adapted_layers(get_peft_model(plain, config))
+
+
+def test_all_linear_keeps_to_the_layers_asked_for(base):
+    names = adapted_layers(adapt(base, Lora(layers_to_transform=1), TASK))
+    assert len(names) == 6
+    assert all(".layer.1." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"layers_to_transform": [1, 2, 7]}, "there is no layer 2. Layers of this base: 0 to 1."),
+        ({"layers_to_transform": 7}, "there is no layer 7. Layers of this base: 0 to 1."),
+        ({"layers_to_transform": []}, "none of the modules to adapt lies in these layers."),
+        (
+            {"layers_to_transform": 0, "target_modules": ["1.attention.self.query"]},
+            "none of the modules to adapt lies in these layers. Name layers and target_modules that meet.",
+        ),
+    ],
+)
+def test_layers_that_are_not_there_are_told_with_those_that_are(base, fields, told):
+    with pytest.raises(RecipeError) as error:
+        adapt(base, Lora(**fields), TASK)
+    assert f"method.layers_to_transform: {told}" in str(error.value)
+
+
+def test_with_head_only_the_head_trains(base):
+    model = adapt(base, Head(type="head"), TASK)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {f"base_model.model.classifier.modules_to_save.default.{name}" for name in ("weight", "bias")}
+    assert not [name for name, _ in model.named_parameters() if "lora_" in name]
+
+
+def test_a_base_without_a_new_head_has_nothing_to_train_with_head(base, tmp_path):
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    complete = load_base(BaseSection(model=str(tmp_path)), TASK, seed=0, device="cpu")
+    with pytest.raises(RecipeError, match=r"method.type: 'head' trains .* checkpoint holds its whole head. Take lora"):
+        adapt(complete, Head(type="head"), TASK)
+
+
 def test_every_method_of_the_schema_is_in_the_table():
-    assert set(METHODS) == {Lora().type}
+    assert set(METHODS) == {Lora().type, "head"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import Problems, RecipeError
-from peftlab.recipe import Recipe, parse_override, read_recipe, recipe_yaml
+from peftlab.recipe import Head, Lora, Recipe, bytes_in, parse_override, read_recipe, recipe_yaml
 
 SHORTEST = """\
 name: ner-news
@@ -54,6 +54,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "lora_alpha": 16,
             "lora_dropout": 0.0,
             "target_modules": "all-linear",
+            "layers_to_transform": None,
             "use_rslora": False,
             "use_dora": False,
         },
@@ -88,6 +89,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "base_dropout": True,
             "seed": 42,
             "early_stopping_patience": 5,
+            "frozen_cache": "2GiB",
         },
     }
 
@@ -103,7 +105,26 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("method: {use_dora: 1}", "method.use_dora: should be a valid boolean, not 1."),
         ("method: {use_dora: yes}", "method.use_dora: should be a valid boolean, not 'yes'."),
         ("method: {target_modules: 3}", "method.target_modules: should be 'all-linear', or a valid list, not 3."),
-        ("method: {type: lra}", "method.type: unknown type 'lra'. Did you mean 'lora'? Known: lora."),
+        ("method: {type: lra}", "method.type: unknown type 'lra'. Did you mean 'lora'? Known: head, lora."),
+        (
+            "method: {tpye: head}",
+            "method.tpye: unknown key. Did you mean 'type'? Keys here: layers_to_transform, "
+            "lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
+        ),
+        ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: type."),
+        (
+            "method: {layers_to_transform: last}",
+            "method.layers_to_transform: should be a valid list, or a valid integer, not 'last'.",
+        ),
+        (
+            "method: {layers_to_transform: [1, -2]}",
+            "method.layers_to_transform: should be greater than or equal to 0, or a valid integer, not -2.",
+        ),
+        (
+            "training: {frozen_cache: 2 gigs}",
+            "training.frozen_cache: should be a number and one of KB, MB, GB, TB, KiB, MiB, GiB, TiB, as in 2GiB; "
+            "null for none, not '2 gigs'.",
+        ),
         (
             "training: {lr_scheduler_type: cosin}",
             "training.lr_scheduler_type: unknown lr_scheduler_type 'cosin'. Did you mean 'cosine'? "
@@ -115,7 +136,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         (
             "method: {rr: 8}",
             "method.rr: unknown key. Did you mean 'r'? "
-            "Keys here: lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
+            "Keys here: layers_to_transform, lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
         ),
         (
             "trainig: {}",
@@ -309,6 +330,18 @@ def test_a_folder_or_a_file_that_is_not_utf8_is_refused(told, tmp_path):
 def test_an_override_is_a_dotted_key_and_a_yaml_value(text, key, value):
     assert parse_override(text) == (key, value)
     assert type(parse_override(text)[1]) is type(value)
+
+
+def test_a_method_is_lora_unless_it_says_otherwise(write):
+    assert read_recipe(write(f"{SHORTEST}method: {{r: 4}}\n")).method == Lora(r=4)
+    assert read_recipe(write(f"{SHORTEST}method: {{type: head}}\n")).method == Head(type="head")
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("2GiB", 2 * 2**30), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("0MB", 0)]
+)
+def test_sizes_are_a_number_and_a_unit(size, count):
+    assert bytes_in(size) == count
 
 
 @pytest.mark.parametrize("text", ["method.r", "=4", ""])

@@ -8,17 +8,23 @@ from typing import Any
 
 from peft import LoraConfig
 
+from peftlab.base import Base
+from peftlab.methods.targets import resolve_targets
 from peftlab.recipe import Lora
 
 
-def lora_config(section: Lora, target_modules: list[str], **common: Any) -> LoraConfig:
-    """The PEFT configuration; `target_modules` are full module names, `common` what every method shares."""
+def lora_config(base: Base, section: Lora, **shared: Any) -> LoraConfig:
+    """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+
+    Raises:
+        RecipeError: the base has no such module or layer as `section` names.
+    """
     return LoraConfig(
         r=section.r,
         lora_alpha=section.lora_alpha,
         lora_dropout=section.lora_dropout,
-        target_modules=target_modules,
+        target_modules=resolve_targets(base, section),
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
-        **common,
+        **shared,
     )

@@ -4,7 +4,9 @@ from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
 from peftlab.recipe.schema import (
     BaseSection,
     DataSection,
+    Head,
     Lora,
+    MethodSection,
     QuestionAnswering,
     Recipe,
     Regression,
@@ -13,12 +15,15 @@ from peftlab.recipe.schema import (
     TextClassification,
     TokenClassification,
     TrainingSection,
+    bytes_in,
 )
 
 __all__ = [
     "BaseSection",
     "DataSection",
+    "Head",
     "Lora",
+    "MethodSection",
     "QuestionAnswering",
     "Recipe",
     "Regression",
@@ -27,6 +32,7 @@ __all__ = [
     "TextClassification",
     "TokenClassification",
     "TrainingSection",
+    "bytes_in",
     "parse_override",
     "read_recipe",
     "recipe_yaml",

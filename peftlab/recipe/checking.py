@@ -208,5 +208,6 @@ def _keys_of(key: Key, written: dict[str, Any]) -> set[str]:
     if not key:
         return set(Recipe.model_fields)
     field = Recipe.model_fields[key[0]]
-    section: Any = _classes(field)[written["type"]] if field.discriminator else field.annotation
+    kinds = _classes(field)
+    section: Any = kinds[written.get("type") or field.default.type] if kinds else field.annotation
     return set(section.model_fields)

@@ -5,13 +5,23 @@ coerced.
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def _named_once(labels: list[str]) -> list[str]:
@@ -26,8 +36,30 @@ def _adapter_name(name: str) -> str:
     return name
 
 
+def bytes_in(size: str) -> int:
+    """`500MB`, `1.5 GiB` → bytes.
+
+    Raises:
+        ValueError: `size` is not a number and a unit.
+    """
+    written = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(BYTES)})", size)
+    if not written:
+        raise ValueError(f"should be a number and one of {', '.join(BYTES)}, as in 2GiB; null for none")
+    return int(float(written[1]) * BYTES[written[2]])
+
+
+def _size(written: str) -> str:
+    bytes_in(written)
+    return written
+
+
+def _lora_by_default(section: Any) -> Any:
+    return {"type": "lora", **section} if isinstance(section, dict) else section
+
+
 Labels = Annotated[list[str], Field(min_length=1), AfterValidator(_named_once)]
 AdapterName = Annotated[str, AfterValidator(_adapter_name)]
+Size = Annotated[str, AfterValidator(_size)]
 
 
 class Section(BaseModel):
@@ -108,6 +140,8 @@ TaskSection = Annotated[
 
 
 class Lora(Section):
+    """Low-rank updates of Linear layers."""
+
     type: Literal["lora"] = "lora"
     r: Positive = 8
     """Rank of the update."""
@@ -116,8 +150,20 @@ class Lora(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names, or ends of names, of the layers to adapt; all-linear takes every Linear of the base, never the head."""
+    layers_to_transform: list[Count] | Count | None = None
+    """Only in these of the base's layers, counted from 0; null takes all. Below the lowest adapted one, training has no
+    dropout, and `training.frozen_cache` saves most of its time."""
     use_rslora: bool = False
     use_dora: bool = False
+
+
+class Head(Section):
+    """No delta: only the head trains, on the base as it is, whose layers then run without dropout."""
+
+    type: Literal["head"]
+
+
+MethodSection = Annotated[Lora | Head, Field(discriminator="type"), BeforeValidator(_lora_by_default)]
 
 
 class DataSection(Section):
@@ -173,6 +219,10 @@ class TrainingSection(Section):
     """Seeds the head, dropout and row order."""
     early_stopping_patience: Positive | None = 5
     """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
+    frozen_cache: Size | None = "2GiB"
+    """Disk space for what the layers below the lowest adapted one make of each row: computed once instead of in every
+    epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any. In either case
+    these layers run without dropout."""
 
     @field_validator("fp16")
     @classmethod
@@ -189,6 +239,6 @@ class Recipe(Section):
     """Name of the adapter: lower-case letters, digits and dashes."""
     base: BaseSection
     task: TaskSection
-    method: Lora = Lora()
+    method: MethodSection = Lora()
     data: DataSection
     training: TrainingSection = TrainingSection()

@@ -216,7 +216,9 @@ class Bank:
         fresh = {name.removeprefix(f"{prefix}."): model.get_submodule(name) for name in own}
         setattr(model, prefix, _with_own(self._backbone, fresh))
         tensors = _tensors(adapter)
-        inject_adapter_in_model(_delta_config(config, tensors), model, adapter_name=key)
+        delta = _delta_config(config, tensors)
+        if delta.target_modules:  # there is none where only the head was trained
+            inject_adapter_in_model(delta, model, adapter_name=key)
         try:
             slots = _slots(adapter, model, key, tensors, own)
         except IntegrityError:

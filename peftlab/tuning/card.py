@@ -17,7 +17,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}
 
 {labels}
 
@@ -81,6 +81,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         trained=parameters["trained"],
         share=parameters["trained"] / parameters["base"],
         frozen=parameters["base"],
+        without_delta=" The base stays as it is: only its head is new." if manifest["method"] == "head" else "",
         labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else "",

@@ -28,6 +28,12 @@ class Progress:
     def warn(self, message: str) -> None:
         """Something the user should know, though the run goes on."""
 
+    def note(self, message: str) -> None:
+        """Something worth knowing; nothing is wrong."""
+
+    def frozen_computed(self, done: int, total: int) -> None:
+        """So many inputs went through the frozen layers, to be kept; told for each split by itself."""
+
     def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """Training begins, after `done_steps` where it is resumed."""
 

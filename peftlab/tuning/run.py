@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from peftlab.base import Base
 from peftlab.data import Ledger, Rows
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
+from peftlab.tuning.precision import training_dtype
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class Run:
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
         }
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What training computes in; see `training_dtype`."""
+        return training_dtype(self.recipe.training, self.model.device)
+
+    def precision(self) -> torch.autocast:
+        """The block to run the model in while it trains; afterwards it predicts in fp32."""
+        return torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def checkpoint_bytes(self) -> int:

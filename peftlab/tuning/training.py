@@ -26,7 +26,7 @@ from peftlab.tasks import Feature, Scores
 from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.fast import fast_steps
-from peftlab.tuning.fast.precision import training_dtype
+from peftlab.tuning.frozen_prefix import frozen_prefix
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
@@ -45,12 +45,11 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     """
     checkpoint = _checkpoint(run, folder, progress) if resume else None
     (folder / NOTE).write_text(json.dumps(run.identity), encoding="utf8")
-    dtype = training_dtype(run.recipe.training, run.base.model.device)
-    trainer = _trainer(run, folder, dtype, progress)
+    trainer = _trainer(run, folder, progress)
     interruption = Interruption()
     trainer.add_callback(interruption)
     try:
-        with interruption.listening(), fast_steps(run, dtype):
+        with fast_steps(run), frozen_prefix(run, folder, progress), interruption.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         interruption.asked = True
@@ -80,8 +79,8 @@ class TaskTrainer(Trainer):
 
     control: TrainerControl
 
-    def __init__(self, run: Run, dtype: torch.dtype, **kwargs: Any) -> None:
-        self.run, self.dtype = run, dtype
+    def __init__(self, run: Run, **kwargs: Any) -> None:
+        self.run = run
         super().__init__(
             model=run.model,
             train_dataset=_Listed(run.features),
@@ -98,14 +97,10 @@ class TaskTrainer(Trainer):
     ) -> Any:
         """The task's own loss; see `Trainer.compute_loss`."""
         labels, weight = inputs.pop("labels"), inputs.pop(WEIGHT, 1.0)
-        with self.autocast():
+        with self.run.precision():
             output = model(**inputs)
         loss = weight * self.run.task.loss(self.run.task.logits(output).float(), labels)
         return (loss, output) if return_outputs else loss
-
-    def autocast(self) -> torch.autocast:
-        """Computes in the run's dtype."""
-        return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of about the same number of tokens, or rows at random; see `Trainer`."""
@@ -134,7 +129,7 @@ class TaskTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the validation split; see `Trainer.evaluate`."""
-        with self.autocast():
+        with self.run.precision():
             scores = evaluate(self.run, "validation")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.values.items()}
         self.log(metrics)
@@ -240,16 +235,16 @@ def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
     return TuningInterrupted(f"stopped after {steps}; nothing was published. {kept}.")
 
 
-def _trainer(run: Run, folder: Path, dtype: torch.dtype, progress: Progress) -> TaskTrainer:
+def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     callbacks: list[TrainerCallback] = [Telling(progress)]
     if run.recipe.training.early_stopping_patience:
         callbacks.append(Patience(run.recipe.training.early_stopping_patience))
-    trainer = TaskTrainer(run, dtype, args=_arguments(run, folder, dtype), callbacks=callbacks)
+    trainer = TaskTrainer(run, args=_arguments(run, folder), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(run: Run, folder: Path, dtype: torch.dtype) -> TrainingArguments:
+def _arguments(run: Run, folder: Path) -> TrainingArguments:
     """Our stable names → those of the installed Transformers."""
     settings = run.recipe.training
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
@@ -264,7 +259,7 @@ def _arguments(run: Run, folder: Path, dtype: torch.dtype) -> TrainingArguments:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        fp16=dtype == torch.float16,  # for its scaled loss
+        fp16=run.dtype == torch.float16,  # for its scaled loss
         use_cpu=run.base.model.device.type == "cpu",
         dataloader_pin_memory=run.base.model.device.type == "cuda",
         eval_strategy="epoch",

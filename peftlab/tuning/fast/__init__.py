@@ -6,20 +6,18 @@ Each is a context in which the model computes otherwise, and after which it is a
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
-
 from peftlab.tuning.fast.attention import short_attention
 from peftlab.tuning.fast.dropout import cheap_dropout
 from peftlab.tuning.fast.lora import fused_lora
-from peftlab.tuning.fast.precision import frozen_weights_in
+from peftlab.tuning.precision import frozen_weights_in
 from peftlab.tuning.run import Run
 
 __all__ = ["fast_steps"]
 
 
 @contextmanager
-def fast_steps(run: Run, dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block, `run.model` computes in `dtype` and in the fastest way that its device is known to have."""
+def fast_steps(run: Run) -> Iterator[None]:
+    """Inside the block, `run.model` computes in the run's dtype and in the fastest way known for its device."""
     settings, device = run.recipe.training, run.base.model.device
     on_cpu = device.type == "cpu"
     with ExitStack() as stack:
@@ -31,5 +29,5 @@ def fast_steps(run: Run, dtype: torch.dtype) -> Iterator[None]:
             masks = stack.enter_context(cheap_dropout(run.model, settings.seed))
             if run.recipe.base.attn_implementation is None:
                 stack.enter_context(short_attention(run.base.model, masks))
-        stack.enter_context(frozen_weights_in(run.model, dtype))
+        stack.enter_context(frozen_weights_in(run.model, run.dtype))
         yield

@@ -59,7 +59,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """(batch, heads, tokens, size) each; → (batch, tokens, heads, size), as Transformers' attention functions do."""
     long = key.shape[2] > LONGEST.get(query.dtype, 0) and not dropout
-    if long or not torch.is_grad_enabled() or not _plain(module, mask, kwargs):
+    learns = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    if long or not learns or not _plain(module, mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     batch, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
