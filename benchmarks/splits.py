@@ -1,4 +1,4 @@
-"""The rows of a data set as three files of JSON lines, read and carved once, so that every side learns from the same."""
+"""The rows of a data set as three files of JSON lines, read and carved once, so that every side has the same."""
 
 import json
 from pathlib import Path
