@@ -23,7 +23,7 @@ from benchmarks.splits import write_splits
 from benchmarks.task_scores import banking77, books
 from peftlab.bench import Summary, TimedRun, compare_ways, measure, summarize, time_steps, warm_up
 from peftlab.bench.tuning import PLAIN
-from peftlab.cli.options import override_option
+from peftlab.cli.options import override_option, read_seeds
 from peftlab.recipe import read_recipe, recipe_yaml
 from peftlab.store import Store
 
@@ -51,7 +51,7 @@ SETS: dict[str, Callable[[Path, Path], Sections]] = {"wnut17": wnut17, "banking7
 
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
-@click.option("--seeds", default="1,2,3", show_default=True)
+@click.option("--seeds", default="1,2,3", show_default=True, callback=read_seeds)
 @click.option("--epochs", default=EPOCHS, show_default=True)
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="plain is always among them.")
 @click.option("--runs/--no-runs", default=True, show_default=True, help="Compare with the plain scripts.")
@@ -60,7 +60,7 @@ SETS: dict[str, Callable[[Path, Path], Sections]] = {"wnut17": wnut17, "banking7
 @override_option
 def main(
     names: tuple[str, ...],
-    seeds: str,
+    seeds: list[int],
     epochs: int,
     ways: tuple[str, ...],
     runs: bool,
@@ -69,7 +69,6 @@ def main(
     overrides: dict[str, Any],
 ) -> None:
     """Measure what is asked for, set by set; print each table and write it."""
-    chosen = [int(seed) for seed in seeds.split(",")]
     warm_up()
     for place, name in enumerate(names):
         with tempfile.TemporaryDirectory() as folder:
@@ -78,9 +77,9 @@ def main(
                 _write_steps(name, recipe)
             if runs:
                 asked = [way for way in WAYS if way in ways or way == "plain"]
-                _write_runs(name, [*_runs(name, recipe, epochs, chosen, asked)], overrides)
+                _write_runs(name, _runs(name, recipe, epochs, seeds, asked), overrides)
             if breakdown:
-                _write_breakdown(name, compare_ways(recipe, seeds=chosen[:1]))
+                _write_breakdown(name, compare_ways(recipe, seeds=seeds[:1]))
 
 
 def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any]) -> Path:
@@ -100,7 +99,8 @@ def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any
     return file
 
 
-def _runs(name: str, recipe: Path, epochs: int, seeds: Sequence[int], ways: Sequence[str]) -> Sequence[TimedRun]:
+def _runs(name: str, recipe: Path, epochs: int, seeds: Sequence[int], ways: Sequence[str]) -> list[TimedRun]:
+    """Every way with every seed, the ways' order turned by one from seed to seed."""
     runs = []
     for place, seed in enumerate(seeds):
         turned = [ways[(place + i) % len(ways)] for i in range(len(ways))]

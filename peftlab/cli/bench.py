@@ -9,22 +9,10 @@ import click
 from rich.markup import escape
 
 from peftlab.cli.display import bar_for, cell, megabytes, out, table
-from peftlab.cli.options import device_option, json_option, override_option
+from peftlab.cli.options import device_option, json_option, override_option, read_seeds
 
 if TYPE_CHECKING:
     from peftlab.bench import StepTime, Summary, TimedRun
-
-
-def _seeds(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        seeds = [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"'{text}' is not a list of whole numbers, as in 1,2,3.") from None
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise click.BadParameter(f"'{text}' should hold numbers from 0 on, each once.")
-    return seeds
 
 
 @click.group()
@@ -35,7 +23,9 @@ def bench() -> None:
 @bench.command()
 @click.argument("recipe_path", metavar="[RECIPE]", default="recipes/ner-lora.yaml")
 @override_option
-@click.option("--seeds", metavar="N,N…", callback=_seeds, help="Run each way with each seed; default: the recipe's.")
+@click.option(
+    "--seeds", metavar="N,N…", callback=read_seeds, help="Run each way with each seed; default: the recipe's."
+)
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Steps that each way takes.")
 @click.option("--only", type=click.Choice(["runs", "steps"]), help="Measure whole runs only, or single steps only.")
 @json_option
