@@ -3,13 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import transformers
 from peft import get_peft_model
+from transformers import AutoModel
 
-from peftlab.base import Base, choose_device, load_backbone, load_base
+from peftlab.base import Base, choose_device, head_config, load_base
 from peftlab.bench.checking import learned_task
 from peftlab.bench.steps import LIMIT
 from peftlab.methods import METHODS, adapt
@@ -41,19 +42,17 @@ def _steps(recipe: Recipe, bf16: bool, dropout: bool, shape: tuple[int, int], de
     task = learned_task(recipe)
     base = load_base(recipe.base, task, seed=recipe.training.seed, device=device)
     inputs = _inputs(base, shape)
-    ours = load_base(recipe.base, task, seed=recipe.training.seed, device=device)
     return {
-        LIMIT: _limit_step(recipe, base, inputs, bf16, dropout, device),
+        LIMIT: _limit_step(recipe, base, inputs, bf16, dropout),
         "plain PEFT": _plain_step(recipe, base, task, inputs, bf16, dropout),
-        "peftlab": _peftlab_step(recipe, ours, task, inputs, bf16),
+        "peftlab": _peftlab_step(recipe, base, task, inputs, bf16),
     }
 
 
-def _limit_step(recipe: Recipe, base: Base, inputs: Inputs, bf16: bool, dropout: bool, device: str) -> Step:
-    """One forward and one activation backward of the frozen base."""
-    model = load_backbone(base.files, trust_remote_code=recipe.base.trust_remote_code, device=device)
-    model.requires_grad_(False)
-    model.to(torch.bfloat16 if bf16 else torch.float32).train(dropout)
+def _limit_step(recipe: Recipe, base: Base, inputs: Inputs, bf16: bool, dropout: bool) -> Step:
+    """One forward and one activation backward of the frozen base, as Transformers loads it."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = _loaded(AutoModel, recipe, base, dtype=dtype).requires_grad_(False).train(dropout)
     model.enable_input_require_grads()  # the gradient goes down to the first layer, as LoRA there needs it
 
     def step() -> None:
@@ -64,35 +63,33 @@ def _limit_step(recipe: Recipe, base: Base, inputs: Inputs, bf16: bool, dropout:
 
 
 def _plain_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bool, dropout: bool) -> Step:
-    """PEFT alone, in bf16 by autocast as Trainer does."""
+    """Transformers and PEFT alone, in bf16 by autocast as Trainer does; without dropout where there is to be none."""
+    model = _loaded(getattr(transformers, task.auto_class), recipe, base, dtype=torch.float32, **head_config(task))
     targets = resolve_targets(base, recipe.method.target_modules)
     common = {"task_type": task.peft_task_type, "modules_to_save": list(base.head_modules)}
-    model = get_peft_model(base.model, METHODS[recipe.method.type](recipe.method, targets, **common))
-    device = base.model.device.type
-    return _training_step(
-        model.train(dropout), task, inputs, lambda: torch.autocast(device, torch.bfloat16, enabled=bf16)
-    )
+    adapted = get_peft_model(model, METHODS[recipe.method.type](recipe.method, targets, **common))
+    return _training_step(adapted.train(dropout), task, inputs, bf16)
+
+
+def _loaded(auto_class: Any, recipe: Recipe, base: Base, **options: Any) -> Any:
+    """The base's files in plain Transformers, with nothing of ours."""
+    trusted = recipe.base.trust_remote_code
+    return auto_class.from_pretrained(base.files.folder, trust_remote_code=trusted, **options).to(base.model.device)
 
 
 def _peftlab_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bool) -> Step:
     """As `tune` makes and runs it; dropout is as the recipe says."""
-    model = adapt(base, recipe.method, task)
-    device = base.model.device.type
-    return _training_step(model.train(), task, inputs, lambda: torch.autocast(device, torch.bfloat16, enabled=bf16))
+    return _training_step(adapt(base, recipe.method, task).train(), task, inputs, bf16)
 
 
-def _training_step(
-    model: torch.nn.Module,
-    task: Task,
-    inputs: Inputs,
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Step:
+def _training_step(model: torch.nn.Module, task: Task, inputs: Inputs, bf16: bool) -> Step:
     """Forward, a loss that costs next to nothing, backward, clipping and AdamW."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    device = inputs["input_ids"].device.type
 
     def step() -> None:
-        with precision():
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             output = model(**inputs)
         task.logits(output).float().square().mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
