@@ -105,7 +105,7 @@ def test_ways_go_from_all_off_to_the_recipe_as_it_stands():
 def test_json_is_one_object_with_runs_ways_and_steps(write_recipe):
     result = run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--seeds", 3)
     assert result.exit_code == 0
-    told = json.loads(result.output)
+    told = json.loads(result.stdout)
     assert {"recipe", "date", "versions", "machine", "cores", "threads", "runs", "ways", "steps"} == set(told)
     assert [one["way"] for one in told["runs"]] == [one["way"] for one in told["ways"]] == ["plain", "+ precision"]
     for one in told["runs"]:
