@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from peftlab.bench import Measured, TimedRun, measure, steps, summarize, tuning, ways_of_tuning
 from peftlab.bench.processes import measure_call
 from peftlab.cli import cli
+from peftlab.cli.bench import print_ways
 from peftlab.errors import PeftlabError
 from peftlab.recipe import Recipe
 
@@ -90,6 +91,15 @@ def test_a_summary_pairs_runs_by_seed():
 def test_a_summary_does_without_peaks_and_spread():
     (only,) = summarize([timed("a", 1, 10.0, None)], "a")
     assert (only.peak_ratio, only.peak_bytes, only.score_sd) == (None, None, None)
+
+
+def test_the_tables_of_whole_runs_fit_a_terminal(capsys):
+    runs = [timed(way, seed, seconds) for seed in (1, 2) for way, seconds in (("plain", 60.0), ("+ batching", 15.0))]
+    print_ways(summarize(runs, "plain"))
+    told = capsys.readouterr().out
+    assert "…" not in told
+    _, row = [line for line in told.splitlines() if line.startswith("+ batching")]
+    assert row.split() == ["+", "batching", "0.00", "0.12", "0.06", "0.06"]
 
 
 def test_ways_go_from_all_off_to_the_recipe_as_it_stands():

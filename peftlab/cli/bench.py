@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from peftlab.cli.display import bar_for, cell, megabytes, out, table
+from peftlab.cli.display import bar_for, cell, out, table
 from peftlab.cli.options import device_option, json_option, override_option, read_seeds
 
 if TYPE_CHECKING:
@@ -72,26 +72,23 @@ def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str
 
 
 def print_ways(ways: "list[Summary]") -> None:
-    """Whole runs: ratios to the first way, and to the one above."""
-    parts = list(ways[0].parts)
-    made = table(
-        "\nWhole runs", "way", "time ÷ plain", "÷ above", *parts, "memory ÷ plain", "score", "seconds", "memory"
-    )
+    """Whole runs: ratios to the first way and to the one above, and where the time goes."""
+    made = table("\nWhole runs", "way", "time ÷ plain", "÷ above", "memory ÷ plain", "score", "seconds")
     for above, way in zip([ways[0], *ways], ways, strict=False):
         made.add_row(
             way.way,
             f"{way.ratio:.2f}",
             f"{way.ratio / above.ratio:.2f}",
-            *(f"{way.parts[part]:.2f}" for part in parts),
             f"{way.peak_ratio:.2f}" if way.peak_ratio else "unknown",
             cell(way.score) + (f" ± {way.score_sd:.3f}" if way.score_sd is not None else ""),
             f"{way.seconds:.1f}",
-            megabytes(int(way.peak_bytes)) if way.peak_bytes else "unknown",
         )
     out.print(made)
-    out.print(
-        f"{', '.join(parts)}: shares of plain's whole time. The last way is the recipe as it stands.", style="dim"
-    )
+    out.print("The last way is the recipe as it stands.", style="dim")
+    parts = table("\nWhere the time goes, as shares of plain's whole time", "way", *ways[0].parts)
+    for way in ways:
+        parts.add_row(way.way, *(f"{share:.2f}" for share in way.parts.values()))
+    out.print(parts)
 
 
 def print_steps(steps: "list[StepTime]") -> None:
