@@ -23,9 +23,10 @@ fix: $(VENV)/.dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test  ## scores side by side with plain Transformers + PEFT; needs the real data
+bench: $(VENV)/.test  ## scores and times side by side with plain Transformers + PEFT; needs the real data
 	$(BIN)/python -m benchmarks.ner_scores
 	$(BIN)/python -m benchmarks.task_scores
+	$(BIN)/python -m benchmarks.tuning_speed
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "Installing peftlab with its '$*' extra into $(VENV): about two minutes the first time …"

@@ -13,12 +13,9 @@ from typing import Any
 import click
 
 import peftlab
-from benchmarks.ner_by_hand import score_by_hand
 from benchmarks.results import data_folder, write_result
-from peftlab.base import find_base
-from peftlab.recipe import BaseSection
+from benchmarks.splits import write_splits
 
-BASE = "sentence-transformers/all-MiniLM-L6-v2"
 RECIPE = Path(__file__).parents[1] / "recipes" / "ner-lora.yaml"
 SETS: dict[str, tuple[int, dict[str, str]]] = {
     "crossner-politics": (
@@ -54,14 +51,14 @@ def main(names: tuple[str, ...], seeds: str, by_hand: bool) -> None:
         for seed in map(int, seeds.split(",")):
             rows.append({"set": name, "epochs": epochs, "seed": seed})
             for way, score in ways.items():
-                rows[-1][way] = score(splits, epochs, seed)
+                rows[-1][way] = score(name, splits, epochs, seed)
                 click.echo(f"{name}, seed {seed}, {way}: {rows[-1][way]:.4f}")
         means = {way: statistics.mean(row[way] for row in rows) for way in ways}
         rows.append({"set": name, "epochs": epochs, "seed": "mean", **means})
         write_result(f"ner-{name}", f"Test entity F1 by seqeval on words, {name}", rows, __doc__ or "")
 
 
-def _ours(splits: dict[str, Path], epochs: int, seed: int) -> float:
+def _ours(name: str, splits: dict[str, Path], epochs: int, seed: int) -> float:
     overrides = {
         "name": "benchmark",
         **{f"data.{split}": str(path) for split, path in splits.items()},
@@ -76,10 +73,13 @@ def _ours(splits: dict[str, Path], epochs: int, seed: int) -> float:
         return peftlab.tune(RECIPE, overrides=overrides, store=store).scores["test"].values["f1"]
 
 
-def _by_hand(splits: dict[str, Path], epochs: int, seed: int) -> float:
-    base = find_base(BaseSection(model=BASE)).folder
-    with tempfile.TemporaryDirectory() as output:
-        return score_by_hand(base, splits, Path(output), epochs=epochs, seed=seed)
+def _by_hand(name: str, splits: dict[str, Path], epochs: int, seed: int) -> float:
+    from benchmarks.plain_tuning import Settings, tune_plainly
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_splits({split: str(path) for split, path in splits.items()}, Path(folder))
+        settings = Settings(name, Path(folder), epochs=epochs, seed=seed, lora_dropout=0.0)
+        return float(tune_plainly(settings)["scores"]["f1"])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """A benchmark's outcome: printed as a table, and kept in benchmarks/results/ with its date, versions and conditions."""
 
-import importlib.metadata
 import os
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from peftlab.bench import conditions as measured_under
+
 FOLDER = Path(__file__).parent / "results"
-VERSIONS_OF = ("peftlab", "torch", "transformers", "peft")
 
 
 def data_folder() -> Path:
@@ -26,16 +24,10 @@ def write_result(name: str, title: str, rows: list[dict[str, Any]], conditions: 
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in VERSIONS_OF)
-    machine = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
-    today = datetime.now(UTC).date().isoformat()
-    file = FOLDER / f"{today}-{name}.md"
+    here = measured_under()
+    file = FOLDER / f"{here.date}-{name}.md"
     FOLDER.mkdir(exist_ok=True)
-    file.write_text(
-        f"# {title}\n\n{today} · {versions} · {machine}\n\n{conditions.strip()}\n\n{table}\n", encoding="utf8"
-    )
+    file.write_text(f"# {title}\n\n{here}\n\n{conditions.strip()}\n\n{table}\n", encoding="utf8")
     click.echo(f"\n{title}\n\n{table}\n\nwritten to {file}")
     return file
 

@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import those below it, and its own.
 LAYERS = [
     {"cli"},
+    {"bench"},
     {"tuning", "runtime"},
     {"store"},
     {"methods"},
@@ -37,6 +38,7 @@ LIGHT = [
     "tuning/flow",
     "tuning/progress",
 ]
+LIGHT_BENCH = [f"bench/{name}" for name in ("__init__", "conditions", "processes", "summary", "steps", "tuning")]
 LIGHT_TASKS = [
     "tasks/__init__",
     "tasks/building",
@@ -84,7 +86,7 @@ def test_layers_import_only_downward(file):
             assert other == mine or level(other) > level(mine), f"{file.name} imports {module}"
 
 
-@pytest.mark.parametrize("name", [*LIGHT, *LIGHT_TASKS])
+@pytest.mark.parametrize("name", [*LIGHT, *LIGHT_TASKS, *LIGHT_BENCH])
 def test_light_modules_import_nothing_heavy_at_the_top(name):
     chosen = [f for f in FILES if str(f.relative_to(PACKAGE)).removesuffix(".py").startswith(name)]
     assert chosen
@@ -94,9 +96,8 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
 
 
 def test_the_command_line_and_a_recipe_load_without_torch():
-    code = (
-        "import sys, peftlab.cli, peftlab.tuning, peftlab.store; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    )
+    parts = "peftlab.cli, peftlab.bench, peftlab.tuning, peftlab.store"
+    code = f"import sys, {parts}; print(sorted({{m.split('.')[0] for m in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not [name for name in HEAVY if f"'{name}'" in loaded]
 

@@ -375,7 +375,7 @@ def test_after_fast_steps_the_model_is_as_it_was(tmp_path, tiny_base):
     types = [type(module) for module in run.model.modules()]
     inputs = batch()
     logits = run.model.eval()(**inputs).logits
-    with fast_steps(run):
+    with fast_steps(run.model, run.recipe, run.dtype, run.inputs_of(run.features[:1])):
         assert [type(module) for module in run.model.modules()] != types
         assert run.base.model.config._attn_implementation == NAME
     assert [type(module) for module in run.model.modules()] == types

@@ -29,7 +29,7 @@ def shell_lines():
 
 def peftlab_commands():
     in_makefile = re.findall(r"\$\(BIN\)/(peftlab .*)", MAKEFILE)
-    in_text = re.findall(r"`[^`\n]*?(peftlab (?:tune|predict|evaluate|adapters|recipe) [^`\n]*)`", README)
+    in_text = re.findall(r"`[^`\n]*?(peftlab (?:tune|predict|evaluate|adapters|recipe|bench) [^`\n]*)`", README)
     return [line.split(" > ")[0] for line in (*shell_lines(), *in_makefile, *in_text) if line.startswith("peftlab ")]
 
 

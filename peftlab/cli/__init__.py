@@ -68,12 +68,13 @@ def main() -> None:
 
 def _register() -> None:
     from peftlab.cli.adapters import adapters
+    from peftlab.cli.bench import bench
     from peftlab.cli.evaluate import evaluate
     from peftlab.cli.predict import predict
     from peftlab.cli.recipes import recipe
     from peftlab.cli.tune import tune
 
-    for command in (tune, predict, evaluate, adapters, recipe):
+    for command in (tune, predict, evaluate, adapters, recipe, bench):
         cli.add_command(command)
 
 

@@ -66,3 +66,16 @@ override_option = click.option(
     callback=_overrides,
     help="Change a value of the recipe, as in -o training.learning_rate=5e-4; paths start at the current folder.",
 )
+
+
+def read_seeds(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
+    """Callback of a --seeds option: `1,2,3` → the numbers."""
+    if text is None:
+        return None
+    try:
+        seeds = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is not a list of whole numbers, as in 1,2,3.") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"'{text}' should hold numbers from 0 on, each once.")
+    return seeds

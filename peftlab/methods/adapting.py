@@ -23,8 +23,17 @@ def adapt(base: Base, section: MethodSection, task: Task) -> PeftModel:
     Raises:
         RecipeError: this base has no such layer as the section names, or nothing that the method could train.
     """
+    return get_peft_model(base.model, peft_config(base, section, task))
+
+
+def peft_config(base: Base, section: MethodSection, task: Task) -> PeftConfig:
+    """What PEFT needs to know of the method, the base and its head.
+
+    Raises:
+        RecipeError: as `adapt`.
+    """
     shared = {"task_type": task.peft_task_type, "modules_to_save": list(base.head_modules)}
-    return get_peft_model(base.model, METHODS[section.type](base, section, **shared))
+    return METHODS[section.type](base, section, **shared)
 
 
 def trained_parameters(model: torch.nn.Module) -> int:

@@ -62,7 +62,7 @@ def find_prefix(run: Run) -> Prefix | None:
         raise Unsuited("the base is an encoder with a decoder")
     if model.device.type == "cuda" and torch.cuda.device_count() > 1:
         raise Unsuited("training uses several GPUs")
-    batch = _probe_batch(run)
+    batch = run.inputs_of(extremes(run.features))
     trace = _traced(model, layers, batch)
     prefix = trace.prefix(model, layers, batch["input_ids"].shape)
     if prefix:
@@ -86,11 +86,6 @@ def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
     """Each module once, and none that lies in another."""
     inside = {inner for module in modules for inner in module.modules() if inner is not module}
     return [module for module in dict.fromkeys(modules) if module not in inside]
-
-
-def _probe_batch(run: Run) -> dict[str, Tensor]:
-    batch = run.task.collate(extremes(run.features), run.base.tokenizer)
-    return {name: tensor.to(run.model.device) for name, tensor in batch.items() if name != "labels"}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What one tuning run works with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,6 +47,11 @@ class Run:
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
         }
+
+    def inputs_of(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        """A batch without its labels, where the model is."""
+        batch = self.task.collate(features, self.base.tokenizer)
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != "labels"}
 
     @cached_property
     def dtype(self) -> torch.dtype:

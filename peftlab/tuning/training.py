@@ -49,7 +49,8 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     interruption = Interruption()
     trainer.add_callback(interruption)
     try:
-        with fast_steps(run), frozen_prefix(run, folder, progress), interruption.listening():
+        fast = fast_steps(run.model, run.recipe, run.dtype, run.inputs_of(run.features[:1]))
+        with fast, frozen_prefix(run, folder, progress), interruption.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         interruption.asked = True

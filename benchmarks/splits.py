@@ -1,0 +1,23 @@
+"""The rows of a data set as three files of JSON lines, read and carved once, so that every side has the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peftlab.data import load_rows
+from peftlab.errors import Problems
+from peftlab.recipe import DataSection
+
+
+def write_splits(section: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Write the rows of a recipe's data section to `folder` → a data section that reads them, with all else it said."""
+    with Problems() as problems:
+        rows = load_rows(DataSection.model_validate(section), problems)
+    files = {}
+    for name, split in rows:
+        file = folder / f"{name}.jsonl"
+        lines = (json.dumps(row.fields, ensure_ascii=False) for row in split.rows)
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf8")
+        files[name] = str(file)
+    kept = {key: section[key] for key in ("max_length", "max_lost") if key in section}
+    return files | kept

@@ -1,0 +1,23 @@
+"""Measurements on the user's own machine: one thing beside another, in one run, as ratios."""
+
+from peftlab.bench.conditions import Conditions, conditions
+from peftlab.bench.processes import Measured, measure, warm_up
+from peftlab.bench.steps import StepTime, time_steps
+from peftlab.bench.summary import Summary, TimedRun, summarize
+from peftlab.bench.tuning import Way, compare_ways, ways_of_tuning
+
+__all__ = [
+    "Conditions",
+    "Measured",
+    "StepTime",
+    "Summary",
+    "TimedRun",
+    "Way",
+    "compare_ways",
+    "conditions",
+    "measure",
+    "summarize",
+    "time_steps",
+    "warm_up",
+    "ways_of_tuning",
+]

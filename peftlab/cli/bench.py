@@ -1,0 +1,100 @@
+"""`peftlab bench tuning`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+
+from peftlab.cli.display import bar_for, cell, out, table
+from peftlab.cli.options import device_option, json_option, override_option, read_seeds
+
+if TYPE_CHECKING:
+    from peftlab.bench import StepTime, Summary, TimedRun
+
+
+@click.group()
+def bench() -> None:
+    """Measure on this machine: one thing beside another, in one run, as ratios."""
+
+
+@bench.command()
+@click.argument("recipe_path", metavar="[RECIPE]", default="recipes/ner-lora.yaml")
+@override_option
+@click.option(
+    "--seeds", metavar="N,N…", callback=read_seeds, help="Run each way with each seed; default: the recipe's."
+)
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Steps that each way takes.")
+@click.option("--only", type=click.Choice(["runs", "steps"]), help="Measure whole runs only, or single steps only.")
+@json_option
+@device_option
+def tuning(
+    recipe_path: str,
+    overrides: dict[str, Any],
+    seeds: list[int] | None,
+    rounds: int,
+    only: str | None,
+    as_json: bool,
+    device: str,
+) -> None:
+    """Compare ways of tuning RECIPE (recipes/ner-lora.yaml), side by side.
+
+    Whole runs, each in a fresh process: first as plain Transformers + PEFT would go about it, then with one thing after
+    another left to peftlab, and last the recipe as it stands. And single training steps of 32 × 64 tokens, beside the
+    least they can take: one forward and one activation backward of the frozen base. Nothing is published.
+    """
+    from peftlab.bench import compare_ways, conditions, summarize, time_steps
+    from peftlab.bench.tuning import PLAIN
+
+    runs: list[TimedRun] = []
+    steps: list[StepTime] = []
+    with bar_for("tuning", quiet=as_json) as told:
+        if only != "steps":
+            runs = compare_ways(recipe_path, overrides=overrides, seeds=seeds, device=device, told=told)
+        if only != "runs":
+            steps = time_steps(recipe_path, overrides=overrides, rounds=rounds, device=device)
+    ways = summarize(runs, PLAIN)
+    if as_json:
+        measured = {"runs": _plain(runs), "ways": _plain(ways), "steps": _plain(steps)}
+        click.echo(json.dumps({"recipe": recipe_path, **asdict(conditions()), **measured}, ensure_ascii=False))
+        return
+    out.print(escape(f"{recipe_path}\n{conditions()}"))
+    if ways:
+        print_ways(ways)
+    if steps:
+        print_steps(steps)
+
+
+def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str, Any]]:
+    return [asdict(item) for item in measured]
+
+
+def print_ways(ways: "list[Summary]") -> None:
+    """Whole runs: ratios to the first way and to the one above, and where the time goes."""
+    made = table("\nWhole runs", "way", "time ÷ plain", "÷ above", "memory ÷ plain", "score", "seconds")
+    for above, way in zip([ways[0], *ways], ways, strict=False):
+        made.add_row(
+            way.way,
+            f"{way.ratio:.2f}",
+            f"{way.ratio / above.ratio:.2f}",
+            f"{way.peak_ratio:.2f}" if way.peak_ratio else "unknown",
+            cell(way.score) + (f" ± {way.score_sd:.3f}" if way.score_sd is not None else ""),
+            f"{way.seconds:.1f}",
+        )
+    out.print(made)
+    out.print("The last way is the recipe as it stands.", style="dim")
+    parts = table("\nWhere the time goes, as shares of plain's whole time", "way", *ways[0].parts)
+    for way in ways:
+        parts.add_row(way.way, *(f"{share:.2f}" for share in way.parts.values()))
+    out.print(parts)
+
+
+def print_steps(steps: "list[StepTime]") -> None:
+    """Single steps: ratios to the limit."""
+    made = table("\nSteps of 32 × 64 tokens", "way", "time ÷ limit", "precision", "dropout", "milliseconds")
+    for step in steps:
+        made.add_row(step.way, f"{step.ratio:.2f}", step.precision, step.dropout, f"{step.seconds * 1000:.0f}")
+    out.print(made)
+    out.print("limit: one forward and one activation backward of the frozen base alone.", style="dim")
