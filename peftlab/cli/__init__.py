@@ -18,6 +18,7 @@ Exit codes:
   3    an adapter, a base or a device is not there
   4    an adapter is damaged, or does not fit its base
   5    the store or a disk cannot be written
+  6    a process of a run on several devices was lost
   130  stopped by Ctrl-C
 """
 

@@ -155,6 +155,11 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     bf16: bool = False
     """Compute training steps in bfloat16, where the device is faster at it; weights stay in fp32."""
+    distributed: Literal["ddp", "fsdp", "deepspeed"] | None = None
+    """How several processes share the work: each holds the whole base (ddp), or a part of it (fsdp, deepspeed).
+
+    null takes ddp wherever `--launch` starts several.
+    """
     group_by_length: bool = False
     """Put rows of about the same length into a batch, so that little is padded."""
     seed: Annotated[int, Field(ge=0)] = 42

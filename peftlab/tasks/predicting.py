@@ -11,6 +11,9 @@ from peftlab.tasks.contract import Feature, Task
 Told = Callable[[int, int], None]
 """Is told how many inputs are done, and of how many, after each batch."""
 
+Forward = Callable[[Task, torch.nn.Module, PreTrainedTokenizerBase, Sequence[Feature], int, Told], list[torch.Tensor]]
+"""How features become logits: `forward`, or a way to share the work out."""
+
 
 @torch.inference_mode()
 def predict_examples(
@@ -22,14 +25,16 @@ def predict_examples(
     max_length: int,
     batch_size: int = 32,
     told: Told = lambda done, total: None,
+    through: Forward | None = None,
 ) -> list[Any]:
     """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
 
-    Features are sorted by length, so that a batch pads little, and put back in order.
+    Features are sorted by length, so that a batch pads little, and put back in order. They go `through` the model as
+    `forward` does it, unless told otherwise.
     """
     features = [task.encode(example, tokenizer, max_length, training=False) for example in examples]
     flat = [feature for windows in features for feature in windows]
-    outputs = iter(forward(task, model, tokenizer, flat, batch_size, told))
+    outputs = iter((through or forward)(task, model, tokenizer, flat, batch_size, told))
     return [
         task.decode(example, windows, [next(outputs) for _ in windows])
         for example, windows in zip(examples, features, strict=True)

@@ -3,19 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from peftlab.base import Base
 from peftlab.data import Ledger, Rows
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
+from peftlab.tuning.distributed import Processes
 
 
 @dataclass(frozen=True)
 class Run:
     """A recipe with all it asked for in memory: `examples` and `ledgers` by split, `features` of the training split.
 
-    `max_length` is the longest input in tokens, `trained` the number of parameters that train.
+    `max_length` is the longest input in tokens, `trained` the number of parameters that train; `processes` are those
+    that share the run, on a `device` each, and with `sharded` each of them holds a part of the base.
     """
 
     recipe: Recipe
@@ -28,6 +31,9 @@ class Run:
     features: list[Feature]
     model: PeftModel
     trained: int
+    processes: Processes
+    device: torch.device
+    sharded: bool
 
     @property
     def identity(self) -> dict[str, str]:
@@ -36,6 +42,7 @@ class Run:
             "recipe": recipe_yaml(self.recipe, "/"),
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
+            "number of processes": str(self.processes.count),
         }
 
     @property
