@@ -120,7 +120,7 @@ class Processes:
             StoreError: a process on another machine does not see that folder.
         """
         with ExitStack() as stack:
-            folder = Path(self.from_first(lambda: os.path.abspath(stack.enter_context(opening))))
+            folder = Path(self.from_first(lambda: str(stack.enter_context(opening))))
             with self.together():
                 if not folder.is_dir():
                     raise StoreError(
