@@ -49,7 +49,7 @@ def launcher_words(_: click.Context, __: click.Parameter, text: str | None) -> l
     if Processes.around().count > 1:
         raise click.BadParameter("this process was launched itself; take --launch out.")
     try:
-        first, *others = shlex.split(text)
+        first, *others = shlex.split(text) or [""]
     except ValueError as error:
         raise click.BadParameter(f"'{text}' cannot be read: {error}.") from None
     return [_program(first), *(["launch"] if first == "accelerate" and "launch" not in others else []), *others]

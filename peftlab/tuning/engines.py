@@ -56,11 +56,15 @@ def fsdp_config(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def layer_classes(model: torch.nn.Module) -> list[str]:
-    """Names of the classes of the repeated layers: as the architecture tells them, or else what its lists hold."""
-    there = {type(module).__name__ for module in model.modules()}
-    told = sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
+    """Names of the classes of the repeated layers: as the architecture tells them, or else what its lists hold.
+
+    Some architectures tell their embeddings as well. Accelerate shards those apart, and fails if a layer holds them.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    told = {type(module) for module in model.modules() if type(module).__name__ in names}
+    holding = {type(module) for module in model.modules() if model.get_input_embeddings() in set(module.modules())}
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    return told or sorted({type(layer).__name__ for layers in lists for layer in layers})
+    return sorted(layer.__name__ for layer in told - holding or {type(layer) for layers in lists for layer in layers})
 
 
 def deepspeed_config() -> dict[str, Any]:
