@@ -30,7 +30,7 @@ from peftlab.tuning.engines import deepspeed_config, fsdp_config, idle_gpus, lay
 TWO = "torchrun --nproc-per-node 2"
 CALM = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 ROOT = Path(__file__).parents[1]
-LONG = ["-o", "training.num_train_epochs=60", "-o", "training.early_stopping_patience=null"]
+LONG = {"training.num_train_epochs": 24, "training.early_stopping_patience": None}
 
 # A user's own script, in which each process notes the losses and the result that it gets.
 SCRIPT = """
@@ -149,6 +149,17 @@ def command(*arguments):
     return process.returncode, out, told
 
 
+def options(overrides):
+    return [word for key, value in overrides.items() for word in ("-o", f"{key}={json.dumps(value)}")]
+
+
+def forget_log(told):
+    """Delete the log that an error names, after a look at whether it is there."""
+    log = Path(told.split("The launcher's own words are in ")[1].strip())
+    assert log.is_file()
+    shutil.rmtree(log.parent)
+
+
 def wait_for(process, words):
     while words not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
@@ -199,11 +210,12 @@ def test_fsdp_has_the_loss_curve_and_the_adapter_of_one_process(recipe, alone, t
     assert first["scores"] == second["scores"] == result.scores["test"].values
 
 
-def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, alone, tmp_path, monkeypatch):
+def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, tmp_path, monkeypatch):
     store = tmp_path / "store"
+    arguments = [recipe, "--store", store, "--launch", TWO, *options(LONG)]
     monkeypatch.setenv("TEST_PARENT", str(tmp_path))
-    process = start(recipe, "--store", store, "--launch", TWO, *LONG)
-    wait_for(process, "epoch    3/60")
+    process = start(*arguments)
+    wait_for(process, "epoch    3/24")
     os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
     _, told = process.communicate()
     assert process.returncode == 6
@@ -212,33 +224,34 @@ def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, 
     assert "is kept: go on with the same command and --resume." in told
     assert "Traceback" not in told
     assert Store(store).names() == []
-    shutil.rmtree(Path(told.split("The launcher's own words are in ")[1].strip()).parent)
+    forget_log(told)
 
-    code, _, told = command(recipe, "--store", store, "--resume", *LONG)
-    assert code == 2
-    assert "cannot resume: the number of processes is not that of the interrupted run." in told
+    with pytest.raises(RecipeError, match="cannot resume: the number of processes is not that of the interrupted run"):
+        tune(recipe, store=store, overrides=LONG, resume=True)
 
-    process = start(recipe, "--store", store, "--launch", TWO, *LONG, "--resume")
-    wait_for(process, "Resuming after step")
-    wait_for(process, "epoch    5/60")
+    code, out, told = command(*arguments, "--resume")
+    assert (code, told) == (0, "")
+    assert "Resuming after step" in out
+    assert out.count("Published shared@1") == 1
+    assert Store(store).versions("shared") == [1]
+    undisturbed = tune(
+        recipe, store=tmp_path / "one", overrides={**LONG, "training.per_device_train_batch_size": 8}
+    ).adapter
+    assert farthest(weights(Store(store).verify("shared")), weights(undisturbed)) < 1e-4
+
+
+def test_ctrl_c_stops_all_processes_at_one_step_with_one_checkpoint(recipe, tmp_path):
+    process = start(recipe, "--store", tmp_path, "--launch", TWO, *options(LONG))
+    wait_for(process, "epoch    2/24")
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 130
     assert told.count("error:") == 1
-    assert "of 120; nothing was published." in told
-    assert "is kept: go on with the same command and --resume." in told
-    kept = last_checkpoint(store / "shared" / "run")
+    assert "of 48; nothing was published." in told
+    kept = last_checkpoint(tmp_path / "shared" / "run")
+    assert f"stopped after step {kept.name.removeprefix('checkpoint-')} of 48" in told
+    assert f"{kept} is kept: go on with the same command and --resume." in told
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in kept.iterdir()}
-
-    code, out, told = command(recipe, "--store", store, "--launch", TWO, *LONG, "--resume")
-    assert (code, told) == (0, "")
-    assert out.count("Published shared@1") == 1
-    assert Store(store).versions("shared") == [1]
-    changed = {"num_train_epochs": 60, "early_stopping_patience": None, "per_device_train_batch_size": 8}
-    undisturbed = tune(
-        recipe, store=tmp_path / "one", overrides={f"training.{key}": value for key, value in changed.items()}
-    )
-    assert farthest(weights(Store(store).verify("shared")), weights(undisturbed.adapter)) < 1e-3
 
 
 def test_a_mistake_in_the_data_is_told_once(recipe, tmp_path):
@@ -248,21 +261,29 @@ def test_a_mistake_in_the_data_is_told_once(recipe, tmp_path):
     assert "1 problem; nothing was started." in told
 
 
-def test_accelerate_starts_one_process_on_cpu_and_the_user_is_told(recipe, tmp_path):
-    launcher = "accelerate --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    code, out, _ = command(
-        recipe, "--store", tmp_path, "--launch", launcher, "-o", "training.num_train_epochs=1", "--device", "cpu"
-    )
-    assert code == 0
-    assert "warning: the launcher started one process, so nothing is shared." in out
+def test_accelerate_starts_two_processes(recipe, tmp_path):
+    launcher = "accelerate --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    once = options({"training.num_train_epochs": 1})
+    code, out, told = command(recipe, "--store", tmp_path, "--device", "cpu", "--launch", launcher, *once)
+    assert (code, told) == (0, "")
+    assert out.count("Published shared@1") == 1
+    assert "the launcher started one process" not in out
     assert Store(tmp_path).versions("shared") == [1]
+
+
+def test_a_launcher_that_starts_one_process_is_told(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLAB_LAUNCHED", str(tmp_path))
+    arguments = ["tune", str(recipe), "--store", str(tmp_path / "store"), *options({"training.num_train_epochs": 1})]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    assert "warning: the launcher started one process, so nothing is shared." in result.output
 
 
 def test_a_launcher_that_does_not_know_its_options_is_quoted(recipe, tmp_path):
     code, _, told = command(recipe, "--store", tmp_path, "--launch", "torchrun --processes 2")
     assert code == 6
     assert "error: the launcher says: torchrun: error: " in told
-    shutil.rmtree(Path(told.split("The launcher's own words are in ")[1].strip()).parent)
+    forget_log(told)
 
 
 @pytest.mark.parametrize(

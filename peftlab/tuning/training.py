@@ -111,7 +111,7 @@ class TaskTrainer(Trainer):
         settings = self.run.recipe.training
         if not settings.group_by_length:
             return super()._get_train_sampler(train_dataset)
-        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * self.run.processes.count
         return LengthGroups(batch, [len(feature) for feature in self.run.features], settings.seed)
 
     def evaluate(
