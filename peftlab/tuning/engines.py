@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftlab.base import load_base
 from peftlab.methods import adapt
@@ -40,7 +40,7 @@ def engine_arguments(run: Run) -> dict[str, Any]:
             return {"ddp_find_unused_parameters": True}  # a layer that this task never reaches is no error
 
 
-def fsdp_config(model: torch.nn.Module) -> dict[str, Any]:
+def fsdp_config(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     """FSDP2 by layers of the base. It shards each tensor alone, so frozen and trained ones may share a layer.
 
     `FULL_STATE_DICT` makes each checkpoint hold a whole adapter in PEFT's format.
@@ -55,7 +55,7 @@ def fsdp_config(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def layer_classes(model: torch.nn.Module) -> list[str]:
+def layer_classes(model: PreTrainedModel | PeftModel) -> list[str]:
     """Names of the classes of the repeated layers: as the architecture tells them, or else what its lists hold.
 
     Some architectures tell their embeddings as well. Accelerate shards those apart, and fails if a layer holds them.

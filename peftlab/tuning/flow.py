@@ -37,8 +37,7 @@ def tune(
 ) -> TuningResult:
     """Train the small adapter that a recipe asks for, and publish it to a store.
 
-    In a script that a launcher (torchrun, accelerate) started several times, all processes call it and share the work;
-    the first one alone tells and publishes, and all get the same result.
+    Under a launcher (torchrun, accelerate) each process calls it; the first tells and publishes, all get the result.
 
     Args:
         recipe_path: The recipe, a YAML file.
@@ -76,7 +75,6 @@ def tune(
     from peftlab.tuning.training import evaluate, train
 
     with processes.together():
-        chosen = choose_device(device)
         base = load_base(recipe.base, task, seed=recipe.training.seed, device="cpu" if sharded else device)
         max_length = input_length(base, recipe.data)
         features = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
@@ -84,9 +82,8 @@ def tune(
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
 
-    run = Run(
-        recipe, rows, task, examples, ledgers, base, max_length, features, model, trained, processes, chosen, sharded
-    )
+    shared = (processes, choose_device(device), sharded)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, features, model, trained, *shared)
     with processes.opened_by_first(shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume)) as folder:
         log = train(run, folder, resume=resume, progress=progress)
         run = whole(run, folder)
