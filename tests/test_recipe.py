@@ -82,6 +82,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "bf16": False,
+            "distributed": None,
             "group_by_length": False,
             "seed": 42,
             "early_stopping_patience": 5,
@@ -228,7 +229,7 @@ training:
     ]
     assert problems[-1].startswith(
         "recipe.yaml:18  training.num_train_epoch: unknown key. Did you mean 'num_train_epochs'? "
-        "Keys here: bf16, early_"
+        "Keys here: bf16, distributed, early_"
     )
 
 
