@@ -16,16 +16,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from peftlab.cli import cli
 from peftlab.cli.launching import _read_in, hand_over
 from peftlab.errors import Problems, ProcessLostError, RecipeError, StoreError, TuningInterrupted
 from peftlab.store import Store
+from peftlab.tasks import Feature
+from peftlab.tasks.predicting import forward
+from peftlab.tasks.text_classification import TextClassificationTask
+from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tuning import Processes, Progress, tune
 from peftlab.tuning.checkpoints import how_to_go_on, last_checkpoint
 from peftlab.tuning.distributed import check_engine
-from peftlab.tuning.engines import deepspeed_config, fsdp_config, idle_gpus, layer_classes
+from peftlab.tuning.engines import deepspeed_config, divided, fsdp_config, idle_gpus, layer_classes
 
 TWO = "torchrun --nproc-per-node 2"
 CALM = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -179,6 +183,11 @@ def process_of_rank(rank, parent):
     raise AssertionError("no such process")
 
 
+def pretend_to_be_second_of_two(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
 def weights(adapter):
     return load_file(adapter.folder / "adapter_model.safetensors")
 
@@ -293,7 +302,7 @@ def test_a_launcher_that_is_not_there_is_a_usage_error(recipe, launcher, message
 
 
 def test_a_launched_process_launches_no_others(recipe, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretend_to_be_second_of_two(monkeypatch)
     result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", TWO])
     assert result.exit_code == 2
     assert "was launched itself" in result.output
@@ -349,9 +358,38 @@ def test_one_process_agrees_with_itself_at_once(tmp_path):
         raise StoreError("full")
 
 
+def test_a_world_size_without_a_rank_is_not_a_launchers(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Processes.around() == Processes()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert Processes.around() == Processes(2, 1, 0)
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
+    said = []
+
+    class Half(Processes):
+        def sum_up(self, values):
+            said.append(values.clone())
+
+    auto_class = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
+    model, tokenizer = auto_class.from_pretrained(tiny_base, num_labels=3), AutoTokenizer.from_pretrained(tiny_base)
+    task = TokenClassificationTask(labels=["PER"]) if per_token else TextClassificationTask(labels=["a", "b", "c"])
+    texts = ["ada left rome", "it rained", "the train from london was late", "paris", "nobody came"]
+    features = [Feature(dict(tokenizer(text)), None) for text in texts]
+    expected = forward(task, model, tokenizer, features)
+    for index in (0, 1):
+        logits = divided(Half(2, index, index), sharded=False)(task, model, tokenizer, features)
+        assert [part.shape for part in logits] == [part.shape for part in expected]
+    both = (said[0] + said[1]).split([part.numel() for part in expected])
+    assert all(torch.allclose(part, whole.flatten(), atol=1e-6) for part, whole in zip(both, expected, strict=True))
+    assert said[0].count_nonzero() > 0 < said[1].count_nonzero()
+
+
 def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
+    pretend_to_be_second_of_two(monkeypatch)
     assert hand_over(TuningInterrupted("stopped"))
     assert hand_over(ProcessLostError("lost"))
     assert not hand_over(StoreError("no room on this machine"))

@@ -50,8 +50,9 @@ class Processes:
     @classmethod
     def around(cls) -> Self:
         """Those that a launcher started; this one alone where none did."""
-        count, index, local = (int(os.environ.get(name, 0)) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
-        return cls(count, index, local) if count > 1 else cls()
+        places = [os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")]  # a launcher sets them all
+        count, index, local = (int(place) if place else 0 for place in places)
+        return cls(count, index, local) if count > 1 and all(places) else cls()
 
     @property
     def first(self) -> bool:
