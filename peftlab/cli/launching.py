@@ -70,6 +70,7 @@ def launch(words: Sequence[str], command: str, typed: Sequence[str], store: str,
     if error is None and code == 0:
         shutil.rmtree(folder)
     elif stopped and (error is None or isinstance(error, ProcessLostError)):
+        shutil.rmtree(folder)
         how = how_to_go_on(Store(store).run_folder(name))
         raise TuningInterrupted(f"stopped; nothing was published. {how}")
     else:
