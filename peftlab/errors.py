@@ -8,6 +8,7 @@ PeftlabError              1   anything below, and the last resort
 │   └── DeviceNotFoundError
 ├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
 ├── StoreError            5   the store cannot be written
+├── ProcessLostError      6   another process of the same run has ended, or the launcher failed
 └── TuningInterrupted   130   the user stopped the run
 """
 
@@ -54,6 +55,12 @@ class StoreError(PeftlabError):
     """The store cannot be written: no permission, no space, or another run holds it."""
 
     exit_code = 5
+
+
+class ProcessLostError(PeftlabError):
+    """A run in several processes cannot go on, because one of them ended; the sentence says how to go on."""
+
+    exit_code = 6
 
 
 class TuningInterrupted(PeftlabError):

@@ -179,6 +179,10 @@ class Store:
                 shutil.rmtree(home)
         return versions
 
+    def run_folder(self, name: str) -> Path:
+        """Where the checkpoints of an unfinished tuning run lie."""
+        return self._home(name) / RUN
+
     @contextmanager
     def tuning_run(self, name: str, bytes_needed: int, *, resume: bool) -> Iterator[Path]:
         """The folder for the checkpoints of one tuning run, held by one process at a time; empty unless `resume`.
@@ -189,7 +193,7 @@ class Store:
             StoreError: the store cannot be written, has too little space, or another run of this name is going on.
             TuningInterrupted: Ctrl-C inside the block.
         """
-        folder = self._home(name) / RUN
+        folder = self.run_folder(name)
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free

@@ -12,6 +12,7 @@ TREE = {
     "AdapterNotFoundError": ("NotFoundError", 3),
     "IntegrityError": ("PeftlabError", 4),
     "StoreError": ("PeftlabError", 5),
+    "ProcessLostError": ("PeftlabError", 6),
     "TuningInterrupted": ("PeftlabError", 130),
 }
 

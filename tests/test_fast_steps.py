@@ -16,7 +16,7 @@ from peftlab.errors import Problems, RecipeError
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import TrainingSection, read_recipe
 from peftlab.tasks import build_task
-from peftlab.tuning import Progress
+from peftlab.tuning import Processes, Progress
 from peftlab.tuning.encoding import encode
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.fast.attention import NAME, short_attention
@@ -108,7 +108,21 @@ def prepared(recipe_path, folder):
     base = load_base(recipe.base, task, seed=training.seed, device="cpu", dropout=training.base_dropout)
     encoded = encode(task, examples, base, base.max_length, 1.0, ledgers, Progress())
     model = adapt(base, recipe.method, task)
-    run = Run(recipe, rows, task, examples, ledgers, base, base.max_length, encoded, model, trained_parameters(model))
+    run = Run(
+        recipe,
+        rows,
+        task,
+        examples,
+        ledgers,
+        base,
+        base.max_length,
+        encoded,
+        model,
+        trained_parameters(model),
+        Processes(),
+        CPU,
+        False,
+    )
     return run, _trainer(run, folder / "run", Progress())
 
 

@@ -14,7 +14,7 @@ from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
-from peftlab.tuning import Progress
+from peftlab.tuning import Processes, Progress
 from peftlab.tuning.activations import Activations, Writer, inputs_of
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.frozen_layers import find_prefix
@@ -62,7 +62,21 @@ def prepared(folder_of, tmp_path):
         encoded = encode(task, examples, base, max_length, 1.0, ledgers, Progress())
         model = adapt(base, recipe.method, task)
         trained = trained_parameters(model)
-        return Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained)
+        return Run(
+            recipe,
+            rows,
+            task,
+            examples,
+            ledgers,
+            base,
+            max_length,
+            encoded,
+            model,
+            trained,
+            Processes(),
+            torch.device("cpu"),
+            False,
+        )
 
     return prepared
 
@@ -112,7 +126,7 @@ def test_weights_and_scores_are_the_same_with_and_without(prepared, tmp_path, ar
     progress, answering, calls, files, mine, log = trained(prepared(architecture, kind, method), tmp_path / "with")
     without = prepared(architecture, kind, method, frozen_cache=None)
     _, none, calls_without, no_files, theirs, log_without = trained(without, tmp_path / "without")
-    assert (answering.unknown, calls, files) == (0, 0, {"frozen-train.bin", "frozen-validation.bin"})
+    assert (answering.unknown, calls, files) == (0, 0, {"frozen-train-0.bin", "frozen-validation-0.bin"})
     assert (none, no_files) == (None, set())
     assert calls_without > 0
     assert difference(mine, theirs) <= 1e-6
@@ -178,7 +192,7 @@ def test_a_full_disk_is_said_and_training_goes_on(prepared, tmp_path, monkeypatc
     monkeypatch.setattr(Writer, "write", full)
     progress, answering, *_ = trained(prepared(), tmp_path / "run")
     assert answering is None
-    assert "frozen-validation.bin cannot be written: No space left on device." in progress.notes[1]
+    assert "frozen-validation-0.bin cannot be written: No space left on device." in progress.notes[1]
 
 
 def test_where_the_lowest_layer_is_adapted_nothing_happens(prepared, tmp_path):

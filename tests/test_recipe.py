@@ -87,6 +87,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "fp16": None,
             "fused_lora": None,
             "base_dropout": True,
+            "distributed": None,
             "seed": 42,
             "early_stopping_patience": 5,
             "frozen_cache": "2GiB",
@@ -253,7 +254,7 @@ training:
     ]
     assert problems[-1].startswith(
         "recipe.yaml:18  training.num_train_epoch: unknown key. Did you mean 'num_train_epochs'? "
-        "Keys here: base_dropout, bf16, early_"
+        "Keys here: base_dropout, bf16, distributed, early_"
     )
 
 

@@ -18,6 +18,7 @@ Exit codes:
   3    an adapter, a base or a device is not there
   4    an adapter is damaged, or does not fit its base
   5    the store or a disk cannot be written
+  6    a process of a run on several devices was lost
   130  stopped by Ctrl-C
 """
 
@@ -28,23 +29,30 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Group.invoke`."""
         from peftlab.cli.display import print_error, print_problems
+        from peftlab.cli.launching import hand_over, hand_over_fault
 
         try:
             return super().invoke(ctx)
-        except RecipeError as error:
-            print_problems(error)
-            ctx.exit(error.exit_code)
         except PeftlabError as error:
-            print_error(str(error))
+            if hand_over(error):
+                pass
+            elif isinstance(error, RecipeError):
+                print_problems(error)
+            else:
+                print_error(str(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             print_error("stopped.")
             ctx.exit(130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                hand_over_fault(error)
                 raise
             print_error(f"{error.strerror}: {error.filename or 'a file being written'}. Nothing was published.")
             ctx.exit(5)
+        except Exception as fault:
+            hand_over_fault(fault)
+            raise
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

@@ -215,6 +215,11 @@ class TrainingSection(Section):
     """Compute LoRA layers by our own fused function instead of PEFT's; null does where it is faster, on CPUs."""
     base_dropout: bool = True
     """Leave the base's own dropout on while training."""
+    distributed: Literal["ddp", "fsdp", "deepspeed"] | None = None
+    """How several processes share the work: each holds the whole base (ddp), or a part of it (fsdp, deepspeed).
+
+    null takes ddp wherever `--launch` starts several.
+    """
     seed: Annotated[int, Field(ge=0)] = 42
     """Seeds the head, dropout and row order."""
     early_stopping_patience: Positive | None = 5

@@ -1,6 +1,6 @@
 """Examples → predictions through a model: the one way, for validation, test and serving alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from peftlab.tasks.contract import Feature, Task
 from peftlab.tasks.tokenizing import Told, encode_examples
+
+Forward = Callable[[Task, torch.nn.Module, PreTrainedTokenizerBase, Sequence[Feature], int, Told], list[torch.Tensor]]
+"""How features become logits: `forward`, or a way to share the work out."""
 
 
 def predict_examples(
@@ -19,6 +22,7 @@ def predict_examples(
     max_length: int,
     batch_size: int = 32,
     told: Told = lambda done, total: None,
+    through: Forward | None = None,
 ) -> list[Any]:
     """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
 
@@ -37,13 +41,15 @@ def predict_features(
     *,
     batch_size: int = 32,
     told: Told = lambda done, total: None,
+    through: Forward | None = None,
 ) -> list[Any]:
     """Predictions in the order of `examples`, of which the windows are encoded already.
 
-    Features are sorted by length, so that a batch pads little, and put back in order.
+    Features are sorted by length, so that a batch pads little, and put back in order. They go `through` the model as
+    `forward` does it, unless told otherwise.
     """
     flat = [feature for windows in features for feature in windows]
-    outputs = iter(forward(task, model, tokenizer, flat, batch_size, told))
+    outputs = iter((through or forward)(task, model, tokenizer, flat, batch_size, told))
     return [
         task.decode(example, windows, [next(outputs) for _ in windows])
         for example, windows in zip(examples, features, strict=True)

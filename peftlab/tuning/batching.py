@@ -17,13 +17,17 @@ class TokenBatches(Sampler[list[int]]):
     """As many batches an epoch as there are of `batch_size` rows, but cut by tokens: many short rows, or few long ones.
 
     The rows are shuffled, dealt into pools, sorted by length within each pool, cut, and the batches shuffled. The order
-    depends on nothing but seed and epoch, so that a run can resume. Of several processes each takes its own batches,
-    all of them equally many.
+    depends on nothing but seed and epoch, so that a run can resume. Each of `world` processes takes batches of its own,
+    and a step sums up `together` of them; an epoch has a multiple of both, so that several processes learn what one
+    learns whose steps sum up as many batches.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, together: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
         self.lengths = np.asarray(lengths, dtype=np.float64)
-        self.total = world * max(1, math.ceil(len(lengths) / batch_size / world))
+        a_step = together * world
+        self.total = a_step * max(1, math.ceil(len(lengths) / batch_size / a_step))
         self.seed, self.epoch, self.rank, self.world = seed, 0, rank, world
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from peftlab.errors import Problems
 from peftlab.recipe import read_recipe
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Scores, Task, build_task
+from peftlab.tuning.distributed import Processes, check_engine
 from peftlab.tuning.progress import Progress
 
 
@@ -37,6 +38,8 @@ def tune(
 ) -> TuningResult:
     """Train the small adapter that a recipe asks for, and publish it to a store.
 
+    Under a launcher (torchrun, accelerate) each process calls it; the first tells and publishes, all get the result.
+
     Args:
         recipe_path: The recipe, a YAML file.
         overrides: Dotted recipe keys → values, as in `{"training.learning_rate": 5e-4}`; paths among them are
@@ -52,35 +55,45 @@ def tune(
         StoreError: the store cannot be written, checked before training.
         IntegrityError: the adapter, reloaded into a fresh base, does not answer as it did in training.
         TuningInterrupted: the user stopped the run; the message says how to go on.
+        ProcessLostError: another process of the run has ended; the message says how to go on.
     """
-    began, progress, shelf = time.monotonic(), progress or Progress(), Store(store)
+    began, shelf, processes = time.monotonic(), Store(store), Processes.join(device)
+    progress = progress if progress and processes.first else Progress()
 
-    with Problems() as problems:  # everything wrong with recipe and data, told at once
+    with processes.together(), Problems() as problems:  # everything wrong with recipe and data, told at once
         recipe = read_recipe(recipe_path, overrides, problems)
         rows = load_rows(recipe.data, problems)
         task, examples, ledgers = build_task(recipe.task, rows, problems)
+        sharded = check_engine(recipe.training.distributed, processes, device, problems)
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
     with heavy_imports():
-        from peftlab.base import load_base
+        from peftlab.base import choose_device, load_base
         from peftlab.methods import adapt, trained_parameters
         from peftlab.tuning.encoding import encode, input_length
+        from peftlab.tuning.engines import whole
         from peftlab.tuning.publishing import write_adapter
         from peftlab.tuning.run import Run
         from peftlab.tuning.training import evaluate, train
 
-    training = recipe.training
-    base = load_base(recipe.base, task, seed=training.seed, device=device, dropout=training.base_dropout)
-    max_length = input_length(base, recipe.data)
-    encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
-    model = adapt(base, recipe.method, task)  # only delta and head train
+    with processes.together():
+        place, training = "cpu" if sharded else device, recipe.training
+        base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
+        max_length = input_length(base, recipe.data)
+        encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
+        model = adapt(base, recipe.method, task)  # only delta and head train
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
 
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained)
-    with shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume) as folder:
+    shared = (processes, choose_device(device), sharded)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)
+    with processes.opened_by_first(shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume)) as folder:
         log = train(run, folder, resume=resume, progress=progress)
+        run = whole(run, folder)
         scores = {split: evaluate(run, split) for split in examples if split != "train"}
         seconds = time.monotonic() - began
-        adapter = shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target))
-    return TuningResult(adapter, scores, ledgers, task, seconds)
+        published = processes.from_first(
+            lambda: str(shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target)))
+        )
+    processes.leave()
+    return TuningResult(shelf.resolve(published), scores, ledgers, task, seconds)

@@ -28,7 +28,7 @@ from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
 SPARE = 100_000_000  # bytes of the disk that stay free
-FILES = {"validation": "frozen-validation.bin", "train": "frozen-train.bin"}
+SPLITS = ("validation", "train")
 
 Forward = Callable[..., Any]
 
@@ -68,7 +68,7 @@ def _remembered(prefix: Prefix, run: Run, folder: Path, progress: Progress) -> I
     Raises:
         Unsuited: there is no room for it, or the model answers otherwise with it.
     """
-    splits = {split: [one for windows in run.encoded[split] for one in windows] for split in FILES}
+    splits = {split: [one for windows in run.encoded[split] for one in windows] for split in SPLITS}
     if not splits["validation"]:
         raise Unsuited("there is no validation row to try it on")
     needed = prefix.token_bytes * sum(len(feature) for features in splits.values() for feature in features)
@@ -79,7 +79,7 @@ def _remembered(prefix: Prefix, run: Run, folder: Path, progress: Progress) -> I
     with ExitStack() as stack:
         kept = []
         for split, features in splits.items():
-            path = folder / FILES[split]
+            path = folder / f"frozen-{split}-{run.processes.index}.bin"  # each process keeps its own
             stack.callback(path.unlink, missing_ok=True)
             with run.precision():
                 kept.append(_computed(prefix, run, features, path, progress))

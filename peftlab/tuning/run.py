@@ -12,6 +12,7 @@ from peftlab.base import Base
 from peftlab.data import Ledger, Rows
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
+from peftlab.tuning.distributed import Processes
 from peftlab.tuning.precision import training_dtype
 
 
@@ -20,7 +21,8 @@ class Run:
     """A recipe with all it asked for in memory: `examples`, `encoded` and `ledgers` by split.
 
     `encoded` holds the features of each example: of the training split cut at `max_length` tokens, of the others in
-    windows. `max_length` is the longest input in tokens, `trained` the number of parameters that train.
+    windows. `max_length` is the longest input in tokens, `trained` the number of parameters that train; `processes` are
+    those that share the run, on a `device` each, and with `sharded` each of them holds a part of the base.
     """
 
     recipe: Recipe
@@ -33,6 +35,9 @@ class Run:
     encoded: dict[str, list[list[Feature]]]
     model: PeftModel
     trained: int
+    processes: Processes
+    device: torch.device
+    sharded: bool
 
     @cached_property
     def features(self) -> list[Feature]:
@@ -46,6 +51,7 @@ class Run:
             "recipe": recipe_yaml(self.recipe, "/"),
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
+            "number of processes": str(self.processes.count),
         }
 
     def inputs_of(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
@@ -56,11 +62,11 @@ class Run:
     @cached_property
     def dtype(self) -> torch.dtype:
         """What training computes in; see `training_dtype`."""
-        return training_dtype(self.recipe.training, self.model.device)
+        return training_dtype(self.recipe.training, self.device)
 
     def precision(self) -> torch.autocast:
         """The block to run the model in while it trains; afterwards it predicts in fp32."""
-        return torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -19,12 +19,14 @@ from transformers import (
     TrainerControl,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from peftlab.errors import Problems, TuningInterrupted
 from peftlab.tasks import Feature, Scores
 from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.batching import TokenBatches, TokenLoader
+from peftlab.tuning.checkpoints import how_to_go_on, last_checkpoint
+from peftlab.tuning.distributed import Processes, noticing_losses
+from peftlab.tuning.engines import divided, engine_arguments, idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
 from peftlab.tuning.progress import Progress
@@ -42,22 +44,40 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     Raises:
         RecipeError: `resume` is asked for, but recipe, data or base are not those of the interrupted run.
         TuningInterrupted: the user stopped it; a checkpoint is saved first.
+        ProcessLostError: another process of the run has ended.
     """
-    checkpoint = _checkpoint(run, folder, progress) if resume else None
-    (folder / NOTE).write_text(json.dumps(run.identity), encoding="utf8")
+    if idle := idle_gpus(run):
+        progress.warn(idle)
+    checkpoint = run.processes.from_first(lambda: _prepared(run, folder, progress, resume=resume))
     trainer = _trainer(run, folder, progress)
-    interruption = Interruption()
+    interruption = Interruption(run.processes)
     trainer.add_callback(interruption)
+    run.processes.differ_by_chance(run.recipe.training.seed)
     try:
-        fast = fast_steps(run.model, run.recipe, run.dtype, run.inputs_of(run.features[:1]))
-        with fast, frozen_prefix(run, folder, progress), interruption.listening():
+        with _fast(run, folder, progress), interruption.listening(), noticing_losses(lambda: _lost(folder)):
             trainer.train(resume_from_checkpoint=checkpoint)
+            stopped = run.processes.any(interruption.asked)
     except KeyboardInterrupt:
-        interruption.asked = True
-    if interruption.asked:
+        stopped = True
+    if stopped:
         raise _interrupted(trainer, folder)
     progress.training_ended(stopped_early=trainer.state.global_step < trainer.state.max_steps)
     return list(trainer.state.log_history)
+
+
+@contextmanager
+def _fast(run: Run, folder: Path, progress: Progress) -> Iterator[None]:
+    """Whatever makes training faster, where each process holds the whole base."""
+    if run.sharded:
+        yield
+        return
+    inputs = run.inputs_of(run.features[:1])
+    with fast_steps(run.model, run.recipe, run.dtype, inputs), frozen_prefix(run, folder, progress):
+        yield
+
+
+def _lost(folder: Path) -> str:
+    return f"Nothing was published. {how_to_go_on(folder)}"
 
 
 def evaluate(run: Run, split: str) -> Scores:
@@ -69,10 +89,12 @@ def evaluate(run: Run, split: str) -> Scores:
         run.examples[split],
         run.encoded[split],
         batch_size=run.recipe.training.per_device_eval_batch_size,
+        through=divided(run.processes, sharded=run.sharded),
     )
     if split == "validation":
         predictions = list(run.task.calibrate(run.examples[split], predictions))
-    return run.task.score(run.examples[split], predictions)
+    scores = run.task.score(run.examples[split], predictions)
+    return Scores.from_dict(run.processes.from_first(scores.as_dict))  # no rounding may let processes disagree
 
 
 class TaskTrainer(Trainer):
@@ -112,8 +134,9 @@ class TaskTrainer(Trainer):
             [len(feature) for feature in features],
             settings.per_device_train_batch_size,
             settings.seed,
-            rank=self.args.process_index,
-            world=self.args.world_size,
+            together=settings.gradient_accumulation_steps,
+            rank=self.run.processes.index,
+            world=self.run.processes.count,
         )
         share = batches.total / sum(task.loss_terms(feature) for feature in features)
 
@@ -187,10 +210,14 @@ class Patience(EarlyStoppingCallback):
 
 
 class Interruption(TrainerCallback):
-    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once."""
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Signals reach several processes at different times, so they agree after each step whether to stop.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.asked = self.agreed = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -212,28 +239,23 @@ class Interruption(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop after this step, if asked to."""
-        if self.asked:
+        self.agreed = self.processes.any(self.asked)
+        if self.agreed:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asked while validating: the epoch's checkpoint is about to be saved anyway."""
-        control.should_training_stop |= self.asked
+        control.should_training_stop |= self.processes.any(self.asked)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Trainer takes a stop for the end of an epoch: do not score and save once more."""
-        if self.asked and control.should_training_stop:
+        if self.agreed and control.should_training_stop:
             control.should_save = control.should_evaluate = False
 
 
 def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
-    checkpoint = get_last_checkpoint(str(folder))
-    kept = (
-        f"{checkpoint} is kept: go on with the same command and --resume"
-        if checkpoint
-        else "no checkpoint was saved yet"
-    )
     steps = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
-    return TuningInterrupted(f"stopped after {steps}; nothing was published. {kept}.")
+    return TuningInterrupted(f"stopped after {steps}; nothing was published. {how_to_go_on(folder)}")
 
 
 def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
@@ -248,8 +270,8 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
 def _arguments(run: Run, folder: Path) -> TrainingArguments:
     """Our stable names → those of the installed Transformers."""
     settings = run.recipe.training
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    return TrainingArguments(
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * run.processes.count
+    arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.num_train_epochs,
@@ -261,8 +283,9 @@ def _arguments(run: Run, folder: Path) -> TrainingArguments:
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         fp16=run.dtype == torch.float16,  # for its scaled loss
-        use_cpu=run.base.model.device.type == "cpu",
-        dataloader_pin_memory=run.base.model.device.type == "cuda",
+        data_seed=settings.seed,  # one order of rows in all processes, whose other random numbers differ
+        use_cpu=run.device.type == "cpu",
+        dataloader_pin_memory=run.device.type == "cuda",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last at the end of an interrupted run
@@ -274,20 +297,30 @@ def _arguments(run: Run, folder: Path) -> TrainingArguments:
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
+        **engine_arguments(run),
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs and one process: not torch's old DataParallel
+    return arguments
+
+
+def _prepared(run: Run, folder: Path, progress: Progress, *, resume: bool) -> str | None:
+    """Note in `folder` what is trained there; the checkpoint to go on from, if any."""
+    checkpoint = _checkpoint(run, folder, progress) if resume else None
+    (folder / NOTE).write_text(json.dumps(run.identity), encoding="utf8")
+    return checkpoint
 
 
 def _checkpoint(run: Run, folder: Path, progress: Progress) -> str | None:
     """The last checkpoint of an interrupted run of the very same recipe, data and base."""
     note = folder / NOTE
-    checkpoint = get_last_checkpoint(str(folder)) if note.is_file() else None
+    checkpoint = last_checkpoint(folder) if note.is_file() else None
     if checkpoint is None:
         progress.warn(f"there is no checkpoint in {folder} to resume from; starting at the beginning.")
         return None
     before = json.loads(note.read_text(encoding="utf8"))
     with Problems() as problems:
         for what, now in run.identity.items():
-            if before[what] != now:
+            if before.get(what, now) != now:
                 message = f"cannot resume: the {what} is not that of the interrupted run."
                 problems.add(message, hint="Change it back, or start anew without --resume.")
     return str(checkpoint)
