@@ -75,21 +75,20 @@ def semeval(data: Path, work: Path) -> Overrides:
 
 
 def squad2(data: Path, work: Path) -> Overrides:
-    """SQuAD v2's development set, split by article: 70 % train, 10 % validation, 20 % test."""
+    """SQuAD v2's development set, split by article: train on 80 % of them, test on the others.
+
+    Validation is a tenth of the training questions: an article more or less moves a threshold too much.
+    """
     articles = json.loads((data / "qa_squad2_dev_cs224n/dev-v2.0.json").read_text(encoding="utf8"))["data"]
     random.Random(13).shuffle(articles)
-    tenth = len(articles) // 10 or 1
-    parts = {
-        "test": articles[: 2 * tenth],
-        "validation": articles[2 * tenth : 3 * tenth],
-        "train": articles[3 * tenth :],
-    }
+    fifth = round(len(articles) / 5)
+    parts = {"test": articles[:fifth], "train": articles[fifth:]}
     for split, chosen in parts.items():
         (work / f"{split}.json").write_text(json.dumps({"version": "v2.0", "data": chosen}, indent=0), encoding="utf8")
     return {
         "task": {"type": "question-answering"},
         "data": {split: str(work / f"{split}.json") for split in parts},
-        "training": {"num_train_epochs": 2},
+        "training": {"num_train_epochs": 6},
     }
 
 

@@ -16,11 +16,12 @@ from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
 from peftlab.tuning import Processes, Progress
 from peftlab.tuning.activations import Activations, Writer, inputs_of
+from peftlab.tuning.checkpoints import NOTE
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.frozen_layers import find_prefix
 from peftlab.tuning.frozen_prefix import frozen_prefix
 from peftlab.tuning.run import Run
-from peftlab.tuning.training import NOTE, evaluate, train
+from peftlab.tuning.training import evaluate, train
 from tests.architectures import build
 from tests.task_stores import recipe_for
 

@@ -1,8 +1,14 @@
-"""The checkpoints of a tuning run, as Trainer writes them: which is the last one that is whole."""
+"""The checkpoints of a tuning run, as Trainer writes them: the last whole one, and whether it fits the run."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from peftlab.errors import Problems
+from peftlab.tuning.progress import Progress
+
+NOTE = "run.json"
 STATE = "trainer_state.json"  # Trainer writes it last
 NAME = re.compile(r"checkpoint-([0-9]+)")
 
@@ -20,3 +26,30 @@ def how_to_go_on(folder: Path) -> str:
     if checkpoint is None:
         return "no checkpoint was saved yet."
     return f"{checkpoint} is kept: go on with the same command and --resume."
+
+
+def note_run(folder: Path, identity: Mapping[str, str], progress: Progress, *, resume: bool) -> str | None:
+    """Note in `folder` what is trained there; the checkpoint to go on from, if that is asked for and there is one.
+
+    Raises:
+        RecipeError: the checkpoint is that of another run.
+    """
+    checkpoint = _fitting_checkpoint(folder, identity, progress) if resume else None
+    (folder / NOTE).write_text(json.dumps(identity), encoding="utf8")
+    return checkpoint
+
+
+def _fitting_checkpoint(folder: Path, identity: Mapping[str, str], progress: Progress) -> str | None:
+    """The last checkpoint of an interrupted run of the very same recipe, data and base."""
+    note = folder / NOTE
+    checkpoint = last_checkpoint(folder) if note.is_file() else None
+    if checkpoint is None:
+        progress.warn(f"there is no checkpoint in {folder} to resume from; starting at the beginning.")
+        return None
+    before = json.loads(note.read_text(encoding="utf8"))
+    with Problems() as problems:
+        for what, now in identity.items():
+            if before.get(what, now) != now:
+                message = f"cannot resume: the {what} is not that of the interrupted run."
+                problems.add(message, hint="Change it back, or start anew without --resume.")
+    return str(checkpoint)

@@ -1,0 +1,131 @@
+"""Transformers' Trainer, fed with the features, the loss and the scores of one task."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerControl, TrainingArguments
+
+from peftlab.tasks import Feature, Scores
+from peftlab.tuning.batching import TokenBatches, TokenLoader
+from peftlab.tuning.engines import engine_arguments
+from peftlab.tuning.run import Run
+
+LOGS_PER_EPOCH = 10
+WEIGHT = "loss_weight"
+"""What a batch counts in its step: its loss terms over those of an average batch, so that each term counts the same."""
+
+
+class TaskTrainer(Trainer):
+    """A Trainer that validates on decoded predictions of the task, not on padded logits."""
+
+    control: TrainerControl
+
+    def __init__(self, run: Run, validate: Callable[[], Scores], **kwargs: Any) -> None:
+        self.run, self.validate = run, validate
+        super().__init__(
+            model=run.model,
+            train_dataset=_Listed(run.features),
+            eval_dataset=_Listed(run.examples["validation"]),
+            data_collator=lambda features: run.task.collate(features, run.base.tokenizer),
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is the task's, a mean: Trainer divides it by the batches summed
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss; see `Trainer.compute_loss`."""
+        labels, weight = inputs.pop("labels"), inputs.pop(WEIGHT, 1.0)
+        with self.run.precision():
+            output = model(**inputs)
+        loss = weight * self.run.task.loss(self.run.task.logits(output).float(), labels)
+        return (loss, output) if return_outputs else loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of about the same number of tokens, or rows at random; see `Trainer`."""
+        settings, features, task = self.run.recipe.training, self.run.features, self.run.task
+        if settings.train_sampling_strategy == "random":
+            return super().get_train_dataloader()
+        batches = TokenBatches(
+            [len(feature) for feature in features],
+            settings.per_device_train_batch_size,
+            settings.seed,
+            together=settings.gradient_accumulation_steps,
+            rank=self.run.processes.index,
+            world=self.run.processes.count,
+        )
+        share = batches.total / sum(task.loss_terms(feature) for feature in features)
+
+        def collate(chosen: list[Feature]) -> dict[str, Any]:
+            return {**self.data_collator(chosen), WEIGHT: share * sum(map(task.loss_terms, chosen))}
+
+        return TokenLoader(cast(Any, self.train_dataset), batches, collate)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: Trainer would walk through every parameter at every step."""
+        return 0
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the validation split; see `Trainer.evaluate`."""
+        with self.run.precision():
+            scores = self.validate()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Listed(Dataset[Any]):
+    """A list as the Dataset that Trainer asks for."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def training_arguments(run: Run, folder: Path) -> TrainingArguments:
+    """Our stable names → those of the installed Transformers."""
+    settings = run.recipe.training
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * run.processes.count
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.num_train_epochs,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_ratio,  # 5.x reads a number below 1 as a share of the steps
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        fp16=run.dtype == torch.float16,  # for its scaled loss
+        data_seed=settings.seed,  # one order of rows in all processes, whose other random numbers differ
+        use_cpu=run.device.type == "cpu",
+        dataloader_pin_memory=run.device.type == "cuda",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last at the end of an interrupted run
+        load_best_model_at_end=True,
+        metric_for_best_model=run.task.main_score,
+        greater_is_better=True,
+        logging_steps=max(1, len(run.features) // batch // LOGS_PER_EPOCH),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        **engine_arguments(run),
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs and one process: not torch's old DataParallel
+    return arguments
