@@ -33,13 +33,14 @@ def test_batches_hold_about_the_same_number_of_tokens_and_little_padding():
     assert padded.max() < plain.max()
 
 
-def test_order_and_company_change_with_the_epoch_and_with_nothing_else():
-    first, again = (TokenBatches(skewed(400), 8, seed=1) for _ in range(2))
+@pytest.mark.parametrize("rows", [100, 400])
+def test_order_and_company_change_with_the_epoch_and_with_nothing_else(rows):
+    first, again = (TokenBatches(skewed(rows), 8, seed=1) for _ in range(2))
     zero, one = list(first), (first.set_epoch(1), list(first))[1]
     again.set_epoch(1)
     assert list(again) == one
-    assert {frozenset(batch) for batch in zero} != {frozenset(batch) for batch in one}
-    assert list(TokenBatches(skewed(400), 8, seed=2)) != zero
+    assert len({frozenset(batch) for batch in zero} & {frozenset(batch) for batch in one}) < 0.1 * len(zero)
+    assert list(TokenBatches(skewed(rows), 8, seed=2)) != zero
 
 
 @pytest.mark.parametrize(("n", "batch", "world"), [(103, 4, 2), (103, 4, 3), (5, 2, 4), (3, 8, 2)])

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 Numbers = NDArray[np.float64]
 BATCHES_A_POOL = 100
-FEWEST_POOLS, SMALLEST_POOL = 4, 8
+FEWEST_POOLS = 4  # of one, a small set would have the same batches in every epoch, and learn less (decision 0011)
+SMALLEST_POOL = 3
 
 
 class TokenBatches(Sampler[list[int]]):
