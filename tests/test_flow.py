@@ -165,12 +165,12 @@ def test_the_published_recipe_repeats_the_run(write_recipe, tmp_path):
 
 
 def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(write_recipe, tmp_path):
-    recipe = write_recipe()
+    recipe, handler = write_recipe(), signal.getsignal(signal.SIGINT)
     straight = tune(recipe, store=tmp_path / "straight")
     with pytest.raises(TuningInterrupted, match=r"after step 4 of 6; nothing was published.*--resume"):
         tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at=4))
     assert Store(tmp_path / "store").names() == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     listener = Listener()
     resumed = tune(recipe, store=tmp_path / "store", resume=True, progress=listener)
     assert listener.started == (6, 2, 4)
