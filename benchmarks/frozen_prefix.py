@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import peftlab
 from benchmarks.results import data_folder, write_result
-from benchmarks.task_scores import Epochs, banking77, peftlab_override
+from benchmarks.task_scores import FIXED, Epochs, banking77, by_key
+from peftlab.cli.options import override_option
 
 METHODS: dict[str, dict[str, Any]] = {
     "head": {"type": "head"},
@@ -26,17 +27,16 @@ METHODS: dict[str, dict[str, Any]] = {
 @click.command(help=__doc__)
 @click.option("--method", "names", multiple=True, type=click.Choice(list(METHODS)), default=["head"], show_default=True)
 @click.option("--epochs", default=10, show_default=True)
-@click.option("-o", "extra", multiple=True, metavar="KEY=VALUE", help="Change a recipe key, as in `peftlab tune`.")
-def main(names: tuple[str, ...], epochs: int, extra: tuple[str, ...]) -> None:
+@override_option
+def main(names: tuple[str, ...], epochs: int, overrides: dict[str, Any]) -> None:
     """Tune with and without; print times, scores and the difference of weights, and write them."""
     import peftlab.methods
     import peftlab.tuning.publishing
     import peftlab.tuning.training  # noqa: F401  # all that `tune` imports
 
-    changed = dict(peftlab_override(text) for text in extra)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            results = [_tuned(Path(folder), name, epochs, cache, changed) for cache in ("2GiB", None)]
+            results = [_tuned(Path(folder), name, epochs, cache, overrides) for cache in ("2GiB", None)]
             rows = [_row(name, epochs, results, i) for i in range(2)]
         write_result(f"frozen-prefix-{name}", f"Frozen layers once or in every epoch, {name}", rows, __doc__ or "")
 
@@ -48,13 +48,8 @@ def _tuned(work: Path, method: str, epochs: int, cache: str | None, extra: dict[
         "early_stopping_patience": None,
         "frozen_cache": cache,
     }
-    overrides = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-    overrides |= {
-        "base.model": "sentence-transformers/all-MiniLM-L6-v2",
-        "method": METHODS[method],
-        "name": "with" if cache else "without",
-        **extra,
-    }
+    name = {"name": "with" if cache else "without"}
+    overrides = by_key(sections) | FIXED | {"method": METHODS[method]} | name | extra
     (work / "recipe.yaml").write_text("name: benchmark\n", encoding="utf8")
     return peftlab.tune(work / "recipe.yaml", overrides=overrides, store=work / "store", progress=Notes())
 

@@ -41,32 +41,32 @@ class Stopwatch(TuningDisplay):
         super().__init__()
         self.asked_for = began
         self.stations: dict[str, Station] = {}
-        self.note("commands imported")
+        self.reach("commands imported")
 
-    def note(self, station: str) -> None:
+    def reach(self, station: str) -> None:
         """A station is reached, if it is not yet."""
         self.stations.setdefault(station, (time.time() - self.asked_for, time.process_time()))
 
     def encoding(self, split: str) -> AbstractContextManager[Told]:
         """See `Progress`."""
-        self.note("recipe and data read, torch imported, base loaded")
+        self.reach("recipe and data read, torch imported, base loaded")
         return super().encoding(split)
 
     def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """See `Progress`."""
-        self.note("rows encoded")
+        self.reach("rows encoded")
 
     def base_loaded(self, base: Any, trained: int) -> None:
         """See `Progress`."""
-        self.note("delta added")
+        self.reach("delta added")
 
     def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """See `Progress`."""
-        self.note("training begins")
+        self.reach("training begins")
 
     def step_done(self, step: int, loss: float | None) -> None:
         """See `Progress`."""
-        self.note(f"step {step} done")
+        self.reach(f"step {step} done")
         if step == 2:
             raise SteppedTwice
 

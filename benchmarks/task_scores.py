@@ -17,6 +17,7 @@ import click
 import peftlab
 from benchmarks.full_tuning import full_tuning
 from benchmarks.results import data_folder, write_result
+from peftlab.cli.options import override_option
 from peftlab.tuning import Progress
 
 FIXED = {"base.model": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -137,24 +138,26 @@ SETS: dict[str, Callable[[Path, Path], Overrides]] = {
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--seed", default=42, show_default=True)
 @click.option("--full", is_flag=True, help="Train every weight of the base: what it can do at all.")
-@click.option("-o", "extra", multiple=True, metavar="KEY=VALUE", help="Change a recipe key, as in `peftlab tune`.")
-def main(names: tuple[str, ...], seed: int, full: bool, extra: tuple[str, ...]) -> None:
+@override_option
+def main(names: tuple[str, ...], seed: int, full: bool, overrides: Overrides) -> None:
     """Tune on each set; print its test scores and write them."""
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            sections = SETS[name](data_folder(), work)
-            overrides = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-            overrides |= {**FIXED, "name": name, "training.seed": seed}
-            overrides |= dict(peftlab_override(text) for text in extra)
+            changed = (
+                by_key(SETS[name](data_folder(), work)) | FIXED | {"name": name, "training.seed": seed} | overrides
+            )
             (work / "recipe.yaml").write_text("name: benchmark\n", encoding="utf8")
             if full:
-                overrides.setdefault("training.learning_rate", 1e-4)
+                changed.setdefault("training.learning_rate", 1e-4)
             with full_tuning(enabled=full):
-                result = peftlab.tune(
-                    work / "recipe.yaml", overrides=overrides, store=work / "store", progress=Epochs()
-                )
-            _report(name, result, overrides, full)
+                result = peftlab.tune(work / "recipe.yaml", overrides=changed, store=work / "store", progress=Epochs())
+            _report(name, result, changed, full)
+
+
+def by_key(sections: Mapping[str, Mapping[str, Any]]) -> Overrides:
+    """Sections of a recipe → dotted keys."""
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
 class Epochs(Progress):
@@ -180,13 +183,6 @@ def _report(name: str, result: peftlab.TuningResult, overrides: Overrides, full:
         row["always null"] = kinds["unanswerable"]["support"] / sum(kind["support"] for kind in kinds.values())
     kind = "full" if full else "lora"
     write_result(f"task-{name}-{kind}", f"Test scores, {name}, {row['way']}", [row], __doc__ or "")
-
-
-def peftlab_override(text: str) -> tuple[str, Any]:
-    """`key=value` as the command line reads it."""
-    from peftlab.recipe import parse_override
-
-    return parse_override(text)
 
 
 if __name__ == "__main__":

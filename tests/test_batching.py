@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from peftlab.tuning import Progress
 from peftlab.tuning.batching import TokenBatches, cut_evenly
+from peftlab.tuning.training import _trainer
+from tests.runs import prepared_run
 from tests.task_stores import recipe_for
-from tests.test_fast_steps import prepared
 
 
 def skewed(n, seed=0):
@@ -66,7 +68,8 @@ def test_no_run_is_empty_whatever_the_costs(seed):
 @pytest.mark.parametrize("kind", ["entities", "rating"])
 def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp_path, tiny_base, kind):
     """Every labelled word, or every row, counts the same, in whatever batch it is."""
-    run, trainer = prepared(recipe_for(tmp_path, tiny_base, kind, training={"bf16": False}), tmp_path)
+    run = prepared_run(recipe_for(tmp_path, tiny_base, kind, training={"bf16": False}))
+    trainer = _trainer(run, tmp_path / "run", Progress())
     run.model.eval()
     loader = trainer.get_train_dataloader()
     losses = [trainer.compute_loss(run.model, dict(batch)) for batch in loader]
@@ -79,5 +82,5 @@ def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp
 
 def test_random_batches_are_trainers_own(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes", training={"train_sampling_strategy": "random"})
-    _, trainer = prepared(recipe, tmp_path)
+    trainer = _trainer(prepared_run(recipe), tmp_path / "run", Progress())
     assert all("loss_weight" not in batch for batch in trainer.get_train_dataloader())

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +27,11 @@ from peftlab.tasks import Feature
 from peftlab.tasks.predicting import forward
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
-from peftlab.tuning import Processes, Progress, tune
+from peftlab.tuning import Processes, tune
 from peftlab.tuning.checkpoints import how_to_go_on, last_checkpoint
 from peftlab.tuning.distributed import check_engine
 from peftlab.tuning.engines import deepspeed_config, divided, fsdp_config, idle_gpus, layer_classes
+from tests.runs import Losses
 
 TWO = "torchrun --nproc-per-node 2"
 CALM = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -70,18 +72,6 @@ barrier = torch.distributed.barrier
 torch.distributed.barrier = lambda *_, **__: barrier()
 peftlab.tuning.distributed._on_gpus = lambda device: True
 """
-
-
-class Losses(Progress):
-    def __init__(self):
-        self.losses, self.warnings = [], []
-
-    def step_done(self, step, loss):
-        if loss is not None:
-            self.losses.append(loss)
-
-    def warn(self, message):
-        self.warnings.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +371,8 @@ def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
     features = [Feature(dict(tokenizer(text)), None) for text in texts]
     expected = forward(task, model, tokenizer, features)
     for index in (0, 1):
-        logits = divided(Half(2, index, index), sharded=False)(task, model, tokenizer, features)
+        alone = partial(forward, task, model, tokenizer)
+        logits = divided(alone, task, Half(2, index, index), sharded=False)(features)
         assert [part.shape for part in logits] == [part.shape for part in expected]
     both = (said[0] + said[1]).split([part.numel() for part in expected])
     assert all(torch.allclose(part, whole.flatten(), atol=1e-6) for part, whole in zip(both, expected, strict=True))

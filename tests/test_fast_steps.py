@@ -10,22 +10,16 @@ from peft.tuners import lora
 from torch import nn
 
 import peftlab
-from peftlab.base import load_base
-from peftlab.data import load_rows
-from peftlab.errors import Problems, RecipeError
-from peftlab.methods import adapt, trained_parameters
-from peftlab.recipe import TrainingSection, read_recipe
-from peftlab.tasks import build_task
-from peftlab.tuning import Processes, Progress
-from peftlab.tuning.encoding import encode
+from peftlab.errors import RecipeError
+from peftlab.recipe import TrainingSection
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.fast.attention import NAME, short_attention
 from peftlab.tuning.fast.dropout import Masks, cheap_dropout
 from peftlab.tuning.fast.lora import FusedLora, fused_lora
+from peftlab.tuning.fast.walks import short_walks
 from peftlab.tuning.precision import frozen_weights_in, training_dtype
-from peftlab.tuning.run import Run
-from peftlab.tuning.training import _trainer
 from tests.architectures import ARCHITECTURES, build
+from tests.runs import Losses, prepared_run
 from tests.task_stores import recipe_for
 
 ENCODERS = [name for name in ARCHITECTURES if name != "bert-without-pooler"]
@@ -96,34 +90,6 @@ def assert_same(first, second, **tolerances):
         torch.testing.assert_close(
             second[1][name], gradient, msg=lambda told, name=name: f"{name}: {told}", **tolerances
         )
-
-
-def prepared(recipe_path, folder):
-    """All that `tune` has in hand when training begins."""
-    recipe = read_recipe(recipe_path)
-    with Problems() as problems:
-        rows = load_rows(recipe.data, problems)
-        task, examples, ledgers = build_task(recipe.task, rows, problems)
-    training = recipe.training
-    base = load_base(recipe.base, task, seed=training.seed, device="cpu", dropout=training.base_dropout)
-    encoded = encode(task, examples, base, base.max_length, 1.0, ledgers, Progress())
-    model = adapt(base, recipe.method, task)
-    run = Run(
-        recipe,
-        rows,
-        task,
-        examples,
-        ledgers,
-        base,
-        base.max_length,
-        encoded,
-        model,
-        trained_parameters(model),
-        Processes(),
-        CPU,
-        False,
-    )
-    return run, _trainer(run, folder / "run", Progress())
 
 
 # --- LoRA
@@ -381,11 +347,31 @@ def test_frozen_weights_come_back_bit_by_bit_and_what_trains_stays_in_fp32(encod
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+# --- walks
+
+
+def test_walks_are_short_in_training_and_as_they_were_afterwards(encoders):
+    model = with_lora(encoder(encoders, "bert")).eval()
+    every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
+    with short_walks(model):
+        assert all(module.training for module in model.modules())
+        assert all(one is other for one, other in zip(model.parameters(), trained, strict=True))
+        model(**batch()).logits.sum().backward()
+        model.zero_grad()
+        assert all(parameter.grad is None for parameter in trained)
+        model.eval()
+        assert not any(module.training for module in model.modules())
+        model.train()
+        assert all(module.training for module in model.modules())
+    assert all(one is other for one, other in zip(model.parameters(), every, strict=True))
+    assert not any(module.training for module in model.modules())
+
+
 # --- all together
 
 
 def test_after_fast_steps_the_model_is_as_it_was(tmp_path, tiny_base):
-    run, _ = prepared(recipe_for(tmp_path, tiny_base, "classes"), tmp_path)
+    run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"))
     types = [type(module) for module in run.model.modules()]
     inputs = batch()
     logits = run.model.eval()(**inputs).logits
@@ -406,13 +392,4 @@ def test_every_way_of_computing_tunes_to_about_the_same_adapter(tmp_path, tiny_b
     for i, (way, progress) in enumerate(zip(ways, told, strict=True)):
         peftlab.tune(recipe, overrides=common | way, store=tmp_path / f"store{i}", progress=progress)
     for other in told[1:]:
-        assert other.seen == pytest.approx(told[0].seen, rel=1e-3)
-
-
-class Losses(Progress):
-    def __init__(self):
-        self.seen = []
-
-    def step_done(self, step, loss):
-        if loss is not None:
-            self.seen.append(loss)
+        assert other.losses == pytest.approx(told[0].losses, rel=1e-3)

@@ -1,28 +1,21 @@
 """The layers below all that trains: found in any architecture, without dropout, run once, and with the same result."""
 
 import functools
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from peftlab.base import load_base
-from peftlab.data import load_rows
-from peftlab.errors import Problems
-from peftlab.methods import adapt, trained_parameters
-from peftlab.recipe import read_recipe
-from peftlab.tasks import build_task
-from peftlab.tuning import Processes, Progress
+from peftlab.tuning import Progress
 from peftlab.tuning.activations import Activations, Writer, inputs_of
 from peftlab.tuning.checkpoints import NOTE
-from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.frozen_layers import find_prefix
 from peftlab.tuning.frozen_prefix import frozen_prefix
-from peftlab.tuning.run import Run
 from peftlab.tuning.training import evaluate, train
 from tests.architectures import build
+from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 
 HEAD = {"type": "head"}
@@ -38,8 +31,8 @@ class Notes(Progress):
     def note(self, message):
         self.notes.append(message)
 
-    def frozen_computed(self, done, total):
-        self.computed.append((done, total))
+    def freezing(self, split):
+        return nullcontext(lambda done, total: self.computed.append((done, total)))
 
 
 @pytest.fixture(scope="module")
@@ -54,30 +47,7 @@ def prepared(folder_of, tmp_path):
     def prepared(architecture="bert", kind="classes", method=None, **training):
         training = {"num_train_epochs": 3, "per_device_eval_batch_size": 2, "bf16": False, **training}
         file = recipe_for(tmp_path / "data", folder_of(architecture), kind, training=training)
-        with Problems() as problems:
-            recipe = read_recipe(file, {"method": method or HEAD}, problems)
-            rows = load_rows(recipe.data, problems)
-            task, examples, ledgers = build_task(recipe.task, rows, problems)
-        base = load_base(recipe.base, task, seed=3, device="cpu")
-        max_length = input_length(base, recipe.data)
-        encoded = encode(task, examples, base, max_length, 1.0, ledgers, Progress())
-        model = adapt(base, recipe.method, task)
-        trained = trained_parameters(model)
-        return Run(
-            recipe,
-            rows,
-            task,
-            examples,
-            ledgers,
-            base,
-            max_length,
-            encoded,
-            model,
-            trained,
-            Processes(),
-            torch.device("cpu"),
-            False,
-        )
+        return prepared_run(file, {"method": method or HEAD, "data.max_lost": 1.0})
 
     return prepared
 

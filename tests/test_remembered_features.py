@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from peftlab.data import load_rows
 from peftlab.errors import Problems
 from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
-from peftlab.tasks.predicting import predict_examples, predict_features
+from peftlab.tasks.predicting import forward, predict_examples, predict_features
 from peftlab.tasks.tokenizing import encode_examples
 from peftlab.tuning import remembering, tune
 from peftlab.tuning.encoding import encode
@@ -127,9 +128,10 @@ def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind
     rows = examples["train"]
     features = encode_examples(task, base.tokenizer, rows, max_length=20, training=False)
     told = []
-    apart = predict_features(
-        task, model, base.tokenizer, rows, features, batch_size=5, told=lambda done, total: told.append((done, total))
+    through = partial(
+        forward, task, model, base.tokenizer, batch_size=5, told=lambda done, total: told.append((done, total))
     )
+    apart = predict_features(task, rows, features, through)
     assert apart == predict_examples(task, model, base.tokenizer, rows, max_length=20, batch_size=5)
     windows = sum(map(len, features))
     assert told[-1] == (windows, windows)

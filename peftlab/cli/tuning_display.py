@@ -84,16 +84,9 @@ class TuningDisplay(Listener):
         """A line."""
         out.print(Text(message, "dim"))
 
-    def frozen_computed(self, done: int, total: int) -> None:
-        """A bar that goes when it is full."""
-        if self.task_id is None:
-            self.task_id = self.bar.add_task("frozen layers", total=total, loss="–", score="")
-            self.bar.start()
-        self.bar.update(self.task_id, completed=done)
-        if done == total:
-            self.bar.stop()
-            self.bar.remove_task(self.task_id)
-            self.task_id = None
+    def freezing(self, split: str) -> AbstractContextManager[Told]:
+        """A bar while it lasts."""
+        return bar_for(f"frozen layers, {split}")
 
     def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """The bar."""

@@ -73,9 +73,7 @@ class BaseSection(Section):
     """Hub id, local folder, or a model that an installed package carries."""
     revision: str | None = None
     """Hub branch, tag or commit; null takes the main branch."""
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
-        None
-    )
+    attn_implementation: Attention | None = None
     """Which of Transformers' attention kernels computes; null takes the fastest that is there."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""

@@ -78,12 +78,10 @@ class Activations:
 
     def read(self, inputs: Inputs) -> torch.Tensor | None:
         """(batch, tokens, hidden), zero where the batch is padded; None if a row is not known."""
-        spans = [self.spans.get(key) for key in inputs.keys]
-        known = [self.states[span[0] : span[1]] for span in spans if span]
-        if len(known) < len(spans):
+        if any(key not in self.spans for key in inputs.keys):
             return None
         padded = self.states.new_zeros(*inputs.mask.shape, self.states.shape[-1])
-        padded[inputs.mask.cpu()] = torch.cat(known)
+        padded[inputs.mask.cpu()] = torch.cat([self.states[slice(*self.spans[key])] for key in inputs.keys])
         return padded.to(inputs.mask.device)
 
 

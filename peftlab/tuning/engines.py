@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from peftlab.base import load_base
 from peftlab.methods import adapt
 from peftlab.tasks import Feature, Task
-from peftlab.tasks.predicting import Forward, forward
-from peftlab.tasks.tokenizing import Told
+from peftlab.tasks.predicting import Forward
 from peftlab.tuning.checkpoints import STATE, last_checkpoint
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.run import Run
@@ -96,28 +95,20 @@ def idle_gpus(run: Run) -> str:
     return f'this machine has {count} GPUs, and one trains. For all: --launch "torchrun --nproc-per-node {count}"'
 
 
-def divided(processes: Processes, *, sharded: bool) -> Forward:
-    """How features go through the model: each process takes a share, and all get all logits.
+def divided(alone: Forward, task: Task, processes: Processes, *, sharded: bool) -> Forward:
+    """`alone`, of which each process does a share, so that all get all logits.
 
-    With a sharded base every process takes all of them, in step with the others.
+    With a sharded base every process does all of it, in step with the others.
     """
     if processes.count == 1 or sharded:
-        return forward
+        return alone
 
-    def through(
-        task: Task,
-        model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        features: Sequence[Feature],
-        batch_size: int = 32,
-        told: Told = lambda done, total: None,
-    ) -> list[torch.Tensor]:
+    def through(features: Sequence[Feature]) -> list[torch.Tensor]:
         by_length = sorted(range(len(features)), key=lambda i: len(features[i]))
         mine = by_length[processes.index :: processes.count]
         width = len(task.head_labels)
         logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
-        outputs = forward(task, model, tokenizer, [features[i] for i in mine], batch_size, told)
-        for i, output in zip(mine, outputs, strict=True):
+        for i, output in zip(mine, alone([features[i] for i in mine]), strict=True):
             logits[i] = output.float()
         flat = torch.cat([part.flatten() for part in logits])
         processes.sum_up(flat)

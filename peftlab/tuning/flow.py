@@ -68,25 +68,14 @@ def tune(
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
     with heavy_imports():
-        from peftlab.base import choose_device, load_base
-        from peftlab.methods import adapt, trained_parameters
-        from peftlab.tuning.encoding import encode, input_length
         from peftlab.tuning.engines import whole
+        from peftlab.tuning.preparing import prepare
         from peftlab.tuning.publishing import write_adapter
-        from peftlab.tuning.run import Run
         from peftlab.tuning.training import evaluate, train
 
     with processes.together():
-        place, training = "cpu" if sharded else device, recipe.training
-        base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
-        max_length = input_length(base, recipe.data)
-        encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
-        model = adapt(base, recipe.method, task)  # only delta and head train
-    trained = trained_parameters(model)
-    progress.base_loaded(base, trained)
-
-    shared = (processes, choose_device(device), sharded)
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)
+        shared: dict[str, Any] = {"processes": processes, "device": device, "sharded": sharded}
+        run = prepare(recipe, rows, task, examples, ledgers, progress, **shared)
     with processes.opened_by_first(shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume)) as folder:
         log = train(run, folder, resume=resume, progress=progress)
         run = whole(run, folder)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.tasks import Feature
+from peftlab.tasks.predicting import in_mode
 from peftlab.tuning.run import Run
 
 TOLERANCE = 1e-4  # relative; rounding differs with the width that a batch is padded to
@@ -133,22 +134,12 @@ def _traced(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor])
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
-        with torch.enable_grad(), _in_training(model, False):
+        with torch.enable_grad(), in_mode(model, training=False):
             model(**batch)
     finally:
         for hook in hooks:
             hook.remove()
     return trace
-
-
-@contextmanager
-def _in_training(model: nn.Module, training: bool) -> Iterator[None]:
-    before = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def _check_repeats(prefix: Prefix, batch: dict[str, Tensor], trace: _Trace) -> None:
@@ -162,7 +153,7 @@ def _check_repeats(prefix: Prefix, batch: dict[str, Tensor], trace: _Trace) -> N
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.no_grad(),
             without_dropout(prefix),
-            _in_training(prefix.model, True),
+            in_mode(prefix.model, training=True),
         ):
             prefix.model(**batch)
     finally:

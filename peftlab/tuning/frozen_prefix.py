@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from peftlab.recipe import bytes_in
 from peftlab.tasks import Feature
 from peftlab.tasks.predicting import forward
+from peftlab.tasks.tokenizing import Told
 from peftlab.tuning.activations import Activations, Inputs, Writer, first_read, inputs_of
 from peftlab.tuning.frozen_layers import Prefix, Unsuited, alike, extremes, find_prefix, states_of, without_dropout
 from peftlab.tuning.progress import Progress
@@ -81,8 +82,8 @@ def _remembered(prefix: Prefix, run: Run, folder: Path, progress: Progress) -> I
         for split, features in splits.items():
             path = folder / f"frozen-{split}-{run.processes.index}.bin"  # each process keeps its own
             stack.callback(path.unlink, missing_ok=True)
-            with run.precision():
-                kept.append(_computed(prefix, run, features, path, progress))
+            with run.precision(), progress.freezing(split) as told:
+                kept.append(_computed(prefix, run, features, path, told))
                 _check_answers(prefix, run, kept[-1], extremes(features))
         answering = Answering(prefix, kept)
         stack.enter_context(_rerouted(prefix, answering))
@@ -99,14 +100,14 @@ def _check_room(needed: int, budget: str | None, folder: Path) -> None:
         raise Unsuited(f"keeping them takes {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
 
 
-def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path, progress: Progress) -> Activations:
+def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path, told: Told) -> Activations:
     """Run `features` through the frozen layers, in batches of like length, into the file at `path`."""
     size = run.recipe.training.per_device_eval_batch_size
     try:
         with path.open("wb") as file:
             writer = Writer(file)
             with _rerouted(prefix, Recording(prefix, writer)):
-                forward(run.task, run.model, run.base.tokenizer, features, size, progress.frozen_computed)
+                forward(run.task, run.model, run.base.tokenizer, features, size, told)
         return Activations(path, writer)
     except OSError as error:
         raise Unsuited(f"{path} cannot be written: {error.strerror or error}") from error

@@ -31,8 +31,9 @@ class Progress:
     def note(self, message: str) -> None:
         """Something worth knowing; nothing is wrong."""
 
-    def frozen_computed(self, done: int, total: int) -> None:
-        """So many inputs went through the frozen layers, to be kept; told for each split by itself."""
+    def freezing(self, split: str) -> AbstractContextManager[Told]:
+        """Inside the block the rows of a split go through the frozen layers, to be kept; see `encoding`."""
+        return nullcontext(lambda done, total: None)
 
     def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """Training begins, after `done_steps` where it is resumed."""

@@ -32,9 +32,8 @@ class TaskTrainer(Trainer):
             data_collator=lambda features: run.task.collate(features, run.base.tokenizer),
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is the task's, a mean: Trainer divides it by the batches summed
-        )
+        # the loss is the task's, a mean: Trainer is to divide it by the batches that a step sums up
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

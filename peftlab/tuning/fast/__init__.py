@@ -1,4 +1,4 @@
-"""What makes a training step fast without changing what is learnt: precision, LoRA, dropout, attention.
+"""What makes a training step fast without changing what is learnt: precision, LoRA, dropout, attention, walks.
 
 Each is a context in which the model computes otherwise, and after which it is as it was.
 """
@@ -13,6 +13,7 @@ from peftlab.recipe import Recipe
 from peftlab.tuning.fast.attention import short_attention
 from peftlab.tuning.fast.dropout import cheap_dropout
 from peftlab.tuning.fast.lora import fused_lora
+from peftlab.tuning.fast.walks import short_walks
 from peftlab.tuning.precision import frozen_weights_in
 
 __all__ = ["fast_steps"]
@@ -40,4 +41,5 @@ def fast_steps(
             if recipe.base.attn_implementation is None:
                 stack.enter_context(short_attention(model.get_base_model(), masks))
         stack.enter_context(frozen_weights_in(model, dtype))
+        stack.enter_context(short_walks(model))
         yield

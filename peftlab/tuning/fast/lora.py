@@ -16,6 +16,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its name everywhere)
 
+from peftlab.tasks.predicting import in_mode
 from peftlab.tuning.fast.dropout import dropout_mask
 
 Layers = tuple["FusedLora", ...]
@@ -123,24 +124,28 @@ class _Together(torch.autograd.Function):
 def _shrink(x: Tensor, masks: Masks, downs: Sequence[Tensor]) -> Sequence[Tensor]:
     """(tokens, r) of each layer; without dropout by one product for all."""
     if masks[0] is None:
-        return F.linear(x, torch.cat(tuple(downs))).split([len(down) for down in downs], dim=1)
+        return F.linear(x, _joined(downs)).split([len(down) for down in downs], dim=1)
     return [F.linear(x * mask, down) for mask, down in zip(masks, downs, strict=True)]
 
 
 def _expand_gradients(x: Tensor, masks: Masks, shrunk: Sequence[Tensor]) -> Sequence[Tensor]:
     """The gradient (r, in) of each A."""
     if masks[0] is None:
-        return (torch.cat(tuple(shrunk), dim=1).t() @ x).split([g.shape[1] for g in shrunk])
+        return (_joined(shrunk, dim=1).t() @ x).split([g.shape[1] for g in shrunk])
     return [g.t() @ (x * mask) for g, mask in zip(shrunk, masks, strict=True)]
 
 
 def _add_update(x_grad: Tensor, masks: Masks, shrunk: Sequence[Tensor], downs: Sequence[Tensor]) -> None:
     """Add what the updates contribute to the input's gradient (tokens, in)."""
     if masks[0] is None:
-        x_grad.addmm_(torch.cat(tuple(shrunk), dim=1), torch.cat(tuple(downs)))
+        x_grad.addmm_(_joined(shrunk, dim=1), _joined(downs))
         return
     for g, down, mask in zip(shrunk, downs, masks, strict=True):
         x_grad.add_((g @ down).mul_(mask))
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim)
 
 
 @contextmanager
@@ -182,12 +187,10 @@ def _shared_inputs(model: PeftModel, layers: Sequence[Any], batch: Mapping[str, 
     hooks = [
         layer.register_forward_pre_hook(lambda module, inputs: calls.append((inputs[0], module))) for layer in layers
     ]
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(**batch)
+        with torch.no_grad(), in_mode(model, training=False):
+            model(**batch)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     by_input: dict[int, list[Any]] = {}

@@ -1,0 +1,42 @@
+"""A recipe and its understood rows → a `Run` that only has to train: base loaded, rows encoded, method added."""
+
+from typing import Any
+
+from peftlab.base import choose_device, load_base
+from peftlab.data import Ledger, Rows
+from peftlab.methods import adapt, trained_parameters
+from peftlab.recipe import Recipe
+from peftlab.tasks import Task
+from peftlab.tuning.distributed import Processes
+from peftlab.tuning.encoding import encode, input_length
+from peftlab.tuning.progress import Progress
+from peftlab.tuning.run import Run
+
+
+def prepare(
+    recipe: Recipe,
+    rows: Rows,
+    task: Task,
+    examples: dict[str, list[Any]],
+    ledgers: dict[str, Ledger],
+    progress: Progress,
+    *,
+    processes: Processes,
+    device: str,
+    sharded: bool,
+) -> Run:
+    """All that training needs, in memory; see `Run`.
+
+    Raises:
+        RecipeError: base, method and rows do not go together, or too much of the rows would be lost.
+        BaseNotFoundError: the base model is nowhere.
+    """
+    place, training = "cpu" if sharded else device, recipe.training
+    base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
+    max_length = input_length(base, recipe.data)
+    encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
+    model = adapt(base, recipe.method, task)  # only delta and head train
+    trained = trained_parameters(model)
+    progress.base_loaded(base, trained)
+    shared = (processes, choose_device(device), sharded)
+    return Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)

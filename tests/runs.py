@@ -1,0 +1,31 @@
+"""Runs of the main flow as they stand before training, and what is heard of them while they train."""
+
+from peftlab.data import load_rows
+from peftlab.errors import Problems
+from peftlab.recipe import read_recipe
+from peftlab.tasks import build_task
+from peftlab.tuning import Processes, Progress
+from peftlab.tuning.preparing import prepare
+
+
+def prepared_run(file, overrides=None):
+    """The run of the recipe in `file`, on the CPU."""
+    with Problems() as problems:
+        recipe = read_recipe(file, overrides, problems)
+        rows = load_rows(recipe.data, problems)
+        understood = build_task(recipe.task, rows, problems)
+    return prepare(recipe, rows, *understood, Progress(), processes=Processes(), device="cpu", sharded=False)
+
+
+class Losses(Progress):
+    """The mean losses that a run tells, and its warnings."""
+
+    def __init__(self):
+        self.losses, self.warnings = [], []
+
+    def step_done(self, step, loss):
+        if loss is not None:
+            self.losses.append(loss)
+
+    def warn(self, message):
+        self.warnings.append(message)
