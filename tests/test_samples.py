@@ -116,7 +116,6 @@ def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
 
     import peftlab
     from peftlab.base import find_base
-    from peftlab.runtime.bank import _switch_on
     from peftlab.tasks.predicting import forward
 
     bank = peftlab.load(name, store=ROOT / "adapters", device="cpu")
@@ -129,7 +128,6 @@ def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
     rows = examples_of(read_recipe(ROOT / "recipes" / f"{name}.yaml"))["test"][:4]
     features = [feature for row in rows for feature in task.encode(row, bank._tokenizer, 512, training=False)]
     loaded = bank._loaded[name]
-    _switch_on(loaded.model, loaded.key)
     ours, theirs = (forward(task, model, bank._tokenizer, features) for model in (loaded.model, plain))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)

@@ -1,12 +1,11 @@
 """The bank: adapters in memory beside one resident base.
 
-The backbone is loaded once. Each adapter keeps its own head in the architecture's own `AutoModelFor…` class, whose
-backbone is replaced by the shared one, and its own delta in the shared layers, switched on for its rows. Heads of
-different width so live beside each other; PEFT alone holds them only if they are alike.
+The backbone's weights are in memory once. Each adapter has a tree of modules of its own on them, in the architecture's
+own `AutoModelFor…` class with its own head, into which PEFT puts its delta. So adapters of any method and heads of any
+width live beside each other without knowing of one another; PEFT alone holds them only if they are alike.
 """
 
 import copy
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftConfig, inject_adapter_in_model
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file
 
+import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuner
 from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.data import Row
 from peftlab.data.rows import RowError
@@ -32,6 +31,7 @@ from peftlab.tasks.tokenizing import Told
 Asked = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""
 PEFT_PREFIX = "base_model.model."
+KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An adapter in memory. `key` names its delta inside the shared layers: our own word, never the user's text."""
+    """An adapter in memory."""
 
     adapter: Adapter
     task: Task
     model: torch.nn.Module
-    key: str
 
 
 def load(*names: str, store: str | Path = "adapters", device: str = "auto", trust_remote_code: bool = False) -> "Bank":
@@ -86,7 +85,6 @@ class Bank:
         self.device = device
         self.trust_remote_code = trust_remote_code
         self._loaded: dict[str, _Loaded] = {}
-        self._numbers = itertools.count()
 
     @property
     def names(self) -> list[str]:
@@ -116,9 +114,7 @@ class Bank:
             self._load_base(adapter)
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
-        key = f"bank{next(self._numbers)}"
-        model = self._attach(adapter, task, key)
-        self._loaded[name] = _Loaded(adapter, task, model, key)
+        self._loaded[name] = _Loaded(adapter, task, self._attach(adapter, task))
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
         """Each row through its adapter.
@@ -149,7 +145,6 @@ class Bank:
     def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
         loaded = self._loaded[name]
-        _switch_on(loaded.model, loaded.key)
         max_length = loaded.adapter.manifest["max_length"]
         return predict_examples(loaded.task, loaded.model, self._tokenizer, examples, max_length=max_length, told=told)
 
@@ -203,28 +198,25 @@ class Bank:
                     f"'{self._files.model}' from {self._files.source}, has {found[:12]}…. One bank holds one base."
                 )
 
-    def _attach(self, adapter: Adapter, task: Task, key: str) -> torch.nn.Module:
-        """The task's own model class around the shared backbone, with the adapter's head and delta in place."""
+    def _attach(self, adapter: Adapter, task: Task) -> torch.nn.Module:
+        """The task's own model class on the backbone's weights, with the adapter's head and delta in place."""
         with torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(
                 self._files.folder, trust_remote_code=self.trust_remote_code, **head_config(task)
             )
             model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
         prefix = model.base_model_prefix
-        config = PeftConfig.from_pretrained(adapter.folder)
-        own = [name for name in config.modules_to_save or () if name.startswith(f"{prefix}.")]
+        delta, tensors = PeftConfig.from_pretrained(adapter.folder), _tensors(adapter)
+        own = [name for name in delta.modules_to_save or () if name.startswith(f"{prefix}.")]
         fresh = {name.removeprefix(f"{prefix}."): model.get_submodule(name) for name in own}
-        setattr(model, prefix, _with_own(self._backbone, fresh))
-        tensors = _tensors(adapter)
-        delta = _delta_config(config, tensors)
-        if delta.target_modules:  # there is none where only the head was trained
-            inject_adapter_in_model(delta, model, adapter_name=key)
+        setattr(model, prefix, _own_tree(self._backbone, fresh))
+        if _aim(delta, tensors):  # there is no delta where only the head was trained
+            inject_adapter_in_model(delta, model, adapter_name=KEY)
         try:
-            slots = _slots(adapter, model, key, tensors, own)
-        except IntegrityError:
-            _forget(self._backbone, key)
-            raise
-        model.load_state_dict({slots[name]: tensor for name, tensor in tensors.items()}, strict=False, assign=True)
+            placed = _placed(delta, tensors, model, own)
+        except IntegrityError as faults:
+            raise IntegrityError(f"{adapter} does not fit its base:\n{faults}") from None
+        model.load_state_dict(placed, strict=False, assign=True)
         return model.requires_grad_(False).to(self._backbone.device).eval()
 
 
@@ -245,23 +237,27 @@ def _as_row(asked: Asked, task: Task, number: int) -> Row:
     return Row(fields, f"row {number}")
 
 
-def _with_own(backbone: torch.nn.Module, fresh: Mapping[str, torch.nn.Module]) -> torch.nn.Module:
-    """The backbone with some modules replaced by the adapter's own, such as a pooler that the checkpoint lacks.
+def _own_tree(module: torch.nn.Module, fresh: Mapping[str, torch.nn.Module], path: str = "") -> torch.nn.Module:
+    """The same modules anew, on the same weights, so that what is done to one tree no other tree sees.
 
-    Only the modules on the way there are copied, and these not deeply: everything else is shared.
+    `fresh` takes the place of some, by name: modules that the adapter holds whole, such as a pooler that the checkpoint
+    lacks, or trained layers.
     """
-    if not fresh:
-        return backbone
-    twin = copy.copy(backbone)
-    twin._modules = dict(backbone._modules)
-    for child in {name.partition(".")[0] for name in fresh}:
-        inside = {name.partition(".")[2]: module for name, module in fresh.items() if name.partition(".")[0] == child}
-        twin._modules[child] = inside[""] if "" in inside else _with_own(getattr(backbone, child), inside)
+    twin = copy.copy(module)
+    twin._modules = {name: _own_child(child, fresh, f"{path}{name}") for name, child in module._modules.items()}
     return twin
 
 
-def _delta_config(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
-    """The adapter's PEFT configuration without its head, which is ours to hold, and aimed at the very layers it adapts.
+def _own_child(
+    child: torch.nn.Module | None, fresh: Mapping[str, torch.nn.Module], name: str
+) -> torch.nn.Module | None:
+    if name in fresh:
+        return fresh[name]
+    return None if child is None else _own_tree(child, fresh, f"{name}.")
+
+
+def _aim(config: PeftConfig, tensors: Iterable[str]) -> bool:
+    """Aim an adapter's PEFT configuration at the very layers it adapts, if any; its head is ours to hold.
 
     Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
     architecture's task classes leave out.
@@ -269,7 +265,7 @@ def _delta_config(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
     own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
     config.target_modules = {name.rpartition(own)[0] for name in tensors if own in name}
     config.modules_to_save = None
-    return config
+    return bool(config.target_modules)
 
 
 def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -278,43 +274,26 @@ def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
 
 
-def _slots(
-    adapter: Adapter, model: torch.nn.Module, key: str, tensors: Mapping[str, torch.Tensor], own: Sequence[str]
-) -> dict[str, str]:
-    """Where each saved tensor goes: PEFT keeps `….lora_A.weight` under `….lora_A.<key>.weight`, the head as it is.
+def _placed(
+    config: PeftConfig, tensors: dict[str, torch.Tensor], model: torch.nn.Module, own: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """`tensors` by their names in `model`: those of the delta as PEFT's method places them, the head as it is.
 
     Raises:
         IntegrityError: names or shapes differ. PEFT would load an adapter of another depth or task without a word.
     """
-    state = model.state_dict()
-    inside = f"{model.base_model_prefix}."
-    head = tuple(f"{name}." for name in own)
-    slots = {name: name for name in state if not name.startswith(inside) or name.startswith(head)}
-    slots |= {_without(key, name): name for name in state if key in name.split(".")}
-    faults = [f"{name}: missing" for name in slots.keys() - tensors.keys()]
-    faults += [f"{name}: not in this model" for name in tensors.keys() - slots.keys()]
+    tuner, state = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], model.state_dict()
+    tensors = tuner._remap_adapter_state_dict_for_load(model, config, KEY, tensors)
+    inside, head = f"{model.base_model_prefix}.", tuple(f"{name}." for name in own)
+    wanted = {name for name in state if not name.startswith(inside) or name.startswith(head)}
+    wanted |= {name for name in state if KEY in name.split(".")}
+    faults = [f"{name}: missing" for name in wanted - tensors.keys()]
+    faults += [f"{name}: not in this model" for name in tensors.keys() - wanted]
     faults += [
-        f"{name}: {tuple(tensors[name].shape)} where the model has {tuple(state[slots[name]].shape)}"
-        for name in tensors.keys() & slots.keys()
-        if tensors[name].shape != state[slots[name]].shape
+        f"{name}: {tuple(tensors[name].shape)} where the model has {tuple(state[name].shape)}"
+        for name in tensors.keys() & wanted
+        if tensors[name].shape != state[name].shape
     ]
     if faults:
-        lines = [f"{adapter} does not fit its base:", *(f"  {fault}" for fault in sorted(faults))]
-        raise IntegrityError("\n".join(lines))
-    return slots
-
-
-def _without(key: str, name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != key)
-
-
-def _forget(backbone: torch.nn.Module, key: str) -> None:
-    for module in backbone.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.delete_adapter(key)
-
-
-def _switch_on(model: torch.nn.Module, key: str) -> None:
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.set_adapter(key, inference_mode=True)
+        raise IntegrityError("\n".join(f"  {fault}" for fault in sorted(faults)).replace(f".{KEY}", ""))
+    return tensors
