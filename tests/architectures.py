@@ -153,6 +153,39 @@ def _modernbert(folder):
     return ModernBertModel(config)
 
 
+def _llama(folder):
+    from transformers import LlamaConfig, LlamaModel
+
+    size = _word_pieces(folder, ("input_ids", "attention_mask"))
+    return LlamaModel(LlamaConfig(vocab_size=size, max_position_embeddings=POSITIONS, pad_token_id=0, **SIZES))
+
+
+def _qwen2(folder):
+    from transformers import Qwen2Config, Qwen2Model
+
+    size = _word_pieces(folder, ("input_ids", "attention_mask"))
+    config = Qwen2Config(
+        vocab_size=size, max_position_embeddings=POSITIONS, pad_token_id=0, num_key_value_heads=1, **SIZES
+    )
+    return Qwen2Model(config)
+
+
+def _gpt2(folder):
+    from transformers import GPT2Config, GPT2Model
+
+    size = _word_pieces(folder, ("input_ids", "attention_mask"))
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    return GPT2Model(GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, **special))
+
+
+def _electra(folder):
+    from transformers import ElectraConfig, ElectraModel
+
+    size = _word_pieces(folder)
+    return ElectraModel(ElectraConfig(vocab_size=size, max_position_embeddings=POSITIONS, embedding_size=16, **SIZES))
+
+
+DECODERS = {"llama": _llama, "qwen2": _qwen2, "gpt2": _gpt2}
 ARCHITECTURES = {
     "bert": _bert,
     "bert-without-pooler": lambda folder: _bert(folder, add_pooling_layer=False),
@@ -168,5 +201,5 @@ def build(name, folder):
     import torch
 
     torch.manual_seed(0)
-    ARCHITECTURES[name](folder).save_pretrained(folder)
+    {**ARCHITECTURES, **DECODERS, "electra": _electra}[name](folder).save_pretrained(folder)
     return folder

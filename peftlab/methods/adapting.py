@@ -1,19 +1,30 @@
 """A base + the method section of a recipe → a model of which only the delta and the head train."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
 from peftlab.base import Base
+from peftlab.errors import Problems
+from peftlab.methods.bottleneck import bottleneck_config
 from peftlab.methods.head import head_config
+from peftlab.methods.ia3 import ia3_config
+from peftlab.methods.last_layers import last_layers_config
 from peftlab.methods.lora import lora_config
-from peftlab.recipe import MethodSection
+from peftlab.methods.other import other_config
+from peftlab.recipe import MethodSection, OtherMethod
 from peftlab.tasks import Task
 
+OTHERS = get_args(OtherMethod.model_fields["type"].annotation)
 METHODS: dict[str, Callable[..., PeftConfig]] = {
     "lora": lora_config,
+    "bottleneck": bottleneck_config,
+    "ia3": ia3_config,
     "head": head_config,
+    "last-layers": last_layers_config,
+    **dict.fromkeys(OTHERS, other_config),
 }
 
 
@@ -21,9 +32,16 @@ def adapt(base: Base, section: MethodSection, task: Task) -> PeftModel:
     """Freeze the base, add the method's delta to it, and leave delta and head to train.
 
     Raises:
-        RecipeError: this base has no such layer as the section names, or nothing that the method could train.
+        RecipeError: this base has no such layer as the section names, nothing that the method could train, or layers of
+            a kind or size that it cannot change.
     """
-    return get_peft_model(base.model, peft_config(base, section, task))
+    config = peft_config(base, section, task)
+    with Problems() as problems:
+        try:
+            return get_peft_model(base.model, config)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            problems.add(f"PEFT cannot put '{section.type}' on this base: {error}", key="method")
+    raise AssertionError("told above")
 
 
 def peft_config(base: Base, section: MethodSection, task: Task) -> PeftConfig:

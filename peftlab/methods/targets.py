@@ -1,17 +1,17 @@
-"""The Linear layers of a base that a method is to adapt, by full name."""
+"""The modules of a base that a method is to adapt, by full name, and never one of the head."""
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.base import Base
 from peftlab.errors import Problems, suggest
-from peftlab.recipe import Lora
+from peftlab.recipe import Lora, OtherMethod
 
 LINEAR = (torch.nn.Linear, Conv1D)  # Conv1D is GPT-2's transposed Linear
 
 
-def resolve_targets(base: Base, section: Lora) -> list[str]:
-    """Full names of the modules to adapt: every Linear of the base for all-linear, and never one of the head.
+def resolve_targets(base: Base, section: Lora | OtherMethod) -> list[str]:
+    """Full names of the Linear layers to adapt: every one of the base for all-linear.
 
     With `layers_to_transform`, those of these layers only: what lies outside any layer, such as a pooler, is left out,
     as PEFT does.
@@ -19,43 +19,48 @@ def resolve_targets(base: Base, section: Lora) -> list[str]:
     Raises:
         RecipeError: a wanted name, or end of a name, fits no module; a wanted layer is not there or holds none of them.
     """
-    linears = [
-        name
-        for name, module in base.model.named_modules()
-        if isinstance(module, LINEAR) and not _inside(name, base.head_modules)
-    ]
+    linears, wanted = linears_of(base), section.target_modules
     with Problems() as problems:
-        named = _named(linears, section.target_modules, problems)
-        return _in_layers(named, linears, section.layers_to_transform, problems)
+        chosen = linears if isinstance(wanted, str) else named(linears, wanted, problems)
+        return in_layers(chosen, linears, section.layers_to_transform, problems)
 
 
-def _named(linears: list[str], wanted: str | list[str], problems: Problems) -> list[str]:
-    if isinstance(wanted, str):  # all-linear
-        return linears
+def linears_of(base: Base) -> list[str]:
+    """Full names of every Linear of the base."""
+    return modules_of(base, LINEAR)
+
+
+def modules_of(base: Base, kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.Module,)) -> list[str]:
+    """Full names of the base's modules of some kinds."""
+    found = (name for name, module in base.model.named_modules() if name and isinstance(module, kinds))
+    return [name for name in found if not _inside(name, base.head_modules)]
+
+
+def named(
+    names: list[str], wanted: list[str], problems: Problems, *, what: str = "Linear layer", key: str = "target_modules"
+) -> list[str]:
+    """Those of `names` that are, or end in, one of `wanted`; one that fits none is a problem."""
     for target in wanted:
-        if not any(_ends_with(name, target) for name in linears):
-            ends = {name.rpartition(".")[2] for name in linears}
-            problems.add(
-                f"'{target}' fits no Linear layer of this base.",
-                key="method.target_modules",
-                hint=suggest(target, ends, what="Layers end in"),
-            )
-    return [name for name in linears if any(_ends_with(name, target) for target in wanted)]
+        if not any(_ends_with(name, target) for name in names):
+            hint = suggest(target, {name.rpartition(".")[2] for name in names}, what="Layers end in")
+            problems.add(f"'{target}' fits no {what} of this base.", key=f"method.{key}", hint=hint)
+    return [name for name in names if any(_ends_with(name, target) for target in wanted)]
 
 
-def _in_layers(named: list[str], linears: list[str], wanted: int | list[int] | None, problems: Problems) -> list[str]:
+def in_layers(chosen: list[str], names: list[str], wanted: int | list[int] | None, problems: Problems) -> list[str]:
+    """Those of `chosen` that lie in the layers `wanted`, of all that `names` tells; None takes all."""
     if wanted is None:
-        return named
-    there = sorted({number for name in linears if (number := _layer(name)) is not None})
-    chosen = [name for name in named if _layer(name) in _listed(wanted)]
+        return chosen
+    there = sorted({number for name in names if (number := _layer(name)) is not None})
+    inside = [name for name in chosen if _layer(name) in _listed(wanted)]
     absent = [number for number in _listed(wanted) if number not in there]
     for number in absent:
         hint = f"Layers of this base: {there[0]} to {there[-1]}." if there else "This base has none with a number."
         problems.add(f"there is no layer {number}.", key="method.layers_to_transform", hint=hint)
-    if named and not (chosen or absent):
+    if chosen and not (inside or absent):
         message = "none of the modules to adapt lies in these layers."
         problems.add(message, key="method.layers_to_transform", hint="Name layers and target_modules that meet.")
-    return chosen
+    return inside
 
 
 def _listed(numbers: int | list[int]) -> list[int]:

@@ -3,10 +3,14 @@
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
 from peftlab.recipe.schema import (
     BaseSection,
+    Bottleneck,
     DataSection,
     Head,
+    Ia3,
+    LastLayers,
     Lora,
     MethodSection,
+    OtherMethod,
     QuestionAnswering,
     Recipe,
     Regression,
@@ -20,10 +24,14 @@ from peftlab.recipe.schema import (
 
 __all__ = [
     "BaseSection",
+    "Bottleneck",
     "DataSection",
     "Head",
+    "Ia3",
+    "LastLayers",
     "Lora",
     "MethodSection",
+    "OtherMethod",
     "QuestionAnswering",
     "Recipe",
     "Regression",

@@ -137,7 +137,7 @@ def _without_branch(loc: Key) -> Key:
 def _classes(field: FieldInfo) -> dict[str, type[Section]]:
     """The classes of a section that is a union, by type."""
     kinds = get_args(field.annotation) if field.discriminator else ()
-    return {get_args(kind.model_fields["type"].annotation)[0]: kind for kind in kinds}
+    return {name: kind for kind in kinds for name in get_args(kind.model_fields["type"].annotation)}
 
 
 def _written_part(loc: Key, values: Any) -> Key:

@@ -155,13 +155,75 @@ class Lora(Section):
     use_dora: bool = False
 
 
+class Bottleneck(Section):
+    """Small two-layer networks between the sub-layers of the base."""
+
+    type: Literal["bottleneck"]
+    variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    """houlsby puts one after attention and one after the feed-forward network of each layer, pfeiffer one after the
+    feed-forward network, parallel one beside it."""
+    reduction_factor: Positive | None = None
+    """The base's width over that of the bottleneck; null takes 16, for parallel 2."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] | None = None
+    """null takes relu, for houlsby silu."""
+    scaling: Annotated[float, Field(gt=0)] | None = None
+    """Factor of the update; null takes 1, for parallel 4."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names, or ends of names, of the modules to put them after (parallel: beside); null takes those of the base's
+    architecture, if it is a known one."""
+    layers_to_transform: list[Count] | Count | None = None
+    """Only in these of the base's layers, counted from 0; null takes all."""
+
+
+class Ia3(Section):
+    """(IA)³: keys, values and the inner activations of feed-forward networks, rescaled."""
+
+    type: Literal["ia3"]
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names, or ends of names, of the Linear layers whose outputs are rescaled; null takes keys and values."""
+    feedforward_modules: list[str] = []
+    """With target_modules: the Linear layers whose inputs are rescaled instead."""
+
+
+class OtherMethod(Section):
+    """Any other method of PEFT that changes Linear layers; further keys are the fields of its configuration class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal[
+        "beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra",
+        "loha", "lokr", "miss", "oft", "peanut", "psoft", "road", "shira", "waveft",
+    ]  # fmt: skip
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """As for lora."""
+    layers_to_transform: list[Count] | Count | None = None
+    """As for lora."""
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The fields of PEFT's configuration that the recipe sets."""
+        return dict(self.model_extra or {})
+
+
 class Head(Section):
     """No delta: only the head trains, on the base as it is, whose layers then run without dropout."""
 
     type: Literal["head"]
 
 
-MethodSection = Annotated[Lora | Head, Field(discriminator="type"), BeforeValidator(_lora_by_default)]
+class LastLayers(Section):
+    """No delta: the last layers of the base train as they are, with the head."""
+
+    type: Literal["last-layers"]
+    layers: Positive = 1
+    """How many."""
+
+
+MethodSection = Annotated[
+    Lora | Bottleneck | Ia3 | OtherMethod | Head | LastLayers,
+    Field(discriminator="type"),
+    BeforeValidator(_lora_by_default),
+]
 
 
 class DataSection(Section):

@@ -41,7 +41,7 @@ With peftlab, beside any number of adapters on the same base:
 With nothing but PEFT and Transformers:
 
 ```python
-from peft import PeftModel
+{registration}from peft import PeftModel
 from transformers import {auto_class}
 
 head_labels = {head_labels}
@@ -61,6 +61,7 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```yaml
 {recipe}```
 """
+_REGISTRATION = "import peftlab.methods  # pip install peftlab: PEFT itself has no bottleneck adapters\n"
 
 
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
@@ -87,6 +88,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         by_label=_table(last_split, by_label) if by_label else "",
         confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
         command=f"peftlab predict {manifest['name']} {made.example_arguments}",
+        registration=_REGISTRATION if manifest["method"] == "bottleneck" else "",
         reading=f"\n{made.reading}\n" if made.reading else "",
         auto_class=task["auto_class"],
         head_labels=json.dumps(task["head_labels"], ensure_ascii=False),

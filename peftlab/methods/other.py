@@ -1,0 +1,56 @@
+"""Any other method of PEFT that changes Linear layers, by its name there: fields are those of its configuration class.
+
+What they are and where they come from: https://huggingface.co/docs/peft. tests/test_method_matrix.py tries each.
+"""
+
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import TypeAdapter, ValidationError
+
+from peftlab.base import Base
+from peftlab.errors import Problems, suggest
+from peftlab.methods.targets import resolve_targets
+from peftlab.recipe import OtherMethod
+
+OURS = {"target_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"}
+"""Fields that peftlab fills in; `bias` would train what the files of an adapter do not all hold."""
+
+
+def other_config(base: Base, section: OtherMethod, **shared: Any) -> PeftConfig:
+    """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+
+    Raises:
+        RecipeError: a field is not the method's, or holds what it cannot; the base has no such module or layer.
+    """
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(section.type.upper())]
+    with Problems() as problems:
+        _check_fields(section.type, section.extras, _types(config), problems)
+    with Problems() as problems:
+        try:
+            return config(target_modules=resolve_targets(base, section), **section.extras, **shared)
+        except (TypeError, ValueError) as error:
+            problems.add(f"PEFT refuses these fields of '{section.type}': {error}", key="method")
+    raise AssertionError("told above")
+
+
+def _types(config: type[PeftConfig]) -> dict[str, Any]:
+    """The method's own fields, with their types."""
+    shared = {field.name for field in fields(PeftConfig)}
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config) if field.name not in shared | OURS}
+
+
+def _check_fields(method: str, values: dict[str, Any], types: dict[str, Any], problems: Problems) -> None:
+    for name, value in values.items():
+        if name not in types:
+            hint = suggest(name, types, what=f"Fields of {method}")
+            problems.add("unknown key.", key=f"method.{name}", hint=hint)
+            continue
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Input ")
+            problems.add(f"{told}, not {value!r}.", key=f"method.{name}")

@@ -1,0 +1,86 @@
+"""Every method from one recipe by `-o method.type=…`, published, and all served beside each other from one base."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+
+import peftlab
+from peftlab.base import load_with_head
+from peftlab.tasks.predicting import forward
+from tests.task_stores import one_line, recipe_for, run
+from tests.test_method_matrix import METHODS
+
+SENTENCE = "the train was late , it rained ."
+
+
+@pytest.fixture(scope="module")
+def store(tiny_base, tmp_path_factory):
+    """One adapter of each method on one base."""
+    folder = tmp_path_factory.mktemp("methods")
+    recipe = recipe_for(folder / "classes", tiny_base, "classes", training={"learning_rate": 2e-2})
+    for name, fields in METHODS.items():
+        peftlab.tune(recipe, overrides={"name": name, "method": fields}, store=folder / "store", device="cpu")
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def bank(store):
+    return peftlab.load(*METHODS, store=store, device="cpu")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
+    loaded = bank._loaded[name]
+    task = loaded.task
+    plain, _ = load_with_head(bank._files, task)
+    plain = PeftModel.from_pretrained(plain, loaded.adapter.folder).eval()
+    rows = [task.read_input(peftlab.data.Row({"text": text}, "")) for text in (SENTENCE, "nobody came .")]
+    features = [feature for row in rows for feature in task.encode(row, bank._tokenizer, 64, training=False)]
+    mine, theirs = (forward(task, model, bank._tokenizer, features) for model in (loaded.model, plain))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_one_alone_answers_as_beside_the_others(bank, store):
+    for name in ("pfeiffer", "ia3", "last-layers", "lora"):
+        alone = peftlab.load(name, store=store, device="cpu").predict(SENTENCE)
+        assert bank.predict(SENTENCE, adapters=name)[0].prediction.label == alone[0].prediction.label
+
+
+def test_files_say_what_they_are(store):
+    config = json.loads((store / "houlsby" / "1" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["variant"], config["form"]) == ("BOTTLENECK", "houlsby", "after")
+    card = (store / "houlsby" / "1" / "README.md").read_text()
+    assert "import peftlab.methods  # pip install peftlab: PEFT itself has no bottleneck adapters\nfrom peft" in card
+    assert "import peftlab.methods" not in (store / "lora" / "1" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "ia3", "last-layers", "head", "hra"])
+def test_the_command_line_takes_the_method_alone(tiny_base, tmp_path, kind):
+    recipe = recipe_for(tmp_path / "rows", tiny_base, "entities")
+    changed = recipe.read_text().replace("method:\n  r: 4\n", "")
+    recipe.write_text(changed)
+    told = run("tune", recipe, "--store", tmp_path / "store", "-o", f"method.type={kind}")
+    assert told.exit_code == 0, told.output
+    assert run("predict", "entities", "Ada left Rome .", "--store", tmp_path / "store").exit_code == 0
+
+
+WRONG = {
+    "method.type=bottlneck": "Did you mean 'bottleneck'?",
+    "method.type=oft method.oft_blocksize=4": "method.oft_blocksize unknown key. Did you mean 'oft_block_size'?",
+    "method.type=hra method.r=eight": "method.r should be a valid integer, not 'eight'.",
+    "method.type=c3a method.block_size=7": "PEFT cannot put 'c3a' on this base: The block size",
+    "method.type=oft method.r=3 method.oft_block_size=2": "PEFT refuses these fields of 'oft'",
+    "method.type=ia3 method.r=3": "unknown key.",
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG.items())
+def test_wrong_fields_are_told_in_words_before_training(tiny_base, tmp_path, options, message):
+    recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
+    recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
+    told = run("tune", recipe, "--store", tmp_path / "store", *(part for o in options.split() for part in ("-o", o)))
+    assert told.exit_code == 2, told.output
+    assert message in one_line(told.output)
