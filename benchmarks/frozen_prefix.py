@@ -38,7 +38,9 @@ def main(names: tuple[str, ...], epochs: int, overrides: dict[str, Any]) -> None
         with tempfile.TemporaryDirectory() as folder:
             results = [_tuned(Path(folder), name, epochs, cache, overrides) for cache in ("2GiB", None)]
             rows = [_row(name, epochs, results, i) for i in range(2)]
-        write_result(f"frozen-prefix-{name}", f"Frozen layers once or in every epoch, {name}", rows, __doc__ or "")
+        changed = f"\n\nWith {overrides}." if overrides else ""
+        title = f"Frozen layers once or in every epoch, {name}"
+        write_result(f"frozen-prefix-{name}", title, rows, f"{__doc__}{changed}")
 
 
 def _tuned(work: Path, method: str, epochs: int, cache: str | None, extra: dict[str, Any]) -> peftlab.TuningResult:
