@@ -20,6 +20,8 @@ from tests.task_stores import recipe_for
 
 HEAD = {"type": "head"}
 LAST = {"type": "lora", "layers_to_transform": 1, "lora_dropout": 0.1}
+WHOLE = {"type": "last-layers", "layers": 1}
+PFEIFFER = {"type": "bottleneck", "layers_to_transform": [1]}
 FIVE = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
 
 
@@ -89,11 +91,11 @@ def difference(mine, theirs):
     return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
 
 
-@pytest.mark.parametrize("method", [HEAD, LAST], ids=["head", "last layer"])
+@pytest.mark.parametrize("method", [HEAD, LAST, WHOLE, PFEIFFER], ids=["head", "lora", "whole layer", "bottleneck"])
 @pytest.mark.parametrize("architecture", FIVE)
 def test_weights_and_scores_are_the_same_with_and_without(prepared, tmp_path, architecture, method):
     """Bitwise on these sizes but for a last bit; dropout is on in the adapted layer and the head in both."""
-    kind = "entities" if method is LAST else "classes"
+    kind = "classes" if method is HEAD else "entities"
     progress, answering, calls, files, mine, log = trained(prepared(architecture, kind, method), tmp_path / "with")
     without = prepared(architecture, kind, method, frozen_cache=None)
     _, none, calls_without, no_files, theirs, log_without = trained(without, tmp_path / "without")

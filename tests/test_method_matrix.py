@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from peftlab.base import load_with_head
 from peftlab.errors import RecipeError
 from peftlab.methods.adapting import OTHERS
+from peftlab.methods.placement import PLACEMENTS
 from tests.architectures import build
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
@@ -176,16 +177,29 @@ def test_an_unknown_architecture_asks_for_the_modules(cell, monkeypatch):
     assert len([m for m in cell(named, "bert").model.modules() if type(m).__name__ == "BottleneckLayer"]) == 4
 
 
-def test_bart_has_no_place_for_a_parallel_bottleneck():
-    from peftlab.methods.placement import PLACEMENTS
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_a_known_architecture_has_its_places_in_every_layer(kind):
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind))
+    config, names = model.config, [name for name, _ in model.named_modules()]
+    layers = config.num_hidden_layers + (getattr(config, "num_decoder_layers", None) or 0)
+    if kind in ("bart", "mbart"):
+        layers = config.encoder_layers + config.decoder_layers
+    place = PLACEMENTS[kind]
+    assert len(place.targets("houlsby", names)[0]) == 2 * layers
+    assert len(place.targets("pfeiffer", names)[0]) == layers
+    assert len(place.targets("parallel", names)[0]) == (layers if place.beside else 0)
+    across = layers // 2 if config.is_encoder_decoder else 0  # a decoder's layer attends to the encoder as well
+    outputs, inputs = place.rescaled(names)
+    assert len(outputs) == (2 * (layers + across) if place.keys_and_values else 0)
+    assert len(inputs) == layers
+    modules = dict(model.named_modules())
+    assert all("norm" in type(modules[name]).__name__.lower() for name in place.targets("pfeiffer", names)[0]) == (
+        place.after[1] == "around-norm"
+    )
 
-    torch.manual_seed(0)
-    config = transformers.BartConfig(
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=40,
-        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    names = [name for name, _ in transformers.BartModel(config).named_modules()]
-    assert PLACEMENTS["bart"].targets("parallel", names)[0] == []
-    assert PLACEMENTS["bart"].targets("pfeiffer", names)[0] == [
-        "encoder.layers.0.final_layer_norm", "decoder.layers.0.final_layer_norm"
-    ]  # fmt: skip
+
+def test_without_a_module_for_the_feed_forward_network_parallel_is_refused(cell, monkeypatch):
+    monkeypatch.setattr("peftlab.methods.bottleneck.PLACEMENTS", {"bert": PLACEMENTS["bart"]})
+    with pytest.raises(RecipeError, match=r"method.variant: 'parallel' has no place in 'bert', .* Take houlsby or pfe"):
+        cell("parallel", "bert")

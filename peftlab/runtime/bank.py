@@ -244,6 +244,7 @@ def _own_tree(module: torch.nn.Module, fresh: Mapping[str, torch.nn.Module], pat
     lacks, or trained layers.
     """
     twin = copy.copy(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {name: _own_child(child, fresh, f"{path}{name}") for name, child in module._modules.items()}
     return twin
 
