@@ -551,3 +551,15 @@ def test_a_name_that_cannot_be_one_is_told_in_words(write, told, name):
         "recipe.yaml:1  name: should be 2 to 63 lower-case letters, digits and dashes, "
         f"and not begin with a dash, not '{name}'."
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [("lora", 1e-3), ("bottleneck", 1e-2), ("ia3", 3e-2), ("head", 3e-2), ("last-layers", 1e-3), ("oft", 1e-3)],
+)
+def test_each_method_has_its_learning_rate_which_a_written_recipe_tells(write, tmp_path, method, rate):
+    recipe = read_recipe(write(f"{SHORTEST}method: {{type: {method}}}\n"))
+    assert recipe.training.learning_rate == rate
+    assert f"  learning_rate: {rate}" in recipe_yaml(recipe, tmp_path).splitlines()
+    said = read_recipe(write(f"{SHORTEST}method: {{type: {method}}}\ntraining: {{learning_rate: 0.5}}\n"))
+    assert said.training.learning_rate == 0.5
