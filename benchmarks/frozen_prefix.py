@@ -46,6 +46,7 @@ def main(names: tuple[str, ...], epochs: int, overrides: dict[str, Any]) -> None
 def _tuned(work: Path, method: str, epochs: int, cache: str | None, extra: dict[str, Any]) -> peftlab.TuningResult:
     sections = banking77(data_folder(), work)
     sections["training"] = {
+        "learning_rate": 1e-3,
         "num_train_epochs": epochs,
         "early_stopping_patience": None,
         "frozen_cache": cache,

@@ -13,7 +13,8 @@ PeftlabError              1   anything below, and the last resort
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -141,6 +142,20 @@ class Problems:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             self.stop()
+
+
+@contextmanager
+def as_problem(message: str, *kinds: type[Exception], key: str) -> Iterator[None]:
+    """Inside the block, an error of these kinds is a problem with `key`: `message`, and what the error says.
+
+    Raises:
+        RecipeError: there was one.
+    """
+    try:
+        yield
+    except kinds as error:
+        with Problems() as problems:
+            problems.add(f"{message}: {error}", key=key)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -185,7 +185,7 @@ def _electra(folder):
     return ElectraModel(ElectraConfig(vocab_size=size, max_position_embeddings=POSITIONS, embedding_size=16, **SIZES))
 
 
-DECODERS = {"llama": _llama, "qwen2": _qwen2, "gpt2": _gpt2}
+MORE = {"electra": _electra, "llama": _llama, "qwen2": _qwen2, "gpt2": _gpt2}
 ARCHITECTURES = {
     "bert": _bert,
     "bert-without-pooler": lambda folder: _bert(folder, add_pooling_layer=False),
@@ -201,5 +201,5 @@ def build(name, folder):
     import torch
 
     torch.manual_seed(0)
-    {**ARCHITECTURES, **DECODERS, "electra": _electra}[name](folder).save_pretrained(folder)
+    {**ARCHITECTURES, **MORE}[name](folder).save_pretrained(folder)
     return folder

@@ -102,6 +102,10 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("method: {r: true}", "method.r: should be a valid integer, not True."),
         ("method: {r: 8.0}", "method.r: should be a valid integer, not 8.0."),
         ("method: {r: 0}", "method.r: should be greater than or equal to 1, not 0."),
+        (
+            "method: {type: ia3, feedforward_modules: [dense]}",
+            "method.feedforward_modules: should come with target_modules, not ['dense'].",
+        ),
         ("training: {bf16: true, fp16: true}", "training.fp16: should not be true beside bf16, not True."),
         ("method: {use_dora: 1}", "method.use_dora: should be a valid boolean, not 1."),
         ("method: {use_dora: yes}", "method.use_dora: should be a valid boolean, not 'yes'."),

@@ -7,7 +7,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import as_problem
 from peftlab.methods.bottleneck import bottleneck_config
 from peftlab.methods.head import head_config
 from peftlab.methods.ia3 import ia3_config
@@ -36,12 +36,9 @@ def adapt(base: Base, section: MethodSection, task: Task) -> PeftModel:
             a kind or size that it cannot change.
     """
     config = peft_config(base, section, task)
-    with Problems() as problems:
-        try:
-            return get_peft_model(base.model, config)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            problems.add(f"PEFT cannot put '{section.type}' on this base: {error}", key="method")
-    raise AssertionError("told above")
+    refused = f"PEFT cannot put '{section.type}' on this base"
+    with as_problem(refused, TypeError, ValueError, NotImplementedError, key="method"):
+        return get_peft_model(base.model, config)
 
 
 def peft_config(base: Base, section: MethodSection, task: Task) -> PeftConfig:

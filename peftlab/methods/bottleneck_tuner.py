@@ -24,6 +24,7 @@ from torch.nn import functional
 
 NAME = "bottleneck"
 BARE_BASE = "__base__"  # PEFT's word for a row without an adapter
+UNMERGEABLE = "a bottleneck adapter cannot be merged into its base: it is not linear"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
@@ -165,7 +166,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Never: what lies between down and up is not linear."""
-        raise NotImplementedError("a bottleneck adapter cannot be merged into its base: it is not linear")
+        raise NotImplementedError(UNMERGEABLE)
 
     def unmerge(self) -> None:
         """Nothing to do."""
@@ -214,7 +215,7 @@ class BottleneckModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError("a bottleneck adapter cannot be merged into its base: it is not linear")
+        raise ValueError(UNMERGEABLE)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

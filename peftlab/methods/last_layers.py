@@ -7,10 +7,10 @@ from typing import Any
 
 from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from torch import nn
 
 from peftlab.base import Base
 from peftlab.errors import Problems
+from peftlab.methods.targets import layer_names
 from peftlab.recipe import LastLayers
 
 
@@ -27,11 +27,3 @@ def last_layers_config(base: Base, section: LastLayers, *, modules_to_save: list
             problems.add(message, key="method.layers", hint=f"Take 1 to {len(layers) - 1}.")
     saved = [*layers[-section.layers :], *modules_to_save]
     return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=saved, **shared)
-
-
-def layer_names(model: nn.Module) -> list[str]:
-    """Full names of the repeated layers, lowest first: of the longest list of modules, a decoder's where two are."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    longest = max((len(module) for module in lists.values()), default=0)
-    names = [name for name, module in lists.items() if len(module) == longest]
-    return [f"{names[-1]}.{number}" for number in range(longest)] if names else []

@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import TypeAdapter, ValidationError
 
 from peftlab.base import Base
-from peftlab.errors import Problems, suggest
+from peftlab.errors import Problems, as_problem, suggest
 from peftlab.methods.targets import resolve_targets
 from peftlab.recipe import OtherMethod
 
@@ -28,12 +28,9 @@ def other_config(base: Base, section: OtherMethod, **shared: Any) -> PeftConfig:
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(section.type.upper())]
     with Problems() as problems:
         _check_fields(section.type, section.extras, _types(config), problems)
-    with Problems() as problems:
-        try:
-            return config(target_modules=resolve_targets(base, section), **section.extras, **shared)
-        except (TypeError, ValueError) as error:
-            problems.add(f"PEFT refuses these fields of '{section.type}': {error}", key="method")
-    raise AssertionError("told above")
+    targets = resolve_targets(base, section)
+    with as_problem(f"PEFT refuses these fields of '{section.type}'", TypeError, ValueError, key="method"):
+        return config(target_modules=targets, **section.extras, **shared)
 
 
 def _types(config: type[PeftConfig]) -> dict[str, Any]:

@@ -36,6 +36,19 @@ def modules_of(base: Base, kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.
     return [name for name in found if not _inside(name, base.head_modules)]
 
 
+def layer_names(model: torch.nn.Module) -> list[str]:
+    """Full names of the repeated layers, lowest first: of the list of modules that holds most parameters.
+
+    That is the outermost one, where lists lie in lists.
+    """
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)}
+    sizes = {name: sum(parameter.numel() for parameter in layers.parameters()) for name, layers in lists.items()}
+    if not lists:
+        return []
+    largest = max(sizes, key=lambda name: sizes[name])  # the first of several
+    return [f"{largest}.{number}" for number in range(len(lists[largest]))]
+
+
 def named(
     names: list[str], wanted: list[str], problems: Problems, *, what: str = "Linear layer", key: str = "target_modules"
 ) -> list[str]:

@@ -162,7 +162,9 @@ def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
     hint = suggest(name, known, what="Keys here")
     if (*around, "type") in draft.overridden and fault.key not in draft.overridden:
         kind = section["type"]
-        hint += f" It goes with another type: -o '{around[0]}={{type: {kind}}}' takes the place of the whole section."
+        hint += (
+            f" If it goes with another type: -o '{around[0]}={{type: {kind}}}' takes the place of the whole section."
+        )
     problems.add("unknown key.", key=fault.dotted, hint=hint)
     value = section.pop(name)
     if meant := nearest(name, known - section.keys()):

@@ -196,6 +196,13 @@ class Ia3(Method):
     feedforward_modules: list[str] = []
     """With target_modules: the Linear layers whose inputs are rescaled instead."""
 
+    @field_validator("feedforward_modules")
+    @classmethod
+    def _with_targets(cls, modules: list[str], info: ValidationInfo) -> list[str]:
+        if modules and not info.data.get("target_modules"):
+            raise ValueError("should come with target_modules")
+        return modules
+
     @property
     def usual_learning_rate(self) -> float:
         """See `Method`: so few numbers that each must move far."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peftlab.methods.targets import layer_names
 from peftlab.tasks import Feature
 from peftlab.tasks.predicting import in_mode
 from peftlab.tuning.run import Run
@@ -56,7 +57,7 @@ def find_prefix(run: Run) -> Prefix | None:
         Unsuited: it cannot be told which layers are frozen, or they are random even without their dropout.
     """
     model = run.model.get_base_model()
-    layers = _layers(model)
+    layers = [model.get_submodule(name) for name in layer_names(model)]
     if not layers or any(parameter.requires_grad for parameter in layers[0].parameters()):
         return None
     if model.config.is_encoder_decoder:
@@ -69,13 +70,6 @@ def find_prefix(run: Run) -> Prefix | None:
     if prefix:
         _check_repeats(prefix, batch, trace)
     return prefix
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The list of modules that holds most parameters: the outermost one, where lists lie in lists."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in lists]
-    return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
 def extremes(features: Sequence[Feature]) -> list[Feature]:
