@@ -29,12 +29,18 @@ SMALL = {  # PEFT's defaults are for wider layers than these
     "psoft": {"r": 4},
     "road": {"group_size": 16},
     "shira": {"r": 2, "random_seed": 1},
+    "pvera": {"r": 16},
+    "randlora": {"r": 4, "randlora_alpha": 40},
+    "vblora": {"num_vectors": 32, "vector_length": 16, "r": 4},
+    "vera": {"r": 16},
     "waveft": {"n_frequency": 100},
 }
 METHODS = {
     "lora": {"type": "lora", "r": 4},
     "rslora": {"type": "lora", "r": 4, "use_rslora": True},
     "dora": {"type": "lora", "r": 4, "use_dora": True},
+    "lora-plus": {"type": "lora", "r": 4, "init_lora_weights": "orthogonal", "loraplus_lr_ratio": 4.0},
+    "adalora": {"type": "adalora", "target_r": 2, "init_r": 4},
     "houlsby": {"type": "bottleneck", "variant": "houlsby", "reduction_factor": 4},
     "pfeiffer": {"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 4},
     "parallel": {"type": "bottleneck", "variant": "parallel"},
@@ -42,10 +48,11 @@ METHODS = {
     **{name: {"type": name, **SMALL.get(name, {})} for name in OTHERS},
     "head": {"type": "head"},
     "last-layers": {"type": "last-layers", "layers": 1},
+    "full": {"type": "full"},
 }
 BASES = ["bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert", "llama", "qwen2", "gpt2"]
 LINEAR_ONLY = [
-    *("beft", "c3a", "delora", "glora", "hra", "loha"),
+    *("beft", "c3a", "delora", "glora", "hra", "lily", "loha"),
     *("lokr", "miss", "oft", "peanut", "psoft", "road", "shira"),
 ]
 REFUSED = {

@@ -8,7 +8,9 @@ from peft import PeftConfig, PeftModel, get_peft_model
 
 from peftlab.base import Base
 from peftlab.errors import as_problem
+from peftlab.methods.adalora import adalora_config
 from peftlab.methods.bottleneck import bottleneck_config
+from peftlab.methods.full import full_config
 from peftlab.methods.head import head_config
 from peftlab.methods.ia3 import ia3_config
 from peftlab.methods.last_layers import last_layers_config
@@ -20,10 +22,12 @@ from peftlab.tasks import Task
 OTHERS = get_args(OtherMethod.model_fields["type"].annotation)
 METHODS: dict[str, Callable[..., PeftConfig]] = {
     "lora": lora_config,
+    "adalora": adalora_config,
     "bottleneck": bottleneck_config,
     "ia3": ia3_config,
     "head": head_config,
     "last-layers": last_layers_config,
+    "full": full_config,
     **dict.fromkeys(OTHERS, other_config),
 }
 

@@ -1,5 +1,5 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685), with rank-stabilized scaling (Kalajdzievski 2023) and
-DoRA (Liu et al. 2024).
+"""LoRA (Hu et al. 2021, arXiv:2106.09685), with rank-stabilized scaling (Kalajdzievski 2023, arXiv:2312.03732), DoRA
+(Liu et al. 2024, arXiv:2402.09353) and the learning rates of LoRA+ (Hayou et al. 2024, arXiv:2402.12354).
 
 Fields are PEFT's `LoraConfig` fields under their own names.
 """
@@ -9,7 +9,8 @@ from typing import Any
 from peft import LoraConfig
 
 from peftlab.base import Base
-from peftlab.methods.targets import resolve_targets
+from peftlab.errors import Problems
+from peftlab.methods.targets import named, resolve_targets
 from peftlab.recipe import Lora
 
 
@@ -19,12 +20,19 @@ def lora_config(base: Base, section: Lora, **shared: Any) -> LoraConfig:
     Raises:
         RecipeError: the base has no such module or layer as `section` names.
     """
+    targets = resolve_targets(base, section)
+    with Problems() as problems:
+        for key in ("rank_pattern", "alpha_pattern"):
+            named(targets, list(getattr(section, key)), problems, what="adapted layer", key=key)
     return LoraConfig(
         r=section.r,
         lora_alpha=section.lora_alpha,
         lora_dropout=section.lora_dropout,
-        target_modules=resolve_targets(base, section),
+        target_modules=targets,
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
+        init_lora_weights=section.init_lora_weights,
+        rank_pattern=section.rank_pattern,
+        alpha_pattern=section.alpha_pattern,
         **shared,
     )

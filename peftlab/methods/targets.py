@@ -5,12 +5,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.base import Base
 from peftlab.errors import Problems, suggest
-from peftlab.recipe import Lora, OtherMethod
+from peftlab.recipe import AdaLora, Lora, OtherMethod
 
 LINEAR = (torch.nn.Linear, Conv1D)  # Conv1D is GPT-2's transposed Linear
 
 
-def resolve_targets(base: Base, section: Lora | OtherMethod) -> list[str]:
+def resolve_targets(base: Base, section: Lora | AdaLora | OtherMethod) -> list[str]:
     """Full names of the Linear layers to adapt: every one of the base for all-linear.
 
     With `layers_to_transform`, those of these layers only: what lies outside any layer, such as a pooler, is left out,

@@ -2,9 +2,11 @@
 
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
 from peftlab.recipe.schema import (
+    AdaLora,
     BaseSection,
     Bottleneck,
     DataSection,
+    Full,
     Head,
     Ia3,
     LastLayers,
@@ -23,9 +25,11 @@ from peftlab.recipe.schema import (
 )
 
 __all__ = [
+    "AdaLora",
     "BaseSection",
     "Bottleneck",
     "DataSection",
+    "Full",
     "Head",
     "Ia3",
     "LastLayers",

@@ -160,6 +160,50 @@ class Lora(Method):
     dropout, and `training.frozen_cache` saves most of its time."""
     use_rslora: bool = False
     use_dora: bool = False
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+    """How A begins: true takes a uniform distribution. B begins as 0, with orthogonal so that BA = 0."""
+    rank_pattern: dict[str, Positive] = {}
+    """Ends of layer names → their own r."""
+    alpha_pattern: dict[str, Positive] = {}
+    """Ends of layer names → their own lora_alpha."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+: B learns at so many times the learning rate of A; null at the same."""
+
+
+class AdaLora(Method):
+    """LoRA whose rank is shared out among the layers while it trains."""
+
+    type: Literal["adalora"]
+    target_r: Positive = 8
+    """Average rank in the end."""
+    init_r: Positive = 12
+    """Rank of each layer in the beginning."""
+    tinit: Count | None = None
+    """Steps before ranks begin to fall; null takes a tenth of all."""
+    tfinal: Count | None = None
+    """Steps after ranks have stopped falling; null takes three tenths of all."""
+    deltaT: Positive = 1  # noqa: N815  # PEFT's name
+    """Ranks are shared out anew every so many steps."""
+    beta1: Share = 0.85
+    """How slowly the importance of a direction follows its gradients."""
+    beta2: Share = 0.85
+    """How slowly the uncertainty of that importance does."""
+    orth_reg_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight in the loss of what keeps directions orthogonal."""
+    lora_alpha: Positive = 16
+    """The update is scaled by lora_alpha / init_r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """As for lora."""
+    layers_to_transform: list[Count] | Count | None = None
+    """As for lora."""
+
+    @field_validator("init_r")
+    @classmethod
+    def _falling(cls, rank: int, info: ValidationInfo) -> int:
+        if rank < info.data.get("target_r", 1):
+            raise ValueError("should be at least target_r")
+        return rank
 
 
 class Bottleneck(Method):
@@ -215,8 +259,9 @@ class OtherMethod(Method):
     model_config = ConfigDict(extra="allow")
 
     type: Literal[
-        "beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra",
-        "loha", "lokr", "miss", "oft", "peanut", "psoft", "road", "shira", "waveft",
+        "beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr", "miss",
+        "oft", "peanut", "psoft", "pvera", "randlora", "road", "shira", "tinylora", "unilora", "vblora", "vera",
+        "waveft",
     ]  # fmt: skip
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """As for lora."""
@@ -248,8 +293,19 @@ class LastLayers(Method):
     """How many."""
 
 
+class Full(Method):
+    """No delta: every weight of the base trains, and the adapter holds them all."""
+
+    type: Literal["full"]
+
+    @property
+    def usual_learning_rate(self) -> float:
+        """See `Method`."""
+        return 1e-4
+
+
 MethodSection = Annotated[
-    Lora | Bottleneck | Ia3 | OtherMethod | Head | LastLayers,
+    Lora | AdaLora | Bottleneck | Ia3 | OtherMethod | Head | LastLayers | Full,
     Field(discriminator="type"),
     BeforeValidator(_lora_by_default),
 ]

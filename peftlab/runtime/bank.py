@@ -6,15 +6,16 @@ width live beside each other without knowing of one another; PEFT alone holds th
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, inject_adapter_in_model
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuner
@@ -206,17 +207,20 @@ class Bank:
             )
             model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
         prefix = model.base_model_prefix
-        delta, tensors = PeftConfig.from_pretrained(adapter.folder), _tensors(adapter)
+        delta, tensors = (
+            PeftConfig.from_pretrained(adapter.folder),
+            load_file(adapter.folder / "adapter_model.safetensors"),
+        )
         own = [name for name in delta.modules_to_save or () if name.startswith(f"{prefix}.")]
-        fresh = {name.removeprefix(f"{prefix}."): model.get_submodule(name) for name in own}
-        setattr(model, prefix, _own_tree(self._backbone, fresh))
-        if _aim(delta, tensors):  # there is no delta where only the head was trained
-            inject_adapter_in_model(delta, model, adapter_name=KEY)
-        try:
-            placed = _placed(delta, tensors, model, own)
-        except IntegrityError as faults:
-            raise IntegrityError(f"{adapter} does not fit its base:\n{faults}") from None
-        model.load_state_dict(placed, strict=False, assign=True)
+        setattr(model, prefix, _own_tree(self._backbone))
+        head = _outside_backbone(model, own)
+        adapted = PeftModel(model, _aimed(delta, tensors), KEY)
+        wanted = {**get_peft_model_state_dict(adapted, adapter_name=KEY, save_embedding_layers=False), **head}
+        if faults := list(_misfits(tensors, wanted)):
+            raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
+        placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
+        adapted.load_state_dict(placed, strict=False, assign=True)
         return model.requires_grad_(False).to(self._backbone.device).eval()
 
 
@@ -237,64 +241,43 @@ def _as_row(asked: Asked, task: Task, number: int) -> Row:
     return Row(fields, f"row {number}")
 
 
-def _own_tree(module: torch.nn.Module, fresh: Mapping[str, torch.nn.Module], path: str = "") -> torch.nn.Module:
-    """The same modules anew, on the same weights, so that what is done to one tree no other tree sees.
-
-    `fresh` takes the place of some, by name: modules that the adapter holds whole, such as a pooler that the checkpoint
-    lacks, or trained layers.
-    """
+def _own_tree(module: torch.nn.Module) -> torch.nn.Module:
+    """The same modules anew, on the same weights, so that what is done to one tree no other tree sees."""
     twin = copy.copy(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: _own_child(child, fresh, f"{path}{name}") for name, child in module._modules.items()}
+    twin._modules = {name: None if child is None else _own_tree(child) for name, child in module._modules.items()}
     return twin
 
 
-def _own_child(
-    child: torch.nn.Module | None, fresh: Mapping[str, torch.nn.Module], name: str
-) -> torch.nn.Module | None:
-    if name in fresh:
-        return fresh[name]
-    return None if child is None else _own_tree(child, fresh, f"{name}.")
-
-
-def _aim(config: PeftConfig, tensors: Iterable[str]) -> bool:
-    """Aim an adapter's PEFT configuration at the very layers it adapts, if any; its head is ours to hold.
+def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
+    """An adapter's PEFT configuration, aimed at the very layers it adapts, if any; its head is ours to hold.
 
     Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
     architecture's task classes leave out.
     """
     own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
-    config.target_modules = {name.rpartition(own)[0] for name in tensors if own in name}
-    config.modules_to_save = None
-    return bool(config.target_modules)
+    adapted = {name.removeprefix(PEFT_PREFIX).rpartition(own)[0] for name in tensors if own in name}
+    config.target_modules, config.modules_to_save = adapted or DUMMY_TARGET_MODULES, None
+    return config
 
 
-def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by the names they have in a plain Transformers model."""
-    saved = load_file(adapter.folder / "adapter_model.safetensors")
-    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
+def _outside_backbone(model: torch.nn.Module, own: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What an adapter holds whole, by its names in the adapter's files: the head, and modules of its `own`."""
+    inside, held = f"{model.base_model_prefix}.", tuple(f"{name}." for name in own)
+    state = model.state_dict().items()
+    return {f"{PEFT_PREFIX}{name}": t for name, t in state if not name.startswith(inside) or name.startswith(held)}
 
 
-def _placed(
-    config: PeftConfig, tensors: dict[str, torch.Tensor], model: torch.nn.Module, own: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """`tensors` by their names in `model`: those of the delta as PEFT's method places them, the head as it is.
+def _misfits(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """What of an adapter's files this model lacks, or wants in vain, or has in another shape.
 
-    Raises:
-        IntegrityError: names or shapes differ. PEFT would load an adapter of another depth or task without a word.
+    PEFT would load an adapter of another depth or task without a word.
     """
-    tuner, state = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], model.state_dict()
-    tensors = tuner._remap_adapter_state_dict_for_load(model, config, KEY, tensors)
-    inside, head = f"{model.base_model_prefix}.", tuple(f"{name}." for name in own)
-    wanted = {name for name in state if not name.startswith(inside) or name.startswith(head)}
-    wanted |= {name for name in state if KEY in name.split(".")}
-    faults = [f"{name}: missing" for name in wanted - tensors.keys()]
-    faults += [f"{name}: not in this model" for name in tensors.keys() - wanted]
-    faults += [
-        f"{name}: {tuple(tensors[name].shape)} where the model has {tuple(state[name].shape)}"
-        for name in tensors.keys() & wanted
-        if tensors[name].shape != state[name].shape
-    ]
-    if faults:
-        raise IntegrityError("\n".join(f"  {fault}" for fault in sorted(faults)).replace(f".{KEY}", ""))
-    return tensors
+    for name in wanted.keys() | tensors.keys():
+        told = name.removeprefix(PEFT_PREFIX)
+        if name not in tensors:
+            yield f"  {told}: missing"
+        elif name not in wanted:
+            yield f"  {told}: not in this model"
+        elif tensors[name].shape != wanted[name].shape:
+            yield f"  {told}: {tuple(tensors[name].shape)} where the model has {tuple(wanted[name].shape)}"

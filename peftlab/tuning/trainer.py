@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerControl, TrainingArguments
 
+from peftlab.recipe import AdaLora
 from peftlab.tasks import Feature, Scores
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.engines import engine_arguments
+from peftlab.tuning.rank_allocation import orthogonality
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10
@@ -22,6 +25,7 @@ class TaskTrainer(Trainer):
     """A Trainer that validates on decoded predictions of the task, not on padded logits."""
 
     control: TrainerControl
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, run: Run, validate: Callable[[], Scores], **kwargs: Any) -> None:
         self.run, self.validate = run, validate
@@ -43,7 +47,27 @@ class TaskTrainer(Trainer):
         with self.run.precision():
             output = model(**inputs)
         loss = weight * self.run.task.loss(self.run.task.logits(output).float(), labels)
+        if isinstance(method := self.run.recipe.method, AdaLora):
+            loss = loss + method.orth_reg_weight * orthogonality(self.run.model)
         return (loss, output) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """With the learning rates of LoRA+ where the recipe asks for them; see `Trainer`."""
+        ratio = getattr(self.run.recipe.method, "loraplus_lr_ratio", None)
+        if ratio and self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            decay = {"loraplus_weight_decay": self.args.weight_decay}
+            self.optimizer = create_loraplus_optimizer(
+                model or self.model, kind, loraplus_lr_ratio=ratio, **settings, **decay
+            )
+        return super().create_optimizer(model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """What trains stays what it was: after PEFT has loaded AdaLoRA's weights, its frozen counts would train."""
+        frozen = {name for name, parameter in self.run.model.named_parameters() if not parameter.requires_grad}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.run.model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of about the same number of tokens, or rows at random; see `Trainer`."""

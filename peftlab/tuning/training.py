@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from peftlab.errors import TuningInterrupted
+from peftlab.recipe import AdaLora
 from peftlab.tasks import Scores
 from peftlab.tasks.predicting import forward, predict_features
 from peftlab.tuning.callbacks import Interruption, Patience, Telling
@@ -17,6 +18,7 @@ from peftlab.tuning.engines import divided, idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.rank_allocation import RankAllocation
 from peftlab.tuning.run import Run
 from peftlab.tuning.trainer import TaskTrainer, training_arguments
 
@@ -84,6 +86,8 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     callbacks: list[TrainerCallback] = [Telling(progress)]
     if run.recipe.training.early_stopping_patience:
         callbacks.append(Patience(run.recipe.training.early_stopping_patience))
+    if isinstance(method := run.recipe.method, AdaLora):
+        callbacks.append(RankAllocation(run, method, progress))
     trainer = TaskTrainer(
         run, partial(evaluate, run, "validation"), args=training_arguments(run, folder), callbacks=callbacks
     )
