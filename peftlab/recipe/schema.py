@@ -260,8 +260,7 @@ class OtherMethod(Method):
 
     type: Literal[
         "beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr", "miss",
-        "oft", "peanut", "psoft", "pvera", "randlora", "road", "shira", "tinylora", "unilora", "vblora", "vera",
-        "waveft",
+        "oft", "peanut", "psoft", "pvera", "randlora", "road", "shira", "vblora", "vera", "waveft",
     ]  # fmt: skip
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """As for lora."""
