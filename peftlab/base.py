@@ -146,7 +146,7 @@ def load_with_head(
     import transformers
 
     auto_class = getattr(transformers, task.auto_class)
-    with _quietly():
+    with quietly():
         model, report = auto_class.from_pretrained(
             files.folder, output_loading_info=True, **head_config(task), **settings, **_load_options(trust_remote_code)
         )
@@ -163,7 +163,7 @@ def load_backbone(files: BaseFiles, *, trust_remote_code: bool = False, device: 
     """The base without any head, in fp32: what stays resident while adapters come and go."""
     from transformers import AutoModel
 
-    with _quietly():
+    with quietly():
         model = AutoModel.from_pretrained(files.folder, **_load_options(trust_remote_code))
     return model.eval().to(choose_device(device))
 
@@ -284,7 +284,7 @@ def _remembered_hashes() -> dict[str, str]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Transformers reports the new head as a fault and draws a bar for a second's work: both would only puzzle."""
     from transformers.utils import logging
 

@@ -265,7 +265,7 @@ class Store:
         (staging / MANIFEST).write_bytes(text.encode())
         for file in (*files, staging / MANIFEST):
             _flush(file)
-        staging.chmod(0o755)  # mkdtemp's 0700 would lock other readers out
+        open_to_readers(staging)
         staging.rename(home / str(version))
         self._point(home.name, version)
         return version
@@ -320,6 +320,13 @@ def _faults(adapter: Adapter) -> Iterator[str]:
             yield f"{name}: changed"
     for name in sorted(present - expected.keys() - {MANIFEST}):
         yield f"{name}: was not published with it"
+
+
+def open_to_readers(folder: Path) -> None:
+    """mkdtemp makes folders, and safetensors files, that nobody but their owner may read."""
+    folder.chmod(0o755)
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def _sha256(file: Path) -> str:

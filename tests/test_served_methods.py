@@ -8,10 +8,13 @@ from peft import PeftModel
 
 import peftlab
 from peftlab.base import load_with_head
+from peftlab.errors import IntegrityError
+from peftlab.runtime import merge
 from peftlab.tasks.predicting import forward
 from tests.task_stores import one_line, recipe_for, run
 from tests.test_method_matrix import METHODS
 
+UNMERGEABLE = {"bottleneck", "lily"}
 SENTENCE = "the train was late , it rained ."
 
 
@@ -41,6 +44,16 @@ def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
     mine, theirs = (forward(task, model, bank._tokenizer, features) for model in (loaded.model, plain))
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
+    if METHODS[name]["type"] in UNMERGEABLE:
+        with pytest.raises(IntegrityError, match="cannot be merged into its base"):
+            merge(name, tmp_path / "model", store=store, device="cpu")
+    else:
+        merged = merge(name, tmp_path / "model", store=store, device="cpu")
+        assert merged.difference <= 1e-5
 
 
 def test_one_alone_answers_as_beside_the_others(bank, store):

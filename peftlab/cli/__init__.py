@@ -78,11 +78,12 @@ def _register() -> None:
     from peftlab.cli.adapters import adapters
     from peftlab.cli.bench import bench
     from peftlab.cli.evaluate import evaluate
+    from peftlab.cli.export import export
     from peftlab.cli.predict import predict
     from peftlab.cli.recipes import recipe
     from peftlab.cli.tune import tune
 
-    for command in (tune, predict, evaluate, adapters, recipe, bench):
+    for command in (tune, predict, evaluate, export, adapters, recipe, bench):
         cli.add_command(command)
 
 

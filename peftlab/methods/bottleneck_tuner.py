@@ -24,7 +24,7 @@ from torch.nn import functional
 
 NAME = "bottleneck"
 BARE_BASE = "__base__"  # PEFT's word for a row without an adapter
-UNMERGEABLE = "a bottleneck adapter cannot be merged into its base: it is not linear"
+UNMERGEABLE = "a bottleneck is not linear, and no weight of the base could stand for it"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,

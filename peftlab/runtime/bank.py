@@ -53,7 +53,12 @@ class _Loaded:
 
     adapter: Adapter
     task: Task
-    model: torch.nn.Module
+    adapted: PeftModel
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What computes logits."""
+        return self.adapted.get_base_model()
 
 
 def load(*names: str, store: str | Path = "adapters", device: str = "auto", trust_remote_code: bool = False) -> "Bank":
@@ -116,6 +121,29 @@ class Bank:
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
         self._loaded[name] = _Loaded(adapter, task, self._attach(adapter, task))
+
+    @property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """Of the base."""
+        return self._tokenizer
+
+    def model(self, name: str) -> torch.nn.Module:
+        """What computes a loaded adapter's logits: the base with its delta and head, in Transformers' own class."""
+        return self._loaded[name].model
+
+    def merged(self, name: str) -> transformers.PreTrainedModel:
+        """A copy of the base with a loaded adapter's delta added to its weights, and its head.
+
+        Raises:
+            IntegrityError: its method cannot be merged.
+        """
+        loaded = self._loaded[name]
+        try:
+            return copy.deepcopy(loaded.adapted).merge_and_unload(safe_merge=True)
+        except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
+            method = loaded.adapter.manifest["method"]
+            reason = str(error).removesuffix(".")
+            raise IntegrityError(f"{loaded.adapter} ({method}) cannot be merged into its base: {reason}.") from error
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
         """Each row through its adapter.
@@ -199,7 +227,7 @@ class Bank:
                     f"'{self._files.model}' from {self._files.source}, has {found[:12]}…. One bank holds one base."
                 )
 
-    def _attach(self, adapter: Adapter, task: Task) -> torch.nn.Module:
+    def _attach(self, adapter: Adapter, task: Task) -> PeftModel:
         """The task's own model class on the backbone's weights, with the adapter's head and delta in place."""
         with torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(
@@ -221,7 +249,7 @@ class Bank:
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
         placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
         adapted.load_state_dict(placed, strict=False, assign=True)
-        return model.requires_grad_(False).to(self._backbone.device).eval()
+        return adapted.requires_grad_(False).to(self._backbone.device).eval()
 
 
 def _find_tuned_base(section: BaseSection) -> BaseFiles:

@@ -1,0 +1,118 @@
+"""An adapter leaves the store as something else: for now, folded into a copy of its base."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from peftlab.base import quietly
+from peftlab.errors import IntegrityError, StoreError
+from peftlab.runtime.bank import load
+from peftlab.store import Adapter, open_to_readers
+from peftlab.tasks import Task
+
+TOLERANCE = 1e-4  # of the largest logit: merging rounds each weight once
+PROBE = (8, 32)  # rows × tokens
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model in `folder` that is the base with the adapter folded in.
+
+    `difference` is the largest between its logits and those of the adapter beside the base, `largest` the largest
+    logit, both on random tokens.
+    """
+
+    adapter: Adapter
+    folder: Path
+    difference: float
+    largest: float
+
+
+def merge(
+    name: str,
+    folder: str | Path,
+    *,
+    store: str | Path = "adapters",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Merged:
+    """Write the base with an adapter's delta added to its weights, and the tokenizer, as Transformers saves a model.
+
+    It is read back and compared before `folder` appears.
+
+    Args:
+        name: `name` or `name@version`.
+        folder: Must be empty or not be there.
+        store, device, trust_remote_code: As for `load`.
+
+    Raises:
+        StoreError: `folder` holds something, or cannot be written.
+        IntegrityError: the adapter's method cannot be merged, the merged model answers otherwise, or as `load` says.
+        AdapterNotFoundError: no such adapter.
+        BaseNotFoundError: its base is nowhere.
+    """
+    target = Path(folder)
+    _check_empty(target)
+    with _appearing(target) as draft:
+        bank = load(name, store=store, device=device, trust_remote_code=trust_remote_code)
+        _save(bank.merged(name), draft)
+        bank.tokenizer.save_pretrained(draft)
+        reread = _read_back(draft, bank.task(name), trust_remote_code).to(bank.model(name).device)
+        expected, found = (_probe(bank.task(name), model) for model in (bank.model(name), reread))
+        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        if not difference <= TOLERANCE * largest:  # also for NaN
+            raise IntegrityError(
+                f"{bank.adapter(name)} was not exported: merged, its logits (up to {largest:.3g}) differ by "
+                f"{difference:.3g}. Please report this with the adapter."
+            )
+    return Merged(bank.adapter(name), target, difference, largest)
+
+
+def _check_empty(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise StoreError(f"{target} is there already. Name a new folder, or remove that one first.")
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `target` if all goes well."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
+    try:
+        yield draft
+        open_to_readers(draft)
+        draft.replace(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _save(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Without what the shared backbone has and this class of model leaves out, such as BERT's pooler."""
+    with torch.device("meta"):
+        own = type(model)(model.config).state_dict()
+    state = model.state_dict()
+    with quietly():
+        model.save_pretrained(folder, state_dict={name: state[name] for name in own})
+
+
+def _read_back(folder: Path, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
+    model_class = getattr(transformers, task.auto_class)
+    with quietly():
+        return model_class.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
+
+
+@torch.inference_mode()
+def _probe(task: Task, model: transformers.PreTrainedModel) -> torch.Tensor:
+    """Logits on random tokens, the same for every model of one vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, PROBE, generator=generator).to(model.device)
+    return task.logits(model(input_ids=tokens, attention_mask=torch.ones_like(tokens))).float()
