@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from peftlab.methods import adapt, peft_config
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.tasks import Task
 from peftlab.tuning.fast import fast_steps
+from peftlab.tuning.precision import training_dtype
 
 Step = Callable[[], None]
 Inputs = dict[str, torch.Tensor]
@@ -72,6 +74,27 @@ def _plain_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bo
     model = _loaded(getattr(transformers, task.auto_class), recipe, base, dtype=torch.float32, **head_config(task))
     adapted = get_peft_model(model, peft_config(base, recipe.method, task))
     return _training_step(adapted.train(dropout), task, inputs, bf16)
+
+
+def method_steps(recipes: Mapping[str, str | Path], shape: tuple[int, int], stack: ExitStack) -> dict[str, Step]:
+    """A training step of each recipe as `tune` takes it, until `stack` closes, but for AdaLoRA's penalty.
+
+    Inputs are random tokens: `shape` is (batch, tokens).
+    """
+    return {name: _method_step(read_recipe(path), shape, stack) for name, path in recipes.items()}
+
+
+def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack) -> Step:
+    task, settings = learned_task(recipe), recipe.training
+    base = load_base(recipe.base, task, seed=settings.seed, dropout=settings.base_dropout)
+    bf16 = training_dtype(settings, base.model.device) == torch.bfloat16
+    return _peftlab_step(recipe, base, task, _inputs(base, shape), bf16, stack)
+
+
+def ratios_in_turn(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
+    """Median time of each step over that of the first, taken in turn."""
+    first, rows = next(iter(steps)), _in_turn(steps, rounds, choose_device())
+    return {name: statistics.median(row[name] / row[first] for row in rows) for name in steps}
 
 
 def _loaded(auto_class: Any, recipe: Recipe, base: Base, **options: Any) -> Any:

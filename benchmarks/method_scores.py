@@ -1,0 +1,235 @@
+"""Every method side by side on real data: `python -m benchmarks.method_scores`.
+
+all-MiniLM-L6-v2; CrossNER politics (entity F1, 20 epochs, the first 200 sentences for validation) with every method,
+FDU-MTL books (accuracy, 3 epochs, 256 tokens) with a few. Each method's learning rate is the best of its grid by
+validation score at seed 1, then seeds 2 and 3 follow; test score of the best epoch by validation, no early stop. Each
+run is a process of its own: its peak memory is what the system counted. Runs that are done stand in
+benchmarks/results/methods-SET.jsonl and are not repeated, so it may be stopped and started again. `--steps` times
+training steps (16 × 32 tokens) of all methods in turn, beside full fine-tuning's. Data is looked for in $PEFTLAB_DATA,
+or else in ../shared/data.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.ner_scores import SETS as ENTITY_SETS
+from benchmarks.results import FOLDER, data_folder, write_result
+from benchmarks.task_scores import books
+from peftlab.bench import warm_up
+from peftlab.bench.processes import measure_call
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+MODULE = "benchmarks.method_scores"
+SEEDS = (1, 2, 3)
+LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (1e-2, 3e-2, 1e-1)
+VALIDATED = 200  # sentences of CrossNER's 541: validating after each of 20 epochs would take longer than training
+Overrides = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its fields, the learning rates to try, and what else it changes in the recipe."""
+
+    method: Overrides
+    rates: tuple[float, ...] = MIDDLE
+    base: Overrides | None = None
+
+
+CONTENDERS: dict[str, Contender] = {
+    "full": Contender({"type": "full"}, (3e-5, 1e-4, 3e-4)),
+    "head": Contender({"type": "head"}, HIGH),
+    "last-layers 1": Contender({"type": "last-layers", "layers": 1}, LOW),
+    "lora": Contender({"type": "lora", "r": 8}, LOW),
+    "dora": Contender({"type": "lora", "r": 8, "use_dora": True}, LOW),
+    "lora+": Contender({"type": "lora", "r": 8, "loraplus_lr_ratio": 16.0}, (1e-4, 3e-4, 1e-3)),
+    "adalora": Contender({"type": "adalora"}),
+    "houlsby": Contender({"type": "bottleneck", "variant": "houlsby"}),
+    "pfeiffer": Contender({"type": "bottleneck", "variant": "pfeiffer"}),
+    "parallel": Contender({"type": "bottleneck", "variant": "parallel"}, LOW),
+    "ia3": Contender({"type": "ia3"}, HIGH),
+    "oft": Contender({"type": "oft"}),
+    "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
+    **{
+        name: Contender({"type": name})
+        for name in ("beft", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr")
+    },
+    **{
+        name: Contender({"type": name})
+        for name in ("miss", "peanut", "psoft", "pvera", "randlora", "road", "shira", "waveft")
+    },
+}
+
+
+def politics(data: Path, work: Path) -> Overrides:
+    """Entities in political news, nine types."""
+    epochs, files = ENTITY_SETS["crossner-politics"]
+    splits = {split: str(data / file) for split, file in files.items()}
+    sentences = Path(splits["validation"]).read_text(encoding="utf8").split("\n\n")
+    (work / "validation.txt").write_text("\n\n".join(sentences[:VALIDATED]), encoding="utf8")
+    splits["validation"] = str(work / "validation.txt")
+    return {"task": {"type": "token-classification"}, "data": splits, "training": {"num_train_epochs": epochs}}
+
+
+SETS: dict[str, tuple[Callable[[Path, Path], Overrides], tuple[str, ...]]] = {
+    "politics": (politics, tuple(CONTENDERS)),
+    "books": (books, ("full", "head", "lora", "pfeiffer")),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: main scores on validation and test, parameters that train, size of the adapter, peak of the process."""
+
+    contender: str
+    rate: float
+    seed: int
+    validation: float
+    test: float
+    trained: int
+    adapter_bytes: int
+    peak_bytes: int
+
+
+@click.command(help=__doc__)
+@click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(CONTENDERS)), help="Only these.")
+@click.option("--run/--no-run", default=True, show_default=True, help="Do the runs that are missing.")
+@click.option("--steps/--no-steps", default=False, show_default=True, help="Time training steps; nothing else may run.")
+def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: bool) -> None:
+    """Do what is missing, set by set; print each table and write it."""
+    warm_up()
+    for name in names:
+        asked = [contender for contender in SETS[name][1] if contender in (methods or CONTENDERS)]
+        if run:
+            for contender in asked:
+                run_missing(name, contender)
+        if steps:
+            time_all(name, asked)
+        write_result(f"methods-{name}", f"Methods on {name}", list(_rows(name)), __doc__ or "")
+
+
+def run_missing(name: str, contender: str) -> None:
+    """The grid at the first seed, then the other seeds at its best rate."""
+    for rate in CONTENDERS[contender].rates:
+        _run_once(name, contender, rate, SEEDS[0])
+    for seed in SEEDS[1:]:
+        _run_once(name, contender, best_rate(_done(name), contender), seed)
+
+
+def best_rate(outcomes: Iterable[Outcome], contender: str) -> float:
+    """Of the rates at the first seed, by validation score."""
+    grid = [outcome for outcome in outcomes if outcome.contender == contender and outcome.seed == SEEDS[0]]
+    return max(grid, key=lambda outcome: outcome.validation).rate
+
+
+def _run_once(name: str, contender: str, rate: float, seed: int) -> None:
+    if any((done.contender, done.rate, done.seed) == (contender, rate, seed) for done in _done(name)):
+        return
+    measured = measure_call(MODULE, "tune_once", data_set=name, contender=contender, rate=rate, seed=seed)
+    outcome = Outcome(contender, rate, seed, **measured.value, peak_bytes=measured.peak_bytes or 0)
+    with _file(name).open("a", encoding="utf8") as file:
+        file.write(json.dumps(asdict(outcome)) + "\n")
+    click.echo(f"{name}, {contender}, {rate:g}, seed {seed}: {outcome.validation:.4f}, test {outcome.test:.4f}")
+
+
+def _done(name: str) -> list[Outcome]:
+    file = _file(name)
+    lines = file.read_text(encoding="utf8").splitlines() if file.exists() else []
+    return [Outcome(**json.loads(line)) for line in lines]
+
+
+def _file(name: str) -> Path:
+    return FOLDER / f"methods-{name}.jsonl"
+
+
+def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Overrides:
+    """One run, in a process of its own → what an `Outcome` says of it, but for its memory."""
+    from peftlab.tuning import tune
+
+    with tempfile.TemporaryDirectory() as work:
+        recipe = _write_recipe(data_set, contender, rate, seed, Path(work))
+        result = tune(recipe, store=Path(work) / "store")
+        validation, test = (result.scores[split].values[result.task.main_score] for split in ("validation", "test"))
+        trained, weights = result.adapter.manifest["parameters"]["trained"], "adapter_model.safetensors"
+        size = (result.adapter.folder / weights).stat().st_size
+    return {"validation": validation, "test": test, "trained": trained, "adapter_bytes": size}
+
+
+def _write_recipe(name: str, contender: str, rate: float | None, seed: int, work: Path) -> Path:
+    said, tried = SETS[name][0](data_folder(), work), CONTENDERS[contender]
+    training = {**said["training"], "learning_rate": rate, "seed": seed, "early_stopping_patience": None}
+    sections = {
+        "name": "contender",
+        "base": {"model": MODEL, **(tried.base or {})},
+        **said,
+        "method": tried.method,
+        "training": training,
+    }
+    file = work / "recipe.yaml"
+    file.write_text(json.dumps(sections), encoding="utf8")  # JSON is YAML
+    return file
+
+
+def time_all(name: str, contenders: list[str]) -> None:
+    """Note each contender's median step time over full fine-tuning's, in one process."""
+    given = ["full", *(contender for contender in contenders if contender != "full")]
+    measured = measure_call(MODULE, "step_ratios", data_set=name, contenders=given)
+    _steps_file(name).write_text(json.dumps(measured.value, indent=1), encoding="utf8")
+
+
+def step_ratios(data_set: str, contenders: list[str], rounds: int = 15) -> dict[str, float]:
+    """Median step time of each contender over the first one's, steps taken in turn."""
+    from contextlib import ExitStack
+
+    from peftlab.bench.stepping import method_steps, ratios_in_turn
+
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        folders = {contender: _made(Path(work) / str(i)) for i, contender in enumerate(contenders)}
+        recipes = {c: _write_recipe(data_set, c, None, SEEDS[0], folder) for c, folder in folders.items()}
+        return ratios_in_turn(method_steps(recipes, (16, 32), stack), rounds)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _steps_file(name: str) -> Path:
+    return FOLDER / f"methods-{name}-steps.json"
+
+
+def _rows(name: str) -> Iterator[dict[str, Any]]:
+    """The table: a contender a row, by test score."""
+    done, steps = _done(name), _steps_file(name)
+    ratios = json.loads(steps.read_text(encoding="utf8")) if steps.exists() else {}
+    rows = [_row(done, contender, ratios.get(contender)) for contender in dict.fromkeys(o.contender for o in done)]
+    yield from sorted(rows, key=lambda row: -row["test"])
+
+
+def _row(done: list[Outcome], contender: str, ratio: float | None) -> dict[str, Any]:
+    rate = best_rate(done, contender)
+    runs = [outcome for outcome in done if (outcome.contender, outcome.rate) == (contender, rate)]
+    tests = [outcome.test for outcome in runs]
+    return {
+        "method": contender,
+        "learning rate": f"{rate:g}",
+        "seeds": len(runs),
+        "validation": statistics.mean(outcome.validation for outcome in runs),
+        "test": statistics.mean(tests),
+        "sd": statistics.stdev(tests) if len(tests) > 1 else "–",
+        "trained": f"{runs[0].trained:,}",
+        "adapter": f"{runs[0].adapter_bytes / 1e6:.2f} MB",
+        "step ÷ full's": "–" if ratio is None else f"{ratio:.2f}",
+        "peak memory": f"{max(outcome.peak_bytes for outcome in runs) / 1e6:.0f} MB",
+    }
+
+
+if __name__ == "__main__":
+    main()
