@@ -1,7 +1,7 @@
 """Scores of every text-understanding task on real data: `python -m benchmarks.task_scores`.
 
 all-MiniLM-L6-v2 with LoRA r=8 on every Linear and the recipe's defaults, but for the epochs in the table; best epoch by
-validation. `--full` trains every weight of the base instead, with the same data and epochs, at learning rate 1e-4: what
+validation. `-o method.type=full` trains every weight of the base instead, with the same data and epochs, at its own rate: what
 this base can do at all. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 import peftlab
-from benchmarks.full_tuning import full_tuning
 from benchmarks.results import data_folder, write_result
 from peftlab.cli.options import override_option
 from peftlab.tuning import Progress
@@ -137,9 +136,8 @@ SETS: dict[str, Callable[[Path, Path], Overrides]] = {
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--seed", default=42, show_default=True)
-@click.option("--full", is_flag=True, help="Train every weight of the base: what it can do at all.")
 @override_option
-def main(names: tuple[str, ...], seed: int, full: bool, overrides: Overrides) -> None:
+def main(names: tuple[str, ...], seed: int, overrides: Overrides) -> None:
     """Tune on each set; print its test scores and write them."""
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -148,11 +146,8 @@ def main(names: tuple[str, ...], seed: int, full: bool, overrides: Overrides) ->
                 by_key(SETS[name](data_folder(), work)) | FIXED | {"name": name, "training.seed": seed} | overrides
             )
             (work / "recipe.yaml").write_text("name: benchmark\n", encoding="utf8")
-            if full:
-                changed.setdefault("training.learning_rate", 1e-4)
-            with full_tuning(enabled=full):
-                result = peftlab.tune(work / "recipe.yaml", overrides=changed, store=work / "store", progress=Epochs())
-            _report(name, result, changed, full)
+            result = peftlab.tune(work / "recipe.yaml", overrides=changed, store=work / "store", progress=Epochs())
+            _report(name, result, changed)
 
 
 def by_key(sections: Mapping[str, Mapping[str, Any]]) -> Overrides:
@@ -169,11 +164,11 @@ class Epochs(Progress):
         click.echo(f"epoch {epoch:g}  {told}{'  best' if best else ''}", err=True)
 
 
-def _report(name: str, result: peftlab.TuningResult, overrides: Overrides, full: bool) -> None:
-    values = result.scores["test"].values
+def _report(name: str, result: peftlab.TuningResult, overrides: Overrides) -> None:
+    values, method = result.scores["test"].values, result.adapter.manifest["method"]
     row: dict[str, Any] = {
         "set": name,
-        "way": "full fine-tuning" if full else "LoRA r=8",
+        "method": method,
         "epochs": overrides["training.num_train_epochs"],
         "seed": overrides["training.seed"],
         **values,
@@ -181,8 +176,7 @@ def _report(name: str, result: peftlab.TuningResult, overrides: Overrides, full:
     if name == "squad2-dev":
         kinds = result.scores["test"].by_label
         row["always null"] = kinds["unanswerable"]["support"] / sum(kind["support"] for kind in kinds.values())
-    kind = "full" if full else "lora"
-    write_result(f"task-{name}-{kind}", f"Test scores, {name}, {row['way']}", [row], __doc__ or "")
+    write_result(f"task-{name}-{method}", f"Test scores, {name}, {method}", [row], __doc__ or "")
 
 
 if __name__ == "__main__":
