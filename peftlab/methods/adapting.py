@@ -14,6 +14,8 @@ from peftlab.methods.ia3 import ia3_config
 from peftlab.methods.last_layers import last_layers_config
 from peftlab.methods.lora import lora_config
 from peftlab.methods.other import other_config
+from peftlab.methods.prefix import prefix_config
+from peftlab.methods.prompt import p_tuning_config, prompt_config
 from peftlab.recipe import MethodSection, OtherMethod
 from peftlab.tasks import Task
 
@@ -22,6 +24,9 @@ METHODS: dict[str, Callable[..., PeftConfig]] = {
     "lora": lora_config,
     "bottleneck": bottleneck_config,
     "ia3": ia3_config,
+    "prefix": prefix_config,
+    "prompt": prompt_config,
+    "p-tuning": p_tuning_config,
     "head": head_config,
     "last-layers": last_layers_config,
     **dict.fromkeys(OTHERS, other_config),
