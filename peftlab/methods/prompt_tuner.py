@@ -75,7 +75,7 @@ class PromptLayer(OwnLayer):
 
 
 def _encoder(config: PromptConfig, words: nn.Module) -> nn.Module:
-    """PEFT's own, which saves the network with the embeddings only while it is part of a model that trains."""
+    """(tokens,) → (tokens, width), by PEFT's own networks."""
     shape: dict[str, Any] = {
         "num_virtual_tokens": config.num_virtual_tokens,
         "token_dim": config.width,
@@ -84,7 +84,22 @@ def _encoder(config: PromptConfig, words: nn.Module) -> nn.Module:
     if config.encoder == "none":
         return PromptEmbedding(PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **shape), words)
     kind, size = config.encoder, config.encoder_hidden_size
-    return PromptEncoder(PromptEncoderConfig(encoder_reparameterization_type=kind, encoder_hidden_size=size, **shape))
+    config_of_peft = PromptEncoderConfig(encoder_reparameterization_type=kind, encoder_hidden_size=size, **shape)
+    return Network(PromptEncoder(config_of_peft))
+
+
+class Network(nn.Module):
+    """PEFT's `PromptEncoder` by other names: where a base has a `head` to save, PEFT takes `mlp_head` for one too."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        super().__init__()
+        self.embedding, self.layers = encoder.embedding, encoder.mlp_head
+        self.recurrent = getattr(encoder, "lstm_head", None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(tokens,) → (tokens, width)."""
+        states = self.embedding(tokens)
+        return cast(Tensor, self.layers(self.recurrent(states)[0] if self.recurrent else states))
 
 
 class PromptedForward:

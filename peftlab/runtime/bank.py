@@ -17,7 +17,7 @@ from peft import PeftConfig, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file
 
-import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuner
+import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.data import Row
 from peftlab.data.rows import RowError
