@@ -155,8 +155,8 @@ def _widened(mask: Tensor, prefix: Prefix) -> Tensor:
     seen, unseen = (0.0, torch.finfo(mask.dtype).min) if mask.is_floating_point() else (1, 0)
     if prefix.there is None:
         return functional.pad(mask, (prefix.keys.shape[1], 0), value=seen)
-    columns = torch.where(prefix.there, seen, unseen).to(mask.dtype)[:, None, None]
-    columns = columns.expand(-1, *mask.shape[1:3], -1)
+    columns = mask.new_full(prefix.there.shape, unseen).masked_fill_(prefix.there, seen)
+    columns = columns[:, None, None].expand(-1, *mask.shape[1:3], -1)
     return torch.cat([columns, mask.expand(len(columns), -1, -1, -1)], dim=-1)
 
 
