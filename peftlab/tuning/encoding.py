@@ -51,9 +51,7 @@ def input_length(base: Base, recipe: Recipe) -> int:
     there = base.max_length - taken
     with Problems() as problems:
         if taken and there < SHORTEST:
-            message = (
-                f"of the {base.max_length} tokens that this base takes, {taken} virtual ones leave {max(0, there)}."
-            )
+            message = f"{taken} virtual tokens leave {max(0, there)} of the {base.max_length} that this base takes."
             problems.add(message, key="method.num_virtual_tokens", hint="Take fewer.")
         elif asked and asked > there:
             virtual = f", of which {taken} are virtual" if taken else ""
