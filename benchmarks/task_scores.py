@@ -1,7 +1,8 @@
 """Scores of every text-understanding task on real data: `python -m benchmarks.task_scores`.
 
 all-MiniLM-L6-v2 with LoRA r=8 on every Linear and the recipe's defaults, but for the epochs in the table; best epoch by
-validation. With `-o method.type=full` every weight of the base trains instead: what this base can do at all. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+validation. With `-o method.type=full` every weight of the base trains instead: what this base can do at all. Data is
+looked for in $PEFTLAB_DATA, or else in ../shared/data.
 """
 
 import json

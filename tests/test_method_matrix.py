@@ -45,7 +45,13 @@ METHODS = {
     "pfeiffer": {"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 4},
     "parallel": {"type": "bottleneck", "variant": "parallel"},
     "ia3": {"type": "ia3"},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 8},
+    "prefix-projected": {"type": "prefix", "num_virtual_tokens": 4, "prefix_projection": True},
+    "prompt": {"type": "prompt", "num_virtual_tokens": 8},
+    "p-tuning": {"type": "p-tuning", "num_virtual_tokens": 4},
+    "p-tuning-lstm": {"type": "p-tuning", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM"},
     **{name: {"type": name, **SMALL.get(name, {})} for name in OTHERS},
+    "bitfit": {"type": "bitfit"},
     "head": {"type": "head"},
     "last-layers": {"type": "last-layers", "layers": 1},
     "full": {"type": "full"},
@@ -58,6 +64,7 @@ LINEAR_ONLY = [
 REFUSED = {
     **{(method, "gpt2"): f"PEFT cannot put '{method}' on this base: .*Conv1D" for method in LINEAR_ONLY},
     ("ia3", "modernbert"): "no module of 'modernbert' is known to make keys or values alone",
+    **{("bitfit", base): f"no module of this '{base}' has a bias" for base in ("llama", "modernbert")},
     ("ia3", "gpt2"): "no module of 'gpt2' is known to make keys or values alone",
 }
 CELLS = [(method, base) for method in METHODS for base in BASES if (method, base) not in REFUSED]

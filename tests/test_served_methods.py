@@ -14,7 +14,7 @@ from peftlab.tasks.predicting import forward
 from tests.task_stores import one_line, recipe_for, run
 from tests.test_method_matrix import METHODS
 
-UNMERGEABLE = {"bottleneck", "lily"}
+UNMERGEABLE = {"bottleneck", "lily", "prefix", "prompt", "p-tuning"}
 SENTENCE = "the train was late , it rained ."
 
 

@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peftlab.base import Base
 from peftlab.errors import as_problem
 from peftlab.methods.adalora import adalora_config
+from peftlab.methods.bitfit import bitfit_config
 from peftlab.methods.bottleneck import bottleneck_config
 from peftlab.methods.full import full_config
 from peftlab.methods.head import head_config
@@ -16,6 +17,8 @@ from peftlab.methods.ia3 import ia3_config
 from peftlab.methods.last_layers import last_layers_config
 from peftlab.methods.lora import lora_config
 from peftlab.methods.other import other_config
+from peftlab.methods.prefix import prefix_config
+from peftlab.methods.prompt import p_tuning_config, prompt_config
 from peftlab.recipe import MethodSection, OtherMethod
 from peftlab.tasks import Task
 
@@ -25,6 +28,10 @@ METHODS: dict[str, Callable[..., PeftConfig]] = {
     "adalora": adalora_config,
     "bottleneck": bottleneck_config,
     "ia3": ia3_config,
+    "prefix": prefix_config,
+    "prompt": prompt_config,
+    "p-tuning": p_tuning_config,
+    "bitfit": bitfit_config,
     "head": head_config,
     "last-layers": last_layers_config,
     "full": full_config,

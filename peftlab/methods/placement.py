@@ -3,7 +3,8 @@
 `attention` and `feed_forward` end their sub-layers, before the residual is added. `after` is where one bottleneck a
 layer goes: the norm behind the residual where a base normalizes last ("around-norm"), else the end of the feed-forward
 network. `beside` holds the whole feed-forward network. `keys_and_values` are the attention's two projections, where
-they are modules of their own.
+they are modules of their own. `self_attention` holds queries, keys and values, and goes with the form in which a prefix
+gets into it (see `prefix_attention.FORMS`).
 """
 
 import re
@@ -21,6 +22,7 @@ class Placement:
     after: tuple[str, str]
     beside: tuple[str, str] | None
     keys_and_values: str | None
+    self_attention: tuple[str, str] | None
 
     def targets(self, variant: str, names: list[str]) -> tuple[list[str], str]:
         """The modules among `names` that `variant` changes, and in which form; none where it has no place."""
@@ -29,6 +31,11 @@ class Placement:
             "pfeiffer": self.after,
             "parallel": self.beside or ("(?!)", ""),
         }[variant]
+        return _fitting(pattern, names), form
+
+    def attending(self, names: list[str]) -> tuple[list[str], str]:
+        """The self-attention modules among `names`, and in which form a prefix gets into them; none where none can."""
+        pattern, form = self.self_attention or ("(?!)", "")
         return _fitting(pattern, names), form
 
     def rescaled(self, names: list[str]) -> tuple[list[str], list[str]]:
@@ -46,15 +53,21 @@ _BERT = Placement(
     after=(rf"{LAYER}output\.LayerNorm", "around-norm"),
     beside=(rf"{LAYER}output", "beside-residual"),
     keys_and_values=rf"{LAYER}attention\.self\.(key|value)",
+    self_attention=(rf"{LAYER}attention\.self", "interface"),
 )
-_DEBERTA = replace(_BERT, keys_and_values=None)
-_DEBERTA_V2 = replace(_BERT, keys_and_values=rf"{LAYER}attention\.self\.(key|value)_proj")
+_DEBERTA = replace(_BERT, keys_and_values=None, self_attention=None)
+_DEBERTA_V2 = replace(
+    _BERT,
+    keys_and_values=rf"{LAYER}attention\.self\.(key|value)_proj",
+    self_attention=(rf"{LAYER}attention\.self", "disentangled"),
+)
 _DISTILBERT = Placement(
     attention=r"\.attention\.out_lin",
     feed_forward=r"\.ffn\.lin2",
     after=(r"\.output_layer_norm", "around-norm"),
     beside=(r"\.ffn", "beside"),
     keys_and_values=r"\.attention\.[kv]_lin",
+    self_attention=(rf"{LAYER}attention", "interface"),
 )
 _MODERNBERT = Placement(
     attention=r"\.attn\.Wo",
@@ -62,6 +75,7 @@ _MODERNBERT = Placement(
     after=(r"\.mlp\.Wo", "after"),
     beside=(r"\.mlp", "beside"),
     keys_and_values=None,
+    self_attention=(r"\.attn", "interface"),
 )
 _T5 = Placement(
     attention=r"\.SelfAttention\.o",
@@ -69,6 +83,7 @@ _T5 = Placement(
     after=(r"\.DenseReluDense\.wo", "after"),
     beside=(r"\.DenseReluDense", "beside"),
     keys_and_values=r"Attention\.[kv]",
+    self_attention=(r"\.SelfAttention", "interface"),
 )
 _BART = Placement(
     attention=r"\.self_attn\.out_proj",
@@ -76,6 +91,7 @@ _BART = Placement(
     after=(r"\.final_layer_norm", "around-norm"),
     beside=None,  # its feed-forward network is no module of its own
     keys_and_values=r"_attn\.[kv]_proj",
+    self_attention=(r"\.self_attn", "interface"),
 )
 _MBART = replace(_BART, after=(r"\.fc2", "after"))  # it normalizes first
 _LLAMA = Placement(
@@ -84,6 +100,7 @@ _LLAMA = Placement(
     after=(r"\.mlp\.down_proj", "after"),
     beside=(r"\.mlp", "beside"),
     keys_and_values=r"\.self_attn\.[kv]_proj",
+    self_attention=(r"\.self_attn", "interface"),
 )
 _GPT2 = Placement(
     attention=r"\.attn\.c_proj",
@@ -91,6 +108,7 @@ _GPT2 = Placement(
     after=(r"\.mlp\.c_proj", "after"),
     beside=(r"\.mlp", "beside"),
     keys_and_values=None,
+    self_attention=(r"\.attn", "interface"),
 )
 
 PLACEMENTS: dict[str, Placement] = {

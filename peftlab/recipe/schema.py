@@ -143,6 +143,11 @@ class Method(Section):
         """Where the recipe names none: the best of a small grid on validation rows of two sample sets (0014)."""
         return 1e-3
 
+    @property
+    def input_tokens(self) -> int:
+        """How many tokens of the longest input the method takes for itself."""
+        return 0
+
 
 class Lora(Method):
     """Low-rank updates of Linear layers."""
@@ -253,6 +258,56 @@ class Ia3(Method):
         return 3e-2
 
 
+class Prefix(Method):
+    """Trained keys and values in front of every self-attention's own; they have no position and take no input."""
+
+    type: Literal["prefix"]
+    num_virtual_tokens: Positive = 16
+    """Keys, and values, in each layer."""
+    prefix_projection: bool = False
+    """A small network makes them while training, and is saved with them."""
+    encoder_hidden_size: Positive | None = None
+    """With prefix_projection: the width between its two layers; null takes that of the keys."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names, or ends of names, of self-attention modules; null takes those of the base's architecture, if it is a known
+    one."""
+    layers_to_transform: list[Count] | Count | None = None
+    """Only in these of the base's layers, counted from 0; null takes all."""
+
+    @field_validator("encoder_hidden_size")
+    @classmethod
+    def _with_projection(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size and not info.data.get("prefix_projection"):
+            raise ValueError("should come with prefix_projection: true")
+        return size
+
+
+class VirtualTokens(Method):
+    num_virtual_tokens: Positive = 16
+    """Trained embeddings in front of each input; they count as tokens of it."""
+
+    @property
+    def input_tokens(self) -> int:
+        """See `Method`."""
+        return self.num_virtual_tokens
+
+
+class Prompt(VirtualTokens):
+    """Trained embeddings in front of each input, that begin as words of the base's vocabulary."""
+
+    type: Literal["prompt"]
+
+
+class PTuning(VirtualTokens):
+    """Trained embeddings in front of each input, made by a small network, which is saved with them."""
+
+    type: Literal["p-tuning"]
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    """Three layers, or a bidirectional LSTM of two and two more."""
+    encoder_hidden_size: Positive | None = None
+    """Width of the network; null takes that of the embeddings."""
+
+
 class OtherMethod(Method):
     """Any other method of PEFT that changes Linear layers; further keys are the fields of its configuration class."""
 
@@ -271,6 +326,19 @@ class OtherMethod(Method):
     def extras(self) -> dict[str, Any]:
         """The fields of PEFT's configuration that the recipe sets."""
         return dict(self.model_extra or {})
+
+
+class BitFit(Method):
+    """No delta but in the biases: all of them train, of Linear layers and norms."""
+
+    type: Literal["bitfit"]
+    layers_to_transform: list[Count] | Count | None = None
+    """Only in these of the base's layers, counted from 0; null takes all."""
+
+    @property
+    def usual_learning_rate(self) -> float:
+        """See `Method`."""
+        return 1e-2
 
 
 class Head(Method):
@@ -304,7 +372,7 @@ class Full(Method):
 
 
 MethodSection = Annotated[
-    Lora | AdaLora | Bottleneck | Ia3 | OtherMethod | Head | LastLayers | Full,
+    Lora | AdaLora | Bottleneck | Ia3 | Prefix | Prompt | PTuning | OtherMethod | BitFit | Head | LastLayers | Full,
     Field(discriminator="type"),
     BeforeValidator(_lora_by_default),
 ]

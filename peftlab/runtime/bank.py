@@ -18,7 +18,7 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 
-import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuner
+import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.data import Row
 from peftlab.data.rows import RowError

@@ -61,7 +61,14 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```yaml
 {recipe}```
 """
-_REGISTRATION = "import peftlab.methods  # pip install peftlab: PEFT itself has no bottleneck adapters\n"
+_REGISTRATION = "import peftlab.methods  # pip install peftlab: {what}\n"
+_NOT_IN_PEFT = {
+    "bitfit": "PEFT itself has no differences to biases",
+    "bottleneck": "PEFT itself has no bottleneck adapters",
+    "prefix": "PEFT's own prefixes are of another kind",
+    "prompt": "PEFT's own virtual tokens are of another kind",
+    "p-tuning": "PEFT's own virtual tokens are of another kind",
+}
 
 
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
@@ -88,7 +95,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         by_label=_table(last_split, by_label) if by_label else "",
         confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
         command=f"peftlab predict {manifest['name']} {made.example_arguments}",
-        registration=_REGISTRATION if manifest["method"] == "bottleneck" else "",
+        registration=_registration(manifest["method"]),
         reading=f"\n{made.reading}\n" if made.reading else "",
         auto_class=task["auto_class"],
         head_labels=json.dumps(task["head_labels"], ensure_ascii=False),
@@ -97,6 +104,11 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         recipe=recipe,
     )
     return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
+
+
+def _registration(method: str) -> str:
+    """The line by which PEFT learns of a tuner of ours; none for its own."""
+    return _REGISTRATION.format(what=_NOT_IN_PEFT[method]) if method in _NOT_IN_PEFT else ""
 
 
 def _counts(ledger: dict[str, Any]) -> dict[str, Any]:

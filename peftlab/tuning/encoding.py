@@ -6,12 +6,13 @@ from typing import Any
 from peftlab.base import Base
 from peftlab.data import Ledger
 from peftlab.errors import Problems
-from peftlab.recipe import DataSection
+from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, Task
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.remembering import remembered_features
 
 WARN_LOST = 0.05
+SHORTEST = 8  # tokens, as of data.max_length
 
 
 def encode(
@@ -40,17 +41,23 @@ def encode(
     return encoded
 
 
-def input_length(base: Base, section: DataSection) -> int:
-    """The longest input in tokens: the recipe's, within what the base takes.
+def input_length(base: Base, recipe: Recipe) -> int:
+    """The longest input in tokens: the recipe's, within what the base takes and the method leaves of it.
 
     Raises:
-        RecipeError: the recipe asks for more than the base takes.
+        RecipeError: the recipe asks for more than there is, or the method leaves next to nothing.
     """
+    asked, taken = recipe.data.max_length, recipe.method.input_tokens
+    there = base.max_length - taken
     with Problems() as problems:
-        if section.max_length and section.max_length > base.max_length:
-            message = f"{section.max_length} tokens are more than this base takes ({base.max_length})."
+        if taken and there < SHORTEST:
+            message = f"{taken} virtual tokens leave {max(0, there)} of the {base.max_length} that this base takes."
+            problems.add(message, key="method.num_virtual_tokens", hint="Take fewer.")
+        elif asked and asked > there:
+            virtual = f", of which {taken} are virtual" if taken else ""
+            message = f"{asked} tokens are more than this base takes ({base.max_length}{virtual})."
             problems.add(message, key="data.max_length")
-    return section.max_length or base.max_length
+    return asked or there
 
 
 def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:

@@ -96,10 +96,10 @@ class _Trace:
 
     def prefix(self, model: nn.Module, layers: list[nn.Module], shape: torch.Size) -> Prefix | None:
         """The layers that no gradient reaches; None if the lowest already is reached."""
+        if self.outputs and getattr(self.states(0), "requires_grad", False):
+            return None  # before any look at shapes: virtual tokens make the input of the lowest layer longer
         self._check(len(layers), shape)
         frozen = next((i for i in range(len(layers)) if self.states(i).requires_grad), len(layers))
-        if not frozen:
-            return None
         last = self.done.index(layers[frozen - 1])
         below, above = self.done[: last + 1], self.done[last + 1 :]
         if set(below) & set(above):

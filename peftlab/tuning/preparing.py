@@ -33,7 +33,9 @@ def prepare(
     """
     place, training = "cpu" if sharded else device, recipe.training
     base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
-    max_length = input_length(base, recipe.data)
+    max_length = input_length(base, recipe)
+    if taken := recipe.method.input_tokens:
+        progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train
     trained = trained_parameters(model)
