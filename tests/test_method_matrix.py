@@ -44,17 +44,26 @@ METHODS = {
     "last-layers": {"type": "last-layers", "layers": 1},
 }
 BASES = ["bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert", "llama", "qwen2", "gpt2"]
+QUANTIZATIONS = [None, "8bit", "4bit"]
 LINEAR_ONLY = [
     *("beft", "c3a", "delora", "glora", "hra", "loha"),
     *("lokr", "miss", "oft", "peanut", "psoft", "road", "shira"),
 ]
 REFUSED = {
-    **{(method, "gpt2"): f"PEFT cannot put '{method}' on this base: .*Conv1D" for method in LINEAR_ONLY},
-    ("ia3", "modernbert"): "no module of 'modernbert' is known to make keys or values alone",
-    ("ia3", "gpt2"): "no module of 'gpt2' is known to make keys or values alone",
+    **{(method, "gpt2", None): f"PEFT cannot put '{method}' on this base: .*Conv1D" for method in LINEAR_ONLY},
 }
-CELLS = [(method, base) for method in METHODS for base in BASES if (method, base) not in REFUSED]
 STEPS = 20
+
+
+def refusal(method, base, quantization):
+    """What is said of a cell that is refused, as a regular expression; None for those that work."""
+    if method == "ia3" and base in ("modernbert", "gpt2"):
+        return f"no module of '{base}' is known to make keys or values alone"
+    return REFUSED.get((method, base, quantization))
+
+
+CELLS = [(method, base, quantization) for quantization in QUANTIZATIONS for method in METHODS for base in BASES]
+WORKING = [cell for cell in CELLS if not refusal(*cell)]
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +81,10 @@ def livelier(folder):
 
 @pytest.fixture
 def cell(folder_of, tmp_path):
-    def prepared(method, base):
-        recipe = recipe_for(tmp_path / "data", folder_of(base), "classes")
-        return prepared_run(recipe, {"method": METHODS[method] if isinstance(method, str) else method})
+    def prepared(method, base, quantization=None):
+        recipe = recipe_for(tmp_path / "data", folder_of(base), "classes", training={"base_dropout": False})
+        method = METHODS[method] if isinstance(method, str) else method
+        return prepared_run(recipe, {"method": method, "base.quantization": quantization})
 
     return prepared
 
@@ -82,8 +92,14 @@ def cell(folder_of, tmp_path):
 def hash_of(tensors):
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().numpy().tobytes())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def frozen(run):
+    """All that must stay as it is: the base's weights, with the statistics of quantized ones."""
+    trained = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+    return [tensor for name, tensor in sorted(run.model.state_dict().items()) if name not in trained]
 
 
 def learn(run):
@@ -92,7 +108,7 @@ def learn(run):
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     batch = run.task.collate(run.features, run.base.tokenizer)
     labels, losses = batch.pop("labels"), []
-    run.model.eval()
+    run.model.train()
     for _ in range(STEPS):
         loss = run.task.loss(run.task.logits(run.model(**batch)), labels)
         optimizer.zero_grad()
@@ -107,46 +123,44 @@ def logits_of(run, model):
     return run.task.logits(model.eval()(**run.inputs_of(run.features)))
 
 
-@pytest.mark.parametrize(("method", "base"), CELLS)
-def test_it_trains_only_what_it_may_learns_and_is_the_same_after_saving(cell, tmp_path, method, base):
-    run = cell(method, base)
-    untouched = logits_of(run, load_with_head(run.base.files, run.task)[0].eval()).shape
-    frozen = [parameter for parameter in run.model.parameters() if not parameter.requires_grad]
-    before, bare = hash_of(frozen), bare_logits(run)
-    losses = learn(run)
-    assert losses[-1] < 0.95 * losses[0]
-    assert hash_of(frozen) == before
-    assert torch.equal(bare_logits(run), bare)
-    expected = logits_of(run, run.model)
-    assert expected.shape == untouched
-    run.model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
-    fresh, _ = load_with_head(run.base.files, run.task)
-    reloaded = PeftModel.from_pretrained(fresh, tmp_path / "saved")
-    assert torch.equal(logits_of(run, reloaded), expected)
-
-
 def bare_logits(run):
     with run.model.disable_adapter():
         return logits_of(run, run.model)
 
 
-@pytest.mark.parametrize(("method", "base"), CELLS)
-def test_with_the_adapter_off_the_base_answers_bit_for_bit(cell, method, base):
-    run = cell(method, base)
-    plain, _ = load_with_head(run.base.files, run.task)
+def fresh_base(run):
+    return load_with_head(run.base.files, run.task, quantization=run.base.quantization)[0]
+
+
+@pytest.mark.parametrize(("method", "base", "quantization"), WORKING)
+def test_it_trains_only_what_it_may_learns_and_is_the_same_after_saving(cell, tmp_path, method, base, quantization):
+    run = cell(method, base, quantization)
+    before, bare = hash_of(frozen(run)), bare_logits(run)
+    losses = learn(run)
+    assert losses[-1] < 0.95 * losses[0]
+    assert hash_of(frozen(run)) == before
+    assert torch.equal(bare_logits(run), bare)
+    assert torch.equal(bare, logits_of(run, with_the_head_of(run, fresh_base(run))))
+    expected = logits_of(run, run.model)
+    assert not torch.equal(expected, bare)
+    run.model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    reloaded = PeftModel.from_pretrained(fresh_base(run), tmp_path / "saved")
+    assert torch.equal(logits_of(run, reloaded), expected)
+
+
+def with_the_head_of(run, plain):
+    """The base without PEFT, under the fresh head that the run began with, which is random."""
     own = dict(plain.named_parameters())
-    for name, parameter in run.base.model.named_parameters():  # the fresh head is random: take the run's
+    for name, parameter in run.base.model.named_parameters():
         if ".original_module." in name and (plainly := name.replace(".original_module", "")) in own:
             own[plainly].data.copy_(parameter)
-    learn(run)
-    assert torch.equal(bare_logits(run), logits_of(run, plain))
-    assert not torch.equal(bare_logits(run), logits_of(run, run.model))
+    return plain
 
 
-@pytest.mark.parametrize(("method", "base"), list(REFUSED))
-def test_what_cannot_work_is_refused_before_training_in_words(cell, method, base):
-    with pytest.raises(RecipeError, match=REFUSED[method, base]):
-        cell(method, base)
+@pytest.mark.parametrize(("method", "base", "quantization"), [cell for cell in CELLS if refusal(*cell)])
+def test_what_cannot_work_is_refused_before_training_in_words(cell, method, base, quantization):
+    with pytest.raises(RecipeError, match=refusal(method, base, quantization)):
+        cell(method, base, quantization)
 
 
 @pytest.mark.parametrize(
