@@ -167,7 +167,13 @@ def load_with_head(
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     return _loaded(
-        task.auto_class, files, quantization, device, **head_config(task), **settings, **_load_options(trust_remote_code)
+        task.auto_class,
+        files,
+        quantization,
+        device,
+        **head_config(task),
+        **settings,
+        **_load_options(trust_remote_code),
     )
 
 

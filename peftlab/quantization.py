@@ -53,7 +53,9 @@ def check_device(quantization: Quantization, device: "torch.device") -> None:
         DeviceNotFoundError: neither CUDA nor a CPU.
     """
     if device.type not in DEVICES:
-        raise DeviceNotFoundError(f"a base in {quantization} computes on cuda or cpu, not on {device.type}: --device cpu")
+        raise DeviceNotFoundError(
+            f"a base in {quantization} computes on cuda or cpu, not on {device.type}: --device cpu"
+        )
 
 
 def quiet_bitsandbytes() -> None:
@@ -67,9 +69,13 @@ def keep_unpacked(model: "torch.nn.Module") -> None:
     There the first prediction packs each weight anew for a faster product, in bfloat16. From then on gradients are
     wrong (biases: an error), merging and saving spoil the weights, and only some sizes can be packed at all.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    for layer in layers_in_4bit(model):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def layers_in_4bit(model: "torch.nn.Module") -> list[Any]:
+    """bitsandbytes' 4-bit layers, by the fact that makes them: what it need not be imported for."""
+    return [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
 
 
 def weights_in(parameter: "torch.Tensor") -> int:

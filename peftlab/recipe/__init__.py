@@ -22,8 +22,10 @@ from peftlab.recipe.schema import (
     TrainingSection,
     bytes_in,
 )
+from peftlab.recipe.together import REFUSED_ON, refusal
 
 __all__ = [
+    "REFUSED_ON",
     "BaseSection",
     "Bottleneck",
     "DataSection",
@@ -46,4 +48,5 @@ __all__ = [
     "parse_override",
     "read_recipe",
     "recipe_yaml",
+    "refusal",
 ]

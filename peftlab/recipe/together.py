@@ -3,42 +3,56 @@
 from collections.abc import Iterator
 
 from peftlab.errors import Problem, Problems
-from peftlab.recipe.schema import Lora, Quantization, Recipe
+from peftlab.recipe.schema import Lora, MethodSection, Quantization, Recipe
+
+_OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
+_NO_FORM = "PEFT has no form of it for quantized layers"
+_PACKED = "PEFT takes the shape of the packed weight for the layer's"
+_NORMS = "it needs the norms of the base's weights, and 8bit layers give none after their first step"
 
 REFUSED_ON: dict[str, dict[Quantization, str]] = {
-    "last-layers": dict.fromkeys(("8bit", "4bit"), "it trains the base's own weights, and quantized ones cannot train"),
+    "last-layers": {"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS},
+    "dora": {"8bit": _NORMS},
+    "loha": {"4bit": _PACKED},
+    "lokr": {"4bit": _PACKED},
+    "c3a": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "deft": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "delora": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "glora": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "gralora": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "hra": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "peanut": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "psoft": {"8bit": _NO_FORM, "4bit": _NO_FORM},
 }
-"""Method → quantizations that it does not take, and why. A method that is not here takes both: the matrix
-(tests/test_method_matrix.py) tries every one, and docs/matrix.md shows what came of it."""
+"""Method (lora with use_dora is `dora`) → the quantizations that it does not take, and why not. A method that is not
+here takes both. tests/test_method_matrix.py holds every line against what happens; docs/matrix.md shows it."""
+
+
+def refusal(method: str, quantization: Quantization | None) -> str:
+    """Why `method`, a name as in `REFUSED_ON`, does not go with a base in `quantization`; empty where it does."""
+    reason = REFUSED_ON.get(method, {}).get(quantization) if quantization else None
+    return f"'{method}' does not go with a base in {quantization}: {reason}." if reason else ""
 
 
 def check_together(recipe: Recipe, problems: Problems) -> None:
     """Note every key that cannot stand beside what the recipe says elsewhere."""
     if recipe.base.quantization:
-        for problem in _against_quantization(recipe, recipe.base.quantization):
+        for problem in _against(recipe.base.quantization, recipe):
             problems.add(problem.message, key=problem.key, hint=problem.hint)
 
 
-def _against_quantization(recipe: Recipe, quantization: Quantization) -> Iterator[Problem]:
-    method, training = recipe.method, recipe.training
-    if reason := REFUSED_ON.get(method.type, {}).get(quantization):
-        hint = "Take lora, or take base.quantization out."
-        yield Problem(f"'{method.type}' does not go with a base in {quantization}: {reason}.", key="method.type", hint=hint)
-    if isinstance(method, Lora) and method.use_dora and quantization == "8bit":
-        yield Problem(
-            "DoRA needs the norms of the base's weights, which 8bit layers give only before their first step.",
-            key="method.use_dora",
-            hint="Take 4bit, or LoRA without it.",
-        )
+def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    if reason := refusal(_kind(recipe.method), quantization):
+        key = "method.use_dora" if _kind(recipe.method) == "dora" else "method.type"
+        yield Problem(reason, key=key, hint="Take lora, or take base.quantization out.")
     if training.fused_lora:
-        yield Problem(
-            f"the fused function computes whole Linear layers, and those of this base are in {quantization}.",
-            key="training.fused_lora",
-            hint="Take the key out: PEFT computes them.",
-        )
+        message = f"the fused function computes plain Linear layers, and those of this base are in {quantization}."
+        yield Problem(message, key="training.fused_lora", hint="Take it out: PEFT's own layers compute.")
     if training.distributed in ("fsdp", "deepspeed"):
-        yield Problem(
-            f"{training.distributed} cannot share out a base in {quantization}.",
-            key="training.distributed",
-            hint="Take ddp, where each process holds the whole base.",
-        )
+        message = f"{training.distributed} cannot share out a base in {quantization}."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+
+
+def _kind(method: MethodSection) -> str:
+    return "dora" if isinstance(method, Lora) and method.use_dora else method.type

@@ -22,7 +22,7 @@ from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
-from peftlab.recipe import BaseSection, Quantization
+from peftlab.recipe import BaseSection, Quantization, refusal
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Task, task_from_manifest
 from peftlab.tasks.predicting import predict_examples
@@ -93,7 +93,7 @@ def load(
 class Bank:
     """Adapters beside one base, which the first of them brings.
 
-    `notes` has a sentence for each adapter that was tuned on the base in another quantization than it is asked to be in.
+    `notes` has a sentence for each adapter that was tuned on the base in another quantization than the one asked for.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Bank:
         quantization: Literal["none"] | Quantization | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if quantization not in (None, *QUANTIZATIONS):
-            raise ValueError(f"no quantization '{quantization}'. {suggest(quantization, QUANTIZATIONS)}")
+        if quantization is not None and quantization not in QUANTIZATIONS:
+            raise ValueError(f"no quantization '{quantization}'. {suggest(str(quantization), QUANTIZATIONS)}")
         self.store = store
         self.device = device
         self.asked_quantization = quantization
@@ -252,14 +252,17 @@ class Bank:
             setattr(model, flag, getattr(self._backbone, flag, False))
         prefix = model.base_model_prefix
         delta, tensors = PeftConfig.from_pretrained(adapter.folder), _tensors(adapter)
+        method = "dora" if getattr(delta, "use_dora", False) else adapter.manifest["method"]
+        if reason := refusal(method, self.quantization):
+            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
         own = [name for name in delta.modules_to_save or () if name.startswith(f"{prefix}.")]
         fresh = {name.removeprefix(f"{prefix}."): model.get_submodule(name) for name in own}
         setattr(model, prefix, _own_tree(self._backbone, fresh))
-        if _aim(delta, tensors):  # there is no delta where only the head was trained
-            inject_adapter_in_model(delta, model, adapter_name=KEY)
         try:
+            if _aim(delta, tensors):  # there is no delta where only the head was trained
+                inject_adapter_in_model(delta, model, adapter_name=KEY)
             placed = _placed(delta, tensors, model, own)
-        except IntegrityError as faults:
+        except (IntegrityError, TypeError, ValueError) as faults:  # the latter are PEFT's, of a layer's kind or size
             raise IntegrityError(f"{adapter} does not fit its base:\n{faults}") from None
         model.load_state_dict(placed, strict=False, assign=True)
         return model.requires_grad_(False).to(self._backbone.device).eval()

@@ -20,7 +20,7 @@ from peftlab.tasks.tokenizing import Told
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An adapter's scores on rows, with a ledger of them, its predictions in their order, and the `notes` of the bank."""
+    """An adapter's scores on rows, with a ledger of them, its predictions in their order, and the bank's `notes`."""
 
     adapter: Adapter
     task: Task
@@ -72,9 +72,7 @@ def evaluate(
         header=list(header) if header else None,
         encoding=encoding,
     )
-    bank = load(
-        adapter, store=store, device=device, quantization=quantization, trust_remote_code=trust_remote_code
-    )
+    bank = load(adapter, store=store, device=device, quantization=quantization, trust_remote_code=trust_remote_code)
     task = bank.task(adapter)
     with Problems() as problems:
         split = read_split(section, str(data), problems, key="")

@@ -85,6 +85,7 @@ def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference
             "quantization": run.base.quantization,
             "bytes": {"fp32": run.base.bytes_in_fp32, "in memory": run.base.bytes},
         },
+        "head_modules": run.base.head_modules,
         "method": run.recipe.method.type,
         "max_length": run.max_length,
         "parameters": {"trained": run.trained, "base": run.base.parameters},
