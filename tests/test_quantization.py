@@ -115,39 +115,31 @@ def test_sizes_that_can_not_be_packed_are_quantized_all_the_same(tmp_path):
 
 @pytest.mark.parametrize("quantization", LAYERS)
 def test_a_device_that_bitsandbytes_does_not_know_is_refused(quantization):
-    with pytest.raises(
-        DeviceNotFoundError, match=f"a base in {quantization} computes on cuda or cpu, not on mps: --de"
-    ):
+    with pytest.raises(DeviceNotFoundError, match=f"{quantization} computes on cuda or cpu, not on mps: --device cpu"):
         check_device(quantization, torch.device("mps"))
 
 
 # 4 bits on CPUs with AVX512-BF16
 
 WIDE = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def adapted(folder, kind):
     """LoRA on a base in 4 bits, of sizes that can be packed."""
     torch.manual_seed(0)
-    model = {"bert": lambda: BertModel(BertConfig(**WIDE)), "llama": lambda: LlamaModel(LlamaConfig(**WIDE))}[kind]()
-    model.save_pretrained(folder)
-    model = load_backbone(BaseFiles(kind, folder, "local folder"), quantization="4bit", device="cpu")
-    model = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    return model.requires_grad_(False).train(False)
+    whole = BertModel(BertConfig(**WIDE, **NO_DROPOUT)) if kind == "bert" else LlamaModel(LlamaConfig(**WIDE))
+    whole.save_pretrained(folder)
+    base = load_backbone(BaseFiles(kind, folder, "local folder"), quantization="4bit", device="cpu")
+    return get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
 
 
 def gradient(model):
-    """Of what LoRA trains, as one long row, without dropout."""
-    for module in model.modules():
-        module.training = not isinstance(module, torch.nn.Dropout)
-    trained = [p.requires_grad_() for name, p in model.named_parameters() if "lora_" in name]
-    for parameter in trained:
-        parameter.grad = None
-    for module in model.modules():
-        if hasattr(module, "dropout_prob") or hasattr(module, "attention_dropout"):
-            module.training = False
-    model(torch.arange(20)[None])[0].pow(2).sum().backward()
-    return torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    """Of all that LoRA trains, as one long row."""
+    model.train().zero_grad()
+    output = model(torch.arange(20)[None])[0]
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output).sin()).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def cosine_after_predicting(model):
@@ -157,12 +149,15 @@ def cosine_after_predicting(model):
     return float(torch.cosine_similarity(before, gradient(model), dim=0))
 
 
+def layers_in_4bit(model):
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_gradients_after_a_prediction_are_those_before_it(tmp_path, kind):
     model = adapted(tmp_path, kind)
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    assert layers
-    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)  # also where the CPU has no AVX512-BF16
+    assert layers_in_4bit(model)
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers_in_4bit(model))  # where the CPU lacks it, too
     assert cosine_after_predicting(model) >= 0.999
 
 
@@ -171,27 +166,27 @@ def test_gradients_after_a_prediction_are_those_before_it(tmp_path, kind):
 def test_without_the_cure_they_are_not(tmp_path, kind):
     """If this fails, bitsandbytes has mended it, and `keep_unpacked` can go."""
     model = adapted(tmp_path, kind)
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = True
-    try:
-        assert cosine_after_predicting(model) < 0.9
-    except RuntimeError as error:  # biases are added in place to what they must not be
-        assert "in-place" in str(error)
+    for layer in layers_in_4bit(model):
+        layer.support_avx512bf16_for_cpu = True
+    if kind == "bert":  # it has biases
+        with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad is being used in an in-"):
+            cosine_after_predicting(model)
+    else:
+        assert cosine_after_predicting(model) < 0.99
 
 
 # what is refused in the recipe
 
 REFUSED = {
-    "base.quantization=8bit method.use_dora=true": "recipe.yaml:9 method.use_dora 'dora' does not go with a base in 8bit",
-    "base.quantization=4bit method.type=last-layers": "'last-layers' does not go with a base in 4bit: it trains the base's",
-    "base.quantization=4bit method.type=loha": "'loha' does not go with a base in 4bit: PEFT takes the shape of the pac",
-    "base.quantization=8bit training.fused_lora=true": "training.fused_lora the fused function computes plain Linear la",
+    "base.quantization=8bit method.use_dora=true": "recipe.yaml:8 method.use_dora 'dora' does not go with a base in 8b",
+    "base.quantization=4bit method.type=last-layers": "'last-layers' does not go with a base in 4bit: it trains the ba",
+    "base.quantization=4bit method.type=loha": "'loha' does not go with a base in 4bit: PEFT takes the shape of the pa",
+    "base.quantization=8bit training.fused_lora=true": "training.fused_lora the fused function computes plain Linear l",
     "base.quantization=8bit training.distributed=fsdp": "training.distributed fsdp cannot share out a base in 8bit. Ta",
     "base.quantization=4-bit": "base.quantization unknown quantization '4-bit'. Did you mean '4bit'?",
     "base.quantization=8": "base.quantization should be '8bit' or '4bit', not 8.",
     "training.optim=adamw_8bits": "unknown optim 'adamw_8bits'. Did you mean 'adamw_8bit'?",
-    "training.optim=paged_adamw_32bit": "'paged_adamw_32bit' moves its state out of a GPU that is full, and this run co",
+    "training.optim=paged_adamw_32bit": "'paged_adamw_32bit' moves its state out of a GPU that is full, and this run c",
 }
 
 
@@ -236,10 +231,11 @@ def load_weights(adapter):
     return load_file(adapter.folder / "adapter_model.safetensors")
 
 
-UNPAGED = ["adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "adafactor", "adagrad", "rmsprop", "sgd", "lion_32bit"]
+AS_USUAL = ["adamw_torch", "adamw_8bit", "adamw_bnb_8bit"]  # in bytes only from 4,096 numbers a tensor on
+OTHERS = ["adafactor", "adagrad", "rmsprop", "sgd", "lion_32bit", "lion_8bit"]
 
 
-@pytest.mark.parametrize("optim", [*UNPAGED, "lion_8bit"])
+@pytest.mark.parametrize("optim", [*AS_USUAL, *OTHERS])
 def test_every_optimizer_moves_the_weights(tiny_base, tmp_path, optim):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     changed, losses = learned(recipe, tmp_path / "store", training__optim=optim)
@@ -247,23 +243,25 @@ def test_every_optimizer_moves_the_weights(tiny_base, tmp_path, optim):
     assert losses
     assert all(tensor.isfinite().all() for tensor in changed.values())
     far = [name for name in usual if not torch.allclose(usual[name], changed[name], atol=1e-6)]
-    assert (far == []) == (optim == "adamw_torch")
+    assert (far == []) == (optim in AS_USUAL)
 
 
-@pytest.mark.parametrize("quantization", [None, "8bit", "4bit"])
-@pytest.mark.parametrize("name", ["bert", "llama", "modernbert"])
-@pytest.mark.parametrize("method", ["lora", "bottleneck", "last-layers"])
+@pytest.mark.parametrize(("name", "method", "quantization"), [
+    ("bert", "lora", None), ("bert", "bottleneck", "8bit"), ("llama", "lora", "4bit"), ("bert", "last-layers", None),
+    ("modernbert", "ia3", None), ("distilbert", "head", "8bit"),
+])  # fmt: skip
 def test_checkpointing_learns_the_same(folder, tmp_path, name, method, quantization):
-    if method == "last-layers" and quantization:
-        return  # refused above
+    """Beside the fast steps and the cache of frozen layers. Gradients of every method are in test_method_matrix.py."""
     recipe = recipe_for(tmp_path / "rows", folder(name), "classes")
     recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
     changes = {"method__type": method, "base__quantization": quantization}
+    if method == "ia3":
+        changes["method__target_modules"] = ["Wi"]
     mine, losses = learned(recipe, tmp_path / "store", training__gradient_checkpointing=True, **changes)
     theirs, expected = learned(recipe, tmp_path / "store", **changes)
     assert losses == pytest.approx(expected, abs=1e-5)
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(mine[name], tensor, rtol=0, atol=1e-5)
+    for tensor in theirs:
+        torch.testing.assert_close(mine[tensor], theirs[tensor], rtol=0, atol=1e-5)
 
 
 def test_layers_are_computed_again_going_backward(tiny_base, tmp_path):
@@ -368,9 +366,7 @@ def test_both_share_the_quantized_weights(store, quantization):
 
 
 def test_without_the_option_another_quantization_is_refused_with_the_way_out(store):
-    with pytest.raises(
-        IntegrityError, match=r"lora-4bit@1 was tuned on its base in 4bit, but the base in memory is in 8"
-    ):
+    with pytest.raises(IntegrityError, match=r"lora-4bit@1 was tuned on its base in 4bit, but the base in memory is"):
         peftlab.load("lora-8bit", "lora-4bit", store=store, device="cpu")
     told = run("predict", "lora-fp32,lora-8bit", TEXTS[0], "--store", store, "--device", "cpu")
     assert told.exit_code == 4

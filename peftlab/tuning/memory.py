@@ -1,5 +1,8 @@
 """Ways to train in less memory that not every base and device has: refused in words before training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import PreTrainedModel
 
@@ -34,3 +37,21 @@ def check_checkpointing(settings: TrainingSection, model: PreTrainedModel) -> No
             message = f"Transformers' '{model.config.model_type}' cannot compute its layers again going backward."
             hint = "Take it out. Smaller batches with gradient_accumulation_steps spare memory as well."
             problems.add(message, key="training.gradient_checkpointing", hint=hint)
+
+
+@contextmanager
+def layers_computed_again(model: PreTrainedModel, *, wanted: bool) -> Iterator[None]:
+    """Inside the block, if `wanted`, what happens in a layer is not kept but computed again going backward.
+
+    Trainer would do so too, but with gradients of the embeddings' output, for the sake of an older way to checkpoint:
+    layers below the lowest adapted one would be gone through backward in vain.
+    """
+    if not wanted:
+        yield
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()

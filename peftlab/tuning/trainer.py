@@ -109,8 +109,6 @@ def training_arguments(run: Run, folder: Path) -> TrainingArguments:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=settings.optim,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other way asks for gradients of frozen inputs
         seed=settings.seed,
         fp16=run.dtype == torch.float16,  # for its scaled loss
         data_seed=settings.seed,  # one order of rows in all processes, whose other random numbers differ
