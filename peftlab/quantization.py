@@ -19,7 +19,7 @@ DEVICES = ("cuda", "cpu")
 
 
 def quantized_loading(quantization: Quantization, whole: Iterable[str], device: "torch.device") -> dict[str, Any]:
-    """What `from_pretrained` is told so that every Linear is quantized but those named in `whole`, in full.
+    """What `from_pretrained` is told so that every Linear but those named in `whole` is quantized; names are full ones.
 
     Raises:
         DeviceNotFoundError: bitsandbytes does not compute on `device`.
@@ -74,7 +74,7 @@ def keep_unpacked(model: "torch.nn.Module") -> None:
 
 
 def layers_in_4bit(model: "torch.nn.Module") -> list[Any]:
-    """bitsandbytes' 4-bit layers, by the fact that makes them: what it need not be imported for."""
+    """bitsandbytes' 4-bit layers, by an attribute that only they have: it is slow to import."""
     return [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
 
 

@@ -420,7 +420,7 @@ def test_what_the_whole_base_cannot_carry_is_told_in_words(folder, tmp_path):
 
 
 @pytest.mark.parametrize("quantization", LAYERS)
-def test_a_run_is_resumed_and_the_frozen_layers_are_kept(tiny_base, tmp_path, quantization):
+def test_frozen_layers_are_kept_in_memory_as_of_any_base(tiny_base, tmp_path, quantization):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
     given = ("-o", "method.type=head", "-o", f"base.quantization={quantization}", "--device", "cpu")

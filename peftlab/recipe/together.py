@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from peftlab.errors import Problem, Problems
 from peftlab.recipe.schema import Lora, MethodSection, Quantization, Recipe
 
+_OTHER: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
 _NO_FORM = "PEFT has no form of it for quantized layers"
 _PACKED = "PEFT takes the shape of the packed weight for the layer's"
@@ -43,9 +44,11 @@ def check_together(recipe: Recipe, problems: Problems) -> None:
 
 def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
     training = recipe.training
-    if reason := refusal(_kind(recipe.method), quantization):
-        key = "method.use_dora" if _kind(recipe.method) == "dora" else "method.type"
-        yield Problem(reason, key=key, hint="Take lora, or take base.quantization out.")
+    kind, other = _kind(recipe.method), _OTHER[quantization]
+    if reason := refusal(kind, quantization):
+        key = "method.use_dora" if kind == "dora" else "method.type"
+        instead = "lora" if refusal(kind, other) else f"lora or {other}"
+        yield Problem(reason, key=key, hint=f"Take {instead}, or take base.quantization out.")
     if training.fused_lora:
         message = f"the fused function computes plain Linear layers, and those of this base are in {quantization}."
         yield Problem(message, key="training.fused_lora", hint="Take it out: PEFT's own layers compute.")

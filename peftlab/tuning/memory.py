@@ -10,8 +10,8 @@ from peftlab.errors import Problems
 from peftlab.quantization import DEVICES
 from peftlab.recipe import TrainingSection
 
-ON_BYTES = ("adamw_8bit", "adamw_bnb_8bit", "lion_8bit", "lion_32bit")
-"""Optimizers of bitsandbytes, whose paged ones are told by their names."""
+OF_BITSANDBYTES = ("adamw_8bit", "adamw_bnb_8bit", "lion_8bit", "lion_32bit")
+"""Its optimizers, beside the paged ones, whose names tell."""
 
 
 def check_optimizer(settings: TrainingSection, device: torch.device, problems: Problems) -> None:
@@ -21,7 +21,7 @@ def check_optimizer(settings: TrainingSection, device: torch.device, problems: P
         message = f"'{name}' moves its state out of a GPU that is full, and this run computes on {device.type}."
         unpaged = name.removeprefix("paged_").replace("32bit", "8bit")
         problems.add(message, key="training.optim", hint=f"Take {unpaged}.")
-    elif name in ON_BYTES and device.type not in DEVICES:
+    elif name in OF_BITSANDBYTES and device.type not in DEVICES:
         message = f"'{name}' is of bitsandbytes, which computes on {' and '.join(DEVICES)}, not on {device.type}."
         problems.add(message, key="training.optim", hint="Take adafactor, or --device cpu.")
 
