@@ -1,9 +1,9 @@
-# make demo | test | lint | check | fix | bench: each makes what it needs in .venv first
+# make demo | test | lint | check | matrix | fix | bench: each makes what it needs in .venv first
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check fix bench
+.PHONY: demo test lint check matrix fix bench
 
 demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
 	$(BIN)/peftlab tune recipes/ner-lora.yaml
@@ -18,6 +18,9 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/mypy
 
 check: lint test  ## all that CI runs
+
+matrix: $(VENV)/.test  ## every method on every architecture in every quantization; writes docs/matrix.md
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/test_method_matrix.py
 
 fix: $(VENV)/.dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .

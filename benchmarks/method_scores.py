@@ -60,10 +60,7 @@ CONTENDERS: dict[str, Contender] = {
         name: Contender({"type": name})
         for name in ("beft", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr")
     },
-    **{
-        name: Contender({"type": name})
-        for name in ("miss", "peanut", "psoft", "pvera", "randlora", "road", "shira", "waveft")
-    },
+    **{name: Contender({"type": name}) for name in ("miss", "peanut", "psoft", "randlora", "road", "shira", "waveft")},
 }
 
 

@@ -10,13 +10,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.cache import recall, remember
 from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError, suggest
-from peftlab.recipe import BaseSection
+from peftlab.quantization import bytes_of, keep_unpacked, quantized_loading, weights_in
+from peftlab.recipe import BaseSection, Quantization
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,8 @@ class Base:
     """A base in memory, with its tokenizer and, on top of it, a fresh head for one task.
 
     `head_modules` names every module whose parameters the checkpoint does not hold: they are new, so they must be
-    trained and saved with the adapter. `parameters` counts those that the checkpoint holds; `max_length` is the longest
-    input in tokens.
+    trained and saved with the adapter. `parameters` counts those that the checkpoint holds, and `bytes` is the memory
+    they take, in fp32 or quantized; `max_length` is the longest input in tokens.
     """
 
     files: BaseFiles
@@ -83,8 +84,15 @@ class Base:
     tokenizer: "PreTrainedTokenizerBase"
     head_modules: list[str]
     parameters: int
+    bytes: int
+    quantization: Quantization | None
     max_length: int
     fingerprint: str
+
+    @property
+    def bytes_in_fp32(self) -> int:
+        """The memory its weights take unquantized."""
+        return 4 * self.parameters
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -109,11 +117,14 @@ def find_base(section: BaseSection) -> BaseFiles:
 
 
 def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto", dropout: bool = True) -> Base:
-    """Load the base in fp32 with a fresh head for `task`, seeded; without `dropout` it has none while training.
+    """Load the base, quantized if `section` says so, with a fresh head for `task`, seeded.
+
+    Without `dropout` it has none while training.
 
     Raises:
         BaseNotFoundError: no such base.
         IntegrityError: its files are not what they should be.
+        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     from transformers import set_seed
 
@@ -122,35 +133,48 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     settings = {} if dropout else _no_dropout(files)
     if section.attn_implementation:
         settings["attn_implementation"] = section.attn_implementation
-    model, new = load_with_head(files, task, trust_remote_code=section.trust_remote_code, **settings)
-    model.to(choose_device(device))
-    tokenizer = load_tokenizer(files, trust_remote_code=section.trust_remote_code)
+    trusted, quantization = section.trust_remote_code, section.quantization
+    place: dict[str, Any] = {"quantization": quantization, "device": device}
+    model, new = load_with_head(files, task, trust_remote_code=trusted, **place, **settings)
+    tokenizer = load_tokenizer(files, trust_remote_code=trusted)
     return Base(
         files=files,
         model=model,
         tokenizer=tokenizer,
         head_modules=_whole_modules(model, new),
-        parameters=sum(tensor.numel() for name, tensor in model.named_parameters() if name not in new),
+        parameters=sum(weights_in(tensor) for name, tensor in model.named_parameters() if name not in new),
+        bytes=bytes_of(model, without=new),
+        quantization=quantization,
         max_length=max_input_length(tokenizer, model),
         fingerprint=files.fingerprint,
     )
 
 
 def load_with_head(
-    files: BaseFiles, task: "Task", *, trust_remote_code: bool = False, **settings: Any
+    files: BaseFiles,
+    task: "Task",
+    *,
+    trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
+    device: str = "cpu",
+    **settings: Any,
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The base in fp32 under a fresh head for `task`, and the names of the parameters that are new.
+    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the parameters that are new.
 
     `settings` change the model's configuration.
-    """
-    import transformers
 
-    auto_class = getattr(transformers, task.auto_class)
-    with quietly():
-        model, report = auto_class.from_pretrained(
-            files.folder, output_loading_info=True, **head_config(task), **settings, **_load_options(trust_remote_code)
-        )
-    return model, set(report["missing_keys"])
+    Raises:
+        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
+    """
+    return _loaded(
+        task.auto_class,
+        files,
+        quantization,
+        device,
+        **head_config(task),
+        **settings,
+        **_load_options(trust_remote_code),
+    )
 
 
 def _no_dropout(files: BaseFiles) -> dict[str, Any]:
@@ -159,13 +183,40 @@ def _no_dropout(files: BaseFiles) -> dict[str, Any]:
     return {key: 0.0 for key, value in config.items() if "drop" in key and isinstance(value, float)}
 
 
-def load_backbone(files: BaseFiles, *, trust_remote_code: bool = False, device: str = "auto") -> "PreTrainedModel":
-    """The base without any head, in fp32: what stays resident while adapters come and go."""
-    from transformers import AutoModel
+def load_backbone(
+    files: BaseFiles,
+    *,
+    trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
+    device: str = "auto",
+) -> "PreTrainedModel":
+    """The base without any head, in fp32 or quantized: what stays resident while adapters come and go.
 
+    Raises:
+        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
+    """
+    model, _ = _loaded("AutoModel", files, quantization, device, **_load_options(trust_remote_code))
+    return model.eval()
+
+
+def _loaded(
+    auto_class: str, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
+) -> tuple["PreTrainedModel", set[str]]:
+    """The model on its device, and the names of the parameters that the checkpoint lacks."""
+    import transformers
+
+    place = choose_device(device)
+    load = partial(getattr(transformers, auto_class).from_pretrained, files.folder, output_loading_info=True, **options)
     with quietly():
-        model = AutoModel.from_pretrained(files.folder, **_load_options(trust_remote_code))
-    return model.eval().to(choose_device(device))
+        if quantization is None:
+            model, report = load()
+            return model.to(place), set(report["missing_keys"])
+        # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
+        new = set(load(device_map={"": "meta"})[1]["missing_keys"])
+        whole = {name.rpartition(".")[0] for name in new}
+        model, _ = load(**quantized_loading(quantization, whole, place))
+    keep_unpacked(model)
+    return model, new
 
 
 def head_config(task: "Task") -> dict[str, Any]:

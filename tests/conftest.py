@@ -80,6 +80,28 @@ def build_tiny_bert(folder: Path, *, positions: int = 64, layers: int = 2, seed:
     return folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Every cell of methods × architectures × quantization takes a quarter of an hour: `make matrix` asks for it."""
+    parser.addoption("--whole-matrix", action="store_true", help="run every cell, and write docs/matrix.md")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --whole-matrix, fewer cells: each method and each architecture at least once in each quantization."""
+    if not config.getoption("--whole-matrix"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("whole_matrix")])
+        items[:] = [item for item in items if not item.get_closest_marker("whole_matrix")]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The page of the matrix, from what became of its cells."""
+    if config.getoption("--whole-matrix"):
+        from tests.matrix_page import PAGE, matrix_page
+
+        reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+        PAGE.write_text(matrix_page(reports), encoding="utf8")
+        terminalreporter.write_line(f"written: {PAGE}")
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny BERT."""

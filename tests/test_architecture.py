@@ -19,6 +19,7 @@ LAYERS = [
     {"store"},
     {"methods"},
     {"base"},
+    {"quantization"},
     {"tasks"},
     {"data"},
     {"recipe"},

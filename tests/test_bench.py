@@ -133,6 +133,13 @@ def test_tables_give_ratios_before_seconds(write_recipe):
 
 
 @pytest.mark.usefixtures("_two_ways")
+def test_single_steps_on_a_quantized_base_are_refused_in_words(write_recipe):
+    result = run(write_recipe(), "--only", "steps", "-o", "base.quantization=8bit")
+    assert result.exit_code == 2
+    assert "single steps are not measured on a quantized base." in result.output
+
+
+@pytest.mark.usefixtures("_two_ways")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

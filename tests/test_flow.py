@@ -164,15 +164,24 @@ def test_the_published_recipe_repeats_the_run(write_recipe, tmp_path):
     assert equal(weights(first.adapter), weights(again.adapter))
 
 
-def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(write_recipe, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"base.quantization": "8bit", "training.optim": "lion_8bit"},
+        {"base.quantization": "4bit", "training.gradient_checkpointing": True},
+    ],
+    ids=["fp32", "8bit", "4bit"],
+)
+def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(write_recipe, tmp_path, changes):
     recipe, handler = write_recipe(), signal.getsignal(signal.SIGINT)
-    straight = tune(recipe, store=tmp_path / "straight")
+    straight = tune(recipe, store=tmp_path / "straight", overrides=changes)
     with pytest.raises(TuningInterrupted, match=r"after step 4 of 6; nothing was published.*--resume"):
-        tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at=4))
+        tune(recipe, store=tmp_path / "store", overrides=changes, progress=Listener(interrupt_at=4))
     assert Store(tmp_path / "store").names() == []
     assert signal.getsignal(signal.SIGINT) is handler
     listener = Listener()
-    resumed = tune(recipe, store=tmp_path / "store", resume=True, progress=listener)
+    resumed = tune(recipe, store=tmp_path / "store", overrides=changes, resume=True, progress=listener)
     assert listener.started == (6, 2, 4)
     assert listener.steps == [5, 6]
     assert equal(weights(straight.adapter), weights(resumed.adapter))

@@ -46,7 +46,13 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
     recipe = read_recipe(write(SHORTEST))
     assert recipe.model_dump() == {
         "name": "ner-news",
-        "base": {"model": "some/model", "revision": None, "attn_implementation": None, "trust_remote_code": False},
+        "base": {
+            "model": "some/model",
+            "revision": None,
+            "quantization": None,
+            "attn_implementation": None,
+            "trust_remote_code": False,
+        },
         "task": {"type": "token-classification", "labels": None, "tag_scheme": "auto"},
         "method": {
             "type": "lora",
@@ -82,6 +88,8 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "warmup_ratio": 0.0,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "optim": "adamw_torch_fused",
+            "gradient_checkpointing": False,
             "train_sampling_strategy": "tokens",
             "bf16": None,
             "fp16": None,
@@ -250,7 +258,7 @@ training:
     assert problems[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
-        "Keys here: attn_implementation, model, revision, trust_remote_code.",
+        "Keys here: attn_implementation, model, quantization, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
         "Known: question-answering, regression, relation-extraction, text-classification, token-classification.",
         "recipe.yaml:7  task.labels: should be a valid list, not 'PER'.",

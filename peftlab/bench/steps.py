@@ -7,6 +7,8 @@ from typing import Any
 
 from peftlab.bench.checking import check_ways
 from peftlab.bench.processes import measure_call
+from peftlab.errors import Problems
+from peftlab.recipe import Recipe
 
 LIMIT = "limit"
 PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {"training.bf16": False}, "bf16": {"training.bf16": True}}
@@ -63,7 +65,7 @@ def time_steps(
         for precision, keys in PRECISIONS.items()
         for dropout, more in DROPOUTS.items()
     ]
-    check_ways(recipe_path, [setting["overrides"] for setting in settings])
+    _check_whole(check_ways(recipe_path, [setting["overrides"] for setting in settings]))
     measured = measure_call(
         "peftlab.bench.stepping",
         "step_times",
@@ -75,3 +77,11 @@ def time_steps(
         device=device,
     )
     return [StepTime(**told) for told in measured.value]
+
+
+def _check_whole(recipe: Recipe) -> None:
+    """Refuse a quantized base: the limit and plain PEFT are measured in fp32 and bf16."""
+    with Problems() as problems:
+        if recipe.base.quantization:
+            hint = "Take --only runs, or -o base.quantization=null."
+            problems.add("single steps are not measured on a quantized base.", key="base.quantization", hint=hint)

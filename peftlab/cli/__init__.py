@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from peftlab.errors import PeftlabError, RecipeError
+from peftlab.quantization import quiet_bitsandbytes
 
 EXIT_CODES = """\b
 Exit codes:
@@ -68,6 +69,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the `peftlab` command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_bitsandbytes()  # PEFT imports it whether or not anything is quantized
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)  # between PEFT and Transformers, not for the user
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")

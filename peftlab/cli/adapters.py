@@ -65,6 +65,9 @@ def show(adapter: str, as_json: bool, store: str) -> None:
     labels = f": {escape(', '.join(manifest['task']['labels']))}" if manifest["task"]["labels"] else ""
     out.print(f"task    {manifest['task']['type']}{labels}")
     out.print(f"base    {escape(manifest['base']['model'])}  fingerprint {manifest['base']['fingerprint'][:12]}…")
+    if quantization := manifest["base"].get("quantization"):  # older versions do not tell
+        held, whole = (megabytes(manifest["base"]["bytes"][key]) for key in ("in memory", "fp32"))
+        out.print(f"        in {quantization}: {held} of memory, in fp32 {whole}")
     trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
     out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
     out.print(f"data    sha256 {manifest['data']['sha256'][:12]}…, inputs of up to {manifest['max_length']} tokens")

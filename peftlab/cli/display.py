@@ -1,6 +1,6 @@
 """How things look: errors, tables, scores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,12 @@ MISTAKES_SHOWN = 10
 def print_error(message: str) -> None:
     """One sentence, or a few lines, on standard error."""
     err.print(Text.assemble(("error: ", "bold red"), message))
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Sentences that the user should know, on standard error, where no program reads."""
+    for note in notes:
+        err.print(Text(f"note: {note}", "yellow"))
 
 
 def print_problems(error: RecipeError) -> None:

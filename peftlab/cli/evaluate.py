@@ -2,10 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from peftlab.cli.options import columns_option, device_option, format_option, json_option, store_option, trust_option
+from peftlab.cli.options import (
+    columns_option,
+    device_option,
+    format_option,
+    json_option,
+    quantization_option,
+    store_option,
+    trust_option,
+)
 
 
 @click.command()
@@ -19,6 +28,7 @@ from peftlab.cli.options import columns_option, device_option, format_option, js
 @json_option
 @store_option
 @device_option
+@quantization_option
 @trust_option
 def evaluate(
     adapter: str,
@@ -31,6 +41,7 @@ def evaluate(
     as_json: bool,
     store: str,
     device: str,
+    quantization: str | None,
     trust_remote_code: bool,
 ) -> None:
     """Score ADAPTER on labelled rows: the predictions that `peftlab predict` gives, held against the labels."""
@@ -41,9 +52,10 @@ def evaluate(
 
     resolve_first([adapter], store)
 
-    from peftlab.cli.display import bar_for, out, score_tables
+    from peftlab.cli.display import bar_for, out, print_notes, score_tables
     from peftlab.runtime import evaluate as run
 
+    settings: dict[str, Any] = {"quantization": quantization, "trust_remote_code": trust_remote_code}
     with bar_for("evaluating", quiet=as_json) as told:
         result = run(
             adapter,
@@ -54,9 +66,10 @@ def evaluate(
             encoding=encoding,
             store=store,
             device=device,
-            trust_remote_code=trust_remote_code,
             told=told,
+            **settings,
         )
+    print_notes(result.notes)
     if predictions:
         lines = (json.dumps(prediction.as_dict(), ensure_ascii=False) for prediction in result.predictions)
         Path(predictions).write_text("".join(f"{line}\n" for line in lines), encoding="utf8")

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import click
 
-from peftlab.recipe import DataSection, parse_override
+from peftlab.recipe import DataSection, Quantization, parse_override
 
 store_option = click.option(
     "--store", default="adapters", show_default=True, metavar="DIR", help="Folder that holds the adapters."
@@ -15,6 +15,11 @@ device_option = click.option(
     show_default=True,
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     help="Where to compute.",
+)
+quantization_option = click.option(
+    "--quantization",
+    type=click.Choice(["none", *get_args(Quantization)]),
+    help="Hold the base so, instead of as each adapter was tuned on.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

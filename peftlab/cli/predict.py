@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peftlab.cli.options import columns_option, device_option, format_option, json_option, store_option, trust_option
+from peftlab.cli.options import (
+    columns_option,
+    device_option,
+    format_option,
+    json_option,
+    quantization_option,
+    store_option,
+    trust_option,
+)
 
 if TYPE_CHECKING:
     from peftlab.data import Row
@@ -41,6 +49,7 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
 @json_option
 @store_option
 @device_option
+@quantization_option
 @trust_option
 def predict(
     adapters: str,
@@ -53,6 +62,7 @@ def predict(
     as_json: bool,
     store: str,
     device: str,
+    quantization: str | None,
     trust_remote_code: bool,
 ) -> None:
     """Run texts through one adapter, or through several on the same resident base.
@@ -66,9 +76,12 @@ def predict(
     names = list(dict.fromkeys(name.strip() for name in adapters.split(",") if name.strip()))
     resolve_first(names, store)
 
+    from peftlab.cli.display import print_notes
     from peftlab.runtime import load
 
-    bank = load(*names, store=store, device=device, trust_remote_code=trust_remote_code)
+    settings: dict[str, Any] = {"quantization": quantization, "trust_remote_code": trust_remote_code}
+    bank = load(*names, store=store, device=device, **settings)
+    print_notes(bank.notes)
     chosen = [name for _ in rows for name in names]
     asked = [_with_context(row, about, name, bank) for row in rows for name in names]
     answers = bank.predict(asked, adapters=chosen)

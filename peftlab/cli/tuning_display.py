@@ -72,6 +72,8 @@ class TuningDisplay(Listener):
     def base_loaded(self, base: "Base", trained: int) -> None:
         """Which base, and how little of it trains."""
         out.print(f"\n[bold]Base[/]  {escape(base.files.model)}, from {base.files.source}, on {base.model.device}")
+        held = f"in {base.quantization}; in fp32 {megabytes(base.bytes_in_fp32)}" if base.quantization else "in fp32"
+        out.print(f"      {megabytes(base.bytes)} of memory {held}")
         out.print(
             f"      {trained:,} parameters train, {trained / base.parameters:.2%} of the base's {base.parameters:,}\n"
         )

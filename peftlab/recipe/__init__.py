@@ -17,6 +17,7 @@ from peftlab.recipe.schema import (
     Prefix,
     Prompt,
     PTuning,
+    Quantization,
     QuestionAnswering,
     Recipe,
     Regression,
@@ -27,8 +28,10 @@ from peftlab.recipe.schema import (
     TrainingSection,
     bytes_in,
 )
+from peftlab.recipe.together import REFUSED_ON, refusal
 
 __all__ = [
+    "REFUSED_ON",
     "AdaLora",
     "BaseSection",
     "BitFit",
@@ -44,6 +47,7 @@ __all__ = [
     "PTuning",
     "Prefix",
     "Prompt",
+    "Quantization",
     "QuestionAnswering",
     "Recipe",
     "Regression",
@@ -56,4 +60,5 @@ __all__ = [
     "parse_override",
     "read_recipe",
     "recipe_yaml",
+    "refusal",
 ]

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from peftlab.errors import Problems, RecipeError, nearest, suggest
 from peftlab.recipe.schema import Recipe, Section
+from peftlab.recipe.together import check_together
 
 Key = tuple[str, ...]
 
@@ -77,11 +78,15 @@ def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
     """
     told_before = len(problems.found)
     while True:
-        problems.found[told_before:] = sorted(problems.found[told_before:], key=lambda problem: _line(problem.where))
+        _sort_by_line(problems, told_before)
         try:
-            return Recipe.model_validate(draft.values)
+            recipe = Recipe.model_validate(draft.values)
         except ValidationError as error:
             faults = _faults(error, draft.values)
+        else:
+            check_together(recipe, problems)
+            _sort_by_line(problems, told_before)
+            return recipe
         for fault in sorted(faults, key=lambda fault: _line(problems.place(fault.dotted))):
             if fault.kind == "extra_forbidden":
                 _repair_unknown_key(draft, fault, problems)
@@ -99,6 +104,10 @@ def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
                 if fault.key not in STAND_INS:
                     raise RecipeError(problems.found)
                 _put_stand_in(draft, fault.key, problems)
+
+
+def _sort_by_line(problems: Problems, told_before: int) -> None:
+    problems.found[told_before:] = sorted(problems.found[told_before:], key=lambda problem: _line(problem.where))
 
 
 def _faults(error: ValidationError, values: dict[str, Any]) -> list[Fault]:

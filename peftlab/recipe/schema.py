@@ -20,7 +20,12 @@ from pydantic import (
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Quantization = Literal["8bit", "4bit"]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+Optimizer = Literal[
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "adafactor", "adagrad", "rmsprop", "sgd", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+]  # fmt: skip
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -73,6 +78,8 @@ class BaseSection(Section):
     """Hub id, local folder, or a model that an installed package carries."""
     revision: str | None = None
     """Hub branch, tag or commit; null takes the main branch."""
+    quantization: Quantization | None = None
+    """Hold the frozen base in 8bit (LLM.int8) or 4bit (NF4) instead of fp32: less memory, slower steps."""
     attn_implementation: Attention | None = None
     """Which of Transformers' attention kernels computes; null takes the fastest that is there."""
     trust_remote_code: bool = False
@@ -315,7 +322,7 @@ class OtherMethod(Method):
 
     type: Literal[
         "beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr", "miss",
-        "oft", "peanut", "psoft", "pvera", "randlora", "road", "shira", "vblora", "vera", "waveft",
+        "oft", "peanut", "psoft", "randlora", "road", "shira", "vblora", "vera", "waveft",
     ]  # fmt: skip
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """As for lora."""
@@ -417,6 +424,11 @@ class TrainingSection(Section):
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: Optimizer = "adamw_torch_fused"
+    """Transformers' name of the optimizer. Those in 8bit hold their state of large tensors in bytes, paged ones move it
+    out of a GPU that is full."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer and compute the rest again going backward: less memory, slower steps."""
     train_sampling_strategy: Literal["tokens", "random"] = "tokens"
     """tokens puts rows of about the same length into batches of about the same number of tokens, of as many rows on
     average as the batch size says; random takes rows as they come."""

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
-from peftlab.recipe import BaseSection
+from peftlab.recipe import BaseSection, Quantization, refusal
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Task, task_from_manifest
 from peftlab.tasks.predicting import predict_examples
@@ -32,6 +32,9 @@ from peftlab.tasks.tokenizing import Told
 Asked = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""
 PEFT_PREFIX = "base_model.model."
+QUANTIZATIONS = ("none", *get_args(Quantization))
+FP32 = "fp32"
+PEFT_ASKS = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # a model, to tell how to wrap its layers
 KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
 
 
@@ -61,35 +64,59 @@ class _Loaded:
         return self.adapted.get_base_model()
 
 
-def load(*names: str, store: str | Path = "adapters", device: str = "auto", trust_remote_code: bool = False) -> "Bank":
+def load(
+    *names: str,
+    store: str | Path = "adapters",
+    device: str = "auto",
+    quantization: Literal["none"] | Quantization | None = None,
+    trust_remote_code: bool = False,
+) -> "Bank":
     """Verify adapters and put them beside one resident base.
 
     Args:
         names: `name` or `name@version`, all tuned on the same base.
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
+        quantization: Hold the base so, whatever the adapters were tuned on (`Bank.notes` says where that differs); None
+            takes it as the first was tuned on.
         trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
 
     Raises:
         AdapterNotFoundError: no such adapter.
         BaseNotFoundError: their base is nowhere.
+        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
         IntegrityError: an adapter is damaged, was tuned on another base, or needs code that is not trusted.
+        ValueError: no such quantization.
     """
     if not names:
         raise AdapterNotFoundError(f"name at least one adapter. {suggest('', Store(store).names(), what='There')}")
-    bank = Bank(Store(store), device=device, trust_remote_code=trust_remote_code)
+    bank = Bank(Store(store), device=device, quantization=quantization, trust_remote_code=trust_remote_code)
     for name in names:
         bank.add(name)
     return bank
 
 
 class Bank:
-    """Adapters beside one base, which the first of them brings."""
+    """Adapters beside one base, which the first of them brings.
 
-    def __init__(self, store: Store, *, device: str = "auto", trust_remote_code: bool = False) -> None:
+    `notes` has a sentence for each adapter that was tuned on the base in another quantization than the one asked for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        device: str = "auto",
+        quantization: Literal["none"] | Quantization | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if quantization is not None and quantization not in QUANTIZATIONS:
+            raise ValueError(f"no quantization '{quantization}'. {suggest(str(quantization), QUANTIZATIONS)}")
         self.store = store
         self.device = device
+        self.asked_quantization = quantization
         self.trust_remote_code = trust_remote_code
+        self.notes: list[str] = []
         self._loaded: dict[str, _Loaded] = {}
 
     @property
@@ -121,6 +148,11 @@ class Bank:
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
         self._loaded[name] = _Loaded(adapter, task, self._attach(adapter, task))
+        if _tuned_on(adapter) != self.quantization:
+            self.notes.append(
+                f"{adapter} was tuned on its base in {_tuned_on(adapter) or FP32} and runs on it in "
+                f"{self.quantization or FP32}: the scores in its manifest do not hold here."
+            )
 
     @property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
@@ -208,12 +240,16 @@ class Bank:
                 f"{adapter} was tuned with Python code that comes with '{base['model']}'. If you have read that code, "
                 "allow it: --trust-remote-code, or load(…, trust_remote_code=True)."
             )
-        section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=self.trust_remote_code)
+        trusted, asked = self.trust_remote_code, self.asked_quantization
+        section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=trusted)
+        self.quantization = _tuned_on(adapter) if asked is None else None if asked == "none" else asked
         self._files = _find_tuned_base(section)
         self._fingerprint = self._files.fingerprint
-        self._tokenizer = load_tokenizer(self._files, trust_remote_code=self.trust_remote_code)
+        self._tokenizer = load_tokenizer(self._files, trust_remote_code=trusted)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
-        self._backbone = load_backbone(self._files, trust_remote_code=self.trust_remote_code, device=self.device)
+        self._backbone = load_backbone(
+            self._files, trust_remote_code=trusted, quantization=self.quantization, device=self.device
+        )
 
     def _check_base(self, adapter: Adapter) -> None:
         base = adapter.manifest["base"]
@@ -226,6 +262,13 @@ class Bank:
                     f"{adapter} was tuned on '{base['model']}' with {what} {expected[:12]}…, but the base in memory, "
                     f"'{self._files.model}' from {self._files.source}, has {found[:12]}…. One bank holds one base."
                 )
+        if self.asked_quantization is None and _tuned_on(adapter) != self.quantization:
+            expected, found = _tuned_on(adapter) or FP32, self.quantization or FP32
+            raise IntegrityError(
+                f"{adapter} was tuned on its base in {expected}, but the base in memory is in {found}. One bank holds "
+                "one base: load them apart, or say which all are to share, by --quantization none, 8bit or 4bit, or "
+                "load(…, quantization=…)."
+            )
 
     def _attach(self, adapter: Adapter, task: Task) -> PeftModel:
         """The task's own model class on the backbone's weights, with the adapter's head and delta in place."""
@@ -234,15 +277,21 @@ class Bank:
                 self._files.folder, trust_remote_code=self.trust_remote_code, **head_config(task)
             )
             model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
+        for flag in PEFT_ASKS:
+            setattr(model, flag, getattr(self._backbone, flag, False))
         prefix = model.base_model_prefix
-        delta, tensors = (
-            PeftConfig.from_pretrained(adapter.folder),
-            load_file(adapter.folder / "adapter_model.safetensors"),
-        )
+        delta = PeftConfig.from_pretrained(adapter.folder)
+        tensors = load_file(adapter.folder / "adapter_model.safetensors")
+        method = "dora" if getattr(delta, "use_dora", False) else adapter.manifest["method"]
+        if reason := refusal(method, self.quantization):
+            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
         own = [name for name in delta.modules_to_save or () if name.startswith(f"{prefix}.")]
         setattr(model, prefix, _own_tree(self._backbone))
         head = _outside_backbone(model, own)
-        adapted = PeftModel(model, _aimed(delta, tensors), KEY)
+        try:
+            adapted = PeftModel(model, _aimed(delta, tensors), KEY)
+        except (TypeError, ValueError) as fault:  # of a layer's kind or size
+            raise IntegrityError(f"{adapter} does not fit its base: {fault}") from fault
         wanted = {**get_peft_model_state_dict(adapted, adapter_name=KEY, save_embedding_layers=False), **head}
         if faults := list(_misfits(tensors, wanted)):
             raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
@@ -250,6 +299,11 @@ class Bank:
         placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
         adapted.load_state_dict(placed, strict=False, assign=True)
         return adapted.requires_grad_(False).to(self._backbone.device).eval()
+
+
+def _tuned_on(adapter: Adapter) -> Quantization | None:
+    """How its base was held; adapters of older versions know of fp32 only."""
+    return adapter.manifest["base"].get("quantization")
 
 
 def _find_tuned_base(section: BaseSection) -> BaseFiles:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from peftlab.data import Ledger
 from peftlab.data.loading import read_split
 from peftlab.errors import Problem, Problems, RecipeError
-from peftlab.recipe import DataSection
+from peftlab.recipe import DataSection, Quantization
 from peftlab.runtime.bank import load
 from peftlab.store import Adapter
 from peftlab.tasks import Prediction, Scores, Task, read_examples
@@ -20,13 +20,14 @@ from peftlab.tasks.tokenizing import Told
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An adapter's scores on rows, with a ledger of them and its predictions in their order."""
+    """An adapter's scores on rows, with a ledger of them, its predictions in their order, and the bank's `notes`."""
 
     adapter: Adapter
     task: Task
     scores: Scores
     ledger: Ledger
     predictions: list[Prediction]
+    notes: list[str]
 
 
 def evaluate(
@@ -39,6 +40,7 @@ def evaluate(
     encoding: str = "utf-8",
     store: str | Path = "adapters",
     device: str = "auto",
+    quantization: Literal["none"] | Quantization | None = None,
     trust_remote_code: bool = False,
     told: Told = lambda done, total: None,
 ) -> Evaluation:
@@ -53,6 +55,7 @@ def evaluate(
         encoding: Of a text file.
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
+        quantization: Hold the base so; None takes it as the adapter was tuned on; see `load`.
         trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
         told: Hears how many inputs are done, and of how many.
 
@@ -69,7 +72,7 @@ def evaluate(
         header=list(header) if header else None,
         encoding=encoding,
     )
-    bank = load(adapter, store=store, device=device, trust_remote_code=trust_remote_code)
+    bank = load(adapter, store=store, device=device, quantization=quantization, trust_remote_code=trust_remote_code)
     task = bank.task(adapter)
     with Problems() as problems:
         split = read_split(section, str(data), problems, key="")
@@ -79,7 +82,7 @@ def evaluate(
     ledger.used = len(examples)
     ledger.targets = sum(task.count(example) + example.lost for example in examples)
     predictions: list[Any] = bank.run(adapter, examples, told)
-    return Evaluation(bank.adapter(adapter), task, task.score(examples, predictions), ledger, predictions)
+    return Evaluation(bank.adapter(adapter), task, task.score(examples, predictions), ledger, predictions, bank.notes)
 
 
 def _section(**values: Any) -> DataSection:

@@ -17,7 +17,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}{held}
 
 {labels}
 
@@ -42,11 +42,11 @@ With nothing but PEFT and Transformers:
 
 ```python
 {registration}from peft import PeftModel
-from transformers import {auto_class}
+from transformers import {imported}
 
 head_labels = {head_labels}
 base = {auto_class}.from_pretrained(
-    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels))
+    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels)){quantized}
 )
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
@@ -71,9 +71,20 @@ _NOT_IN_PEFT = {
 }
 
 
+_QUANTIZED = {
+    "8bit": """,
+    quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules={modules})""",
+    "4bit": """,
+    quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules={modules}
+    )""",
+}
+
+
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
-    task, parameters = manifest["task"], manifest["parameters"]
+    task, parameters, quantization = manifest["task"], manifest["parameters"], manifest["base"]["quantization"]
+    modules = json.dumps(manifest["head_modules"])
     made = task_from_manifest(task)
     scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
     last_split = "test" if "test" in scores else "validation"
@@ -90,6 +101,9 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         share=parameters["trained"] / parameters["base"],
         frozen=parameters["base"],
         without_delta=" The base stays as it is: only its head is new." if manifest["method"] == "head" else "",
+        held=_held(manifest["base"]),
+        imported=task["auto_class"] + (", BitsAndBytesConfig" if quantization else ""),
+        quantized=_QUANTIZED[quantization].format(modules=modules) if quantization else "",
         labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else "",
@@ -109,6 +123,14 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
 def _registration(method: str) -> str:
     """The line by which PEFT learns of a tuner of ours; none for its own."""
     return _REGISTRATION.format(what=_NOT_IN_PEFT[method]) if method in _NOT_IN_PEFT else ""
+
+
+def _held(base: dict[str, Any]) -> str:
+    """What of the base's memory its quantization saves."""
+    if not base["quantization"]:
+        return ""
+    held, whole = (f"{base['bytes'][key] / 1e6:.1f} MB" for key in ("in memory", "fp32"))
+    return f" The base is held in {base['quantization']}: {held} of memory, in fp32 {whole}."
 
 
 def _counts(ledger: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,19 @@ from contextlib import contextmanager
 import torch
 
 from peftlab.errors import Problems
-from peftlab.recipe import TrainingSection
+from peftlab.quantization import layers_in_4bit
+from peftlab.recipe import Quantization, TrainingSection
 
 FP16_ON_CUDA_ONLY = "fp16 needs a CUDA device; this run is on {device}."
 
 
-def training_dtype(settings: TrainingSection, device: torch.device) -> torch.dtype:
+def training_dtype(
+    settings: TrainingSection, device: torch.device, quantization: Quantization | None = None
+) -> torch.dtype:
     """What the recipe asks for, or else the fastest that `device` has instructions for.
+
+    On a CPU that is fp32 for a quantized base: its weights are made whole again for each product, and casting them to
+    bfloat16 takes longer than the product saves.
 
     Raises:
         RecipeError: fp16 on another device than CUDA.
@@ -23,7 +29,8 @@ def training_dtype(settings: TrainingSection, device: torch.device) -> torch.dty
             problems.add(FP16_ON_CUDA_ONLY.format(device=device.type), key="training.fp16", hint=hint)
     if settings.fp16:
         return torch.float16
-    wanted = settings.bf16 if settings.bf16 is not None else settings.fp16 is None and fast_at_bfloat16(device)
+    slow = settings.fp16 is not None or (quantization is not None and device.type == "cpu")
+    wanted = settings.bf16 if settings.bf16 is not None else not slow and fast_at_bfloat16(device)
     if wanted:
         return torch.bfloat16
     old_cuda = device.type == "cuda" and settings.bf16 is None and settings.fp16 is None
@@ -41,14 +48,34 @@ def fast_at_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def frozen_weights_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block, what does not train is in `dtype`; then the weights are again those of before, bit by bit."""
+    """Inside the block, what does not train is in `dtype`; then the weights are again those of before, bit by bit.
+
+    Of a quantized base only the products are: embeddings and norms stay in fp32. Its biases bitsandbytes casts for
+    good to whatever it multiplies, so there as well those of before are put back.
+    """
+    quantized = any(parameter.dtype in (torch.int8, torch.uint8) for parameter in model.parameters())
     frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32]
     before = [parameter.data for parameter in frozen] if dtype != torch.float32 else []
     for parameter, data in zip(frozen, before, strict=False):
-        parameter.data = data.to(dtype)
+        parameter.data = data if quantized else data.to(dtype)
     before = [data.cpu() for data in before]  # the device's memory is for training
     try:
-        yield
+        with products_in(model, dtype):
+            yield
     finally:
         for parameter, data in zip(frozen, before, strict=False):
             parameter.data = data.to(parameter.device)
+
+
+@contextmanager
+def products_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block, 4-bit layers multiply in `dtype`."""
+    layers = layers_in_4bit(model)
+    before = [layer.compute_dtype for layer in layers]
+    for layer in layers:
+        layer.compute_dtype = dtype
+    try:
+        yield
+    finally:
+        for layer, earlier in zip(layers, before, strict=True):
+            layer.compute_dtype = earlier

@@ -4,11 +4,13 @@ from typing import Any
 
 from peftlab.base import choose_device, load_base
 from peftlab.data import Ledger, Rows
+from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
+from peftlab.tuning.memory import check_checkpointing, check_optimizer
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
@@ -30,9 +32,13 @@ def prepare(
     Raises:
         RecipeError: base, method and rows do not go together, or too much of the rows would be lost.
         BaseNotFoundError: the base model is nowhere.
+        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     place, training = "cpu" if sharded else device, recipe.training
+    with Problems() as problems:
+        check_optimizer(training, choose_device(device), problems)
     base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
+    check_checkpointing(training, base.model)
     max_length = input_length(base, recipe)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")

@@ -56,8 +56,10 @@ def compare_reloaded(run: Run, folder: Path) -> float:
     Raises:
         IntegrityError: it is larger than rounding explains.
     """
-    fresh, _ = load_with_head(run.base.files, run.task, trust_remote_code=run.recipe.base.trust_remote_code)
-    reloaded = PeftModel.from_pretrained(fresh, folder).to(run.model.device).eval()
+    section = run.recipe.base
+    place: dict[str, Any] = {"quantization": section.quantization, "device": run.model.device.type}
+    fresh, _ = load_with_head(run.base.files, run.task, trust_remote_code=section.trust_remote_code, **place)
+    reloaded = PeftModel.from_pretrained(fresh, folder).eval()
     probe = run.features[:PROBED_ROWS]
     trained, loaded = (forward(run.task, model, run.base.tokenizer, probe) for model in (run.model, reloaded))
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
@@ -80,7 +82,10 @@ def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference
             "fingerprint": run.base.fingerprint,
             "tokenizer_sha256": run.base.tokenizer_hash,
             "trust_remote_code": run.recipe.base.trust_remote_code,
+            "quantization": run.base.quantization,
+            "bytes": {"fp32": run.base.bytes_in_fp32, "in memory": run.base.bytes},
         },
+        "head_modules": run.base.head_modules,
         "method": run.recipe.method.type,
         "max_length": run.max_length,
         "parameters": {"trained": run.trained, "base": run.base.parameters},

@@ -62,7 +62,7 @@ class Run:
     @cached_property
     def dtype(self) -> torch.dtype:
         """What training computes in; see `training_dtype`."""
-        return training_dtype(self.recipe.training, self.device)
+        return training_dtype(self.recipe.training, self.device, self.base.quantization)
 
     def precision(self) -> torch.autocast:
         """The block to run the model in while it trains; afterwards it predicts in fp32."""

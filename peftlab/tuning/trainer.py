@@ -132,6 +132,7 @@ def training_arguments(run: Run, folder: Path) -> TrainingArguments:
         warmup_steps=settings.warmup_ratio,  # 5.x reads a number below 1 as a share of the steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        optim=settings.optim,
         seed=settings.seed,
         fp16=run.dtype == torch.float16,  # for its scaled loss
         data_seed=settings.seed,  # one order of rows in all processes, whose other random numbers differ

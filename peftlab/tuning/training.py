@@ -1,7 +1,7 @@
 """Training and scoring: best checkpoint by validation score, early stop, interruption, resume."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from peftlab.tuning.distributed import noticing_losses
 from peftlab.tuning.engines import divided, idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
+from peftlab.tuning.memory import layers_computed_again
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.rank_allocation import RankAllocation
 from peftlab.tuning.run import Run
@@ -39,7 +40,7 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     trainer.add_callback(interruption)
     run.processes.differ_by_chance(run.recipe.training.seed)
     try:
-        with _fast(run, folder, progress), interruption.listening(), noticing_losses(lambda: _lost(folder)):
+        with _computed_so(run, folder, progress), interruption.listening(), noticing_losses(lambda: _lost(folder)):
             trainer.train(resume_from_checkpoint=checkpoint)
             stopped = run.processes.any(interruption.asked)
     except KeyboardInterrupt:
@@ -51,13 +52,15 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
 
 
 @contextmanager
-def _fast(run: Run, folder: Path, progress: Progress) -> Iterator[None]:
-    """Whatever makes training faster, where each process holds the whole base."""
-    if run.sharded:
-        yield
-        return
-    inputs = run.inputs_of(run.features[:1])
-    with fast_steps(run.model, run.recipe, run.dtype, inputs), frozen_prefix(run, folder, progress):
+def _computed_so(run: Run, folder: Path, progress: Progress) -> Iterator[None]:
+    """In the memory that the recipe allows, and with whatever is faster where each process holds the whole base."""
+    again = run.recipe.training.gradient_checkpointing
+    with ExitStack() as stack:
+        if not run.sharded:
+            inputs = run.inputs_of(run.features[:1])
+            stack.enter_context(fast_steps(run.model, run.recipe, run.dtype, inputs))
+            stack.enter_context(frozen_prefix(run, folder, progress))
+        stack.enter_context(layers_computed_again(run.model.get_base_model(), wanted=again))
         yield
 
 

@@ -1,0 +1,68 @@
+"""What one section of a recipe forbids in another: told with its line, before anything is loaded."""
+
+from collections.abc import Iterator
+
+from peftlab.errors import Problem, Problems
+from peftlab.recipe.schema import Lora, MethodSection, Quantization, Recipe
+
+_OTHER: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
+_OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
+_NO_FORM = "PEFT has no form of it for quantized layers"
+_PACKED = "PEFT takes the shape of the packed weight for the layer's"
+_PACKED_TYPE = "PEFT makes A and B of the packed weight's type, which cannot train"
+_NORMS = "it needs the norms of the base's weights, and 8bit layers give none after their first step"
+
+REFUSED_ON: dict[str, dict[Quantization, str]] = {
+    "last-layers": {"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS},
+    "full": {"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS},
+    "dora": {"8bit": _NORMS},
+    "orthogonal": {"8bit": _PACKED_TYPE, "4bit": _PACKED_TYPE},
+    "loha": {"4bit": _PACKED},
+    "lokr": {"4bit": _PACKED},
+    "c3a": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "deft": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "delora": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "glora": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "gralora": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "hra": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "peanut": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "psoft": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+}
+"""Method → the quantizations that it does not take, and why not; lora with use_dora is `dora`, with that beginning
+`orthogonal`. A method that is not here takes both. tests/test_method_matrix.py holds every line against what happens;
+docs/matrix.md shows it."""
+_KEYS = {"dora": "use_dora", "orthogonal": "init_lora_weights"}
+
+
+def refusal(method: str, quantization: Quantization | None) -> str:
+    """Why `method`, a name as in `REFUSED_ON`, does not go with a base in `quantization`; empty where it does."""
+    reason = REFUSED_ON.get(method, {}).get(quantization) if quantization else None
+    return f"'{method}' does not go with a base in {quantization}: {reason}." if reason else ""
+
+
+def check_together(recipe: Recipe, problems: Problems) -> None:
+    """Note every key that cannot stand beside what the recipe says elsewhere."""
+    if recipe.base.quantization:
+        for problem in _against(recipe.base.quantization, recipe):
+            problems.add(problem.message, key=problem.key, hint=problem.hint)
+
+
+def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    kind, other = _kind(recipe.method), _OTHER[quantization]
+    if reason := refusal(kind, quantization):
+        key = f"method.{_KEYS.get(kind, 'type')}"
+        instead = "lora" if refusal(kind, other) else f"lora or {other}"
+        yield Problem(reason, key=key, hint=f"Take {instead}, or take base.quantization out.")
+    if training.fused_lora:
+        message = f"the fused function computes plain Linear layers, and those of this base are in {quantization}."
+        yield Problem(message, key="training.fused_lora", hint="Take it out: PEFT's own layers compute.")
+    if training.distributed in ("fsdp", "deepspeed"):
+        message = f"{training.distributed} cannot share out a base in {quantization}."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+
+
+def _kind(method: MethodSection) -> str:
+    if isinstance(method, Lora) and method.use_dora:
+        return "dora"
+    return "orthogonal" if isinstance(method, Lora) and method.init_lora_weights == "orthogonal" else method.type

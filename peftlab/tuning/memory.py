@@ -1,0 +1,57 @@
+"""Ways to train in less memory that not every base and device has: refused in words before training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from peftlab.errors import Problems
+from peftlab.quantization import DEVICES
+from peftlab.recipe import TrainingSection
+
+OF_BITSANDBYTES = ("adamw_8bit", "adamw_bnb_8bit", "lion_8bit", "lion_32bit")
+"""Its optimizers, beside the paged ones, whose names tell."""
+
+
+def check_optimizer(settings: TrainingSection, device: torch.device, problems: Problems) -> None:
+    """Note an optimizer that `device` does not have. bitsandbytes' paged ones run on a CPU, but page nothing there."""
+    name = settings.optim
+    if name.startswith("paged_") and device.type != "cuda":
+        message = f"'{name}' moves its state out of a GPU that is full, and this run computes on {device.type}."
+        unpaged = name.removeprefix("paged_").replace("32bit", "8bit")
+        problems.add(message, key="training.optim", hint=f"Take {unpaged}.")
+    elif name in OF_BITSANDBYTES and device.type not in DEVICES:
+        message = f"'{name}' is of bitsandbytes, which computes on {' and '.join(DEVICES)}, not on {device.type}."
+        problems.add(message, key="training.optim", hint="Take adafactor, or --device cpu.")
+
+
+def check_checkpointing(settings: TrainingSection, model: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing where the architecture has none.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    with Problems() as problems:
+        if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
+            message = f"Transformers' '{model.config.model_type}' cannot compute its layers again going backward."
+            hint = "Take it out. Smaller batches with gradient_accumulation_steps spare memory as well."
+            problems.add(message, key="training.gradient_checkpointing", hint=hint)
+
+
+@contextmanager
+def layers_computed_again(model: PreTrainedModel, *, wanted: bool) -> Iterator[None]:
+    """Inside the block, if `wanted`, what happens in a layer is not kept but computed again going backward.
+
+    Trainer would do so too, but with gradients of the embeddings' output, for the sake of an older way to checkpoint:
+    layers below the lowest adapted one would be gone through backward in vain.
+    """
+    if not wanted:
+        yield
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
