@@ -22,6 +22,7 @@ HEAD = {"type": "head"}
 LAST = {"type": "lora", "layers_to_transform": 1, "lora_dropout": 0.1}
 WHOLE = {"type": "last-layers", "layers": 1}
 PFEIFFER = {"type": "bottleneck", "layers_to_transform": [1]}
+KEYS = {"type": "prefix", "layers_to_transform": [1]}  # its virtual tokens are in layer 1 alone
 FIVE = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
 
 
@@ -91,7 +92,9 @@ def difference(mine, theirs):
     return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
 
 
-@pytest.mark.parametrize("method", [HEAD, LAST, WHOLE, PFEIFFER], ids=["head", "lora", "whole layer", "bottleneck"])
+@pytest.mark.parametrize(
+    "method", [HEAD, LAST, WHOLE, PFEIFFER, KEYS], ids=["head", "lora", "whole layer", "bottleneck", "virtual keys"]
+)
 @pytest.mark.parametrize("architecture", FIVE)
 def test_weights_and_scores_are_the_same_with_and_without(prepared, tmp_path, architecture, method):
     """Bitwise on these sizes but for a last bit; dropout is on in the adapted layer and the head in both."""

@@ -4,6 +4,8 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from peftlab.errors import RecipeError
 from peftlab.methods import prefix_attention
 from peftlab.methods.placement import PLACEMENTS
+from peftlab.methods.prefix import prefix_config
 from peftlab.methods.prefix_attention import key_widths
 from peftlab.methods.prefix_tuner import PrefixConfig, PrefixLayer
 from peftlab.recipe import Prefix
@@ -402,8 +405,6 @@ def test_a_kernel_that_goes_by_positions_is_refused(prepared):
 
 
 def test_an_architecture_without_a_place_for_it_is_refused(prepared, monkeypatch):
-    from dataclasses import replace
-
     nowhere = {"bert": replace(PLACEMENTS["bert"], self_attention=None)}
     monkeypatch.setattr("peftlab.methods.prefix.PLACEMENTS", nowhere)
     with pytest.raises(RecipeError, match=r"prefixes have no place in 'bert', .* Take lora, ia3 or prompt"):
@@ -436,6 +437,10 @@ def test_what_does_not_fit_is_told_when_it_is_called():
     inner.forward = inner.forward
     with pytest.raises(ValueError, match="the forward of BertSelfAttention has been replaced"):
         model(INPUTS)
+    hooked = base_of("bert")
+    hooked.encoder.layer[1].attention.self.forward = inner.forward
+    with pytest.raises(RecipeError, match="method: a prefix cannot be put into this base: the forward of BertSelfAtt"):
+        prefix_config(SimpleNamespace(model=hooked, head_modules=[]), Prefix(type="prefix"))
 
 
 def test_rows_and_names_are_counted():

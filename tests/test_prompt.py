@@ -289,6 +289,17 @@ def test_the_longest_input_is_shorter_by_them(tiny, tmp_path):
         run_of(tiny, tmp_path, method={"num_virtual_tokens": 60})
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("kind", ["prefix", "prompt", "p-tuning"])
+def test_fast_steps_learn_in_either_precision(tiny, tmp_path, kind, bf16):
+    training = {"bf16": bf16, "num_train_epochs": 15, "learning_rate": 1e-2, "base_dropout": False}
+    recipe, progress = recipe_for(tmp_path / "rows", tiny("modernbert"), "classes", training=training), Notes()
+    method = {"method": {"type": kind, "num_virtual_tokens": 4}}
+    peftlab.tune(recipe, overrides=method, store=tmp_path / "store", device="cpu", progress=progress)
+    quarter = len(progress.losses) // 4
+    assert sum(progress.losses[-quarter:]) < 0.9 * sum(progress.losses[:quarter])
+
+
 def test_no_layer_is_frozen_below_virtual_tokens(tiny, tmp_path):
     assert find_prefix(run_of(tiny, tmp_path)) is None
 

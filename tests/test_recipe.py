@@ -114,6 +114,14 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {type: ia3, feedforward_modules: [dense]}",
             "method.feedforward_modules: should come with target_modules, not ['dense'].",
         ),
+        (
+            "method: {type: prefix, encoder_hidden_size: 8}",
+            "method.encoder_hidden_size: should come with prefix_projection: true, not 8.",
+        ),
+        (
+            "method: {type: p-tuning, encoder_reparameterization_type: GRU}",
+            "method.encoder_reparameterization_type: unknown encoder_reparameterization_type 'GRU'. Known: LSTM, MLP.",
+        ),
         ("training: {bf16: true, fp16: true}", "training.fp16: should not be true beside bf16, not True."),
         ("method: {use_dora: 1}", "method.use_dora: should be a valid boolean, not 1."),
         ("method: {use_dora: yes}", "method.use_dora: should be a valid boolean, not 'yes'."),
@@ -121,7 +129,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         (
             "method: {type: lra}",
             "method.type: unknown type 'lra'. Did you mean 'lora'? Known: beft, bottleneck, c3a, deft, delora, "
-            "fourierft, glora, gralora, head, hira, hra, ia3, last-layers, loha, lokr and 8 more.",
+            "fourierft, glora, gralora, head, hira, hra, ia3, last-layers, loha, lokr and 11 more.",
         ),
         (
             "method: {tpye: head}",
@@ -567,7 +575,10 @@ def test_a_name_that_cannot_be_one_is_told_in_words(write, told, name):
 
 @pytest.mark.parametrize(
     ("method", "rate"),
-    [("lora", 1e-3), ("bottleneck", 1e-2), ("ia3", 3e-2), ("head", 3e-2), ("last-layers", 1e-3), ("oft", 1e-3)],
+    [
+        *(("lora", 1e-3), ("bottleneck", 1e-2), ("ia3", 3e-2), ("head", 3e-2), ("last-layers", 1e-3), ("oft", 1e-3)),
+        *(("prefix", 3e-2), ("prompt", 1e-1), ("p-tuning", 3e-3)),
+    ],
 )
 def test_each_method_has_its_learning_rate_which_a_written_recipe_tells(write, tmp_path, method, rate):
     recipe = read_recipe(write(f"{SHORTEST}method: {{type: {method}}}\n"))

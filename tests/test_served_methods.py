@@ -57,7 +57,7 @@ def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
 
 
 def test_one_alone_answers_as_beside_the_others(bank, store):
-    for name in ("pfeiffer", "ia3", "last-layers", "lora"):
+    for name in ("pfeiffer", "ia3", "prefix", "p-tuning", "last-layers", "lora"):
         alone = peftlab.load(name, store=store, device="cpu").predict(SENTENCE)
         assert bank.predict(SENTENCE, adapters=name)[0].prediction.label == alone[0].prediction.label
 
@@ -67,10 +67,15 @@ def test_files_say_what_they_are(store):
     assert (config["peft_type"], config["variant"], config["form"]) == ("BOTTLENECK", "houlsby", "after")
     card = (store / "houlsby" / "1" / "README.md").read_text()
     assert "import peftlab.methods  # pip install peftlab: PEFT itself has no bottleneck adapters\nfrom peft" in card
+    for name in ("prefix", "prompt", "p-tuning"):
+        assert (
+            "import peftlab.methods  # pip install peftlab: PEFT's own"
+            in (store / name / "1" / "README.md").read_text()
+        )
     assert "import peftlab.methods" not in (store / "lora" / "1" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "ia3", "last-layers", "head", "hra"])
+@pytest.mark.parametrize("kind", ["bottleneck", "ia3", "prefix", "prompt", "p-tuning", "last-layers", "head", "hra"])
 def test_the_command_line_takes_the_method_alone(tiny_base, tmp_path, kind):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "entities")
     changed = recipe.read_text().replace("method:\n  r: 4\n", "")

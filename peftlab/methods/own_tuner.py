@@ -112,7 +112,7 @@ class OwnModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, OwnLayer):
+        if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
         layer = self.tuner_layer_cls(target, adapter_name)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import Problems, as_problem
 from peftlab.methods.placement import PLACEMENTS
 from peftlab.methods.prefix_attention import ATTENDS_BY_MASK, key_widths
 from peftlab.methods.prefix_tuner import PrefixConfig
@@ -22,8 +22,10 @@ def prefix_config(base: Base, section: Prefix, **shared: Any) -> PrefixConfig:
         targets, form = _targets(base, section, problems)
         if form == "interface":
             _check_kernel(base.model.config._attn_implementation, problems)
+    with as_problem("a prefix cannot be put into this base", ValueError, key="method"):
+        widths = key_widths(base.model, targets, form)
     with Problems() as problems:
-        width = _width(key_widths(base.model, targets, form), targets, problems)
+        width = _width(widths, targets, problems)
     return PrefixConfig(
         form=form,
         num_virtual_tokens=section.num_virtual_tokens,

@@ -18,7 +18,7 @@ from torch.nn import functional
 from peftlab.methods.own_tuner import OwnConfig, OwnLayer, OwnModel, placed_as, register
 from peftlab.methods.prefix_attention import FORMS, Prefix
 
-INIT_STD = 0.02
+INIT_STD = 0.5  # learned better than 0.02 at each rate tried (decision 0017)
 
 
 @dataclass

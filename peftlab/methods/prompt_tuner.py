@@ -99,7 +99,7 @@ class Network(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(tokens,) → (tokens, width)."""
         states = self.embedding(tokens)
-        return cast(Tensor, self.layers(self.recurrent(states)[0] if self.recurrent else states))
+        return cast(Tensor, self.layers(self.recurrent(states)[0] if self.recurrent is not None else states))
 
 
 class PromptedForward:

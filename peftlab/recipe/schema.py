@@ -288,6 +288,11 @@ class Prefix(Method):
             raise ValueError("should come with prefix_projection: true")
         return size
 
+    @property
+    def usual_learning_rate(self) -> float:
+        """See `Method`."""
+        return 3e-2
+
 
 class VirtualTokens(Method):
     num_virtual_tokens: Positive = 16
@@ -304,6 +309,11 @@ class Prompt(VirtualTokens):
 
     type: Literal["prompt"]
 
+    @property
+    def usual_learning_rate(self) -> float:
+        """See `Method`."""
+        return 1e-1
+
 
 class PTuning(VirtualTokens):
     """Trained embeddings in front of each input, made by a small network, which is saved with them."""
@@ -313,6 +323,11 @@ class PTuning(VirtualTokens):
     """Three layers, or a bidirectional LSTM of two and two more."""
     encoder_hidden_size: Positive | None = None
     """Width of the network; null takes that of the embeddings."""
+
+    @property
+    def usual_learning_rate(self) -> float:
+        """See `Method`."""
+        return 3e-3
 
 
 class OtherMethod(Method):
