@@ -40,8 +40,16 @@ def _outcomes(reports):
     for report in reports:
         told = dict(report.user_properties)
         if report.when == "call" and "cell" in told:
-            outcomes[tuple(told["cell"])] = told.get("refused", "ok") if report.passed else "fails"
+            method, base, quantization = told["cell"]
+            outcome = _reason(told["refused"], method) if "refused" in told else "ok"
+            outcomes[method, base, quantization] = outcome if report.passed else "fails"
     return outcomes
+
+
+def _reason(told, method):
+    """Its first sentence without the method's name, so that methods share their reasons."""
+    sentence, *_ = told.replace(f"'{method}'", "it").rstrip(".").split(". ")
+    return f"{sentence}."
 
 
 def _table(cells, quantization, numbers):

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from peftlab.recipe import REFUSED_ON
 from peftlab.recipe import refusal as recipe_refusal
 from peftlab.tuning.memory import layers_computed_again
 from tests.architectures import build
+from tests.matrix_page import PAGE, matrix_page
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 
@@ -242,6 +244,32 @@ def test_what_is_refused_on_quantized_bases_would_fail_on_them(cell, tmp_path, m
     monkeypatch.setattr("peftlab.recipe.together.REFUSED_ON", {})
     with pytest.raises(Exception, match=r"\w"):
         hold_to_the_contract(cell(method, "bert", quantization), tmp_path)
+
+
+def report_of(cell, outcome="passed", **told):
+    properties = [("cell", cell), *told.items()]
+    return SimpleNamespace(when="call", passed=outcome == "passed", user_properties=properties)
+
+
+def test_the_page_tells_what_works_is_refused_fails_and_was_not_run():
+    reports = [
+        report_of(("lora", "bert", None)),
+        report_of(["lora", "gpt2", None], "failed"),
+        report_of(("hra", "gpt2", None), refused="PEFT cannot put 'hra' on this base: no Linear. Only these."),
+        SimpleNamespace(when="call", passed=True, user_properties=[]),
+    ]
+    page = matrix_page(reports)
+    assert "1. PEFT cannot put it on this base: no Linear.\n" in page
+    assert page.endswith(
+        "## A base in fp32\n\n|  | bert | gpt2 |\n| --- | --- | --- |\n| lora | ok | fails |\n| hra | not run | 1 |\n"
+    )
+
+
+def test_the_page_in_docs_has_every_method_and_every_architecture():
+    """If this fails: make matrix."""
+    page = PAGE.read_text(encoding="utf8")
+    assert page.count(f"| {' | '.join(BASES)} |") == len(QUANTIZATIONS)
+    assert all(page.count(f"\n| {method} |") == len(QUANTIZATIONS) for method in METHODS)
 
 
 def test_every_refusal_is_of_a_method_that_there_is():

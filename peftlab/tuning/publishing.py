@@ -21,7 +21,7 @@ from peftlab.tuning.run import Run
 
 PROBED_ROWS = 8
 TOLERANCE = 1e-4
-VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "tokenizers")
+VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 
 
 def write_adapter(
