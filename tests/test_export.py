@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraModel, PeftModel
 
 import peftlab
 from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
-from peftlab.runtime import Bank, merge
+from peftlab.runtime import merge
 from tests.task_stores import one_line, recipe_for, run
 
 KINDS = ("entities", "classes", "topics", "rating", "answers", "relations")
@@ -87,13 +87,13 @@ def test_what_is_not_linear_is_refused_in_words_and_leaves_nothing(store, tmp_pa
 
 
 def test_a_merged_model_that_answers_otherwise_is_not_exported(store, tmp_path, monkeypatch):
-    def wrong(bank, name):
-        model = merged(bank, name)
-        model.classifier.weight.data.mul_(2)
-        return model
+    def wrong(model, *args, **kwargs):
+        merged = merge_and_unload(model, *args, **kwargs)
+        merged.classifier.weight.data.mul_(2)
+        return merged
 
-    merged = Bank.merged
-    monkeypatch.setattr(Bank, "merged", wrong)
+    merge_and_unload = LoraModel.merge_and_unload
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
     with pytest.raises(IntegrityError, match=r"topics@1 was not exported: merged, its logits .* differ by"):
         merge("topics", tmp_path / "model", store=store)
     assert list(tmp_path.iterdir()) == []
@@ -102,6 +102,25 @@ def test_a_merged_model_that_answers_otherwise_is_not_exported(store, tmp_path, 
 def test_exporting_leaves_the_bank_as_it_was(store):
     bank = peftlab.load("topics", store=store)
     before = {name: tensor.clone() for name, tensor in bank.model("topics").state_dict().items()}
-    bank.merged("topics")
+    bank.whole_copy("topics").merge_and_unload()
     after = bank.model("topics").state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_from_a_quantized_base_it_is_that_base_made_whole(store, tmp_path, quantization):
+    recipe, changes = store.parent / "classes" / "recipe.yaml", {"name": "rounded", "base.quantization": quantization}
+    peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
+    merged = merge("rounded", tmp_path / "model", store=tmp_path / "store", device="cpu")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(merged.folder).eval()
+    assert not hasattr(model.config, "quantization_config")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    files = peftlab.load("rounded", store=tmp_path / "store", device="cpu")._files
+    task = peftlab.load("rounded", store=tmp_path / "store", device="cpu").task("rounded")
+    rounded, _ = load_with_head(files, task, quantization=quantization)
+    plain = PeftModel.from_pretrained(rounded.dequantize(torch.float32), merged.adapter.folder).merge_and_unload()
+    tokens = torch.randint(5, 40, (4, 12))
+    with torch.no_grad():
+        expected = plain.eval()(input_ids=tokens).logits
+        torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=0, atol=1e-6)
+    assert 0 < merged.difference < 0.05 * merged.largest  # 8-bit layers round what they are given as well

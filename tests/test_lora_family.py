@@ -7,6 +7,7 @@ from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from peftlab.errors import RecipeError, TuningInterrupted
+from peftlab.recipe import read_recipe
 from peftlab.tuning import Progress, tune
 from peftlab.tuning.rank_allocation import STATE, average_rank, orthogonality
 from peftlab.tuning.training import _trainer
@@ -52,6 +53,11 @@ def test_wrong_fields_are_told(recipe, method, message):
     with pytest.raises(RecipeError) as told:
         prepared_run(recipe, {"method": method})
     assert message in str(told.value)
+
+
+def test_adalora_needs_whole_layers(recipe):
+    with pytest.raises(RecipeError, match="adalora weighs the directions of whole layers"):
+        read_recipe(recipe, {"method": ADALORA, "training.distributed": "fsdp"})
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "orthogonal"])

@@ -34,7 +34,7 @@ def export(
         return
     out.print(f"[bold]{merged.adapter}[/] merged into its base: {merged.folder}, {megabytes(size)}", highlight=False)
     out.print(
-        f"Read back, its logits (up to {merged.largest:.3g}) differ by {merged.difference:.1g} from base and adapter.",
+        f"Read back, its logits (up to {merged.largest:.3g}) differ by {merged.difference:.1g} from the adapter's.",
         style="dim",
     )
     out.print(f'Use it: transformers.pipeline(model="{merged.folder}")', highlight=False)

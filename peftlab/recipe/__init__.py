@@ -2,6 +2,7 @@
 
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
 from peftlab.recipe.schema import (
+    SHARDING,
     AdaLora,
     BaseSection,
     BitFit,
@@ -32,6 +33,7 @@ from peftlab.recipe.together import REFUSED_ON, refusal
 
 __all__ = [
     "REFUSED_ON",
+    "SHARDING",
     "AdaLora",
     "BaseSection",
     "BitFit",

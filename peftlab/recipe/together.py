@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from peftlab.errors import Problem, Problems
-from peftlab.recipe.schema import Lora, MethodSection, Quantization, Recipe
+from peftlab.recipe.schema import SHARDING, Lora, MethodSection, Quantization, Recipe
 
 _OTHER: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
@@ -42,9 +42,16 @@ def refusal(method: str, quantization: Quantization | None) -> str:
 
 def check_together(recipe: Recipe, problems: Problems) -> None:
     """Note every key that cannot stand beside what the recipe says elsewhere."""
+    for problem in _clashes(recipe):
+        problems.add(problem.message, key=problem.key, hint=problem.hint)
+
+
+def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
-        for problem in _against(recipe.base.quantization, recipe):
-            problems.add(problem.message, key=problem.key, hint=problem.hint)
+        yield from _against(recipe.base.quantization, recipe)
+    if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
+        message = "adalora weighs the directions of whole layers, and each process holds a part of them."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 
 def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
@@ -57,7 +64,7 @@ def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
     if training.fused_lora:
         message = f"the fused function computes plain Linear layers, and those of this base are in {quantization}."
         yield Problem(message, key="training.fused_lora", hint="Take it out: PEFT's own layers compute.")
-    if training.distributed in ("fsdp", "deepspeed"):
+    if training.distributed in SHARDING:
         message = f"{training.distributed} cannot share out a base in {quantization}."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 

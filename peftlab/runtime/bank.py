@@ -147,7 +147,7 @@ class Bank:
             self._load_base(adapter)
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
-        self._loaded[name] = _Loaded(adapter, task, self._attach(adapter, task))
+        self._loaded[name] = _Loaded(adapter, task, self._attach(adapter, task, self._backbone))
         if _tuned_on(adapter) != self.quantization:
             self.notes.append(
                 f"{adapter} was tuned on its base in {_tuned_on(adapter) or FP32} and runs on it in "
@@ -163,19 +163,13 @@ class Bank:
         """What computes a loaded adapter's logits: the base with its delta and head, in Transformers' own class."""
         return self._loaded[name].model
 
-    def merged(self, name: str) -> transformers.PreTrainedModel:
-        """A copy of the base with a loaded adapter's delta added to its weights, and its head.
-
-        Raises:
-            IntegrityError: its method cannot be merged.
-        """
+    def whole_copy(self, name: str) -> PeftModel:
+        """A loaded adapter on a base of its own in fp32: a quantized one's with the weights that it is rounded to."""
         loaded = self._loaded[name]
-        try:
-            return copy.deepcopy(loaded.adapted).merge_and_unload(safe_merge=True)
-        except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
-            method = loaded.adapter.manifest["method"]
-            reason = str(error).removesuffix(".")
-            raise IntegrityError(f"{loaded.adapter} ({method}) cannot be merged into its base: {reason}.") from error
+        if self.quantization is None:
+            return copy.deepcopy(loaded.adapted)
+        rounded = self._load_backbone().dequantize(torch.float32)
+        return self._attach(loaded.adapter, loaded.task, rounded)
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
         """Each row through its adapter.
@@ -247,9 +241,11 @@ class Bank:
         self._fingerprint = self._files.fingerprint
         self._tokenizer = load_tokenizer(self._files, trust_remote_code=trusted)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
-        self._backbone = load_backbone(
-            self._files, trust_remote_code=trusted, quantization=self.quantization, device=self.device
-        )
+        self._backbone = self._load_backbone()
+
+    def _load_backbone(self) -> transformers.PreTrainedModel:
+        trusted = self.trust_remote_code
+        return load_backbone(self._files, trust_remote_code=trusted, quantization=self.quantization, device=self.device)
 
     def _check_base(self, adapter: Adapter) -> None:
         base = adapter.manifest["base"]
@@ -270,24 +266,15 @@ class Bank:
                 "load(…, quantization=…)."
             )
 
-    def _attach(self, adapter: Adapter, task: Task) -> PeftModel:
+    def _attach(self, adapter: Adapter, task: Task, backbone: transformers.PreTrainedModel) -> PeftModel:
         """The task's own model class on the backbone's weights, with the adapter's head and delta in place."""
-        with torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(
-                self._files.folder, trust_remote_code=self.trust_remote_code, **head_config(task)
-            )
-            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
-        for flag in PEFT_ASKS:
-            setattr(model, flag, getattr(self._backbone, flag, False))
-        prefix = model.base_model_prefix
         delta = PeftConfig.from_pretrained(adapter.folder)
         tensors = load_file(adapter.folder / "adapter_model.safetensors")
         method = "dora" if getattr(delta, "use_dora", False) else adapter.manifest["method"]
         if reason := refusal(method, self.quantization):
             raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
-        own = [name for name in delta.modules_to_save or () if name.startswith(f"{prefix}.")]
-        setattr(model, prefix, _own_tree(self._backbone))
-        head = _outside_backbone(model, own)
+        model = self._shell(task, backbone)
+        head = _outside_backbone(model, delta.modules_to_save or ())
         try:
             adapted = PeftModel(model, _aimed(delta, tensors), KEY)
         except (TypeError, ValueError) as fault:  # of a layer's kind or size
@@ -298,7 +285,20 @@ class Bank:
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
         placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
         adapted.load_state_dict(placed, strict=False, assign=True)
-        return adapted.requires_grad_(False).to(self._backbone.device).eval()
+        return adapted.requires_grad_(False).to(backbone.device).eval()
+
+    def _shell(self, task: Task, backbone: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+        """The task's own model class on the backbone's weights, its head without any yet."""
+        trusted = self.trust_remote_code
+        with torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(
+                self._files.folder, trust_remote_code=trusted, **head_config(task)
+            )
+            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trusted)
+        for flag in PEFT_ASKS:
+            setattr(model, flag, getattr(backbone, flag, False))
+        setattr(model, model.base_model_prefix, _own_tree(backbone))
+        return model
 
 
 def _tuned_on(adapter: Adapter) -> Quantization | None:
@@ -326,7 +326,7 @@ def _as_row(asked: Asked, task: Task, number: int) -> Row:
 def _own_tree(module: torch.nn.Module) -> torch.nn.Module:
     """The same modules anew, on the same weights, so that what is done to one tree no other tree sees."""
     twin = copy.copy(module)
-    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin.__dict__.update({name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)})
     twin._modules = {name: None if child is None else _own_tree(child) for name, child in module._modules.items()}
     return twin
 
@@ -343,9 +343,10 @@ def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
     return config
 
 
-def _outside_backbone(model: torch.nn.Module, own: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What an adapter holds whole, by its names in the adapter's files: the head, and modules of its `own`."""
-    inside, held = f"{model.base_model_prefix}.", tuple(f"{name}." for name in own)
+def _outside_backbone(model: torch.nn.Module, saved: Iterable[str]) -> dict[str, torch.Tensor]:
+    """What an adapter holds whole, by its names in the adapter's files: the head, and the modules `saved` with it."""
+    inside = f"{model.base_model_prefix}."
+    held = tuple(f"{name}." for name in saved if name.startswith(inside))
     state = model.state_dict().items()
     return {f"{PEFT_PREFIX}{name}": t for name, t in state if not name.startswith(inside) or name.startswith(held)}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from peft import PeftModel
 
 from peftlab.base import quietly
 from peftlab.errors import IntegrityError, StoreError
@@ -24,7 +25,7 @@ PROBE = (8, 32)  # rows × tokens
 class Merged:
     """A model in `folder` that is the base with the adapter folded in.
 
-    `difference` is the largest between its logits and those of the adapter beside the base, `largest` the largest
+    `difference` is the largest between its logits and those that the adapter is served with, `largest` the largest
     logit, both on random tokens.
     """
 
@@ -44,7 +45,8 @@ def merge(
 ) -> Merged:
     """Write the base with an adapter's delta added to its weights, and the tokenizer, as Transformers saves a model.
 
-    It is read back and compared before `folder` appears.
+    It is read back and compared before `folder` appears. Where the adapter was tuned on a quantized base, the weights
+    that this one is rounded to are made whole first, and nothing is rounded again.
 
     Args:
         name: `name` or `name@version`.
@@ -61,17 +63,31 @@ def merge(
     _check_empty(target)
     with _appearing(target) as draft:
         bank = load(name, store=store, device=device, trust_remote_code=trust_remote_code)
-        _save(bank.merged(name), draft)
+        adapter, task = bank.adapter(name), bank.task(name)
+        whole = bank.whole_copy(name)
+        expected = _probe(task, whole.get_base_model())
+        _save(_folded(whole, adapter), draft)
         bank.tokenizer.save_pretrained(draft)
-        reread = _read_back(draft, bank.task(name), trust_remote_code).to(bank.model(name).device)
-        expected, found = (_probe(bank.task(name), model) for model in (bank.model(name), reread))
-        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        found = _probe(task, _read_back(draft, task, trust_remote_code).to(whole.device))
+        difference, largest = _difference(found, expected), float(expected.abs().max())
         if not difference <= TOLERANCE * largest:  # also for NaN
             raise IntegrityError(
-                f"{bank.adapter(name)} was not exported: merged, its logits (up to {largest:.3g}) differ by "
-                f"{difference:.3g}. Please report this with the adapter."
+                f"{adapter} was not exported: merged, its logits (up to {largest:.3g}) differ by {difference:.3g}. "
+                "Please report this with the adapter."
             )
-    return Merged(bank.adapter(name), target, difference, largest)
+        return Merged(adapter, target, _difference(found, _probe(task, bank.model(name))), largest)
+
+
+def _folded(adapted: PeftModel, adapter: Adapter) -> transformers.PreTrainedModel:
+    try:
+        return adapted.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        method, reason = adapter.manifest["method"], str(error).removesuffix(".")
+        raise IntegrityError(f"{adapter} ({method}) cannot be merged into its base: {reason}.") from error
+
+
+def _difference(some: torch.Tensor, others: torch.Tensor) -> float:
+    return float((some - others).abs().max())
 
 
 def _check_empty(target: Path) -> None:

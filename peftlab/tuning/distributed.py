@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from peftlab.errors import DeviceNotFoundError, Problems, ProcessLostError, StoreError
+from peftlab.recipe import SHARDING
 
 if TYPE_CHECKING:
     import torch
 
-SHARDING = ("fsdp", "deepspeed")
 LAUNCH = '--launch "torchrun --nproc-per-node 2"'
 PATIENCE = timedelta(hours=2)  # for a process that is slow, as in a download; one that dies is noticed at once
 
