@@ -20,9 +20,14 @@ a cell that is refused before training, in these words:
 """
 
 
-def matrix_page(reports):
-    """Markdown from pytest's reports of cells, which tell `cell` and, where that is so, `refused`."""
-    cells = _outcomes(reports)
+def matrix_page(reports, methods=()):
+    """Markdown from pytest's reports of cells, which tell `cell` and, where that is so, `refused`.
+
+    Several workers report in any order: rows are in that of `methods`.
+    """
+    order = {method: place for place, method in enumerate(methods)}
+    found = _outcomes(reports)
+    cells = {cell: found[cell] for cell in sorted(found, key=lambda cell: order.get(cell[0], 0))}
     reasons = sorted({outcome for outcome in cells.values() if outcome not in ("ok", "fails")})
     numbers = {reason: str(number) for number, reason in enumerate(reasons, start=1)}
     head = _HEAD.format(

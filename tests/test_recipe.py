@@ -63,6 +63,10 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "layers_to_transform": None,
             "use_rslora": False,
             "use_dora": False,
+            "init_lora_weights": True,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "loraplus_lr_ratio": None,
         },
         "data": {
             "train": str(tmp_path / "train.txt"),
@@ -128,13 +132,14 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("method: {target_modules: 3}", "method.target_modules: should be 'all-linear', or a valid list, not 3."),
         (
             "method: {type: lra}",
-            "method.type: unknown type 'lra'. Did you mean 'lora'? Known: beft, bottleneck, c3a, deft, delora, "
-            "fourierft, glora, gralora, head, hira, hra, ia3, last-layers, loha, lokr and 11 more.",
+            "method.type: unknown type 'lra'. Did you mean 'lora'? Known: adalora, beft, bitfit, bottleneck, c3a, "
+            "deft, delora, fourierft, full, glora, gralora, head, hira, hra, ia3 and 18 more.",
         ),
         (
             "method: {tpye: head}",
-            "method.tpye: unknown key. Did you mean 'type'? Keys here: layers_to_transform, "
-            "lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
+            "method.tpye: unknown key. Did you mean 'type'? Keys here: alpha_pattern, "
+            "init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, loraplus_lr_ratio, r, rank_pattern, "
+            "target_modules, type, use_dora, use_rslora.",
         ),
         ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: type."),
         (
@@ -161,7 +166,8 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         (
             "method: {rr: 8}",
             "method.rr: unknown key. Did you mean 'r'? "
-            "Keys here: layers_to_transform, lora_alpha, lora_dropout, r, target_modules, type, use_dora, use_rslora.",
+            "Keys here: alpha_pattern, init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, "
+            "loraplus_lr_ratio, r, rank_pattern, target_modules, type, use_dora, use_rslora.",
         ),
         (
             "trainig: {}",

@@ -40,7 +40,7 @@ def cache(tmp_path, monkeypatch):
 def base(tiny_base):
     files = BaseFiles("tiny", tiny_base, "local folder")
     tokenizer = load_tokenizer(files)
-    return Base(files, torch.nn.Linear(1, 1), tokenizer, [], 0, 64, "")
+    return Base(files, torch.nn.Linear(1, 1), tokenizer, [], 0, 0, None, 64, "")
 
 
 @pytest.fixture(params=KINDS)
@@ -188,7 +188,7 @@ from peftlab.tuning.remembering import _key
 files = BaseFiles("tiny", Path(sys.argv[1]), "local folder")
 task = TASKS["token-classification"](labels=["LOC", "PER"])
 row = task.read(Row({"text": "Ada left Rome", "entities": [{"start": 9, "end": 13, "label": "LOC"}]}, "a:1"))
-print(_key(task, [row], Base(files, None, load_tokenizer(files), [], 0, 64, ""), 64, True))
+print(_key(task, [row], Base(files, None, load_tokenizer(files), [], 0, 0, None, 64, ""), 64, True))
 """
 
 
