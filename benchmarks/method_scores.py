@@ -54,6 +54,12 @@ CONTENDERS: dict[str, Contender] = {
     "pfeiffer": Contender({"type": "bottleneck", "variant": "pfeiffer"}),
     "parallel": Contender({"type": "bottleneck", "variant": "parallel"}, LOW),
     "ia3": Contender({"type": "ia3"}, HIGH),
+    "prefix": Contender({"type": "prefix"}, HIGH),
+    "prompt": Contender({"type": "prompt"}, (3e-2, 1e-1, 3e-1)),
+    "p-tuning": Contender({"type": "p-tuning"}, LOW),
+    "bitfit": Contender({"type": "bitfit"}),
+    "lora, 8bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
+    "lora, 4bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
     "oft": Contender({"type": "oft"}),
     "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
     **{
@@ -76,7 +82,7 @@ def politics(data: Path, work: Path) -> Overrides:
 
 SETS: dict[str, tuple[Callable[[Path, Path], Overrides], tuple[str, ...]]] = {
     "politics": (politics, tuple(CONTENDERS)),
-    "books": (books, ("full", "head", "lora", "pfeiffer")),
+    "books": (books, ("full", "head", "lora", "pfeiffer", "prefix")),
 }
 
 

@@ -81,7 +81,7 @@ def build_tiny_bert(folder: Path, *, positions: int = 64, layers: int = 2, seed:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Every cell of methods × architectures × quantization takes a quarter of an hour: `make matrix` asks for it."""
+    """Every cell of methods × architectures × quantization takes minutes: `make matrix` asks for it."""
     parser.addoption("--whole-matrix", action="store_true", help="run every cell, and write docs/matrix.md")
 
 

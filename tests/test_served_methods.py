@@ -9,10 +9,11 @@ from peft import PeftModel
 import peftlab
 from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
+from peftlab.methods import METHODS as PEFTLAB_METHODS
 from peftlab.runtime import merge
 from peftlab.tasks.predicting import forward
 from tests.task_stores import one_line, recipe_for, run
-from tests.test_method_matrix import METHODS
+from tests.test_method_matrix import METHODS, OTHERS
 
 UNMERGEABLE = {"bottleneck", "lily", "prefix", "prompt", "p-tuning"}
 SENTENCE = "the train was late , it rained ."
