@@ -14,6 +14,7 @@ from peftlab.runtime import merge
 from peftlab.tasks.predicting import forward
 from tests.task_stores import one_line, recipe_for, run
 from tests.test_method_matrix import METHODS, OTHERS
+from tests.test_routing import TOLERANCE, mixtures_differ
 
 UNMERGEABLE = {"bottleneck", "lily", "prefix", "prompt", "p-tuning"}
 SENTENCE = "the train was late , it rained ."
@@ -55,6 +56,11 @@ def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
     else:
         merged = merge(name, tmp_path / "model", store=store, device="cpu")
         assert merged.difference <= 1e-5
+
+
+def test_in_mixed_batches_they_answer_as_alone(bank):
+    assert set(METHODS) - bank._router.names == {"prompt", "p-tuning", "p-tuning-lstm"}
+    assert mixtures_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
 
 
 def test_one_alone_answers_as_beside_the_others(bank, store):

@@ -7,7 +7,9 @@ width live beside each other without knowing of one another; PEFT alone holds th
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,10 +26,12 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
 from peftlab.recipe import BaseSection, Quantization, refusal
+from peftlab.runtime.routing import Router, Unroutable, head_output, part_of
+from peftlab.runtime.trees import own_tree
 from peftlab.store import Adapter, Store
-from peftlab.tasks import Prediction, Task, task_from_manifest
-from peftlab.tasks.predicting import predict_examples
-from peftlab.tasks.tokenizing import Told
+from peftlab.tasks import Feature, Prediction, Task, task_from_manifest
+from peftlab.tasks.predicting import forward, predict_examples, predict_features
+from peftlab.tasks.tokenizing import Told, encode_examples
 
 Asked = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""
@@ -59,7 +63,7 @@ class _Loaded:
     adapted: PeftModel
 
     @property
-    def model(self) -> torch.nn.Module:
+    def model(self) -> transformers.PreTrainedModel:
         """What computes logits."""
         return self.adapted.get_base_model()
 
@@ -147,7 +151,11 @@ class Bank:
             self._load_base(adapter)
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
-        self._loaded[name] = _Loaded(adapter, task, self._attach(adapter, task, self._backbone))
+        self._loaded[name] = loaded = _Loaded(adapter, task, self._attach(adapter, task, self._backbone))
+        with suppress(Unroutable):  # its rows have passes of their own
+            inside = f"{loaded.model.base_model_prefix}."
+            saved = PeftConfig.from_pretrained(adapter.folder).modules_to_save or ()
+            self._router.add(name, loaded.model.base_model, {part.removeprefix(inside) for part in saved})
         if _tuned_on(adapter) != self.quantization:
             self.notes.append(
                 f"{adapter} was tuned on its base in {_tuned_on(adapter) or FP32} and runs on it in "
@@ -159,7 +167,7 @@ class Bank:
         """Of the base."""
         return self._tokenizer
 
-    def model(self, name: str) -> torch.nn.Module:
+    def model(self, name: str) -> transformers.PreTrainedModel:
         """What computes a loaded adapter's logits: the base with its delta and head, in Transformers' own class."""
         return self._loaded[name].model
 
@@ -190,12 +198,48 @@ class Bank:
         asked = [rows] if isinstance(rows, str | Mapping | Row) else list(rows)
         names = self._names_for(len(asked), adapters)
         examples = self._read(asked, names)
+        groups = {name: [i for i, other in enumerate(names) if other == name] for name in names}
+        encoded = {name: self._encode(name, [examples[i] for i in chosen]) for name, chosen in groups.items()}
+        outputs = iter(self._logits([(n, f) for n, rows in encoded.items() for windows in rows for f in windows]))
         answers: dict[int, Answer] = {}
-        for name in dict.fromkeys(names):  # one forward pass an adapter; sharing one is the router's work to come
-            chosen = [i for i, other in enumerate(names) if other == name]
-            for i, prediction in zip(chosen, self.run(name, [examples[i] for i in chosen]), strict=True):
-                answers[i] = Answer(name, prediction)
+        for name, chosen in groups.items():
+            mine = [examples[i] for i in chosen]
+            taken = predict_features(self.task(name), mine, encoded[name], lambda f: [next(outputs) for _ in f])
+            answers |= {i: Answer(name, prediction) for i, prediction in zip(chosen, taken, strict=True)}
         return [answers[i] for i in range(len(asked))]
+
+    def _encode(self, name: str, examples: Sequence[Any]) -> list[list[Feature]]:
+        loaded = self._loaded[name]
+        length = loaded.adapter.manifest["max_length"]
+        return encode_examples(loaded.task, self._tokenizer, examples, max_length=length, training=False)
+
+    @torch.inference_mode()
+    def _logits(self, asked: Sequence[tuple[str, Feature]], batch_size: int = 32) -> list[torch.Tensor]:
+        """The logits of each feature by its adapter, in order: all that can be routed share forward passes."""
+        logits: dict[int, torch.Tensor] = {}
+        routed = [i for i, (name, _) in enumerate(asked) if name in self._router.names]
+        together = routed if len({asked[i][0] for i in routed}) > 1 else []
+        together.sort(key=lambda i: len(asked[i][1]))
+        for start in range(0, len(together), batch_size):
+            chosen = sorted(together[start : start + batch_size], key=lambda i: asked[i][0])
+            logits |= zip(chosen, self._mixed([asked[i] for i in chosen]), strict=True)
+        for name in dict.fromkeys(name for i, (name, _) in enumerate(asked) if i not in logits):
+            alone = [i for i, (other, _) in enumerate(asked) if other == name]
+            task, model = self.task(name), self.model(name)
+            logits |= zip(alone, forward(task, model, self._tokenizer, [asked[i][1] for i in alone]), strict=True)
+        return [logits[i] for i in range(len(asked))]
+
+    def _mixed(self, asked: Sequence[tuple[str, Feature]]) -> Iterator[torch.Tensor]:
+        """The logits of each feature, from one forward pass of the base; those of an adapter stand together."""
+        padded = self._tokenizer.pad([feature.inputs for _, feature in asked], return_tensors="pt")
+        inputs = {name: tensor.to(self._backbone.device) for name, tensor in padded.items()}
+        states, start = self._router.states([name for name, _ in asked], inputs), 0
+        for name, group in groupby(name for name, _ in asked):
+            part = slice(start, start := start + sum(1 for _ in group))
+            task, model, mine = self.task(name), self.model(name), {k: v[part] for k, v in inputs.items()}
+            output = head_output(model, part_of(states, part), mine)
+            for row, mask in zip(task.logits(output).float().cpu(), padded["attention_mask"][part], strict=True):
+                yield row[mask.bool()] if task.per_token else row
 
     def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
@@ -242,6 +286,7 @@ class Bank:
         self._tokenizer = load_tokenizer(self._files, trust_remote_code=trusted)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._backbone = self._load_backbone()
+        self._router = Router(self._backbone)
 
     def _load_backbone(self) -> transformers.PreTrainedModel:
         trusted = self.trust_remote_code
@@ -297,7 +342,7 @@ class Bank:
             model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trusted)
         for flag in PEFT_ASKS:
             setattr(model, flag, getattr(backbone, flag, False))
-        setattr(model, model.base_model_prefix, _own_tree(backbone))
+        setattr(model, model.base_model_prefix, own_tree(backbone))
         return model
 
 
@@ -321,14 +366,6 @@ def _as_row(asked: Asked, task: Task, number: int) -> Row:
         return asked
     fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)
     return Row(fields, f"row {number}")
-
-
-def _own_tree(module: torch.nn.Module) -> torch.nn.Module:
-    """The same modules anew, on the same weights, so that what is done to one tree no other tree sees."""
-    twin = copy.copy(module)
-    twin.__dict__.update({name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)})
-    twin._modules = {name: None if child is None else _own_tree(child) for name, child in module._modules.items()}
-    return twin
 
 
 def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
