@@ -1,12 +1,12 @@
 """Every method side by side on real data: `python -m benchmarks.method_scores`.
 
 all-MiniLM-L6-v2; CrossNER politics (entity F1, 20 epochs, the first 200 sentences for validation) with every method,
-FDU-MTL books (accuracy, 3 epochs, 256 tokens) with a few. Each method's learning rate is the best of its grid by
-validation score at seed 1, then seeds 2 and 3 follow; test score of the best epoch by validation, no early stop. Each
-run is a process of its own: its peak memory is what the system counted. Runs that are done stand in
-benchmarks/results/methods-SET.jsonl and are not repeated, so it may be stopped and started again. `--steps` times
-training steps (16 × 32 tokens) of all methods in turn, beside full fine-tuning's. Data is looked for in $PEFTLAB_DATA,
-or else in ../shared/data.
+FDU-MTL books (accuracy, 3 epochs, 256 tokens) with a few. Each method's learning rate is the best by validation score
+at seed 1, of a grid that grows while its best lies at an end; then seeds 2 and 3 follow. Test score of the best epoch
+by validation, no early stop. Each run is a process of its own: its peak memory is what the system counted. Runs that
+are done stand in benchmarks/results/methods-SET.jsonl and are not repeated, so it may be stopped and started again.
+`--steps` times training steps (16 × 32 tokens) of all methods in turn, beside full fine-tuning's. Data is looked for in
+$PEFTLAB_DATA, or else in ../shared/data.
 """
 
 import json
@@ -28,6 +28,7 @@ from peftlab.bench.processes import measure_call
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MODULE = "benchmarks.method_scores"
 SEEDS = (1, 2, 3)
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (1e-2, 3e-2, 1e-1)
 VALIDATED = 200  # sentences of CrossNER's 541: validating after each of 20 epochs would take longer than training
 Overrides = dict[str, Any]
@@ -119,17 +120,30 @@ def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: boo
 
 
 def run_missing(name: str, contender: str) -> None:
-    """The grid at the first seed, then the other seeds at its best rate."""
+    """The grid at the first seed, longer while its best rate lies at an end; then the other seeds at that rate."""
     for rate in CONTENDERS[contender].rates:
         _run_once(name, contender, rate, SEEDS[0])
+    while further := _beyond(_done(name), contender):
+        _run_once(name, contender, further, SEEDS[0])
     for seed in SEEDS[1:]:
         _run_once(name, contender, best_rate(_done(name), contender), seed)
 
 
 def best_rate(outcomes: Iterable[Outcome], contender: str) -> float:
     """Of the rates at the first seed, by validation score."""
-    grid = [outcome for outcome in outcomes if outcome.contender == contender and outcome.seed == SEEDS[0]]
-    return max(grid, key=lambda outcome: outcome.validation).rate
+    return max(_grid(outcomes, contender), key=lambda outcome: outcome.validation).rate
+
+
+def _grid(outcomes: Iterable[Outcome], contender: str) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.contender == contender and outcome.seed == SEEDS[0]]
+
+
+def _beyond(outcomes: list[Outcome], contender: str) -> float | None:
+    """The next rate of `LADDER` after a best one that lies at an end of those tried."""
+    tried = {outcome.rate for outcome in _grid(outcomes, contender)}
+    place = LADDER.index(best_rate(outcomes, contender))
+    around = LADDER[max(place - 1, 0) : place + 2]
+    return next((rate for rate in around if rate not in tried), None)
 
 
 def _run_once(name: str, contender: str, rate: float, seed: int) -> None:
