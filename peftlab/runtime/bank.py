@@ -6,7 +6,7 @@ width live beside each other without knowing of one another; PEFT alone holds th
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,19 +15,15 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils.constants import DUMMY_TARGET_MODULES
-from safetensors.torch import load_file
+from peft import PeftConfig, PeftModel
 
-import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
-from peftlab.base import BaseFiles, find_base, head_config, load_backbone, load_tokenizer, tokenizer_hash
+from peftlab.base import BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
 from peftlab.recipe import BaseSection, Quantization, refusal
+from peftlab.runtime.attaching import attach
 from peftlab.runtime.routing import Router, Unroutable, head_output, part_of
-from peftlab.runtime.trees import own_tree
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Feature, Prediction, Task, task_from_manifest
 from peftlab.tasks.predicting import forward, predict_examples, predict_features
@@ -35,11 +31,8 @@ from peftlab.tasks.tokenizing import Told, encode_examples
 
 Asked = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""
-PEFT_PREFIX = "base_model.model."
 QUANTIZATIONS = ("none", *get_args(Quantization))
 FP32 = "fp32"
-PEFT_ASKS = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # a model, to tell how to wrap its layers
-KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
 
 
 @dataclass(frozen=True)
@@ -151,7 +144,7 @@ class Bank:
             self._load_base(adapter)
         self._check_base(adapter)
         task = task_from_manifest(adapter.manifest["task"])
-        self._loaded[name] = loaded = _Loaded(adapter, task, self._attach(adapter, task, self._backbone))
+        self._loaded[name] = loaded = _Loaded(adapter, task, self._attached(adapter, task, self._backbone))
         with suppress(Unroutable):  # its rows have passes of their own
             inside = f"{loaded.model.base_model_prefix}."
             saved = PeftConfig.from_pretrained(adapter.folder).modules_to_save or ()
@@ -177,7 +170,13 @@ class Bank:
         if self.quantization is None:
             return copy.deepcopy(loaded.adapted)
         rounded = self._load_backbone().dequantize(torch.float32)
-        return self._attach(loaded.adapter, loaded.task, rounded)
+        return self._attached(loaded.adapter, loaded.task, rounded)
+
+    def _attached(self, adapter: Adapter, task: Task, backbone: transformers.PreTrainedModel) -> PeftModel:
+        dora = getattr(PeftConfig.from_pretrained(adapter.folder), "use_dora", False)
+        if reason := refusal("dora" if dora else adapter.manifest["method"], self.quantization):
+            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
+        return attach(adapter, task, backbone, self._files, trust_remote_code=self.trust_remote_code)
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
         """Each row through its adapter.
@@ -311,40 +310,6 @@ class Bank:
                 "load(…, quantization=…)."
             )
 
-    def _attach(self, adapter: Adapter, task: Task, backbone: transformers.PreTrainedModel) -> PeftModel:
-        """The task's own model class on the backbone's weights, with the adapter's head and delta in place."""
-        delta = PeftConfig.from_pretrained(adapter.folder)
-        tensors = load_file(adapter.folder / "adapter_model.safetensors")
-        method = "dora" if getattr(delta, "use_dora", False) else adapter.manifest["method"]
-        if reason := refusal(method, self.quantization):
-            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
-        model = self._shell(task, backbone)
-        head = _outside_backbone(model, delta.modules_to_save or ())
-        try:
-            adapted = PeftModel(model, _aimed(delta, tensors), KEY)
-        except (TypeError, ValueError) as fault:  # of a layer's kind or size
-            raise IntegrityError(f"{adapter} does not fit its base: {fault}") from fault
-        wanted = {**get_peft_model_state_dict(adapted, adapter_name=KEY, save_embedding_layers=False), **head}
-        if faults := list(_misfits(tensors, wanted)):
-            raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
-        placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
-        adapted.load_state_dict(placed, strict=False, assign=True)
-        return adapted.requires_grad_(False).to(backbone.device).eval()
-
-    def _shell(self, task: Task, backbone: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-        """The task's own model class on the backbone's weights, its head without any yet."""
-        trusted = self.trust_remote_code
-        with torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(
-                self._files.folder, trust_remote_code=trusted, **head_config(task)
-            )
-            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trusted)
-        for flag in PEFT_ASKS:
-            setattr(model, flag, getattr(backbone, flag, False))
-        setattr(model, model.base_model_prefix, own_tree(backbone))
-        return model
-
 
 def _tuned_on(adapter: Adapter) -> Quantization | None:
     """How its base was held; adapters of older versions know of fp32 only."""
@@ -366,38 +331,3 @@ def _as_row(asked: Asked, task: Task, number: int) -> Row:
         return asked
     fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)
     return Row(fields, f"row {number}")
-
-
-def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
-    """An adapter's PEFT configuration, aimed at the very layers it adapts, if any; its head is ours to hold.
-
-    Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
-    architecture's task classes leave out.
-    """
-    own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
-    adapted = {name.removeprefix(PEFT_PREFIX).rpartition(own)[0] for name in tensors if own in name}
-    config.target_modules, config.modules_to_save = adapted or DUMMY_TARGET_MODULES, None
-    return config
-
-
-def _outside_backbone(model: torch.nn.Module, saved: Iterable[str]) -> dict[str, torch.Tensor]:
-    """What an adapter holds whole, by its names in the adapter's files: the head, and the modules `saved` with it."""
-    inside = f"{model.base_model_prefix}."
-    held = tuple(f"{name}." for name in saved if name.startswith(inside))
-    state = model.state_dict().items()
-    return {f"{PEFT_PREFIX}{name}": t for name, t in state if not name.startswith(inside) or name.startswith(held)}
-
-
-def _misfits(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """What of an adapter's files this model lacks, or wants in vain, or has in another shape.
-
-    PEFT would load an adapter of another depth or task without a word.
-    """
-    for name in wanted.keys() | tensors.keys():
-        told = name.removeprefix(PEFT_PREFIX)
-        if name not in tensors:
-            yield f"  {told}: missing"
-        elif name not in wanted:
-            yield f"  {told}: not in this model"
-        elif tensors[name].shape != wanted[name].shape:
-            yield f"  {told}: {tuple(tensors[name].shape)} where the model has {tuple(wanted[name].shape)}"

@@ -1,0 +1,104 @@
+"""A published adapter → a model of its own on a base's weights: every tensor of its files in its place, or none.
+
+PEFT says which tensors an adapter of a configuration has, and puts them in; what it would load without a word (another
+depth, another task, too much or too little) is refused.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors.torch import load_file
+
+import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
+from peftlab.base import BaseFiles, head_config
+from peftlab.errors import IntegrityError
+from peftlab.runtime.trees import own_tree
+from peftlab.store import Adapter
+from peftlab.tasks import Task
+
+WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+PEFT_ASKS = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # a model, to tell how to wrap its layers
+KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
+
+
+def attach(
+    adapter: Adapter,
+    task: Task,
+    backbone: transformers.PreTrainedModel,
+    files: BaseFiles,
+    *,
+    trust_remote_code: bool = False,
+) -> PeftModel:
+    """The task's own model class on the weights of `backbone`, read from `files`, with the adapter's head and delta.
+
+    Raises:
+        IntegrityError: the adapter's tensors are not those that such a model has.
+    """
+    delta, tensors = PeftConfig.from_pretrained(adapter.folder), load_file(adapter.folder / WEIGHTS)
+    model = _shell(task, backbone, files, trust_remote_code)
+    head = _outside_backbone(model, delta.modules_to_save or ())
+    try:
+        adapted = PeftModel(model, _aimed(delta, tensors), KEY)
+    except (TypeError, ValueError) as fault:  # of a layer's kind or size
+        raise IntegrityError(f"{adapter} does not fit its base: {fault}") from fault
+    wanted = {**get_peft_model_state_dict(adapted, adapter_name=KEY, save_embedding_layers=False), **head}
+    if faults := list(_misfits(tensors, wanted)):
+        raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
+    placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
+    adapted.load_state_dict(placed, strict=False, assign=True)
+    return adapted.requires_grad_(False).to(backbone.device).eval()
+
+
+def _shell(
+    task: Task, backbone: transformers.PreTrainedModel, files: BaseFiles, trust_remote_code: bool
+) -> transformers.PreTrainedModel:
+    """The task's own model class on the backbone's weights, its head without any yet."""
+    trusted = {"trust_remote_code": trust_remote_code}
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
+        model = getattr(transformers, task.auto_class).from_config(config, **trusted)
+    for flag in PEFT_ASKS:
+        setattr(model, flag, getattr(backbone, flag, False))
+    setattr(model, model.base_model_prefix, own_tree(backbone))
+    return model
+
+
+def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
+    """An adapter's PEFT configuration, aimed at the very layers it adapts, if any; its head is ours to hold.
+
+    Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
+    architecture's task classes leave out.
+    """
+    own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
+    adapted = {name.removeprefix(PEFT_PREFIX).rpartition(own)[0] for name in tensors if own in name}
+    config.target_modules, config.modules_to_save = adapted or DUMMY_TARGET_MODULES, None
+    return config
+
+
+def _outside_backbone(model: torch.nn.Module, saved: Iterable[str]) -> dict[str, torch.Tensor]:
+    """What an adapter holds whole, by its names in the adapter's files: the head, and the modules `saved` with it."""
+    inside = f"{model.base_model_prefix}."
+    held = tuple(f"{name}." for name in saved if name.startswith(inside))
+    state = model.state_dict().items()
+    return {f"{PEFT_PREFIX}{name}": t for name, t in state if not name.startswith(inside) or name.startswith(held)}
+
+
+def _misfits(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """What of an adapter's files this model lacks, or wants in vain, or has in another shape.
+
+    PEFT would load an adapter of another depth or task without a word.
+    """
+    for name in wanted.keys() | tensors.keys():
+        told = name.removeprefix(PEFT_PREFIX)
+        if name not in tensors:
+            yield f"  {told}: missing"
+        elif name not in wanted:
+            yield f"  {told}: not in this model"
+        elif tensors[name].shape != wanted[name].shape:
+            yield f"  {told}: {tuple(tensors[name].shape)} where the model has {tuple(wanted[name].shape)}"
