@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +22,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
 from peftlab.recipe import BaseSection, Quantization, refusal
 from peftlab.runtime.attaching import attach
-from peftlab.runtime.routing import Router, Unroutable, head_output, part_of
+from peftlab.runtime.routing import Router, Unroutable, head_output, part_of, runs
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Feature, Prediction, Task, task_from_manifest
 from peftlab.tasks.predicting import forward, predict_examples, predict_features
@@ -232,9 +231,9 @@ class Bank:
         """The logits of each feature, from one forward pass of the base; those of an adapter stand together."""
         padded = self._tokenizer.pad([feature.inputs for _, feature in asked], return_tensors="pt")
         inputs = {name: tensor.to(self._backbone.device) for name, tensor in padded.items()}
-        states, start = self._router.states([name for name, _ in asked], inputs), 0
-        for name, group in groupby(name for name, _ in asked):
-            part = slice(start, start := start + sum(1 for _ in group))
+        names = [name for name, _ in asked]
+        states = self._router.states(names, inputs)
+        for name, part in runs(names):
             task, model, mine = self.task(name), self.model(name), {k: v[part] for k, v in inputs.items()}
             output = head_output(model, part_of(states, part), mine)
             for row, mask in zip(task.logits(output).float().cpu(), padded["attention_mask"][part], strict=True):

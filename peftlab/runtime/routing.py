@@ -9,12 +9,12 @@ so that an adapter's are a slice.
 What changes the whole base's input, such as virtual tokens, cannot be routed.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft.tuners import lora
@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 
 from peftlab.runtime.trees import own_tree, with_child
 
+Item = TypeVar("Item")
 Segment = tuple[nn.Module, slice]
 Place = tuple[nn.Module, str, nn.Module]
 """A module, the name of its child, and what an adapter has there."""
@@ -119,11 +120,14 @@ class Routed(nn.Module):
 
     def _segments(self, rows: Sequence[str]) -> Iterator[Segment]:
         """Modules and the rows that go through each, which are next to each other."""
-        start = 0
-        for module, group in groupby(self.own.get(name, self.bare) for name in rows):
-            stop = start + sum(1 for _ in group)
-            yield module, slice(start, stop)
-            start = stop
+        return runs(self.own.get(name, self.bare) for name in rows)
+
+
+def runs(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
+    """Each item, and the places of its equals that stand together."""
+    start = 0
+    for item, group in groupby(items):
+        yield item, slice(start, start := start + sum(1 for _ in group))
 
 
 def head_output(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
