@@ -7,6 +7,7 @@ PeftlabError              1   anything below, and the last resort
 │   ├── AdapterNotFoundError
 │   └── DeviceNotFoundError
 ├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
+├── MemoryBudgetError     5   an adapter is larger than what adapters may take of memory
 ├── StoreError            5   the store cannot be written
 ├── ProcessLostError      6   another process of the same run has ended, or the launcher failed
 └── TuningInterrupted   130   the user stopped the run
@@ -54,6 +55,12 @@ class IntegrityError(PeftlabError):
 
 class StoreError(PeftlabError):
     """The store cannot be written: no permission, no space, or another run holds it."""
+
+    exit_code = 5
+
+
+class MemoryBudgetError(PeftlabError):
+    """An adapter is larger than all that adapters may take of memory."""
 
     exit_code = 5
 

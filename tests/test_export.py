@@ -35,7 +35,7 @@ def test_it_is_a_plain_model_with_the_logits_of_plain_peft(store, tmp_path, kind
     auto_class = getattr(transformers, task.auto_class)
     model, report = auto_class.from_pretrained(merged.folder, output_loading_info=True)
     assert not report["missing_keys"] | report["unexpected_keys"]
-    plain, _ = load_with_head(bank._files, task)
+    plain, _ = load_with_head(bank.base.files, task)
     plain = PeftModel.from_pretrained(plain, merged.adapter.folder)
     tokens = torch.randint(5, 40, (4, 12))
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_from_a_quantized_base_it_is_that_base_made_whole(store, tmp_path, quant
     model = transformers.AutoModelForSequenceClassification.from_pretrained(merged.folder).eval()
     assert not hasattr(model.config, "quantization_config")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    files = peftlab.load("rounded", store=tmp_path / "store", device="cpu")._files
+    files = peftlab.load("rounded", store=tmp_path / "store", device="cpu").base.files
     task = peftlab.load("rounded", store=tmp_path / "store", device="cpu").task("rounded")
     rounded, _ = load_with_head(files, task, quantization=quantization)
     plain = PeftModel.from_pretrained(rounded.dequantize(torch.float32), merged.adapter.folder).merge_and_unload()

@@ -51,7 +51,7 @@ def test_plain_peft_loads_it_without_a_warning_and_with_the_same_logits(tmp_path
     tokenizer = load_tokenizer(find_base(BaseSection(model=str(folder))))
     rows = [task.read_input(Row({"text": text}, "")) for text in (SENTENCE, "nobody came .")]
     features = [feature for row in rows for feature in task.encode(row, tokenizer, 64, training=False)]
-    mine, theirs = (forward(task, model, tokenizer, features) for model in (bank._loaded[kind].model, plain))
+    mine, theirs = (forward(task, model, tokenizer, features) for model in (bank.model(kind), plain))
     assert all(map(torch.equal, mine, theirs))
 
 

@@ -345,12 +345,12 @@ def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny
     assert bank.notes == []
     for _ in range(2):
         for name in bank.names:
-            loaded = bank._loaded[name]
-            plain = plain_base(loaded.task.auto_class, tiny_base, quantization, ["classifier"], num_labels=3)
-            plain = PeftModel.from_pretrained(plain, loaded.adapter.folder).eval()
-            rows = [loaded.task.read_input(Row({"text": text}, "")) for text in TEXTS]
-            features = [f for row in rows for f in loaded.task.encode(row, bank._tokenizer, 64, training=False)]
-            mine, theirs = (forward(loaded.task, model, bank._tokenizer, features) for model in (loaded.model, plain))
+            task = bank.task(name)
+            plain = plain_base(task.auto_class, tiny_base, quantization, ["classifier"], num_labels=3)
+            plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
+            rows = [task.read_input(Row({"text": text}, "")) for text in TEXTS]
+            features = [f for row in rows for f in task.encode(row, bank.base.tokenizer, 64, training=False)]
+            mine, theirs = (forward(task, model, bank.base.tokenizer, features) for model in (bank.model(name), plain))
             assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True)), name
 
 
@@ -358,8 +358,8 @@ def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny
 def test_both_share_the_quantized_weights(store, quantization):
     bank = peftlab.load(f"lora-{quantization}", f"bottleneck-{quantization}", store=store, device="cpu")
     weights = [
-        {p.data_ptr() for p in loaded.model.parameters() if p.dtype in (torch.int8, torch.uint8)}
-        for loaded in bank._loaded.values()
+        {p.data_ptr() for p in bank.model(name).parameters() if p.dtype in (torch.int8, torch.uint8)}
+        for name in bank.names
     ]
     assert weights[0] == weights[1]
     assert len(weights[0]) == 13

@@ -1,15 +1,14 @@
 """Rows of different adapters in one forward pass of the base: each answers as it does alone."""
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import peftlab
-from peftlab.data import Row
-from peftlab.runtime.routing import Routed
+from peftlab.runtime import routing
 from tests.architectures import build
+from tests.serving import features_of, mixtures_differ, served
 from tests.task_stores import recipe_for
 from tests.test_method_matrix import METHODS, livelier, refusal
 
@@ -31,20 +30,11 @@ def asked_of(bank, name, text):
 
 
 def first_feature(bank, name, text):
-    example = bank.task(name).read_input(Row(asked_of(bank, name, text), ""))
-    return bank._encode(name, [example])[0][0]
+    return features_of(bank, name, asked_of(bank, name, text))[0]
 
 
-def mixtures_differ(bank, names, *, rounds, seed=0):
-    """The largest difference between logits of rows in random mixtures and of the same rows alone."""
-    choose, worst = random.Random(seed), 0.0
-    features = {(name, text): first_feature(bank, name, text) for name in names for text in TEXTS}
-    alone = {key: bank._logits([(key[0], feature)])[0] for key, feature in features.items()}
-    for _ in range(rounds):
-        keys = choose.choices(list(features), k=choose.randint(2, 40))
-        mixed = bank._logits([(name, features[name, text]) for name, text in keys])
-        worst = max([worst, *(float((alone[key] - row).abs().max()) for key, row in zip(keys, mixed, strict=True))])
-    return worst
+def mixed_rows_differ(bank, names, **how):
+    return mixtures_differ(bank, {(n, text): first_feature(bank, n, text) for n in names for text in TEXTS}, **how)
 
 
 def store_of(base, methods, folder):
@@ -65,7 +55,7 @@ def bank(tmp_path_factory):
 
 
 def test_random_mixtures_of_methods_and_tasks_answer_as_each_row_alone(bank):
-    assert mixtures_differ(bank, ROUTED, rounds=50) <= TOLERANCE
+    assert mixed_rows_differ(bank, ROUTED, rounds=50) <= TOLERANCE
 
 
 @pytest.mark.parametrize("base", ["roberta", "deberta-v2", "modernbert", "llama", "gpt2"])
@@ -73,8 +63,8 @@ def test_so_they_do_on_other_architectures(tmp_path, base):
     methods = [name for name in ROUTED if not refusal(name, base, None)]
     store = store_of(livelier(build(base, tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
-    assert loaded._router.names == set(methods)
-    assert mixtures_differ(loaded, methods, rounds=8) <= TOLERANCE
+    assert all(map(loaded.routed, methods))
+    assert mixed_rows_differ(loaded, methods, rounds=8) <= TOLERANCE
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
@@ -84,13 +74,13 @@ def test_so_they_do_on_a_quantized_base(tmp_path, quantization):
     store = store_of(base, methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu", quantization=quantization)
     bare = peftlab.load("head", store=store, device="cpu", quantization=quantization)
-    noise = mixtures_differ(bare, ["head"], rounds=5)  # 8-bit layers round a row by its neighbours
-    assert mixtures_differ(loaded, methods, rounds=5) <= max(TOLERANCE, 20 * noise)
+    noise = mixed_rows_differ(bare, ["head"], rounds=5)  # 8-bit layers round a row by its neighbours
+    assert mixed_rows_differ(loaded, methods, rounds=5) <= max(TOLERANCE, 20 * noise)
 
 
 def test_many_threads_do_not_mix_their_rows(bank):
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(mixtures_differ, bank, ROUTED, rounds=3, seed=seed) for seed in range(8)]
+        jobs = [pool.submit(mixed_rows_differ, bank, ROUTED, rounds=3, seed=seed) for seed in range(8)]
         assert max(job.result() for job in jobs) <= TOLERANCE
 
 
@@ -99,17 +89,17 @@ def test_as_many_rows_as_tokens_or_as_the_base_is_wide_are_no_trap(bank):
     width = bank.model("lora").config.hidden_size
     for count in (len(feature), width):
         names = [ROUTED[i % len(ROUTED)] for i in range(count)]
-        mixed = bank._logits([(name, first_feature(bank, name, TEXTS[0])) for name in names], batch_size=count)
+        mixed = served(bank, [(name, first_feature(bank, name, TEXTS[0])) for name in names])
         for name, row in zip(names, mixed, strict=True):
-            alone = bank._logits([(name, first_feature(bank, name, TEXTS[0]))])[0]
+            alone = served(bank, [(name, first_feature(bank, name, TEXTS[0]))])[0]
             torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
 
 
 def test_one_pass_of_the_base_serves_them_all(bank):
     passes = []
-    hook = bank._router.tree.embeddings.word_embeddings.register_forward_hook(lambda *_: passes.append(1))
+    hook = bank.base.router.tree.embeddings.word_embeddings.register_forward_hook(lambda *_: passes.append(1))
     try:
-        bank._logits([(name, first_feature(bank, name, text)) for name in ROUTED for text in TEXTS[:2]])
+        served(bank, [(name, first_feature(bank, name, text)) for name in ROUTED for text in TEXTS[:2]])
     finally:
         hook.remove()
     assert passes == [1]
@@ -129,15 +119,15 @@ def test_virtual_tokens_have_passes_of_their_own_and_mix_all_the_same(tmp_path):
     methods = ("lora", "prompt", "p-tuning", "prefix")
     store = store_of(livelier(build("bert", tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
-    assert loaded._router.names == {"lora", "prefix"}
-    assert mixtures_differ(loaded, methods, rounds=10) <= TOLERANCE
+    assert [name for name in methods if loaded.routed(name)] == ["lora", "prefix"]
+    assert mixed_rows_differ(loaded, methods, rounds=10) <= TOLERANCE
 
 
 def test_an_error_inside_leaves_no_rows_behind(bank, monkeypatch):
     features = [(name, first_feature(bank, name, TEXTS[0])) for name in ("lora", "prefix")]
-    expected = bank._logits(features)
+    expected = served(bank, features)
     with monkeypatch.context() as broken:
-        broken.setattr(Routed, "_segments", lambda *_: 1 / 0)
+        broken.setattr(routing, "_joined_bare", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            bank._logits(features)
-    assert all(map(torch.equal, bank._logits(features), expected))
+            served(bank, features)
+    assert all(map(torch.equal, served(bank, features), expected))

@@ -32,7 +32,7 @@ def plain_logits(tiny_base, adapter, text):
 def bank_logits(bank, name, tiny_base, text):
     batch = AutoTokenizer.from_pretrained(tiny_base)(text, return_tensors="pt")
     with torch.inference_mode():
-        return bank._loaded[name].model(**batch).logits[0]
+        return bank.model(name)(**batch).logits[0]
 
 
 def test_logits_equal_plain_peft_to_the_bit_with_other_adapters_beside(tuned_store, tiny_base):
@@ -45,7 +45,7 @@ def test_logits_equal_plain_peft_to_the_bit_with_other_adapters_beside(tuned_sto
 
 def test_heads_of_different_width_share_one_backbone(tuned_store):
     bank = peftlab.load("ner-tiny@1", "ner-place", store=tuned_store, device="cpu")
-    first, second = (loaded.model for loaded in bank._loaded.values())
+    first, second = map(bank.model, bank.names)
     pairs = zip(first.bert.embeddings.parameters(), second.bert.embeddings.parameters(), strict=True)
     assert all(one is other for one, other in pairs)
     assert first.bert.encoder is not second.bert.encoder

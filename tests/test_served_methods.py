@@ -12,9 +12,10 @@ from peftlab.errors import IntegrityError
 from peftlab.methods import METHODS as PEFTLAB_METHODS
 from peftlab.runtime import merge
 from peftlab.tasks.predicting import forward
+from tests.serving import features_of, served
 from tests.task_stores import one_line, recipe_for, run
 from tests.test_method_matrix import METHODS, OTHERS
-from tests.test_routing import TOLERANCE, mixtures_differ
+from tests.test_routing import TOLERANCE, mixed_rows_differ
 
 UNMERGEABLE = {"bottleneck", "lily", "prefix", "prompt", "p-tuning"}
 SENTENCE = "the train was late , it rained ."
@@ -37,15 +38,16 @@ def bank(store):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
-    loaded = bank._loaded[name]
-    task = loaded.task
-    plain, _ = load_with_head(bank._files, task)
-    plain = PeftModel.from_pretrained(plain, loaded.adapter.folder).eval()
-    rows = [task.read_input(peftlab.data.Row({"text": text}, "")) for text in (SENTENCE, "nobody came .")]
-    features = [feature for row in rows for feature in task.encode(row, bank._tokenizer, 64, training=False)]
-    mine, theirs = (forward(task, model, bank._tokenizer, features) for model in (loaded.model, plain))
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    task = bank.task(name)
+    plain, _ = load_with_head(bank.base.files, task)
+    plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
+    features = [f for text in (SENTENCE, "nobody came .") for f in features_of(bank, name, {"text": text})]
+    mine = served(bank, [(name, feature) for feature in features])
+    attached = forward(task, bank.model(name), bank.base.tokenizer, features)
+    theirs = forward(task, plain, bank.base.tokenizer, features)
+    for one, model, other in zip(mine, attached, theirs, strict=True):
+        torch.testing.assert_close(model, other, rtol=0, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -59,8 +61,8 @@ def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
 
 
 def test_in_mixed_batches_they_answer_as_alone(bank):
-    assert set(METHODS) - bank._router.names == {"prompt", "p-tuning", "p-tuning-lstm"}
-    assert mixtures_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
+    assert [name for name in METHODS if not bank.routed(name)] == ["prompt", "p-tuning", "p-tuning-lstm"]
+    assert mixed_rows_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
 
 
 def test_one_alone_answers_as_beside_the_others(bank, store):

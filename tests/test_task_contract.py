@@ -395,16 +395,15 @@ def test_adapters_beside_each_other_answer_as_plain_peft_does(architecture, tune
     for name in [*names, *names[:1]]:
         task, (_, examples) = bank.task(name), case(TUNED[name])
         assert task_description(task) == task_description(results[name].task)
-        loaded = bank._loaded[name]
-        plain = plain_model(base, task, loaded.adapter.folder)
+        plain = plain_model(base, task, bank.adapter(name).folder)
         features = [
             feature
             for example in examples
-            for feature in task.encode(example, bank._tokenizer, MAX_LENGTH, training=False)
+            for feature in task.encode(example, bank.base.tokenizer, MAX_LENGTH, training=False)
         ]
-        mine, theirs = (forward(task, model, bank._tokenizer, features) for model in (loaded.model, plain))
+        mine, theirs = (forward(task, model, bank.base.tokenizer, features) for model in (bank.model(name), plain))
         assert alike(mine, theirs), name
-        expected = predict_examples(task, plain, bank._tokenizer, examples, max_length=MAX_LENGTH)
+        expected = predict_examples(task, plain, bank.base.tokenizer, examples, max_length=MAX_LENGTH)
         answers = bank.predict([asked_of(task, example) for example in examples], adapters=name)
         assert [answer.prediction.as_dict() for answer in answers] == [told.as_dict() for told in expected]
         scores = task.score(examples, expected).values
@@ -421,8 +420,8 @@ def asked_of(task, example):
 def test_two_poolers_that_the_checkpoint_lacks_stay_apart(tuned):
     _, store, _ = tuned("bert-without-pooler")
     bank = peftlab.load("reviews", "topics", "names", store=store, device="cpu")
-    first, second, names = (bank._loaded[name].model.bert for name in bank.names)
+    first, second, names = (bank.model(name).bert for name in bank.names)
     weights = [list(bert.encoder.parameters()) for bert in (first, second, names)]
-    shared = {id(parameter) for parameter in bank._backbone.parameters()}
+    shared = {id(parameter) for parameter in bank.base.backbone.parameters()}
     assert all(sum(id(parameter) in shared for parameter in own) == 32 for own in weights)
     assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)

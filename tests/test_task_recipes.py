@@ -523,7 +523,7 @@ def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_bas
     features = [feature for example in examples for feature in task.encode(example, tokenizer, 64, training=False)]
     bank.run(published.name, examples)  # switches it on
     plain = forward(task, model, tokenizer, features)
-    inside = forward(task, bank._loaded[published.name].model, tokenizer, features)
+    inside = forward(task, bank.model(published.name), tokenizer, features)
     assert len(plain) >= 5
     assert all(torch.equal(one, other) for one, other in zip(plain, inside, strict=True))
 

@@ -5,43 +5,61 @@ depth, another task, too much or too little) is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import transformers
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from safetensors.torch import load_file
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, head_config
 from peftlab.errors import IntegrityError
+from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.trees import own_tree
-from peftlab.store import Adapter
 from peftlab.tasks import Task
 
-WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 PEFT_ASKS = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # a model, to tell how to wrap its layers
 KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
 
 
+@dataclass(frozen=True)
+class Attached:
+    """An adapter's model.
+
+    `held` names the modules that it has as a whole. `places` tells for each tensor of its file which one of the model
+    it became; None if some became others.
+    """
+
+    adapted: PeftModel
+    held: frozenset[str]
+    places: dict[str, str] | None
+
+    @property
+    def model(self) -> transformers.PreTrainedModel:
+        """What computes logits, in the architecture's own class."""
+        return self.adapted.get_base_model()
+
+
 def attach(
-    adapter: Adapter,
-    task: Task,
+    read: AdapterFiles,
     backbone: transformers.PreTrainedModel,
     files: BaseFiles,
     *,
     trust_remote_code: bool = False,
-) -> PeftModel:
+) -> Attached:
     """The task's own model class on the weights of `backbone`, read from `files`, with the adapter's head and delta.
 
     Raises:
         IntegrityError: the adapter's tensors are not those that such a model has.
     """
-    delta, tensors = PeftConfig.from_pretrained(adapter.folder), load_file(adapter.folder / WEIGHTS)
-    model = _shell(task, backbone, files, trust_remote_code)
-    head = _outside_backbone(model, delta.modules_to_save or ())
+    adapter, tensors = read.adapter, read.tensors
+    delta = PeftConfig.from_pretrained(adapter.folder)
+    held = frozenset(delta.modules_to_save or ())
+    model = _shell(read.task, backbone, files, trust_remote_code)
+    head = _outside_backbone(model, held)
     try:
         adapted = PeftModel(model, _aimed(delta, tensors), KEY)
     except (TypeError, ValueError) as fault:  # of a layer's kind or size
@@ -50,9 +68,18 @@ def attach(
     if faults := list(_misfits(tensors, wanted)):
         raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
-    placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, tensors)
+    placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, dict(tensors))
     adapted.load_state_dict(placed, strict=False, assign=True)
-    return adapted.requires_grad_(False).to(backbone.device).eval()
+    adapted = adapted.requires_grad_(False).to(backbone.device).eval()
+    return Attached(adapted, held, _places(tensors, placed))
+
+
+def _places(tensors: Mapping[str, torch.Tensor], placed: Mapping[str, torch.Tensor]) -> dict[str, str] | None:
+    """Each tensor's name in its file → in the model, unless PEFT makes others of them."""
+    names = {id(tensor): name.removeprefix(PEFT_PREFIX) for name, tensor in placed.items()}
+    found = {name: names.get(id(tensor)) for name, tensor in tensors.items()}
+    whole = {name: place for name, place in found.items() if place is not None}
+    return whole if len(whole) == len(tensors) == len(placed) else None
 
 
 def _shell(

@@ -1,37 +1,40 @@
 """The bank: adapters in memory beside one resident base.
 
-The backbone's weights are in memory once. Each adapter has a tree of modules of its own on them, in the architecture's
-own `AutoModelFor…` class with its own head, into which PEFT puts its delta. So adapters of any method and heads of any
-width live beside each other without knowing of one another; PEFT alone holds them only if they are alike.
+The backbone's weights are in memory once. An adapter is there in up to three places: ready to answer (a slot), as its
+verified tensors (host memory), and in the store (disk). Whatever is asked for moves up, and what was used longest ago
+moves down when there is too much. Each request takes the adapters that its names mean when it begins and holds them
+until it is done: nothing that is published, rolled back, removed or put out meanwhile touches it.
 """
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 
-from peftlab.base import BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import AdapterNotFoundError, BaseNotFoundError, IntegrityError, Problems, suggest
-from peftlab.recipe import BaseSection, Quantization, refusal
-from peftlab.runtime.attaching import attach
-from peftlab.runtime.routing import Router, Unroutable, head_output, part_of, runs
-from peftlab.store import Adapter, Store
-from peftlab.tasks import Feature, Prediction, Task, task_from_manifest
-from peftlab.tasks.predicting import forward, predict_examples, predict_features
+from peftlab.errors import AdapterNotFoundError, PeftlabError, Problems, suggest
+from peftlab.recipe import Quantization
+from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.passes import logits_of
+from peftlab.runtime.resident_base import ResidentBase
+from peftlab.runtime.tiers import Tiers
+from peftlab.store import Adapter, Edition, Store
+from peftlab.tasks import Feature, Prediction, Task
+from peftlab.tasks.predicting import predict_features
 from peftlab.tasks.tokenizing import Told, encode_examples
 
 Asked = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""
 QUANTIZATIONS = ("none", *get_args(Quantization))
-FP32 = "fp32"
+AT_A_TIME = 1024  # rows of a long list that are in memory as features
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -46,35 +49,26 @@ class Answer:
         return {"adapter": self.adapter, **self.prediction.as_dict()}
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """An adapter in memory."""
-
-    adapter: Adapter
-    task: Task
-    adapted: PeftModel
-
-    @property
-    def model(self) -> transformers.PreTrainedModel:
-        """What computes logits."""
-        return self.adapted.get_base_model()
-
-
 def load(
     *names: str,
     store: str | Path = "adapters",
     device: str = "auto",
     quantization: Literal["none"] | Quantization | None = None,
+    memory: int | None = None,
+    slots: int | None = None,
     trust_remote_code: bool = False,
 ) -> "Bank":
     """Verify adapters and put them beside one resident base.
 
     Args:
-        names: `name` or `name@version`, all tuned on the same base.
+        names: `name`, which means the store's current version at each request, or `name@version`; all of one base.
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
         quantization: Hold the base so, whatever the adapters were tuned on (`Bank.notes` says where that differs); None
             takes it as the first was tuned on.
+        memory: Bytes that tensors of adapters may take of host memory; None for any number. Those used longest ago are
+            read again when they are asked for.
+        slots: How many adapters may be ready to answer at a time, on the device; None for any number.
         trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
 
     Raises:
@@ -82,20 +76,29 @@ def load(
         BaseNotFoundError: their base is nowhere.
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
         IntegrityError: an adapter is damaged, was tuned on another base, or needs code that is not trusted.
+        MemoryBudgetError: an adapter is larger than `memory`.
         ValueError: no such quantization.
     """
     if not names:
         raise AdapterNotFoundError(f"name at least one adapter. {suggest('', Store(store).names(), what='There')}")
-    bank = Bank(Store(store), device=device, quantization=quantization, trust_remote_code=trust_remote_code)
+    bank = Bank(
+        Store(store),
+        device=device,
+        quantization=quantization,
+        memory=memory,
+        slots=slots,
+        trust_remote_code=trust_remote_code,
+    )
     for name in names:
         bank.add(name)
     return bank
 
 
 class Bank:
-    """Adapters beside one base, which the first of them brings.
+    """Adapters beside one base, which the first of them brings; safe to use from any number of threads.
 
-    `notes` has a sentence for each adapter that was tuned on the base in another quantization than the one asked for.
+    `notes` has a sentence for each adapter that was tuned on the base in another quantization than the one asked for,
+    and for each new version that cannot be served in the place of the one before.
     """
 
     def __init__(
@@ -104,78 +107,147 @@ class Bank:
         *,
         device: str = "auto",
         quantization: Literal["none"] | Quantization | None = None,
+        memory: int | None = None,
+        slots: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         if quantization is not None and quantization not in QUANTIZATIONS:
             raise ValueError(f"no quantization '{quantization}'. {suggest(str(quantization), QUANTIZATIONS)}")
+        if slots is not None and slots < 1:
+            raise ValueError(f"slots must be at least 1, not {slots}")
         self.store = store
-        self.device = device
-        self.asked_quantization = quantization
-        self.trust_remote_code = trust_remote_code
         self.notes: list[str] = []
-        self._loaded: dict[str, _Loaded] = {}
+        self._base_options: dict[str, Any] = {
+            "device": device,
+            "quantization": quantization,
+            "trust_remote_code": trust_remote_code,
+        }
+        self._memory, self._slots = memory, slots
+        self._base: ResidentBase | None = None
+        self._current: dict[str, Edition] = {}
+        self._refused: set[Edition] = set()
+        self._joining = threading.RLock()
 
     @property
     def names(self) -> list[str]:
         """What was added, as it was named, in order."""
-        return list(self._loaded)
+        return list(self._current)
+
+    @property
+    def base(self) -> ResidentBase:
+        """What all adapters share.
+
+        Raises:
+            AdapterNotFoundError: none was added, so there is none yet.
+        """
+        if self._base is None:
+            raise AdapterNotFoundError(f"no adapter was added. {suggest('', self.store.names(), what='There')}")
+        return self._base
+
+    @property
+    def bytes(self) -> int:
+        """What tensors of adapters take of host memory."""
+        return self._tiers.bytes if self._base else 0
 
     def adapter(self, name: str) -> Adapter:
-        """A loaded adapter as the store holds it."""
-        return self._loaded[name].adapter
+        """What the store holds under a name that was added."""
+        return self._files(name).adapter
 
     def task(self, name: str) -> Task:
-        """The task of a loaded adapter, with its labels."""
-        return self._loaded[name].task
+        """The task of an adapter, with its labels."""
+        return self._files(name).task
+
+    def model(self, name: str) -> transformers.PreTrainedModel:
+        """The base with an adapter's delta and head, made anew by PEFT on the shared weights."""
+        return self.base.attach(self._files(name)).model
+
+    def whole_copy(self, name: str) -> PeftModel:
+        """The same on a base of its own in fp32: a quantized one's with the weights that it is rounded to."""
+        return self.base.whole_copy(self._files(name))
+
+    def _files(self, name: str) -> AdapterFiles:
+        return self._tiers.files(self._edition(name))
 
     def add(self, name: str) -> None:
-        """Verify an adapter and bring it into memory; one that is there already stays as it is.
+        """Let an adapter join: verify it and bring it into memory; one that is here already stays as it is.
 
         Raises:
             AdapterNotFoundError: no such adapter.
             BaseNotFoundError: its base is nowhere.
             IntegrityError: it is damaged, was tuned on another base, or needs code that is not trusted.
+            MemoryBudgetError: it is larger than all the memory for adapters.
         """
-        if name in self._loaded:
-            return
-        adapter = self.store.verify(name)
-        if not self._loaded:
-            self._load_base(adapter)
-        self._check_base(adapter)
-        task = task_from_manifest(adapter.manifest["task"])
-        self._loaded[name] = loaded = _Loaded(adapter, task, self._attached(adapter, task, self._backbone))
-        with suppress(Unroutable):  # its rows have passes of their own
-            inside = f"{loaded.model.base_model_prefix}."
-            saved = PeftConfig.from_pretrained(adapter.folder).modules_to_save or ()
-            self._router.add(name, loaded.model.base_model, {part.removeprefix(inside) for part in saved})
-        if _tuned_on(adapter) != self.quantization:
-            self.notes.append(
-                f"{adapter} was tuned on its base in {_tuned_on(adapter) or FP32} and runs on it in "
-                f"{self.quantization or FP32}: the scores in its manifest do not hold here."
-            )
+        with self._joining:
+            if name in self._current:
+                return
+            edition = self.store.edition(name)
+            if self._base is None:
+                base = ResidentBase(self.store.verify(str(edition)), **self._base_options)
+                self._tiers = Tiers(self.store, base, memory=self._memory, slots=self._slots)
+                self._base = base
+            self._join(name, edition)
 
-    @property
-    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
-        """Of the base."""
-        return self._tokenizer
+    def _join(self, name: str, edition: Edition) -> None:
+        """From here on `name` means this edition; raises as `add` does, and then it means what it did before."""
+        read = self._tiers.want(edition)
+        try:
+            with self._tiers.held([edition]):  # what does not fit the base is told now
+                pass
+        except PeftlabError:
+            self._leave(edition)
+            raise
+        before = self._current.get(name)
+        self._current[name] = edition
+        if before:
+            self._leave(before)
+        if note := self.base.note_on(read):
+            self.notes.append(note)
 
-    def model(self, name: str) -> transformers.PreTrainedModel:
-        """What computes a loaded adapter's logits: the base with its delta and head, in Transformers' own class."""
-        return self._loaded[name].model
+    def remove(self, name: str) -> None:
+        """Let an adapter leave: requests that have it go on with it, later ones do not find it.
 
-    def whole_copy(self, name: str) -> PeftModel:
-        """A loaded adapter on a base of its own in fp32: a quantized one's with the weights that it is rounded to."""
-        loaded = self._loaded[name]
-        if self.quantization is None:
-            return copy.deepcopy(loaded.adapted)
-        rounded = self._load_backbone().dequantize(torch.float32)
-        return self._attached(loaded.adapter, loaded.task, rounded)
+        Raises:
+            AdapterNotFoundError: it was not added.
+        """
+        with self._joining:
+            self._check_name(name)
+            self._leave(self._current.pop(name))
 
-    def _attached(self, adapter: Adapter, task: Task, backbone: transformers.PreTrainedModel) -> PeftModel:
-        dora = getattr(PeftConfig.from_pretrained(adapter.folder), "use_dora", False)
-        if reason := refusal("dora" if dora else adapter.manifest["method"], self.quantization):
-            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
-        return attach(adapter, task, backbone, self._files, trust_remote_code=self.trust_remote_code)
+    def _leave(self, edition: Edition) -> None:
+        if edition not in self._current.values():  # another name may mean the same
+            self._tiers.forget(edition)
+
+    def routed(self, name: str) -> bool:
+        """Whether an adapter's rows share passes with those of others; virtual tokens have passes of their own."""
+        with self._tiers.held([edition := self._edition(name)]) as residents:
+            return residents[edition].routed
+
+    def prefetch(self, *names: str) -> None:
+        """Bring adapters up in the background, before they are asked for.
+
+        Raises:
+            AdapterNotFoundError: one was not added.
+        """
+        self._tiers.prefetch([self._edition(name) for name in names])
+
+    def fold(self, name: str) -> None:
+        """Keep the weights that a LoRA makes of the base's beside them, until `unfold` or it goes out of its slot.
+
+        Rows of an adapter that has most of the traffic then cost what the bare base costs; the memory is that of the
+        adapted weights. Answers stay the same, and the base is never touched.
+
+        Raises:
+            AdapterNotFoundError: it was not added.
+        """
+        with self._tiers.held([edition := self._edition(name)]) as residents:
+            for update in residents[edition].updates:
+                update.fold()
+
+    def unfold(self, name: str) -> None:
+        """Give the memory of `fold` back; raises as it does."""
+        with self._tiers.held([edition := self._edition(name)]) as residents:
+            for update in residents[edition].updates:
+                update.unfold()
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
         """Each row through its adapter.
@@ -195,134 +267,127 @@ class Bank:
         """
         asked = [rows] if isinstance(rows, str | Mapping | Row) else list(rows)
         names = self._names_for(len(asked), adapters)
-        examples = self._read(asked, names)
-        groups = {name: [i for i, other in enumerate(names) if other == name] for name in names}
-        encoded = {name: self._encode(name, [examples[i] for i in chosen]) for name, chosen in groups.items()}
-        outputs = iter(self._logits([(n, f) for n, rows in encoded.items() for windows in rows for f in windows]))
-        answers: dict[int, Answer] = {}
-        for name, chosen in groups.items():
-            mine = [examples[i] for i in chosen]
-            taken = predict_features(self.task(name), mine, encoded[name], lambda f: [next(outputs) for _ in f])
-            answers |= {i: Answer(name, prediction) for i, prediction in zip(chosen, taken, strict=True)}
-        return [answers[i] for i in range(len(asked))]
+        meant = {name: self._edition(name) for name in dict.fromkeys(names)}
+        examples = self._examples(asked, names, meant)
+        return [
+            answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
+        ]
 
-    def _encode(self, name: str, examples: Sequence[Any]) -> list[list[Feature]]:
-        loaded = self._loaded[name]
-        length = loaded.adapter.manifest["max_length"]
-        return encode_examples(loaded.task, self._tokenizer, examples, max_length=length, training=False)
+    def stream(self, rows: Iterable[tuple[str, Asked]]) -> Iterator[Answer]:
+        """Answers to any number of (adapter's name, row), in order, with a bounded number of them in memory.
 
-    @torch.inference_mode()
-    def _logits(self, asked: Sequence[tuple[str, Feature]], batch_size: int = 32) -> list[torch.Tensor]:
-        """The logits of each feature by its adapter, in order: all that can be routed share forward passes."""
-        logits: dict[int, torch.Tensor] = {}
-        routed = [i for i, (name, _) in enumerate(asked) if name in self._router.names]
-        together = routed if len({asked[i][0] for i in routed}) > 1 else []
-        together.sort(key=lambda i: len(asked[i][1]))
-        for start in range(0, len(together), batch_size):
-            chosen = sorted(together[start : start + batch_size], key=lambda i: asked[i][0])
-            logits |= zip(chosen, self._mixed([asked[i] for i in chosen]), strict=True)
-        for name in dict.fromkeys(name for i, (name, _) in enumerate(asked) if i not in logits):
-            alone = [i for i, (other, _) in enumerate(asked) if other == name]
-            task, model = self.task(name), self.model(name)
-            logits |= zip(alone, forward(task, model, self._tokenizer, [asked[i][1] for i in alone]), strict=True)
-        return [logits[i] for i in range(len(asked))]
+        A name means the same version throughout. Adapters of the rows to come are prefetched.
 
-    def _mixed(self, asked: Sequence[tuple[str, Feature]]) -> Iterator[torch.Tensor]:
-        """The logits of each feature, from one forward pass of the base; those of an adapter stand together."""
-        padded = self._tokenizer.pad([feature.inputs for _, feature in asked], return_tensors="pt")
-        inputs = {name: tensor.to(self._backbone.device) for name, tensor in padded.items()}
-        names = [name for name, _ in asked]
-        states = self._router.states(names, inputs)
-        for name, part in runs(names):
-            task, model, mine = self.task(name), self.model(name), {k: v[part] for k, v in inputs.items()}
-            output = head_output(model, part_of(states, part), mine)
-            for row, mask in zip(task.logits(output).float().cpu(), padded["attention_mask"][part], strict=True):
-                yield row[mask.bool()] if task.per_token else row
+        Raises:
+            AdapterNotFoundError, RecipeError: as for `predict`; answers to earlier rows have been given by then.
+        """
+        meant: dict[str, Edition] = {}
+        first = 1
+        for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
+            names = [name for name, _ in chunk]
+            examples = self._examples([row for _, row in chunk], names, meant, first)
+            yield from self._answers(list(zip(names, examples, strict=True)), meant)
+            first += len(chunk)
+
+    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: dict[str, Edition]) -> None:
+        for name in dict.fromkeys(name for name, _ in chunk):
+            meant.setdefault(name, self._edition(name))
+        self._tiers.prefetch([meant[name] for name in dict.fromkeys(name for name, _ in chunk)])
 
     def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
-        loaded = self._loaded[name]
-        max_length = loaded.adapter.manifest["max_length"]
-        return predict_examples(loaded.task, loaded.model, self._tokenizer, examples, max_length=max_length, told=told)
+        edition = self._edition(name)
+        read = self._tiers.files(edition)
+        encoded = self._encode(read, examples)
+        return predict_features(read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told))
 
-    def _read(self, asked: Sequence[Asked], names: Sequence[str]) -> list[Any]:
+    def _answers(self, chunk: Sequence[tuple[str, Any]], meant: Mapping[str, Edition]) -> list[Answer]:
+        """One answer for each (name, example)."""
+        groups = {name: [i for i, (other, _) in enumerate(chunk) if other == name] for name, _ in chunk}
+        reads = {name: self._tiers.files(meant[name]) for name in groups}
+        encoded = {name: self._encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
+        asked = [(meant[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
+        outputs = iter(self._logits(asked))
+        answers: dict[int, Answer] = {}
+        for name, mine in groups.items():
+            examples = [chunk[i][1] for i in mine]
+            taken = predict_features(reads[name].task, examples, encoded[name], lambda f: [next(outputs) for _ in f])
+            answers |= {i: Answer(name, prediction) for i, prediction in zip(mine, taken, strict=True)}
+        return [answers[i] for i in range(len(chunk))]
+
+    def _encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
+        length = read.adapter.manifest["max_length"]
+        return encode_examples(read.task, self.base.tokenizer, examples, max_length=length, training=False)
+
+    def _logits(
+        self, asked: Sequence[tuple[Edition, Feature]], told: Told = lambda done, total: None
+    ) -> list[torch.Tensor]:
+        base = self.base
+        return logits_of(asked, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told)
+
+    def _examples(
+        self, asked: Sequence[Asked], names: Sequence[str], meant: Mapping[str, Edition], first: int = 1
+    ) -> list[Any]:
+        tasks = {name: self._tiers.files(meant[name]).task for name in dict.fromkeys(names)}
         examples = []
         with Problems() as problems:
-            for number, (row, name) in enumerate(zip(asked, names, strict=True), start=1):
-                task = self._loaded[name].task
+            for number, (row, name) in enumerate(zip(asked, names, strict=True), start=first):
                 try:
-                    examples.append(task.read_input(_as_row(row, task, number)))
+                    examples.append(tasks[name].read_input(_as_row(row, tasks[name], number)))
                 except RowError as error:
                     problems.add(f"{error}", where=row.where if isinstance(row, Row) else f"row {number}")
         return examples
 
     def _names_for(self, rows: int, adapters: str | Sequence[str] | None) -> list[str]:
         if adapters is None:
-            if len(self._loaded) != 1:
-                raise AdapterNotFoundError(f"say which adapter each text goes through: {', '.join(self._loaded)}.")
-            adapters = next(iter(self._loaded))
+            if len(self._current) != 1:
+                raise AdapterNotFoundError(f"say which adapter each text goes through: {', '.join(self._current)}.")
+            adapters = next(iter(self._current))
         names = [adapters] * rows if isinstance(adapters, str) else list(adapters)
         if len(names) != rows:
             raise ValueError(f"{rows} texts need {rows} adapter names, not {len(names)}")
-        for name in names:
-            if name not in self._loaded:
-                raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, self._loaded, what='Loaded')}")
         return names
 
-    def _load_base(self, adapter: Adapter) -> None:
-        base = adapter.manifest["base"]
-        if base["trust_remote_code"] and not self.trust_remote_code:  # what a stranger's manifest says is not consent
-            raise IntegrityError(
-                f"{adapter} was tuned with Python code that comes with '{base['model']}'. If you have read that code, "
-                "allow it: --trust-remote-code, or load(…, trust_remote_code=True)."
-            )
-        trusted, asked = self.trust_remote_code, self.asked_quantization
-        section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=trusted)
-        self.quantization = _tuned_on(adapter) if asked is None else None if asked == "none" else asked
-        self._files = _find_tuned_base(section)
-        self._fingerprint = self._files.fingerprint
-        self._tokenizer = load_tokenizer(self._files, trust_remote_code=trusted)
-        self._tokenizer_hash = tokenizer_hash(self._tokenizer)
-        self._backbone = self._load_backbone()
-        self._router = Router(self._backbone)
+    def _check_name(self, name: str) -> None:
+        if name not in self._current:
+            raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, self._current, what='Loaded')}")
 
-    def _load_backbone(self) -> transformers.PreTrainedModel:
-        trusted = self.trust_remote_code
-        return load_backbone(self._files, trust_remote_code=trusted, quantization=self.quantization, device=self.device)
+    def _edition(self, name: str) -> Edition:
+        """What a name means now: the store's current version, or the one before where that cannot be served."""
+        self._check_name(name)
+        edition = self.store.edition(name)
+        if edition == self._current.get(name):
+            return edition
+        with self._joining:
+            self._check_name(name)
+            if edition != self._current[name] and edition not in self._refused:
+                self._follow(name, edition)
+            return self._current[name]
 
-    def _check_base(self, adapter: Adapter) -> None:
-        base = adapter.manifest["base"]
-        for what, expected, found in (
-            ("weights", base["fingerprint"], self._fingerprint),
-            ("tokenizer", base["tokenizer_sha256"], self._tokenizer_hash),
-        ):
-            if expected != found:
-                raise IntegrityError(
-                    f"{adapter} was tuned on '{base['model']}' with {what} {expected[:12]}…, but the base in memory, "
-                    f"'{self._files.model}' from {self._files.source}, has {found[:12]}…. One bank holds one base."
-                )
-        if self.asked_quantization is None and _tuned_on(adapter) != self.quantization:
-            expected, found = _tuned_on(adapter) or FP32, self.quantization or FP32
-            raise IntegrityError(
-                f"{adapter} was tuned on its base in {expected}, but the base in memory is in {found}. One bank holds "
-                "one base: load them apart, or say which all are to share, by --quantization none, 8bit or 4bit, or "
-                "load(…, quantization=…)."
-            )
+    def _follow(self, name: str, edition: Edition) -> None:
+        """Let a name mean what was published or rolled back to since; what cannot be served is noted, and refused."""
+        try:
+            self._join(name, edition)
+        except PeftlabError as fault:
+            self._refused.add(edition)
+            self.notes.append(f"{name} still means {self._current[name]}, since {edition} cannot be served: {fault}")
 
 
-def _tuned_on(adapter: Adapter) -> Quantization | None:
-    """How its base was held; adapters of older versions know of fp32 only."""
-    return adapter.manifest["base"].get("quantization")
+def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:
+    """Lists of `AT_A_TIME`, the last one shorter."""
+    left = iter(rows)
+    while chunk := list(islice(left, AT_A_TIME)):
+        yield chunk
 
 
-def _find_tuned_base(section: BaseSection) -> BaseFiles:
-    """The base at the commit it had when tuning, or else anywhere: its fingerprint is compared in any case."""
-    try:
-        return find_base(section)
-    except BaseNotFoundError:
-        if not section.revision:
-            raise
-        return find_base(section.model_copy(update={"revision": None}))
+def _looked_ahead(chunks: Iterator[Item], told: Callable[[Item], None]) -> Iterator[Item]:
+    """The same; `told` hears of each one before the one in front of it is used."""
+    before: list[Item] = []
+    for chunk in chunks:
+        told(chunk)
+        yield from before
+        before = [chunk]
+    yield from before
 
 
 def _as_row(asked: Asked, task: Task, number: int) -> Row:

@@ -67,7 +67,7 @@ def merge(
         whole = bank.whole_copy(name)
         expected = _probe(task, whole.get_base_model())
         _save(_folded(whole, adapter), draft)
-        bank.tokenizer.save_pretrained(draft)
+        bank.base.tokenizer.save_pretrained(draft)
         found = _probe(task, _read_back(draft, task, trust_remote_code).to(whole.device))
         difference, largest = _difference(found, expected), float(expected.abs().max())
         if not difference <= TOLERANCE * largest:  # also for NaN

@@ -1,10 +1,10 @@
 """One forward pass of the base for rows of different adapters.
 
-Each adapter has a tree of modules of its own on the base's weights. The router has one more, in which every module that
-some adapter changes is a `Routed`: it hands each row to the module of its own adapter, and the rows of all others to
-the base's. So whatever changes single modules is routed, by whichever method; where the modules are LoRA's, the base's
-product is done once for all rows, and each adapter's update added to its own in place. Rows come sorted by adapter,
-so that an adapter's are a slice.
+Each adapter has modules of its own in the place of some of the base's (`moulds.py`). The router has a tree of modules
+on the base's weights, in which every module that some adapter changes is a `Routed`: it hands each row to the module of
+its own adapter, and the rows of all others to the base's. So whatever changes single modules is routed, by whichever
+method; where the modules are LoRA's, all rows share one product (`low_rank.py`). Rows of an adapter stand next to each
+other, so that they are a slice.
 
 What changes the whole base's input, such as virtual tokens, cannot be routed.
 """
@@ -17,18 +17,19 @@ from itertools import groupby
 from typing import Any, TypeVar, cast
 
 import torch
-from peft.tuners import lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from peftlab.runtime.low_rank import LowRankUpdate, with_updates
 from peftlab.runtime.trees import own_tree, with_child
 
 Item = TypeVar("Item")
-Segment = tuple[nn.Module, slice]
-Place = tuple[nn.Module, str, nn.Module]
-"""A module, the name of its child, and what an adapter has there."""
-_rows: ContextVar[Sequence[str]] = ContextVar("the adapter of each row")
+Own = nn.Module | LowRankUpdate
+"""What an adapter has in the place of a module of the base."""
+Segments = Sequence[tuple[Mapping[str, Own], slice]]
+"""What the adapter of some rows has of its own, by module, and which rows these are: nothing for the bare base."""
+_segments: ContextVar[Segments] = ContextVar("whose the rows are")
 PROBE = (3, 5)  # rows and tokens
 
 
@@ -37,16 +38,15 @@ class Unroutable(Exception):
 
 
 class Router:
-    """The backbones of several adapters in one; `names` are those that were added."""
+    """The base, for rows of any adapters."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.tree = own_tree(backbone)
-        self.names: set[str] = set()
         self.options = {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
         self._by_row = _called_by_row(backbone, self.options)
 
-    def add(self, name: str, backbone: nn.Module, held: Collection[str] = ()) -> None:
-        """Let rows of `name` go through what `backbone`, a tree on the same weights, has of its own.
+    def places(self, backbone: nn.Module, held: Collection[str] = ()) -> dict[str, nn.Module]:
+        """What `backbone`, a tree on the same weights, has of its own, by the modules that are routed from now on.
 
         Modules that it holds as a whole, such as trained layers, are `held`, by their names in it.
 
@@ -54,18 +54,30 @@ class Router:
             Unroutable: it changes the base as a whole.
         """
         if not _alike(self.tree, backbone):
-            raise Unroutable(name)
-        for parent, child, own in self._places(self.tree, backbone, held):
-            _route(parent, child, name, own)
-        self.names.add(name)
+            raise Unroutable
+        places = self._places(self.tree, backbone, held)
+        for parent, name, _ in places:
+            _route(parent, name)
+        return {name: own for _, name, own in places}
 
-    def _places(self, mine: nn.Module, theirs: nn.Module, held: Collection[str], path: str = "") -> list[Place]:
-        """The smallest modules that hold what differs, and are given a row for each of the batch.
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return next(self.tree.parameters()).device
+
+    def bare(self, name: str) -> nn.Module:
+        """The base's module in a place that is routed."""
+        return cast(Routed, self.tree.get_submodule(name)).bare
+
+    def _places(
+        self, mine: nn.Module, theirs: nn.Module, held: Collection[str], path: str = ""
+    ) -> list[tuple[nn.Module, str, nn.Module]]:
+        """The smallest modules that hold what differs, and are given a row for each of the batch: parent, name, theirs.
 
         Raises:
             Unroutable: only the backbone as a whole is.
         """
-        places: list[Place] = []
+        places: list[tuple[nn.Module, str, nn.Module]] = []
         for child, their in theirs._modules.items():
             if their is None:
                 continue
@@ -78,23 +90,23 @@ class Router:
                 except Unroutable:  # what differs inside is also used without rows
                     pass
             if name not in self._by_row:
-                raise Unroutable(name)
-            places.append((mine, child, their))
+                raise Unroutable
+            places.append((mine, name, their))
         return places
 
-    def states(self, names: Sequence[str], inputs: Mapping[str, Tensor]) -> ModelOutput:
-        """The backbone's output for rows of `names`, of which equal ones stand together."""
-        with _routing(names):
+    def states(self, rows: Sequence[Mapping[str, Own]], inputs: Mapping[str, Tensor]) -> ModelOutput:
+        """The backbone's output for rows of adapters with these of their own, the very same ones standing together."""
+        with _routing([(own, part) for own, part in runs(rows)]):
             return cast(ModelOutput, self.tree(**inputs, **self.options))
 
 
 class Routed(nn.Module):
-    """In the place of a module of the base, which is `bare`; `own` are those of adapters."""
+    """In the place of a module of the base, which is `bare`, by its `name`."""
 
-    def __init__(self, bare: nn.Module) -> None:
+    def __init__(self, bare: nn.Module, name: str) -> None:
         super().__init__()
         self.bare = bare
-        self.own: dict[str, nn.Module] = {}
+        self.name = name
 
     def __getattr__(self, name: str) -> Any:
         """What the base asks its module for, such as a weight's dtype."""
@@ -105,29 +117,46 @@ class Routed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's module, each row through its adapter's."""
-        rows = _rows.get()
-        segments = list(self._segments(rows))
-        if len(segments) == 1:
-            return segments[0][0](*args, **kwargs)
-        if all(module is self.bare or _is_plain_lora(module) for module, _ in segments):
-            return _with_updates(self.bare(*args, **kwargs), args[0], [s for s in segments if s[0] is not self.bare])
-        parts = []
-        for module, part in segments:
-            mine, named = _sliced(args, part, len(rows)), _sliced(kwargs, part, len(rows))
-            with _routing(rows[part]):
-                parts.append(module(part_of(args[0], part), *mine[1:], **named) if args else module(**named))
-        return _joined(parts)
+        segments = _segments.get()
+        parts = [(own.get(self.name), part) for own, part in segments]
+        if all(own is None for own, _ in parts):
+            return self.bare(*args, **kwargs)
+        if all(own is None or isinstance(own, LowRankUpdate) for own, _ in parts):
+            return with_updates(self.bare, args[0] if args else kwargs["input"], cast(Any, parts))
+        if len(parts) == 1:
+            return cast(nn.Module, parts[0][0])(*args, **kwargs)
+        batch, given = segments[-1][1].stop, []
+        for own, part in _joined_bare(parts):
+            mine, named = _sliced(args, part, batch), _sliced(kwargs, part, batch)
+            if args:
+                mine = (part_of(args[0], part), *mine[1:])
+            with _routing(_within(segments, part)):
+                given.append((self.bare if own is None else own)(*mine, **named))
+        return _joined(given)
 
-    def _segments(self, rows: Sequence[str]) -> Iterator[Segment]:
-        """Modules and the rows that go through each, which are next to each other."""
-        return runs(self.own.get(name, self.bare) for name in rows)
+
+def _joined_bare(parts: Sequence[tuple[Own | None, slice]]) -> Iterator[tuple[Own | None, slice]]:
+    """The same, with rows of the bare module that are next to each other as one part."""
+    for bare, group in groupby(parts, lambda part: part[0] is None):
+        if bare:
+            several = list(group)
+            yield None, slice(several[0][1].start, several[-1][1].stop)
+        else:
+            yield from group
+
+
+def _within(segments: Segments, part: slice) -> Segments:
+    """Those of the rows in `part`, counted from its first."""
+    inside = [(own, rows) for own, rows in segments if part.start <= rows.start < part.stop]
+    return [(own, slice(rows.start - part.start, rows.stop - part.start)) for own, rows in inside]
 
 
 def runs(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
-    """Each item, and the places of its equals that stand together."""
+    """Each object, and the places where it stands, next to each other."""
     start = 0
-    for item, group in groupby(items):
-        yield item, slice(start, start := start + sum(1 for _ in group))
+    for _, group in groupby(items, id):
+        same = list(group)
+        yield same[0], slice(start, start := start + len(same))
 
 
 def head_output(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
@@ -155,12 +184,12 @@ class _Handing(nn.Module):
 
 
 @contextmanager
-def _routing(rows: Sequence[str]) -> Iterator[None]:
-    before = _rows.set(rows)
+def _routing(segments: Segments) -> Iterator[None]:
+    before = _segments.set(segments)
     try:
         yield
     finally:
-        _rows.reset(before)
+        _segments.reset(before)
 
 
 def _called_by_row(backbone: PreTrainedModel, options: Mapping[str, Any]) -> set[str]:
@@ -185,11 +214,11 @@ def _called_by_row(backbone: PreTrainedModel, options: Mapping[str, Any]) -> set
     return {name for name, rows in calls.items() if all(rows)}
 
 
-def _route(parent: nn.Module, child: str, name: str, module: nn.Module) -> None:
+def _route(parent: nn.Module, name: str) -> None:
+    child = name.rpartition(".")[2]
     there = cast(nn.Module, parent._modules[child])
-    routed = there if isinstance(there, Routed) else Routed(there)
-    routed.own[name] = module
-    parent._modules[child] = routed
+    if not isinstance(there, Routed):
+        parent._modules[child] = Routed(there, name)
 
 
 def _alike(bare: nn.Module, theirs: nn.Module) -> bool:
@@ -198,25 +227,6 @@ def _alike(bare: nn.Module, theirs: nn.Module) -> bool:
         return False
     pairs = ((vars(bare)[kind], vars(theirs)[kind]) for kind in ("_parameters", "_buffers"))
     return all(one.keys() == other.keys() and all(one[k] is other[k] for k in one) for one, other in pairs)
-
-
-def _is_plain_lora(module: nn.Module) -> bool:
-    if type(module).__name__ not in ("Linear", "Linear8bitLt", "Linear4bit") or not isinstance(module, lora.LoraLayer):
-        return False
-    name = module.active_adapters[0]
-    return name not in module.lora_variant and not module.lora_bias[name]
-
-
-def _with_updates(y: Tensor, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """`y` (batch, …, out), the base's product for `x` (batch, …, in), with each LoRA's update on its own rows."""
-    for module, part in segments:
-        layer: Any = module
-        name = layer.active_adapters[0]
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        inner = x[part].reshape(-1, x.shape[-1]).to(down.dtype) @ down.t()
-        mine = y[part].view(-1, y.shape[-1])
-        mine.addmm_(inner.to(y.dtype), up.t().to(y.dtype), alpha=layer.scaling[name])
-    return y
 
 
 def _sliced(values: Any, part: slice, batch: int) -> Any:

@@ -1,8 +1,9 @@
 """Trees of modules that share weights: what is done to the modules of one, no other sees."""
 
 import copy
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def own_tree(module: nn.Module) -> nn.Module:
@@ -17,4 +18,17 @@ def with_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
     """The same module with another child of that name; all else is shared."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, name: child}
+    return twin
+
+
+def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The same modules anew, with other parameters and buffers of those names; all else is shared."""
+    twin = own_tree(module)
+    for name, tensor in tensors.items():
+        path, _, last = name.rpartition(".")
+        holder = twin.get_submodule(path)
+        if last in holder._parameters:
+            holder._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            holder._buffers[last] = tensor
     return twin

@@ -1,0 +1,60 @@
+"""What a published adapter's files hold, verified and in host memory."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load
+from torch import Tensor
+
+from peftlab.errors import IntegrityError
+from peftlab.store import Adapter, Store
+from peftlab.tasks import Task, task_from_manifest
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+OF_ITS_MAKING = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFiles:
+    """An adapter with its task, PEFT's configuration as it was saved, and every tensor by its name in the file."""
+
+    adapter: Adapter
+    task: Task
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def kind(self) -> str:
+        """Equal for adapters that differ in the values of their tensors alone."""
+        config = {key: _in_order(value) for key, value in self.config.items() if key not in OF_ITS_MAKING}
+        shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        head = [self.task.auto_class, len(self.task.head_labels), self.task.problem_type]
+        return json.dumps([head, config, shapes], sort_keys=True)
+
+
+def read_files(store: Store, reference: str) -> AdapterFiles:
+    """Verify an adapter and read it.
+
+    Raises:
+        AdapterNotFoundError: no such adapter.
+        IntegrityError: it is damaged, or of a task that this version does not know.
+    """
+    adapter = store.verify(reference)
+    for file in (CONFIG, WEIGHTS):
+        if file not in adapter.manifest["files"]:
+            raise IntegrityError(f"{adapter} was published without {file}, so there is nothing to load.")
+    task = task_from_manifest(adapter.manifest["task"])
+    config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
+    return AdapterFiles(adapter, task, config, load((adapter.folder / WEIGHTS).read_bytes()))
+
+
+def _in_order(value: Any) -> Any:
+    """PEFT saves sets as lists, in any order."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(part, str) for part in value) else value

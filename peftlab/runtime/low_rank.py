@@ -1,0 +1,169 @@
+"""LoRA for rows of different adapters: the base's product and all updates in as few passes over memory as can be.
+
+A segment is what one adapter does to rows that stand together. On a CPU the updates cost what they read and write, not
+what they multiply (decision 0020), so there are two forms, each cheapest where it is used:
+
+    long segments    x (W + BA)ᵀ: the sum is made for this batch, then the rows cost what the base costs
+    short segments   [1, xAᵀ] [b, B]ᵀ + x Wᵀ: the update takes the place of the bias, and the product is added to it
+
+A base that is quantized keeps its own product, and updates are added to what it gives.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+Part = tuple["LowRankUpdate | None", slice]
+"""An update, or none for the bare base, and the rows that it is for."""
+
+
+class LowRankUpdate:
+    """What a LoRA adds to one Linear of the base.
+
+    `down` is (r, in); `up` (1 + r, out), scaled, with the base's bias above it. Called, it is the adapted Linear.
+    """
+
+    def __init__(self, bare: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
+        weight, bias = cast(Tensor, bare.weight), cast(Tensor | None, bare.bias)
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        self.bare = bare
+        self.down = down.to(weight.device, dtype)
+        scaled = (up * scaling).t().to(weight.device, dtype)
+        self.up = torch.cat([torch.zeros_like(scaled[:1]) if bias is None else bias.to(dtype)[None], scaled])
+        self.folded: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (batch, …, in) → (batch, …, out)."""
+        return with_updates(self.bare, x, [(self, slice(0, len(x)))])
+
+    @property
+    def bytes(self) -> int:
+        """The memory it takes beside the base."""
+        return sum(held.nbytes for held in (self.down, self.up, self.folded) if held is not None)
+
+    def fold(self) -> None:
+        """Keep W + BA, which is then not made anew for every batch; W itself is never touched."""
+        if isinstance(self.bare, nn.Linear) and _is_dense(self.bare):
+            self.folded = self.adapted(self.bare.weight)
+
+    def unfold(self) -> None:
+        """Give that memory back."""
+        self.folded = None
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """`weight`, which is W (out, in), + BA."""
+        return self.folded if self.folded is not None else torch.addmm(weight, self.up[1:].t(), self.down)
+
+
+def _is_dense(bare: nn.Module) -> bool:
+    """Whether its product is plain enough to be left to us."""
+    return type(bare) is nn.Linear
+
+
+class PlainLora(NamedTuple):
+    """What PEFT's layer says of an adapter in it."""
+
+    adapter: str
+    scaling: float
+
+
+def plain_lora(module: nn.Module) -> PlainLora | None:
+    """A LoRA in one of PEFT's layers that does nothing but W x + scaling · B A x."""
+    if type(module).__name__ not in ("Linear", "Linear8bitLt", "Linear4bit") or not isinstance(module, lora.LoraLayer):
+        return None
+    layer: Any = module
+    name = layer.active_adapters[0]
+    if name in layer.lora_variant or layer.lora_bias[name]:
+        return None
+    return PlainLora(name, layer.scaling[name])
+
+
+def with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
+    """x (batch, …, in) through `bare`, with each update on its own rows → (batch, …, out).
+
+    `parts` cover the batch in order.
+    """
+    rows = x.reshape(len(x), -1, x.shape[-1])
+    if not isinstance(bare, nn.Linear) or not _is_dense(bare) or bare.weight.dtype != x.dtype:
+        return _added(bare(x), rows, [part for part in parts if part[0] is not None])
+    y = rows.new_empty(*rows.shape[:2], bare.out_features)
+    for group in _groups(parts, rows.shape[1], bare.weight.shape):
+        part = slice(group[0][1].start, group[-1][1].stop)
+        mine, into = rows[part].flatten(0, 1), y[part].flatten(0, 1)
+        if len(group) == 1 and _is_long(group[0], rows.shape[1], bare.weight.shape):
+            update = group[0][0]
+            weight = bare.weight if update is None else update.adapted(bare.weight)
+            _product(mine, weight, bare.bias, into)
+        else:
+            _updates(rows[part], [(update or _none(bare), rows) for update, rows in group], y[part])
+            into.addmm_(mine, bare.weight.t())
+    return y.view(*x.shape[:-1], -1)
+
+
+def _groups(parts: Sequence[Part], tokens: int, shape: Sequence[int]) -> Iterator[list[Part]]:
+    """Long segments by themselves, and the short ones between them together."""
+    for long, group in groupby(parts, lambda part: _is_long(part, tokens, shape)):
+        if long:
+            yield from ([part] for part in group)
+        else:
+            yield list(group)
+
+
+def _is_long(part: Part, tokens: int, shape: Sequence[int]) -> bool:
+    """Whether making W + BA, `in` × `out` numbers, is less than updating `in` + `out` numbers for each token."""
+    update, rows = part
+    count = (rows.stop - rows.start) * tokens
+    if update is None or update.folded is not None:
+        return True
+    if update.down.dtype != torch.float32:  # W + BA would be rounded as coarsely as W, and the small BA be lost
+        return False
+    return count * sum(shape) >= shape[0] * shape[1]
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> None:
+    if bias is None:
+        torch.mm(rows, weight.t(), out=into)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=into)
+
+
+def _none(bare: nn.Linear) -> LowRankUpdate:
+    """The bare base's: of rank 0."""
+    return LowRankUpdate(
+        bare, bare.weight.new_empty(0, bare.in_features), bare.weight.new_empty(bare.out_features, 0), 1
+    )
+
+
+def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], into: Tensor) -> None:
+    """Bias and updates of rows (batch, tokens, in), whose first is that of `parts`, `into` (batch, tokens, out)."""
+    downs, ups = _stacked(parts)
+    inner = rows.new_ones(len(downs), rows.shape[0] * rows.shape[1] // len(downs), ups.shape[1])
+    torch.bmm(rows.view(len(downs), -1, rows.shape[-1]), downs.transpose(1, 2), out=inner[..., 1:])
+    torch.bmm(inner, ups, out=into.view(len(downs), -1, into.shape[-1]))
+
+
+def _stacked(parts: Sequence[tuple[LowRankUpdate, slice]]) -> tuple[Tensor, Tensor]:
+    """`down` (n, r, in) and `up` (n, 1 + r, out) of n segments if they are of one length, or else of n rows."""
+    counts = [rows.stop - rows.start for _, rows in parts]
+    repeated = [1] * len(parts) if len(set(counts)) == 1 else counts
+    updates = [update for (update, _), times in zip(parts, repeated, strict=True) for _ in range(times)]
+    downs, ups = [update.down for update in updates], [update.up for update in updates]
+    if len({len(down) for down in downs}) == 1:
+        return torch.stack(downs), torch.stack(ups)
+    return pad_sequence(downs, batch_first=True), pad_sequence(ups, batch_first=True)
+
+
+def _added(y: Tensor, rows: Tensor, parts: Sequence[Part]) -> Tensor:
+    """`y` (batch, …, out), a quantized base's own product, with the updates."""
+    y = y.contiguous()
+    for update, part in parts:
+        if update is not None:
+            inner = rows[part].flatten(0, 1).to(update.down.dtype) @ update.down.t()
+            mine = y[part].view(-1, y.shape[-1])
+            mine.addmm_(inner.to(y.dtype), update.up[1:].to(y.dtype))
+    return y

@@ -1,0 +1,118 @@
+"""Adapters that are alike but for their numbers are made once by PEFT; of this one, all others are poured.
+
+PEFT walks through the whole model for each adapter that it loads. Here the first adapter of a kind (configuration,
+shapes, task) leaves a mould: what it has of its own by module of the base, and its head. Another of that kind takes
+copies of these few modules with its own tensors in them; the time this takes knows nothing of the base or of how many
+are loaded. The first one's tensors were all in their places, so those of equal names and shapes are.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.attaching import Attached
+from peftlab.runtime.low_rank import LowRankUpdate, plain_lora
+from peftlab.runtime.routing import Own, Router, Unroutable
+from peftlab.runtime.trees import with_child, with_tensors
+from peftlab.store import Adapter
+from peftlab.tasks import Task
+
+HEAD = ""
+"""Where in a task's model the tensors are that are not in its backbone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """An adapter that is ready to answer.
+
+    `own` is what it has for modules of the base, by their names; `model` its task's Transformers class with its head.
+    An adapter that changes the base as a whole cannot share passes: it is not `routed`, and `model` is all of it.
+    """
+
+    adapter: Adapter
+    task: Task
+    own: Mapping[str, Own]
+    model: PreTrainedModel
+    routed: bool
+
+    @property
+    def updates(self) -> Iterator[LowRankUpdate]:
+        """Those of its own that are LoRA's."""
+        return (own for own in self.own.values() if isinstance(own, LowRankUpdate))
+
+
+def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple[Resident, "Mould | None"]:
+    """An adapter whose model PEFT has made, and what others of its kind are poured of, if they can be."""
+    model, prefix = attached.model, attached.model.base_model_prefix
+    try:
+        own = router.places(model.base_model, {name.removeprefix(f"{prefix}.") for name in attached.held})
+    except Unroutable:
+        return Resident(read.adapter, read.task, {}, model, routed=False), None
+    head = with_child(model, prefix, nn.Identity())
+    names = _names(attached.places, own, head, f"{prefix}.")
+    if names is None:
+        return Resident(read.adapter, read.task, own, head, routed=True), None
+    mould = Mould(
+        {name: _pouring(module, names.get(name, {}), router.bare(name)) for name, module in own.items()},
+        _Module(head, names.get(HEAD, {})),
+    )
+    return mould.pour(read), mould
+
+
+class Mould:
+    """What all adapters of a kind have in common: how each module of their own, and their head, is poured."""
+
+    def __init__(self, own: Mapping[str, "Pouring"], head: "_Module") -> None:
+        self._own = own
+        self._head = head
+
+    def pour(self, read: AdapterFiles) -> Resident:
+        """Another adapter of this kind, ready to answer."""
+        own = {name: pouring(read.tensors) for name, pouring in self._own.items()}
+        head = cast(PreTrainedModel, self._head(read.tensors))
+        return Resident(read.adapter, read.task, own, head, routed=True)
+
+
+Pouring = Callable[[Mapping[str, Tensor]], Own]
+"""Makes something of the tensors of a file."""
+
+
+class _Module:
+    """A module with its tensors from a file, by their names in it → in the file."""
+
+    def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
+        self._device = next((tensor.device for tensor in module.parameters()), None)
+        self._module = module if not names else with_tensors(module, dict.fromkeys(names, torch.empty(0)))
+        self._names = names
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        return with_tensors(self._module, {mine: tensors[name].to(self._device) for mine, name in self._names.items()})
+
+
+def _pouring(module: nn.Module, names: Mapping[str, str], bare: nn.Module) -> Pouring:
+    """A plain LoRA's layer is poured as its update alone."""
+    layer = plain_lora(module)
+    if layer is None:
+        return _Module(module, names)
+    down, up = (names[f"{part}.{layer.adapter}.weight"] for part in ("lora_A", "lora_B"))
+    return lambda tensors: LowRankUpdate(bare, tensors[down], tensors[up], layer.scaling)
+
+
+def _names(
+    places: Mapping[str, str] | None, own: Collection[str], head: nn.Module, prefix: str
+) -> dict[str, dict[str, str]] | None:
+    """For each of `own`, and the head, its tensors' names in it → in the file; None if one belongs to none of them."""
+    names: dict[str, dict[str, str]] = {}
+    in_head = head.state_dict(keep_vars=True)
+    for name, place in (places or {}).items():
+        inside = place.removeprefix(prefix)
+        owner = next((path for path in own if inside.startswith(f"{path}.")), None) if inside != place else HEAD
+        if owner is None or (owner == HEAD and inside not in in_head):
+            return None
+        names.setdefault(owner, {})[inside.removeprefix(f"{owner}.") if owner else inside] = name
+    return names if places is not None else None

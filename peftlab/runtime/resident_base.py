@@ -1,0 +1,131 @@
+"""The base in memory: whether an adapter belongs on it, and what models adapters make of it."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+
+from peftlab.base import BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
+from peftlab.errors import BaseNotFoundError, IntegrityError
+from peftlab.recipe import BaseSection, Quantization, refusal
+from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.attaching import Attached, attach
+from peftlab.runtime.routing import Router
+from peftlab.store import Adapter
+
+FP32 = "fp32"
+
+
+class ResidentBase:
+    """The base that an adapter was tuned on, with its tokenizer, ready for rows of any adapters.
+
+    Args:
+        first: The adapter that brings it.
+        device: auto, cpu, cuda or mps.
+        quantization: Hold it so; None as `first` was tuned on.
+        trust_remote_code: Run Python code that comes with it.
+
+    Raises:
+        BaseNotFoundError: it is nowhere.
+        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
+        IntegrityError: it needs code that is not trusted.
+    """
+
+    def __init__(
+        self,
+        first: Adapter,
+        *,
+        device: str,
+        quantization: Literal["none"] | Quantization | None,
+        trust_remote_code: bool,
+    ) -> None:
+        base = first.manifest["base"]
+        if base["trust_remote_code"] and not trust_remote_code:  # what a stranger's manifest says is not consent
+            raise IntegrityError(
+                f"{first} was tuned with Python code that comes with '{base['model']}'. If you have read that "
+                "code, allow it: --trust-remote-code, or load(…, trust_remote_code=True)."
+            )
+        self.device = device
+        self.trust_remote_code = trust_remote_code
+        self.asked_quantization = quantization
+        self.quantization: Quantization | None = (
+            tuned_on(first) if quantization is None else None if quantization == "none" else quantization
+        )
+        section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=trust_remote_code)
+        self.files = _find_tuned_base(section)
+        self.fingerprint = self.files.fingerprint
+        self.tokenizer = load_tokenizer(self.files, trust_remote_code=trust_remote_code)
+        self.tokenizer_hash = tokenizer_hash(self.tokenizer)
+        self.backbone = self._load_backbone()
+        self.router = Router(self.backbone)
+
+    def check(self, read: AdapterFiles) -> None:
+        """Refuse an adapter of another base.
+
+        Raises:
+            IntegrityError: its weights, tokenizer or quantization are others, or its method does not go with it.
+        """
+        adapter, base = read.adapter, read.adapter.manifest["base"]
+        for what, expected, found in (
+            ("weights", base["fingerprint"], self.fingerprint),
+            ("tokenizer", base["tokenizer_sha256"], self.tokenizer_hash),
+        ):
+            if expected != found:
+                raise IntegrityError(
+                    f"{adapter} was tuned on '{base['model']}' with {what} {expected[:12]}…, but the base in memory, "
+                    f"'{self.files.model}' from {self.files.source}, has {found[:12]}…. One bank holds one base."
+                )
+        if self.asked_quantization is None and tuned_on(read.adapter) != self.quantization:
+            expected, found = tuned_on(read.adapter) or FP32, self.quantization or FP32
+            raise IntegrityError(
+                f"{adapter} was tuned on its base in {expected}, but the base in memory is in {found}. One bank holds "
+                "one base: load them apart, or say which all are to share, by --quantization none, 8bit or 4bit, or "
+                "load(…, quantization=…)."
+            )
+        dora = read.config.get("use_dora", False)
+        if reason := refusal("dora" if dora else adapter.manifest["method"], self.quantization):
+            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
+
+    def note_on(self, read: AdapterFiles) -> str | None:
+        """What to know about an adapter that was tuned on the base in another quantization."""
+        if tuned_on(read.adapter) == self.quantization:
+            return None
+        return (
+            f"{read.adapter} was tuned on its base in {tuned_on(read.adapter) or FP32} and runs on it in "
+            f"{self.quantization or FP32}: the scores in its manifest do not hold here."
+        )
+
+    def attach(self, read: AdapterFiles) -> Attached:
+        """The adapter's model on these weights.
+
+        Raises:
+            IntegrityError: it does not fit.
+        """
+        return attach(read, self.backbone, self.files, trust_remote_code=self.trust_remote_code)
+
+    def whole_copy(self, read: AdapterFiles) -> PeftModel:
+        """The same on a base of its own in fp32: a quantized one's with the weights that it is rounded to."""
+        if self.quantization is None:
+            return copy.deepcopy(self.attach(read).adapted)
+        rounded = self._load_backbone().dequantize(torch.float32)
+        return attach(read, rounded, self.files, trust_remote_code=self.trust_remote_code).adapted
+
+    def _load_backbone(self) -> Any:
+        place: dict[str, Any] = {"quantization": self.quantization, "device": self.device}
+        return load_backbone(self.files, trust_remote_code=self.trust_remote_code, **place)
+
+
+def tuned_on(adapter: Adapter) -> Quantization | None:
+    """How its base was held; adapters of older versions know of fp32 only."""
+    return adapter.manifest["base"].get("quantization")
+
+
+def _find_tuned_base(section: BaseSection) -> BaseFiles:
+    """The base at the commit it had when tuning, or else anywhere: its fingerprint is compared in any case."""
+    try:
+        return find_base(section)
+    except BaseNotFoundError:
+        if not section.revision:
+            raise
+        return find_base(section.model_copy(update={"revision": None}))
