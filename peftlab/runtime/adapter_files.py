@@ -47,10 +47,10 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
         IntegrityError: it is damaged, or of a task that this version does not know.
     """
     adapter = store.verify(reference)
+    task = task_from_manifest(adapter.manifest["task"])
     for file in (CONFIG, WEIGHTS):
         if file not in adapter.manifest["files"]:
             raise IntegrityError(f"{adapter} was published without {file}, so there is nothing to load.")
-    task = task_from_manifest(adapter.manifest["task"])
     config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
     return AdapterFiles(adapter, task, config, load((adapter.folder / WEIGHTS).read_bytes()))
 

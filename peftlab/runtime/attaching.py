@@ -71,6 +71,8 @@ def attach(
     placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, dict(tensors))
     adapted.load_state_dict(placed, strict=False, assign=True)
     adapted = adapted.requires_grad_(False).to(backbone.device).eval()
+    if backbone.dtype in (torch.bfloat16, torch.float16):
+        model.base_model.to(backbone.dtype)
     return Attached(adapted, held, _places(tensors, placed))
 
 

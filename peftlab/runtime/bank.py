@@ -7,11 +7,11 @@ until it is done: nothing that is published, rolled back, removed or put out mea
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 import transformers
@@ -22,9 +22,18 @@ from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, PeftlabError, Problems, suggest
 from peftlab.recipe import Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.composition import (
+    ComposedEdition,
+    Composition,
+    Way,
+    check_alike,
+    composition,
+    is_ensemble,
+    mean_logits,
+)
 from peftlab.runtime.passes import logits_of
-from peftlab.runtime.resident_base import ResidentBase
-from peftlab.runtime.tiers import Tiers
+from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
+from peftlab.runtime.tiers import Key, Tiers
 from peftlab.store import Adapter, Edition, Store
 from peftlab.tasks import Feature, Prediction, Task
 from peftlab.tasks.predicting import predict_features
@@ -54,6 +63,7 @@ def load(
     store: str | Path = "adapters",
     device: str = "auto",
     quantization: Literal["none"] | Quantization | None = None,
+    precision: Precision = "auto",
     memory: int | None = None,
     slots: int | None = None,
     trust_remote_code: bool = False,
@@ -66,6 +76,8 @@ def load(
         device: auto, cpu, cuda or mps.
         quantization: Hold the base so, whatever the adapters were tuned on (`Bank.notes` says where that differs); None
             takes it as the first was tuned on.
+        precision: What an unquantized base computes in: fp32, bf16, fp16; auto takes bf16 on a CPU with AMX, else fp32.
+            Heads compute in fp32.
         memory: Bytes that tensors of adapters may take of host memory; None for any number. Those used longest ago are
             read again when they are asked for.
         slots: How many adapters may be ready to answer at a time, on the device; None for any number.
@@ -85,6 +97,7 @@ def load(
         Store(store),
         device=device,
         quantization=quantization,
+        precision=precision,
         memory=memory,
         slots=slots,
         trust_remote_code=trust_remote_code,
@@ -107,12 +120,15 @@ class Bank:
         *,
         device: str = "auto",
         quantization: Literal["none"] | Quantization | None = None,
+        precision: Precision = "auto",
         memory: int | None = None,
         slots: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         if quantization is not None and quantization not in QUANTIZATIONS:
             raise ValueError(f"no quantization '{quantization}'. {suggest(str(quantization), QUANTIZATIONS)}")
+        if precision not in ("auto", *DTYPES):
+            raise ValueError(f"no precision '{precision}'. {suggest(precision, ('auto', *DTYPES))}")
         if slots is not None and slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.store = store
@@ -120,18 +136,20 @@ class Bank:
         self._base_options: dict[str, Any] = {
             "device": device,
             "quantization": quantization,
+            "precision": precision,
             "trust_remote_code": trust_remote_code,
         }
         self._memory, self._slots = memory, slots
         self._base: ResidentBase | None = None
         self._current: dict[str, Edition] = {}
+        self._composed: dict[str, Composition] = {}
         self._refused: set[Edition] = set()
         self._joining = threading.RLock()
 
     @property
     def names(self) -> list[str]:
         """What was added, as it was named, in order."""
-        return list(self._current)
+        return [*self._current, *self._composed]
 
     @property
     def base(self) -> ResidentBase:
@@ -203,15 +221,55 @@ class Bank:
         if note := self.base.note_on(read):
             self.notes.append(note)
 
+    def compose(self, name: str, way: Way, names: Sequence[str], weights: Sequence[float] | None = None) -> None:
+        """Let several adapters answer as one, under a name of its own in this bank (not in the store).
+
+        It means what its parts mean at each request, new versions included.
+
+        Args:
+            name: To be asked for by `predict`.
+            way: stack (the last on top, with its head), average, or ensemble; see `composition.py`.
+            names: Adapters that were added, from the lowest to the top.
+            weights: Of an average or an ensemble; equal without.
+
+        Raises:
+            AdapterNotFoundError: one was not added.
+            IntegrityError: they cannot be put together so.
+            ValueError: the name is taken, or weights or names are too few.
+        """
+        with self._joining:
+            if name in self.names:
+                raise ValueError(f"there is an adapter '{name}' in this bank already")
+            for part in names:
+                self._check_name(part, self._current)
+            self._composed[name] = composition(way, names, weights)
+            try:
+                self._check_composed(name)
+            except PeftlabError:
+                del self._composed[name]
+                raise
+
+    def _check_composed(self, name: str) -> None:
+        edition = cast(ComposedEdition, self._edition(name))
+        with self._tiers.held(self._asked_of(edition)) as residents:
+            if edition.way == "ensemble":
+                check_alike(edition, list(residents.values()))
+
     def remove(self, name: str) -> None:
         """Let an adapter leave: requests that have it go on with it, later ones do not find it.
 
         Raises:
             AdapterNotFoundError: it was not added.
+            ValueError: it is part of a composition.
         """
         with self._joining:
             self._check_name(name)
-            self._leave(self._current.pop(name))
+            if user := next((user for user, made in self._composed.items() if name in made.names), None):
+                raise ValueError(f"'{name}' is part of '{user}'; remove that first")
+            if name in self._composed:
+                del self._composed[name]
+            else:
+                self._leave(self._current.pop(name))
 
     def _leave(self, edition: Edition) -> None:
         if edition not in self._current.values():  # another name may mean the same
@@ -281,7 +339,7 @@ class Bank:
         Raises:
             AdapterNotFoundError, RecipeError: as for `predict`; answers to earlier rows have been given by then.
         """
-        meant: dict[str, Edition] = {}
+        meant: dict[str, Key] = {}
         first = 1
         for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
             names = [name for name, _ in chunk]
@@ -289,7 +347,7 @@ class Bank:
             yield from self._answers(list(zip(names, examples, strict=True)), meant)
             first += len(chunk)
 
-    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: dict[str, Edition]) -> None:
+    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: dict[str, Key]) -> None:
         for name in dict.fromkeys(name for name, _ in chunk):
             meant.setdefault(name, self._edition(name))
         self._tiers.prefetch([meant[name] for name in dict.fromkeys(name for name, _ in chunk)])
@@ -301,7 +359,7 @@ class Bank:
         encoded = self._encode(read, examples)
         return predict_features(read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told))
 
-    def _answers(self, chunk: Sequence[tuple[str, Any]], meant: Mapping[str, Edition]) -> list[Answer]:
+    def _answers(self, chunk: Sequence[tuple[str, Any]], meant: Mapping[str, Key]) -> list[Answer]:
         """One answer for each (name, example)."""
         groups = {name: [i for i, (other, _) in enumerate(chunk) if other == name] for name, _ in chunk}
         reads = {name: self._tiers.files(meant[name]) for name in groups}
@@ -320,13 +378,22 @@ class Bank:
         return encode_examples(read.task, self.base.tokenizer, examples, max_length=length, training=False)
 
     def _logits(
-        self, asked: Sequence[tuple[Edition, Feature]], told: Told = lambda done, total: None
+        self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None
     ) -> list[torch.Tensor]:
         base = self.base
-        return logits_of(asked, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told)
+        single = [(part, feature) for edition, feature in asked for part in self._asked_of(edition)]
+        given = iter(logits_of(single, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told))
+        return [
+            mean_logits(edition, [next(given) for _ in edition.parts]) if is_ensemble(edition) else next(given)
+            for edition, _ in asked
+        ]
+
+    def _asked_of(self, edition: Key) -> Sequence[Key]:
+        """Whom a feature goes through: of an ensemble, each part."""
+        return edition.parts if is_ensemble(edition) else [edition]
 
     def _examples(
-        self, asked: Sequence[Asked], names: Sequence[str], meant: Mapping[str, Edition], first: int = 1
+        self, asked: Sequence[Asked], names: Sequence[str], meant: Mapping[str, Key], first: int = 1
     ) -> list[Any]:
         tasks = {name: self._tiers.files(meant[name]).task for name in dict.fromkeys(names)}
         examples = []
@@ -348,13 +415,20 @@ class Bank:
             raise ValueError(f"{rows} texts need {rows} adapter names, not {len(names)}")
         return names
 
-    def _check_name(self, name: str) -> None:
-        if name not in self._current:
-            raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, self._current, what='Loaded')}")
+    def _check_name(self, name: str, known: Collection[str] | None = None) -> None:
+        there = self.names if known is None else known
+        if name not in there:
+            raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, there, what='Loaded')}")
 
-    def _edition(self, name: str) -> Edition:
-        """What a name means now: the store's current version, or the one before where that cannot be served."""
+    def _edition(self, name: str) -> Key:
+        """What a name means now."""
         self._check_name(name)
+        if made := self._composed.get(name):
+            return ComposedEdition(made.way, tuple(map(self._version, made.names)), made.weights)
+        return self._version(name)
+
+    def _version(self, name: str) -> Edition:
+        """The store's current version, or the one before where that cannot be served."""
         edition = self.store.edition(name)
         if edition == self._current.get(name):
             return edition

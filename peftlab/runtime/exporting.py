@@ -62,7 +62,7 @@ def merge(
     target = Path(folder)
     _check_empty(target)
     with _appearing(target) as draft:
-        bank = load(name, store=store, device=device, trust_remote_code=trust_remote_code)
+        bank = load(name, store=store, device=device, precision="fp32", trust_remote_code=trust_remote_code)
         adapter, task = bank.adapter(name), bank.task(name)
         whole = bank.whole_copy(name)
         expected = _probe(task, whole.get_base_model())

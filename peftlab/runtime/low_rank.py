@@ -41,6 +41,10 @@ class LowRankUpdate:
         """x (batch, …, in) → (batch, …, out)."""
         return with_updates(self.bare, x, [(self, slice(0, len(x)))])
 
+    def of(self, x: Tensor) -> Tensor:
+        """B A x (batch, …, out) alone."""
+        return (x.to(self.down.dtype) @ self.down.t() @ self.up[1:]).to(x.dtype)
+
     @property
     def bytes(self) -> int:
         """The memory it takes beside the base."""
@@ -63,6 +67,13 @@ class LowRankUpdate:
 def _is_dense(bare: nn.Module) -> bool:
     """Whether its product is plain enough to be left to us."""
     return type(bare) is nn.Linear
+
+
+def joined_updates(updates: Sequence[LowRankUpdate], weights: Sequence[float] | None = None) -> LowRankUpdate:
+    """The sum of updates of one Linear, each times its weight: of the rank of all together."""
+    scales = weights or [1.0] * len(updates)
+    up = torch.cat([update.up[1:] * scale for update, scale in zip(updates, scales, strict=True)])
+    return LowRankUpdate(updates[0].bare, torch.cat([update.down for update in updates]), up.t(), 1.0)
 
 
 class PlainLora(NamedTuple):

@@ -52,6 +52,7 @@ def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple
     try:
         own = router.places(model.base_model, {name.removeprefix(f"{prefix}.") for name in attached.held})
     except Unroutable:
+        model.to(model.base_model.dtype)
         return Resident(read.adapter, read.task, {}, model, routed=False), None
     head = with_child(model, prefix, nn.Identity())
     names = _names(attached.places, own, head, f"{prefix}.")
@@ -86,12 +87,14 @@ class _Module:
     """A module with its tensors from a file, by their names in it → in the file."""
 
     def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
-        self._device = next((tensor.device for tensor in module.parameters()), None)
-        self._module = module if not names else with_tensors(module, dict.fromkeys(names, torch.empty(0)))
+        made = module.state_dict(keep_vars=True)
+        self._made = {name: torch.empty(0, dtype=made[name].dtype, device=made[name].device) for name in names}
+        self._module = with_tensors(module, self._made)
         self._names = names
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        return with_tensors(self._module, {mine: tensors[name].to(self._device) for mine, name in self._names.items()})
+        like = self._made
+        return with_tensors(self._module, {mine: tensors[name].to(like[mine]) for mine, name in self._names.items()})
 
 
 def _pouring(module: nn.Module, names: Mapping[str, str], bare: nn.Module) -> Pouring:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from peftlab.runtime.moulds import Resident
-from peftlab.runtime.routing import Router, head_output, part_of, runs
+from peftlab.runtime.routing import Router, head_output, in_fp32, part_of, runs
 from peftlab.tasks import Feature
 from peftlab.tasks.predicting import forward
 from peftlab.tasks.tokenizing import Told
@@ -88,9 +88,13 @@ def _mixed(
 ) -> list[Tensor]:
     """The logits of each feature, from one forward pass of the base; those of an adapter stand together."""
     inputs = padded([feature for _, feature in asked], tokenizer, router.device)
-    residents = [resident for resident, _ in asked]
-    states = router.states([resident.own for resident in residents], inputs)
-    return [row for resident, part in runs(residents) for row in _through_head(resident, states, inputs, part)]
+    return through([resident for resident, _ in asked], inputs, router)
+
+
+def through(rows: Sequence[Resident], inputs: Mapping[str, Tensor], router: Router) -> list[Tensor]:
+    """The logits of each row of a batch by its adapter; those of an adapter stand together, padding is left out."""
+    states = in_fp32(router.states([resident.own for resident in rows], inputs))
+    return [logits for resident, part in runs(rows) for logits in _by_head(resident, states, inputs, part)]
 
 
 def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Tensor]:
@@ -99,7 +103,7 @@ def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, devi
     return {name: cast(Tensor, tensor).to(device) for name, tensor in batch.items()}
 
 
-def _through_head(resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice) -> Iterator[Tensor]:
+def _by_head(resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice) -> Iterator[Tensor]:
     mine = {name: tensor[part] for name, tensor in inputs.items()}
     logits = resident.task.logits(head_output(resident.model, part_of(states, part), mine)).float().cpu()
     if not resident.task.per_token:

@@ -17,6 +17,10 @@ from peftlab.store import Adapter
 FP32 = "fp32"
 
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class ResidentBase:
     """The base that an adapter was tuned on, with its tokenizer, ready for rows of any adapters.
 
@@ -24,6 +28,7 @@ class ResidentBase:
         first: The adapter that brings it.
         device: auto, cpu, cuda or mps.
         quantization: Hold it so; None as `first` was tuned on.
+        precision: What it computes in; see `load`.
         trust_remote_code: Run Python code that comes with it.
 
     Raises:
@@ -38,6 +43,7 @@ class ResidentBase:
         *,
         device: str,
         quantization: Literal["none"] | Quantization | None,
+        precision: Precision = "auto",
         trust_remote_code: bool,
     ) -> None:
         base = first.manifest["base"]
@@ -58,6 +64,8 @@ class ResidentBase:
         self.tokenizer = load_tokenizer(self.files, trust_remote_code=trust_remote_code)
         self.tokenizer_hash = tokenizer_hash(self.tokenizer)
         self.backbone = self._load_backbone()
+        if self.quantization is None:
+            self.backbone.to(dtype_of(precision, self.backbone.device))
         self.router = Router(self.backbone)
 
     def check(self, read: AdapterFiles) -> None:
@@ -114,6 +122,14 @@ class ResidentBase:
     def _load_backbone(self) -> Any:
         place: dict[str, Any] = {"quantization": self.quantization, "device": self.device}
         return load_backbone(self.files, trust_remote_code=self.trust_remote_code, **place)
+
+
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """auto is bfloat16 on a CPU with AMX, which multiplies it several times as fast, and fp32 elsewhere."""
+    if precision != "auto":
+        return DTYPES[precision]
+    amx = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.bfloat16 if amx else torch.float32
 
 
 def tuned_on(adapter: Adapter) -> Quantization | None:

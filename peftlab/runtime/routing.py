@@ -164,6 +164,13 @@ def head_output(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tens
     return with_child(model, model.base_model_prefix, _Handing(states))(**inputs)
 
 
+def in_fp32(states: ModelOutput) -> ModelOutput:
+    """For heads, which are as they were trained."""
+    if all(value.dtype == torch.float32 for value in states.values() if isinstance(value, Tensor)):
+        return states
+    return type(states)(**{k: v.float() if isinstance(v, Tensor) else v for k, v in states.items()})
+
+
 def part_of(value: Any, part: slice) -> Any:
     """Some rows of the tensors of an output."""
     if isinstance(value, Tensor):

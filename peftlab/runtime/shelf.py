@@ -1,7 +1,7 @@
 """Things of known size within a budget: the one that was used longest ago goes first, unless it is in use."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
@@ -29,6 +29,9 @@ class Shelf(Generic[Key, Value]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._values))
 
     def get(self, key: Key) -> Value | None:
         """The value, which is now the one used last."""

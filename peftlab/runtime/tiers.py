@@ -12,10 +12,13 @@ from contextlib import contextmanager, suppress
 
 from peftlab.errors import AdapterNotFoundError, MemoryBudgetError, PeftlabError
 from peftlab.runtime.adapter_files import AdapterFiles, read_files
+from peftlab.runtime.composition import ComposedEdition, composed, parts_of
 from peftlab.runtime.moulds import Mould, Resident, resident_of
 from peftlab.runtime.resident_base import ResidentBase
 from peftlab.runtime.shelf import Shelf
 from peftlab.store import Edition, Store
+
+Key = Edition | ComposedEdition
 
 
 class Tiers:
@@ -24,8 +27,8 @@ class Tiers:
     def __init__(self, store: Store, base: ResidentBase, *, memory: int | None, slots: int | None) -> None:
         self._store = store
         self._base = base
-        self._files: Shelf[Edition, AdapterFiles] = Shelf(memory, lambda read: read.bytes)
-        self._slots: Shelf[Edition, Resident] = Shelf(slots, lambda resident: 1)
+        self._files: Shelf[Key, AdapterFiles] = Shelf(memory, lambda read: read.bytes)
+        self._slots: Shelf[Key, Resident] = Shelf(slots, lambda resident: 1)
         self._moulds: dict[str, Mould] = {}
         self._wanted: set[Edition] = set()
         self._lock = threading.Lock()  # for moments
@@ -38,7 +41,7 @@ class Tiers:
         return self._files.taken
 
     @contextmanager
-    def held(self, editions: Collection[Edition]) -> Iterator[dict[Edition, Resident]]:
+    def held(self, editions: Collection[Key]) -> Iterator[dict[Key, Resident]]:
         """Adapters ready to answer, which stay so inside the block.
 
         Raises:
@@ -59,8 +62,10 @@ class Tiers:
                     self._drop(self._files.let_go(edition))
                     self._tidy(edition)
 
-    def files(self, edition: Edition) -> AdapterFiles:
-        """An adapter's verified tensors; raises as `held` does."""
+    def files(self, edition: Key) -> AdapterFiles:
+        """An adapter's verified tensors, of a composition those of its last part; raises as `held` does."""
+        if isinstance(edition, ComposedEdition):
+            return self.files(edition.parts[-1])
         with self._loading:
             with self._lock:
                 read = self._files.get(edition)
@@ -81,30 +86,36 @@ class Tiers:
         """It will not be asked for again; who holds it goes on with it."""
         with self._lock:
             self._wanted.discard(edition)
-            self._tidy(edition)
+            for key in [edition, *(key for key in self._slots if edition in parts_of(key))]:
+                self._tidy(key)
 
-    def prefetch(self, editions: Collection[Edition]) -> None:
+    def prefetch(self, editions: Collection[Key]) -> None:
         """Bring adapters up in the background; what goes wrong is told when they are asked for."""
         for edition in editions:
             if edition not in self._slots:
                 self._ahead.submit(self._quietly, edition)
 
-    def _quietly(self, edition: Edition) -> None:
+    def _quietly(self, edition: Key) -> None:
         with suppress(PeftlabError), self.held([edition]):
             pass
 
-    def _resident(self, edition: Edition) -> Resident:
+    def _resident(self, edition: Key) -> Resident:
         if found := self._in_slot(edition):
             return found
         with self._loading:
             if found := self._in_slot(edition):  # by another thread, while this one waited
                 return found
-            resident = self._ready(self.files(edition))
+            resident = self._made(edition)
             with self._lock:
                 self._slots.put(edition, resident)
             return resident
 
-    def _in_slot(self, edition: Edition) -> Resident | None:
+    def _made(self, edition: Key) -> Resident:
+        if isinstance(edition, ComposedEdition):
+            return composed(edition, [self._resident(part) for part in edition.parts])
+        return self._ready(self.files(edition))
+
+    def _in_slot(self, edition: Key) -> Resident | None:
         with self._lock:
             self._files.get(edition)
             return self._slots.get(edition)
@@ -134,12 +145,12 @@ class Tiers:
                 " Give them more: --memory, or load(…, memory=…)."
             )
 
-    def _tidy(self, edition: Edition) -> None:
+    def _tidy(self, edition: Key) -> None:
         """Nothing stays of what is neither wanted nor in use."""
-        if edition not in self._wanted and not self._files.in_use(edition):
+        if not self._wanted.issuperset(parts_of(edition)) and not self._files.in_use(edition):
             self._files.pop(edition)
             self._slots.pop(edition)
 
-    def _drop(self, gone: Collection[Edition]) -> None:
+    def _drop(self, gone: Collection[Key]) -> None:
         for edition in gone:
             self._slots.pop(edition)

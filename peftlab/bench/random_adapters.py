@@ -1,0 +1,50 @@
+"""Adapters of random numbers, published as tuned ones are: what they answer means nothing, what they cost does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from peftlab.base import load_base
+from peftlab.methods import adapt
+from peftlab.recipe import BaseSection, MethodSection
+from peftlab.store import Store
+from peftlab.tasks import Task, task_description
+
+WEIGHTS = "adapter_model.safetensors"
+SPREAD = 0.02  # as wide as trained ones are
+
+
+def publish_random(
+    store: Store, names: Sequence[str], base_section: BaseSection, method: MethodSection, task: Task, seed: int = 0
+) -> None:
+    """Publish an adapter under each of `names`, alike but for their numbers."""
+    base = load_base(base_section, task, seed=seed, device="cpu")
+    model = adapt(base, method, task)
+    manifest = {
+        "task": task_description(task),
+        "base": {
+            "model": base.files.model,
+            "revision": base.files.revision,
+            "fingerprint": base.fingerprint,
+            "tokenizer_sha256": base.tokenizer_hash,
+            "trust_remote_code": False,
+            "quantization": base_section.quantization,
+        },
+        "method": method.type,
+        "max_length": base.max_length,
+    }
+    generator = torch.Generator().manual_seed(seed)
+
+    def write(folder: Path) -> dict[str, Any]:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        tensors = load_file(folder / WEIGHTS)
+        values = {name: torch.randn(tensor.shape, generator=generator) * SPREAD for name, tensor in tensors.items()}
+        save_file(values, folder / WEIGHTS, metadata={"format": "pt"})
+        return dict(manifest)
+
+    for name in names:
+        store.publish(name, write)

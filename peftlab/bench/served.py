@@ -1,0 +1,165 @@
+"""Batches of many adapters, and loads, taken in turn; runs in a process of its own."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from peft import PeftModel
+from pydantic import TypeAdapter
+
+from peftlab.base import head_config
+from peftlab.bench.random_adapters import publish_random
+from peftlab.bench.serving import BARE
+from peftlab.recipe import BaseSection, MethodSection
+from peftlab.runtime import Bank
+from peftlab.runtime.passes import through
+from peftlab.store import Store
+from peftlab.tasks.text_classification import TextClassificationTask
+
+Call = Callable[[], Any]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LABELS = ["one", "two", "three"]
+WARM_UP = 2
+
+
+def batch_times(
+    base: str,
+    method: dict[str, Any],
+    counts: list[int],
+    rows: int,
+    tokens: int,
+    rounds: int,
+    precision: str,
+    plain: bool,
+    device: str,
+) -> list[dict[str, Any]]:
+    """The fields of a `BatchTime` for each way and count; the bare base first."""
+    names = [f"random-{i}" for i in range(max(counts))]
+    with _published(names, base, method) as store, torch.inference_mode():
+        bank = _bank(store, names, device, precision)
+        inputs = _inputs(bank, rows, tokens)
+        bare = _plain_model(bank, precision)
+        calls: dict[tuple[str, int], Call] = {(BARE, 0): lambda: bare(**inputs)}
+        if plain:
+            adapted = _plain_peft(bank, names, precision)
+        for count in counts:
+            asked = sorted(names[i * count // rows] for i in range(rows))
+            calls["peftlab", count] = _served(bank, asked, inputs)
+            if plain:
+                calls["plain PEFT", count] = _by_names(adapted, asked, inputs)
+        seconds = _in_turn(calls, rounds, inputs["input_ids"].device)
+    return [
+        {
+            "way": way,
+            "adapters": count,
+            "ratio": statistics.median(one / other for one, other in zip(took, seconds[BARE, 0], strict=True)),
+            "seconds": statistics.median(took),
+        }
+        for (way, count), took in seconds.items()
+    ]
+
+
+def load_times(
+    base: str, method: dict[str, Any], registered: list[int], rounds: int, device: str
+) -> list[dict[str, Any]]:
+    """The fields of a `LoadTime` for each number of adapters in memory."""
+    most = max(registered)
+    loaded, fresh = [f"random-{i}" for i in range(most)], [f"fresh-{i}" for i in range(rounds)]
+    told = []
+    with _published([*loaded, *fresh], base, method) as store:
+        bank = _bank(store, loaded[:1], device, "fp32")
+        for count in sorted(registered):
+            for name in loaded[:count]:
+                bank.add(name)
+            from_disk = [_seconds(lambda name=name: bank.add(name)) for name in fresh]  # type: ignore[misc]
+            ready = [_seconds(lambda name=name: bank.routed(name)) for name in fresh]  # type: ignore[misc]
+            told.append(
+                {
+                    "registered": count,
+                    "from_disk": statistics.median(from_disk),
+                    "ready": statistics.median(ready),
+                }
+            )
+            for name in fresh:
+                bank.remove(name)
+    return told
+
+
+@contextmanager
+def _published(names: list[str], base: str, method: dict[str, Any]) -> Iterator[Store]:
+    section: Any = TypeAdapter(MethodSection).validate_python(method)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "adapters")
+        publish_random(store, names, BaseSection(model=base), section, TextClassificationTask(labels=LABELS))
+        yield store
+
+
+def _bank(store: Store, names: list[str], device: str, precision: str) -> Bank:
+    bank = Bank(store, device=device, precision=cast(Any, precision))
+    for name in names:
+        bank.add(name)
+    return bank
+
+
+def _inputs(bank: Bank, rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    """Random tokens without padding: the time does not depend on which."""
+    backbone = bank.base.backbone
+    ids = torch.randint(backbone.config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids.to(backbone.device), "attention_mask": torch.ones_like(ids).to(backbone.device)}
+
+
+def _served(bank: Bank, names: list[str], inputs: dict[str, torch.Tensor]) -> Call:
+    """As the bank does it for a batch: adapters are held, the base's pass, each row's head."""
+    editions = [bank._edition(name) for name in names]
+
+    def call() -> Any:
+        with bank._tiers.held(set(editions)) as residents:
+            return through([residents[edition] for edition in editions], inputs, bank.base.router)
+
+    return call
+
+
+def _plain_model(bank: Bank, precision: str) -> Any:
+    files, config = bank.base.files, head_config(TextClassificationTask(labels=LABELS))
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(files.folder, dtype=DTYPES[precision], **config)
+    return model.eval().to(bank.base.backbone.device)
+
+
+def _plain_peft(bank: Bank, names: list[str], precision: str) -> Any:
+    first, *others = names
+    model = PeftModel.from_pretrained(_plain_model(bank, precision), bank.adapter(first).folder, adapter_name=first)
+    for name in others:
+        model.load_adapter(bank.adapter(name).folder, adapter_name=name)
+    return model.eval()
+
+
+def _by_names(model: Any, names: list[str], inputs: dict[str, torch.Tensor]) -> Call:
+    return lambda: model(**inputs, adapter_names=names)
+
+
+def _in_turn(
+    calls: dict[tuple[str, int], Call], rounds: int, device: torch.device
+) -> dict[tuple[str, int], list[float]]:
+    """Seconds of each call in each round."""
+    seconds: dict[tuple[str, int], list[float]] = {case: [] for case in calls}
+    for number in range(WARM_UP + rounds):
+        for case, call in calls.items():
+            took = _seconds(call, device)
+            if number >= WARM_UP:
+                seconds[case].append(took)
+    return seconds
+
+
+def _seconds(call: Call, device: torch.device | None = None) -> float:
+    began = time.perf_counter()
+    call()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,100 @@
+"""Serving many adapters: mixed batches beside the bare base, and the time that an adapter takes to come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftlab.bench.processes import measure_call
+
+BARE = "bare base"
+TARGETS: dict[str, Any] = {"all-linear": "all-linear", "query,value": ["query", "value", "q_proj", "v_proj"]}
+
+
+@dataclass(frozen=True)
+class BatchTime:
+    """One batch in one way, by rows of `adapters` different adapters; `ratio` is to the bare base with one head.
+
+    Both numbers are medians over rounds in which every way took one batch.
+    """
+
+    way: str
+    adapters: int
+    ratio: float
+    seconds: float
+
+    @property
+    def case(self) -> str:
+        """`peftlab, 4 adapters`."""
+        return f"{self.way}, {self.adapters} adapters" if self.adapters else self.way
+
+
+@dataclass(frozen=True)
+class LoadTime:
+    """Medians of bringing an adapter from disk and of finding one that is ready, with `registered` adapters loaded."""
+
+    registered: int
+    from_disk: float
+    ready: float
+
+
+def time_batches(
+    base: str,
+    *,
+    counts: Sequence[int] = (1, 4, 16, 32),
+    method: dict[str, Any] | None = None,
+    rows: int = 32,
+    tokens: int = 64,
+    rounds: int = 15,
+    precision: str = "fp32",
+    plain: bool = True,
+    device: str = "auto",
+) -> list[BatchTime]:
+    """A mixed batch of random tokens through random adapters: peftlab, and plain PEFT with `adapter_names`.
+
+    Measured in a fresh process. The bare base is in the same precision, with one head.
+
+    Args:
+        base: As `base.model` of a recipe.
+        counts: How many different adapters the rows of a batch have.
+        method: As `method` of a recipe; LoRA with r=8 on every Linear without.
+        rows, tokens: Of the batch.
+        rounds: How often each way takes a batch, after two that do not count.
+        precision: fp32 or bf16.
+        plain: Whether to measure plain PEFT as well, which can do it for LoRA.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        BaseNotFoundError: the base model is nowhere.
+        RecipeError: the method cannot be put on it.
+        PeftlabError: the process failed.
+    """
+    given: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
+    place: dict[str, Any] = {"base": _found(base), "method": method or {"type": "lora", "r": 8}, "device": device}
+    measured = measure_call("peftlab.bench.served", "batch_times", **place, **given, precision=precision)
+    return [BatchTime(**told) for told in measured.value]
+
+
+def time_loading(
+    base: str,
+    *,
+    registered: Sequence[int] = (1, 100, 1000),
+    method: dict[str, Any] | None = None,
+    rounds: int = 30,
+    device: str = "auto",
+) -> list[LoadTime]:
+    """How long an adapter takes to come, with few and with many others in memory; `rounds` loads for each median.
+
+    Other arguments and errors are as for `time_batches`.
+    """
+    place: dict[str, Any] = {"base": _found(base), "method": method or {"type": "lora", "r": 8}, "device": device}
+    measured = measure_call("peftlab.bench.served", "load_times", **place, registered=list(registered), rounds=rounds)
+    return [LoadTime(**told) for told in measured.value]
+
+
+def _found(base: str) -> str:
+    """A base that is not there is told in this process, in words."""
+    from peftlab.base import find_base
+    from peftlab.recipe import BaseSection
+
+    find_base(BaseSection(model=base))
+    return base
