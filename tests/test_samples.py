@@ -1,4 +1,4 @@
-"""What the project ships: recipes with their headers, hand-written data, one adapter."""
+"""What the project ships: recipes with their headers, hand-written data, adapters for every task."""
 
 import re
 from collections import Counter
@@ -15,7 +15,16 @@ from peftlab.tasks import TASKS, build_task
 from tests.serving import served
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("city-requests", "ner-clinic", "qa-notices", "relations-business", "sentiment-stays", "ticket-urgency")
+SHIPPED = (
+    "city-requests",
+    "ner-clinic",
+    "qa-notices",
+    "relations-business",
+    "sentiment-eats",
+    "sentiment-films",
+    "sentiment-stays",
+    "ticket-urgency",
+)
 SCORE = r"test (?:micro F1|F1|accuracy|Pearson) (?P<value>0\.\d+)"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
