@@ -62,7 +62,7 @@ def test_the_test_rows_of_the_recipe_score_as_the_manifest_says(evaluate, task_s
     assert (told["adapter"], told["rows"]) == (f"{kind}@1", 8)
     assert told["scores"].keys() == expected.keys()
     for name, value in expected.items():
-        assert told["scores"][name] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), name
+        assert told["scores"][name] == (pytest.approx(value, abs=2e-4) if isinstance(value, float) else value), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
