@@ -2,12 +2,15 @@
 
 from peftlab.bench.conditions import Conditions, conditions
 from peftlab.bench.processes import Measured, measure, warm_up
+from peftlab.bench.serving import BatchTime, LoadTime, time_batches, time_loading
 from peftlab.bench.steps import StepTime, time_steps
 from peftlab.bench.summary import Summary, TimedRun, summarize
 from peftlab.bench.tuning import Way, compare_ways, ways_of_tuning
 
 __all__ = [
+    "BatchTime",
     "Conditions",
+    "LoadTime",
     "Measured",
     "StepTime",
     "Summary",
@@ -17,6 +20,8 @@ __all__ = [
     "conditions",
     "measure",
     "summarize",
+    "time_batches",
+    "time_loading",
     "time_steps",
     "warm_up",
     "ways_of_tuning",

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from peftlab.bench.processes import measure_call
+from peftlab.errors import Problem, RecipeError
+from peftlab.recipe import BaseSection, MethodSection
 
 BARE = "bare base"
-TARGETS: dict[str, Any] = {"all-linear": "all-linear", "query,value": ["query", "value", "q_proj", "v_proj"]}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def time_batches(
         PeftlabError: the process failed.
     """
     given: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
-    place: dict[str, Any] = {"base": _found(base), "method": method or {"type": "lora", "r": 8}, "device": device}
+    place: dict[str, Any] = {**_checked(base, method), "device": device}
     measured = measure_call("peftlab.bench.served", "batch_times", **place, **given, precision=precision)
     return [BatchTime(**told) for told in measured.value]
 
@@ -86,15 +89,23 @@ def time_loading(
 
     Other arguments and errors are as for `time_batches`.
     """
-    place: dict[str, Any] = {"base": _found(base), "method": method or {"type": "lora", "r": 8}, "device": device}
+    place: dict[str, Any] = {**_checked(base, method), "device": device}
     measured = measure_call("peftlab.bench.served", "load_times", **place, registered=list(registered), rounds=rounds)
     return [LoadTime(**told) for told in measured.value]
 
 
-def _found(base: str) -> str:
-    """A base that is not there is told in this process, in words."""
+def _checked(base: str, method: dict[str, Any] | None) -> dict[str, Any]:
+    """What cannot be measured is told in this process, in words."""
     from peftlab.base import find_base
-    from peftlab.recipe import BaseSection
 
     find_base(BaseSection(model=base))
-    return base
+    given = method or {"type": "lora", "r": 8}
+    try:
+        TypeAdapter(MethodSection).validate_python(given)
+    except ValidationError as error:
+        raise RecipeError([_problem(wrong) for wrong in error.errors()]) from None
+    return {"base": base, "method": given}
+
+
+def _problem(wrong: Any) -> Problem:
+    return Problem(f"{wrong['msg']}.", key=".".join(["method", *map(str, wrong["loc"][1:])]))

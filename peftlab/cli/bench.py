@@ -1,4 +1,4 @@
-"""`peftlab bench tuning`."""
+"""`peftlab bench tuning | runtime`."""
 
 import json
 from collections.abc import Sequence
@@ -9,10 +9,17 @@ import click
 from rich.markup import escape
 
 from peftlab.cli.display import bar_for, cell, out, table
-from peftlab.cli.options import device_option, json_option, override_option, read_seeds
+from peftlab.cli.options import (
+    device_option,
+    json_option,
+    override_option,
+    read_counts,
+    read_section,
+    read_seeds,
+)
 
 if TYPE_CHECKING:
-    from peftlab.bench import StepTime, Summary, TimedRun
+    from peftlab.bench import BatchTime, LoadTime, StepTime, Summary, TimedRun
 
 
 @click.group()
@@ -65,6 +72,91 @@ def tuning(
         print_ways(ways)
     if steps:
         print_steps(steps)
+
+
+@bench.command()
+@click.argument("base", metavar="[BASE]", default="sentence-transformers/all-MiniLM-L6-v2")
+@click.option("--adapters", "counts", default="1,4,16,32", show_default=True, callback=read_counts, help="In a batch.")
+@click.option(
+    "--method", default="{type: lora, r: 8}", show_default=True, callback=read_section, help="As in a recipe, in YAML."
+)
+@click.option("--rows", default=32, show_default=True, type=click.IntRange(min=1), help="Rows of a batch.")
+@click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens of a row.")
+@click.option(
+    "--rounds", default=15, show_default=True, type=click.IntRange(min=1), help="Batches that each way takes."
+)
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16"]))
+@click.option(
+    "--registered", default="1,100", show_default=True, callback=read_counts, help="Adapters in memory at loads."
+)
+@click.option("--only", type=click.Choice(["batches", "loads"]), help="Measure mixed batches only, or loading only.")
+@json_option
+@device_option
+def runtime(
+    base: str,
+    counts: list[int],
+    method: dict[str, Any],
+    rows: int,
+    tokens: int,
+    rounds: int,
+    precision: str,
+    registered: list[int],
+    only: str | None,
+    as_json: bool,
+    device: str,
+) -> None:
+    """Serve many adapters from one BASE: mixed batches beside the bare base and plain PEFT, and loading.
+
+    Adapters are of random numbers, published and loaded as tuned ones are. Rows of a batch are shared out evenly among
+    1, 4, 16, … of them. BASE is as `base.model` of a recipe. With --json, one object with `ratio_to_base` by case.
+    """
+    from peftlab.bench import conditions, time_batches, time_loading
+
+    asked: dict[str, Any] = {"method": method, "device": device}
+    batches: list[BatchTime] = []
+    loads: list[LoadTime] = []
+    plain = asked["method"].get("type", "lora") == "lora"
+    with bar_for("measuring", quiet=as_json):
+        if only != "loads":
+            sizes: dict[str, Any] = {"rows": rows, "tokens": tokens, "rounds": rounds}
+            batches = time_batches(base, counts=counts, precision=precision, plain=plain, **sizes, **asked)
+        if only != "batches":
+            loads = time_loading(base, registered=registered, **asked)
+    if as_json:
+        measured = {
+            "ratio_to_base": {batch.case: batch.ratio for batch in batches},
+            "seconds": {batch.case: batch.seconds for batch in batches},
+            "loads": [asdict(load) for load in loads],
+        }
+        sizes = {"rows": rows, "tokens": tokens, "precision": precision}
+        told = {"base": base, "method": asked["method"], **sizes, **asdict(conditions()), **measured}
+        click.echo(json.dumps(told, ensure_ascii=False))
+        return
+    out.print(escape(f"{base}, {json.dumps(method)}\n{conditions()}"))
+    if batches:
+        print_batches(batches, f"{rows} rows × {tokens} tokens, {precision}")
+    if loads:
+        print_loads(loads)
+
+
+def print_batches(batches: "list[BatchTime]", title: str) -> None:
+    """Mixed batches: ratios to the bare base."""
+    made = table(f"\nA batch of {title}", "way", "adapters", "time ÷ bare base", "milliseconds")
+    for batch in batches:
+        count = str(batch.adapters) if batch.adapters else "–"
+        made.add_row(batch.way, count, f"{batch.ratio:.2f}", f"{batch.seconds * 1000:.0f}")
+    out.print(made)
+    out.print("bare base: with one head. plain PEFT: `adapter_names`.", style="dim")
+
+
+def print_loads(loads: "list[LoadTime]") -> None:
+    """Loading, by how many adapters are in memory."""
+    made = table("\nBringing an adapter", "in memory", "from disk, ms", "÷ first", "ready already, ms")
+    for load in loads:
+        disk, ready = f"{load.from_disk * 1000:.1f}", f"{load.ready * 1000:.3f}"
+        made.add_row(str(load.registered), disk, f"{load.from_disk / loads[0].from_disk:.2f}", ready)
+    out.print(made)
+    out.print("From disk: every byte verified, read, and ready to answer.", style="dim")
 
 
 def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str, Any]]:

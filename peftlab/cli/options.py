@@ -84,3 +84,25 @@ def read_seeds(_: click.Context, __: click.Parameter, text: str | None) -> list[
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise click.BadParameter(f"'{text}' should hold numbers from 0 on, each once.")
     return seeds
+
+
+def read_counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    """Callback of an option that takes numbers above 0: `1,4,16` → the numbers."""
+    try:
+        counts = [int(count) for count in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is not a list of whole numbers, as in 1,4,16.") from None
+    if min(counts) < 1:
+        raise click.BadParameter(f"'{text}' should hold numbers from 1 on.")
+    return counts
+
+
+def read_section(_: click.Context, parameter: click.Parameter, text: str) -> dict[str, Any]:
+    """Callback of an option that takes a section of a recipe in YAML."""
+    try:
+        section = parse_override(f"{parameter.name}={text}")[1]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if not isinstance(section, dict):
+        raise click.BadParameter(f"'{text}' is not a section, as in '{{type: lora, r: 8}}'.")
+    return section
