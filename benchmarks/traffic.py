@@ -21,29 +21,7 @@ from peftlab.bench.processes import measure_call
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EACH, SLOTS, FEATURES = 200, 64, 1024
-WORDS = [
-    "the",
-    "train",
-    "to",
-    "the",
-    "coast",
-    "was",
-    "late",
-    "again",
-    "and",
-    "nobody",
-    "at",
-    "the",
-    "small",
-    "station",
-    "could",
-    "say",
-    "why",
-    "or",
-    "for",
-    "how",
-    "long",
-]
+WORDS = ("the", "train", "was", "late", "again", "and", "nobody", "at", "small", "station", "could", "say", "why")
 
 
 @click.command(help=__doc__)

@@ -1,5 +1,7 @@
 """Adapters of random numbers, published as tuned ones are: what they answer means nothing, what they cost does."""
 
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from peftlab.recipe import BaseSection, MethodSection
 from peftlab.store import Store
 from peftlab.tasks import Task, task_description
 
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SPREAD = 0.02  # as wide as trained ones are
 
 
@@ -37,14 +39,15 @@ def publish_random(
         "max_length": base.max_length,
     }
     generator = torch.Generator().manual_seed(seed)
+    with tempfile.TemporaryDirectory() as made:
+        model.save_pretrained(made, save_embedding_layers=False)
+        like = load_file(Path(made) / WEIGHTS)
 
-    def write(folder: Path) -> dict[str, Any]:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)
-        tensors = load_file(folder / WEIGHTS)
-        values = {name: torch.randn(tensor.shape, generator=generator) * SPREAD for name, tensor in tensors.items()}
-        save_file(values, folder / WEIGHTS, metadata={"format": "pt"})
-        return dict(manifest)
+        def write(folder: Path) -> dict[str, Any]:
+            shutil.copy(Path(made) / CONFIG, folder)
+            values = {name: torch.randn(tensor.shape, generator=generator) * SPREAD for name, tensor in like.items()}
+            save_file(values, folder / WEIGHTS, metadata={"format": "pt"})
+            return dict(manifest)
 
-    for name in names:
-        store.publish(name, write)
+        for name in names:
+            store.publish(name, write)
