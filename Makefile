@@ -1,13 +1,19 @@
-# make demo | test | lint | check | matrix | fix | bench: each makes what it needs in .venv first
+# make demo | swap | test | lint | check | matrix | fix | bench: each makes what it needs in .venv first
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check matrix fix bench
+.PHONY: demo swap test lint check matrix fix bench
 
 demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
 	$(BIN)/peftlab tune recipes/ner-lora.yaml
 	$(BIN)/peftlab predict ner-news,ner-clinic "Mayor Ilse Brandvold opened the Halden Jazz Week in Trondheim." "Took two paracetamol for a sore throat."
+
+swap: $(VENV)/.demo  ## 2,000 shuffled rows for seven adapters of three tasks, through one base; two adapters are tuned first
+	test -e adapters/ner-news/current || $(BIN)/peftlab tune recipes/ner-lora.yaml
+	test -e adapters/sentiment-shop/current || $(BIN)/peftlab tune recipes/sentiment-shop.yaml
+	$(BIN)/python recipes/data/mix.py mixed.jsonl
+	$(BIN)/peftlab evaluate --by adapter mixed.jsonl
 
 test: $(VENV)/.test  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
