@@ -143,7 +143,7 @@ def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], into: T
     """Bias and updates of rows (batch, tokens, in), whose first is that of `parts`, `into` (batch, tokens, out)."""
     downs, ups = _stacked(parts)
     inner = rows.new_ones(len(downs), rows.shape[0] * rows.shape[1] // len(downs), ups.shape[1])
-    torch.bmm(rows.view(len(downs), -1, rows.shape[-1]), downs.transpose(1, 2), out=inner[..., 1:])
+    torch.bmm(rows.reshape(len(downs), -1, rows.shape[-1]), downs.transpose(1, 2), out=inner[..., 1:])
     torch.bmm(inner, ups, out=into.view(len(downs), -1, into.shape[-1]))
 
 
