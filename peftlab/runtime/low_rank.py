@@ -57,7 +57,8 @@ class LowRankUpdate:
 
     def adapted(self, weight: Tensor) -> Tensor:
         """`weight`, which is W (out, in), + BA."""
-        return self.folded if self.folded is not None else torch.addmm(weight, self.up[1:].t(), self.down)
+        folded = self.folded  # looked at once: another thread may unfold it
+        return folded if folded is not None else torch.addmm(weight, self.up[1:].t(), self.down)
 
 
 def _is_dense(bare: nn.Module) -> bool:
