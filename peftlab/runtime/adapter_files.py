@@ -52,7 +52,13 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
             raise IntegrityError(f"{adapter} was published without {file}, so there is nothing to load.")
     task = task_from_manifest(adapter.manifest["task"])
     config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
-    return AdapterFiles(adapter, task, config, load((adapter.folder / WEIGHTS).read_bytes()))
+    tensors = load((adapter.folder / WEIGHTS).read_bytes())
+    return AdapterFiles(adapter, task, config, {name: _whole(tensor) for name, tensor in tensors.items()})
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """As the base computes, and as PEFT loads it; files may hold halves."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _in_order(value: Any) -> Any:
