@@ -1,9 +1,13 @@
 """What a published adapter's files hold, verified and in host memory."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -44,16 +48,27 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
 
     Raises:
         AdapterNotFoundError: no such adapter.
-        IntegrityError: it is damaged, or of a task that this version does not know.
+        IntegrityError: it is damaged, cannot be read, or is of a task that this version does not know.
     """
     adapter = store.verify(reference)
-    for file in (CONFIG, WEIGHTS):
-        if file not in adapter.manifest["files"]:
-            raise IntegrityError(f"{adapter} was published without {file}, so there is nothing to load.")
+    for needed in (CONFIG, WEIGHTS):
+        if needed not in adapter.manifest["files"]:
+            raise IntegrityError(f"{adapter} was published without {needed}, so there is nothing to load.")
     task = task_from_manifest(adapter.manifest["task"])
-    config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
-    tensors = load((adapter.folder / WEIGHTS).read_bytes())
+    with _readable(adapter, CONFIG) as file:
+        config = json.loads(file.read_text(encoding="utf8"))
+    with _readable(adapter, WEIGHTS) as file:
+        tensors = load(file.read_bytes())
     return AdapterFiles(adapter, task, config, {name: _whole(tensor) for name, tensor in tensors.items()})
+
+
+@contextmanager
+def _readable(adapter: Adapter, file: str) -> Iterator[Path]:
+    """It is what was published, but that may be anything."""
+    try:
+        yield adapter.folder / file
+    except (ValueError, SafetensorError) as fault:
+        raise IntegrityError(f"{adapter}: {file} cannot be read: {fault}") from fault
 
 
 def _whole(tensor: Tensor) -> Tensor:
