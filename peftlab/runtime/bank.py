@@ -19,7 +19,7 @@ from peft import PeftModel
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import AdapterNotFoundError, PeftlabError, Problems, suggest
+from peftlab.errors import AdapterNotFoundError, Problems, suggest
 from peftlab.recipe import Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.passes import logits_of
@@ -193,7 +193,7 @@ class Bank:
         try:
             with self._tiers.held([edition]):  # what does not fit the base is told now
                 pass
-        except PeftlabError:
+        except Exception:
             self._leave(edition)
             raise
         before = self._current.get(name)
@@ -368,7 +368,7 @@ class Bank:
         """Let a name mean what was published or rolled back to since; what cannot be served is noted, and refused."""
         try:
             self._join(name, edition)
-        except PeftlabError as fault:
+        except Exception as fault:  # whatever it is, requests have the one before
             self._refused.add(edition)
             self.notes.append(f"{name} still means {self._current[name]}, since {edition} cannot be served: {fault}")
 
