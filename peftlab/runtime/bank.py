@@ -8,6 +8,7 @@ until it is done: nothing that is published, rolled back, removed or put out mea
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,10 @@ from peft import PeftModel
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import AdapterNotFoundError, Problems, suggest
+from peftlab.errors import AdapterNotFoundError, PeftlabError, Problems, suggest
 from peftlab.recipe import Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.moulds import Resident
 from peftlab.runtime.passes import logits_of
 from peftlab.runtime.resident_base import ResidentBase
 from peftlab.runtime.tiers import Tiers
@@ -166,7 +168,28 @@ class Bank:
         return self.base.whole_copy(self._files(name))
 
     def _files(self, name: str) -> AdapterFiles:
-        return self._tiers.files(self._edition(name))
+        with self._request() as meant:
+            return self._tiers.files(meant[name])
+
+    @contextmanager
+    def _request(self) -> Iterator["_Meant"]:
+        """What names mean inside the block: the same throughout, and kept for it, whatever is published or removed."""
+        meant = _Meant(self._wanted)
+        try:
+            yield meant
+        finally:
+            for edition in meant.values():
+                self._tiers.forget(edition)
+
+    def _wanted(self, name: str) -> Edition:
+        while not self._tiers.still_want(edition := self._edition(name)):
+            pass  # another took its place just now
+        return edition
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[Resident]:
+        with self._request() as meant, self._tiers.held([meant[name]]) as residents:
+            yield residents[meant[name]]
 
     def add(self, name: str) -> None:
         """Let an adapter join: verify it and bring it into memory; one that is here already stays as it is.
@@ -189,18 +212,14 @@ class Bank:
 
     def _join(self, name: str, edition: Edition) -> None:
         """From here on `name` means this edition; raises as `add` does, and then it means what it did before."""
-        read = self._tiers.want(edition)
-        try:
-            with self._tiers.held([edition]):  # what does not fit the base is told now
-                pass
-        except Exception:
-            self._leave(edition)
-            raise
+        with self._tiers.held([edition]):  # what does not fit the base is told now
+            self._tiers.want(edition)
+            note = self.base.note_on(self._tiers.files(edition))
         before = self._current.get(name)
         self._current[name] = edition
         if before:
-            self._leave(before)
-        if note := self.base.note_on(read):
+            self._tiers.forget(before)
+        if note:
             self.notes.append(note)
 
     def remove(self, name: str) -> None:
@@ -211,16 +230,12 @@ class Bank:
         """
         with self._joining:
             self._check_name(name)
-            self._leave(self._current.pop(name))
-
-    def _leave(self, edition: Edition) -> None:
-        if edition not in self._current.values():  # another name may mean the same
-            self._tiers.forget(edition)
+            self._tiers.forget(self._current.pop(name))
 
     def routed(self, name: str) -> bool:
         """Whether an adapter's rows share passes with those of others; virtual tokens have passes of their own."""
-        with self._tiers.held([edition := self._edition(name)]) as residents:
-            return residents[edition].routed
+        with self._held(name) as resident:
+            return resident.routed
 
     def prefetch(self, *names: str) -> None:
         """Bring adapters up in the background, before they are asked for.
@@ -239,14 +254,14 @@ class Bank:
         Raises:
             AdapterNotFoundError: it was not added.
         """
-        with self._tiers.held([edition := self._edition(name)]) as residents:
-            for update in residents[edition].updates:
+        with self._held(name) as resident:
+            for update in resident.updates:
                 update.fold()
 
     def unfold(self, name: str) -> None:
         """Give the memory of `fold` back; raises as it does."""
-        with self._tiers.held([edition := self._edition(name)]) as residents:
-            for update in residents[edition].updates:
+        with self._held(name) as resident:
+            for update in resident.updates:
                 update.unfold()
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
@@ -267,11 +282,11 @@ class Bank:
         """
         asked = [rows] if isinstance(rows, str | Mapping | Row) else list(rows)
         names = self._names_for(len(asked), adapters)
-        meant = {name: self._edition(name) for name in dict.fromkeys(names)}
-        examples = self._examples(asked, names, meant)
-        return [
-            answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
-        ]
+        with self._request() as meant:
+            examples = self._examples(asked, names, meant)
+            return [
+                answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
+            ]
 
     def stream(self, rows: Iterable[tuple[str, Asked]]) -> Iterator[Answer]:
         """Answers to any number of (adapter's name, row), in order, with a bounded number of them in memory.
@@ -281,25 +296,28 @@ class Bank:
         Raises:
             AdapterNotFoundError, RecipeError: as for `predict`; answers to earlier rows have been given by then.
         """
-        meant: dict[str, Edition] = {}
         first = 1
-        for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
-            names = [name for name, _ in chunk]
-            examples = self._examples([row for _, row in chunk], names, meant, first)
-            yield from self._answers(list(zip(names, examples, strict=True)), meant)
-            first += len(chunk)
+        with self._request() as meant:
+            for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
+                names = [name for name, _ in chunk]
+                examples = self._examples([row for _, row in chunk], names, meant, first)
+                yield from self._answers(list(zip(names, examples, strict=True)), meant)
+                first += len(chunk)
 
-    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: dict[str, Edition]) -> None:
+    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: "_Meant") -> None:
         for name in dict.fromkeys(name for name, _ in chunk):
-            meant.setdefault(name, self._edition(name))
-        self._tiers.prefetch([meant[name] for name in dict.fromkeys(name for name, _ in chunk)])
+            with suppress(PeftlabError):  # told in its turn
+                self._tiers.prefetch([meant[name]])
 
     def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
-        edition = self._edition(name)
-        read = self._tiers.files(edition)
-        encoded = self._encode(read, examples)
-        return predict_features(read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told))
+        with self._request() as meant:
+            edition = meant[name]
+            read = self._tiers.files(edition)
+            encoded = self._encode(read, examples)
+            return predict_features(
+                read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told)
+            )
 
     def _answers(self, chunk: Sequence[tuple[str, Any]], meant: Mapping[str, Edition]) -> list[Answer]:
         """One answer for each (name, example)."""
@@ -368,9 +386,23 @@ class Bank:
         """Let a name mean what was published or rolled back to since; what cannot be served is noted, and refused."""
         try:
             self._join(name, edition)
+        except AdapterNotFoundError:  # it is gone again
+            pass
         except Exception as fault:  # whatever it is, requests have the one before
             self._refused.add(edition)
             self.notes.append(f"{name} still means {self._current[name]}, since {edition} cannot be served: {fault}")
+
+
+class _Meant(dict[str, Edition]):
+    """What each name means, told when it is first asked for."""
+
+    def __init__(self, told: Callable[[str], Edition]) -> None:
+        super().__init__()
+        self._told = told
+
+    def __missing__(self, name: str) -> Edition:
+        self[name] = self._told(name)
+        return self[name]
 
 
 def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:

@@ -6,11 +6,12 @@ request holds stays until it lets go. A load that fails leaves everything as it 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-from peftlab.errors import AdapterNotFoundError, MemoryBudgetError, PeftlabError
+from peftlab.errors import AdapterNotFoundError, IntegrityError, MemoryBudgetError, PeftlabError
 from peftlab.runtime.adapter_files import AdapterFiles, read_files
 from peftlab.runtime.moulds import Mould, Resident, resident_of
 from peftlab.runtime.resident_base import ResidentBase
@@ -27,7 +28,7 @@ class Tiers:
         self._files: Shelf[Edition, AdapterFiles] = Shelf(memory, lambda read: read.bytes)
         self._slots: Shelf[Edition, Resident] = Shelf(slots, lambda resident: 1)
         self._moulds: dict[str, Mould] = {}
-        self._wanted: set[Edition] = set()
+        self._wanted: Counter[Edition] = Counter()  # how many names and requests mean it
         self._lock = threading.Lock()  # for moments
         self._loading = threading.RLock()  # one adapter is loaded at a time; others answer meanwhile
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="peftlab-prefetch")
@@ -66,21 +67,27 @@ class Tiers:
                 read = self._files.get(edition)
             if read is None:
                 read = self._read(edition)
-                with self._lock:
-                    self._drop(self._files.put(edition, read))
+                self._keep(edition, read)
             return read
 
-    def want(self, edition: Edition) -> AdapterFiles:
-        """Keep an adapter as long as there is room, from now until `forget`; raises as `held` does."""
-        read = self.files(edition)
+    def want(self, edition: Edition) -> None:
+        """Keep an adapter as long as there is room, from now until `forget`, which is called as often."""
         with self._lock:
-            self._wanted.add(edition)
-        return read
+            self._wanted[edition] += 1
+
+    def still_want(self, edition: Edition) -> bool:
+        """`want` it if it is wanted, and tell."""
+        with self._lock:
+            if wanted := edition in self._wanted:
+                self._wanted[edition] += 1
+            return wanted
 
     def forget(self, edition: Edition) -> None:
-        """It will not be asked for again; who holds it goes on with it."""
+        """It will not be asked for again by one that wanted it; who holds it goes on with it."""
         with self._lock:
-            self._wanted.discard(edition)
+            self._wanted[edition] -= 1
+            if not self._wanted[edition]:
+                del self._wanted[edition]
             self._tidy(edition)
 
     def prefetch(self, editions: Collection[Edition]) -> None:
@@ -99,10 +106,21 @@ class Tiers:
         with self._loading:
             if found := self._in_slot(edition):  # by another thread, while this one waited
                 return found
-            resident = self._ready(self.files(edition))
+            with self._lock:
+                read = self._files.get(edition)
+            if new := read is None:
+                read = self._read(edition)
+            resident = self._ready(read)
+            if new:  # nothing goes for what does not fit the base
+                self._keep(edition, read)
             with self._lock:
                 self._slots.put(edition, resident)
             return resident
+
+    def _keep(self, edition: Edition, read: AdapterFiles) -> None:
+        with self._lock:
+            self._drop(self._files.put(edition, read))
+            self._tidy(edition)
 
     def _in_slot(self, edition: Edition) -> Resident | None:
         with self._lock:
@@ -120,7 +138,11 @@ class Tiers:
         return resident
 
     def _read(self, edition: Edition) -> AdapterFiles:
-        read = read_files(self._store, str(edition))
+        try:
+            read = read_files(self._store, str(edition))
+        except (OSError, IntegrityError):
+            self._store.edition(str(edition))  # or else it was removed while it was read
+            raise
         if self._store.edition(str(edition)) != edition:
             raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
         self._check(read)
