@@ -12,6 +12,8 @@ from peftlab.store import MANIFEST, Store
 from peftlab.tuning.publishing import _manifest
 from tests.runs import prepared_run
 
+ANSWERS = [f"answer {number}" for number in range(40)]
+
 
 def stirred(tensors, seed, by=0.1):
     """All numbers a little off, but whole ones, which are places."""
@@ -44,10 +46,11 @@ def publish_changed(
     name=None,
     configured=lambda config: None,
     told=lambda manifest: None,
+    finish=lambda folder: None,
 ):
     """A copy of a published adapter with other tensors, under its own name or another.
 
-    `configured` changes its configuration in place, `told` its manifest.
+    `configured` changes its configuration in place, `told` its manifest, and `finish` whatever is left.
     """
     source = Store(store).resolve(reference)
 
@@ -63,6 +66,7 @@ def publish_changed(
             if key not in ("files", "manifest_sha256")
         }
         told(manifest)
+        finish(folder)
         return manifest
 
     return Store(store).publish(name or source.name, write)
@@ -81,3 +85,18 @@ def damage(adapter):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+
+
+def publish_saying(store, reference, answer, *, name=None):
+    """A copy of a text-classification adapter that gives every text the one label `answer`, of ANSWERS."""
+
+    def change(tensors):
+        weight, bias = (f"base_model.model.classifier.{part}" for part in ("weight", "bias"))
+        sure = torch.zeros(len(ANSWERS))
+        sure[ANSWERS.index(answer)] = 50
+        return {**tensors, weight: torch.zeros(len(ANSWERS), tensors[weight].shape[1]), bias: sure}
+
+    def told(manifest):
+        manifest["task"].update(labels=ANSWERS, head_labels=ANSWERS)
+
+    return publish_changed(store, reference, change, name=name, told=told)
