@@ -141,12 +141,16 @@ class Tiers:
         try:
             read = read_files(self._store, str(edition))
         except (OSError, IntegrityError):
-            self._store.edition(str(edition))  # or else it was removed while it was read
+            self._check_there(edition)
             raise
-        if self._store.edition(str(edition)) != edition:
-            raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
+        self._check_there(edition)
         self._check(read)
         return read
+
+    def _check_there(self, edition: Edition) -> None:
+        """It may be removed while it is read."""
+        if self._store.edition(str(edition)) != edition:
+            raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
 
     def _check(self, read: AdapterFiles) -> None:
         self._base.check(read)
