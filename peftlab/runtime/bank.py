@@ -294,8 +294,8 @@ class Bank:
         A name means the same version throughout. Adapters of the rows to come are prefetched.
 
         Raises:
-            AdapterNotFoundError, RecipeError: as for `predict`, of a chunk of rows; answers to those before it have been
-                given by then.
+            AdapterNotFoundError, RecipeError: as for `predict`, of a chunk of rows; answers to those before it have
+                been given by then.
         """
         first = 1
         with self._request() as meant:
