@@ -101,7 +101,7 @@ def with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
             weight = bare.weight if update is None else update.adapted(bare.weight)
             _product(mine, weight, bare.bias, into)
         else:
-            _updates(rows[part], [(update or _none(bare), rows) for update, rows in group], y[part])
+            _updates(rows[part], cast(Any, group), y[part])
             into.addmm_(mine, bare.weight.t())
     return y.view(*x.shape[:-1], -1)
 
@@ -131,13 +131,6 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) ->
         torch.mm(rows, weight.t(), out=into)
     else:
         torch.addmm(bias, rows, weight.t(), out=into)
-
-
-def _none(bare: nn.Linear) -> LowRankUpdate:
-    """The bare base's: of rank 0."""
-    return LowRankUpdate(
-        bare, bare.weight.new_empty(0, bare.in_features), bare.weight.new_empty(bare.out_features, 0), 1
-    )
 
 
 def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], into: Tensor) -> None:
