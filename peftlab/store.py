@@ -128,8 +128,11 @@ class Store:
         except (OSError, UnicodeDecodeError):
             found = None
         if found is None:  # tell what is wrong
-            version = str(self._existing_version(name, asked) if at else self.current_version(name))
-            found = (home / version / MANIFEST).stat()
+            try:
+                version = str(self._existing_version(name, asked) if at else self.current_version(name))
+                found = (home / version / MANIFEST).stat()
+            except FileNotFoundError:  # of what was removed while it was looked for
+                return self.edition(reference)
         return Edition(name, int(version), (found.st_ino, found.st_mtime_ns))
 
     def verify(self, reference: str) -> Adapter:
@@ -297,6 +300,8 @@ class Store:
         for file in (*files, staging / MANIFEST):
             _flush(file)
         open_to_readers(staging)
+        if not self.versions(home.name):  # of the first one the name must not be without a pointer at any moment
+            self._point(home.name, version)
         staging.rename(home / str(version))
         self._point(home.name, version)
         return version

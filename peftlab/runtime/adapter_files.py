@@ -1,9 +1,13 @@
 """What a published adapter's files hold, verified and in host memory."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -44,15 +48,32 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
 
     Raises:
         AdapterNotFoundError: no such adapter.
-        IntegrityError: it is damaged, or of a task that this version does not know.
+        IntegrityError: it is damaged, cannot be read, or is of a task that this version does not know.
     """
     adapter = store.verify(reference)
     task = task_from_manifest(adapter.manifest["task"])
-    for file in (CONFIG, WEIGHTS):
-        if file not in adapter.manifest["files"]:
-            raise IntegrityError(f"{adapter} was published without {file}, so there is nothing to load.")
-    config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
-    return AdapterFiles(adapter, task, config, load((adapter.folder / WEIGHTS).read_bytes()))
+    for needed in (CONFIG, WEIGHTS):
+        if needed not in adapter.manifest["files"]:
+            raise IntegrityError(f"{adapter} was published without {needed}, so there is nothing to load.")
+    with _readable(adapter, CONFIG) as file:
+        config = json.loads(file.read_text(encoding="utf8"))
+    with _readable(adapter, WEIGHTS) as file:
+        tensors = load(file.read_bytes())
+    return AdapterFiles(adapter, task, config, {name: _whole(tensor) for name, tensor in tensors.items()})
+
+
+@contextmanager
+def _readable(adapter: Adapter, file: str) -> Iterator[Path]:
+    """It is what was published, but that may be anything."""
+    try:
+        yield adapter.folder / file
+    except (ValueError, SafetensorError) as fault:
+        raise IntegrityError(f"{adapter}: {file} cannot be read: {fault}") from fault
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """As the base computes, and as PEFT loads it; files may hold halves."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _in_order(value: Any) -> Any:

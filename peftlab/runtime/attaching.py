@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, head_config
 from peftlab.errors import IntegrityError
-from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
 from peftlab.runtime.trees import own_tree
 from peftlab.tasks import Task
 
@@ -53,9 +53,11 @@ def attach(
     """The task's own model class on the weights of `backbone`, read from `files`, with the adapter's head and delta.
 
     Raises:
-        IntegrityError: the adapter's tensors are not those that such a model has.
+        IntegrityError: the adapter's tensors are not those that such a model has, or PEFT does not know its method.
     """
     adapter, tensors = read.adapter, read.tensors
+    if (method := read.config.get("peft_type")) not in PEFT_TYPE_TO_TUNER_MAPPING:
+        raise IntegrityError(f"{adapter}: {CONFIG} is of a method that PEFT does not know: peft_type is {method!r}.")
     delta = PeftConfig.from_pretrained(adapter.folder)
     held = frozenset(delta.modules_to_save or ())
     model = _shell(read.task, backbone, files, trust_remote_code)

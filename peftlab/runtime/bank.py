@@ -8,6 +8,7 @@ until it is done: nothing that is published, rolled back, removed or put out mea
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from peftlab.runtime.composition import (
     is_ensemble,
     mean_logits,
 )
+from peftlab.runtime.moulds import Resident
 from peftlab.runtime.passes import logits_of
 from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
 from peftlab.runtime.tiers import Key, Tiers
@@ -184,7 +186,28 @@ class Bank:
         return self.base.whole_copy(self._files(name))
 
     def _files(self, name: str) -> AdapterFiles:
-        return self._tiers.files(self._edition(name))
+        with self._request() as meant:
+            return self._tiers.files(meant[name])
+
+    @contextmanager
+    def _request(self) -> Iterator["_Meant"]:
+        """What names mean inside the block: the same throughout, and kept for it, whatever is published or removed."""
+        meant = _Meant(self._wanted)
+        try:
+            yield meant
+        finally:
+            for edition in meant.values():
+                self._tiers.forget(edition)
+
+    def _wanted(self, name: str) -> Key:
+        while not self._tiers.still_want(edition := self._edition(name)):
+            pass  # another took its place just now
+        return edition
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[Resident]:
+        with self._request() as meant, self._tiers.held([meant[name]]) as residents:
+            yield residents[meant[name]]
 
     def add(self, name: str) -> None:
         """Let an adapter join: verify it and bring it into memory; one that is here already stays as it is.
@@ -207,18 +230,14 @@ class Bank:
 
     def _join(self, name: str, edition: Edition) -> None:
         """From here on `name` means this edition; raises as `add` does, and then it means what it did before."""
-        read = self._tiers.want(edition)
-        try:
-            with self._tiers.held([edition]):  # what does not fit the base is told now
-                pass
-        except PeftlabError:
-            self._leave(edition)
-            raise
+        with self._tiers.held([edition]):  # what does not fit the base is told now
+            self._tiers.want(edition)
+            note = self.base.note_on(self._tiers.files(edition))
         before = self._current.get(name)
         self._current[name] = edition
         if before:
-            self._leave(before)
-        if note := self.base.note_on(read):
+            self._tiers.forget(before)
+        if note:
             self.notes.append(note)
 
     def compose(self, name: str, way: Way, names: Sequence[str], weights: Sequence[float] | None = None) -> None:
@@ -269,16 +288,12 @@ class Bank:
             if name in self._composed:
                 del self._composed[name]
             else:
-                self._leave(self._current.pop(name))
-
-    def _leave(self, edition: Edition) -> None:
-        if edition not in self._current.values():  # another name may mean the same
-            self._tiers.forget(edition)
+                self._tiers.forget(self._current.pop(name))
 
     def routed(self, name: str) -> bool:
         """Whether an adapter's rows share passes with those of others; virtual tokens have passes of their own."""
-        with self._tiers.held([edition := self._edition(name)]) as residents:
-            return residents[edition].routed
+        with self._held(name) as resident:
+            return resident.routed
 
     def prefetch(self, *names: str) -> None:
         """Bring adapters up in the background, before they are asked for.
@@ -297,14 +312,14 @@ class Bank:
         Raises:
             AdapterNotFoundError: it was not added.
         """
-        with self._tiers.held([edition := self._edition(name)]) as residents:
-            for update in residents[edition].updates:
+        with self._held(name) as resident:
+            for update in resident.updates:
                 update.fold()
 
     def unfold(self, name: str) -> None:
         """Give the memory of `fold` back; raises as it does."""
-        with self._tiers.held([edition := self._edition(name)]) as residents:
-            for update in residents[edition].updates:
+        with self._held(name) as resident:
+            for update in resident.updates:
                 update.unfold()
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
@@ -325,11 +340,11 @@ class Bank:
         """
         asked = [rows] if isinstance(rows, str | Mapping | Row) else list(rows)
         names = self._names_for(len(asked), adapters)
-        meant = {name: self._edition(name) for name in dict.fromkeys(names)}
-        examples = self._examples(asked, names, meant)
-        return [
-            answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
-        ]
+        with self._request() as meant:
+            examples = self._examples(asked, names, meant)
+            return [
+                answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
+            ]
 
     def stream(self, rows: Iterable[tuple[str, Asked]]) -> Iterator[Answer]:
         """Answers to any number of (adapter's name, row), in order, with a bounded number of them in memory.
@@ -337,27 +352,31 @@ class Bank:
         A name means the same version throughout. Adapters of the rows to come are prefetched.
 
         Raises:
-            AdapterNotFoundError, RecipeError: as for `predict`; answers to earlier rows have been given by then.
+            AdapterNotFoundError, RecipeError: as for `predict`, of a chunk of rows; answers to those before it have
+                been given by then.
         """
-        meant: dict[str, Key] = {}
         first = 1
-        for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
-            names = [name for name, _ in chunk]
-            examples = self._examples([row for _, row in chunk], names, meant, first)
-            yield from self._answers(list(zip(names, examples, strict=True)), meant)
-            first += len(chunk)
+        with self._request() as meant:
+            for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
+                names = [name for name, _ in chunk]
+                examples = self._examples([row for _, row in chunk], names, meant, first)
+                yield from self._answers(list(zip(names, examples, strict=True)), meant)
+                first += len(chunk)
 
-    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: dict[str, Key]) -> None:
+    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: "_Meant") -> None:
         for name in dict.fromkeys(name for name, _ in chunk):
-            meant.setdefault(name, self._edition(name))
-        self._tiers.prefetch([meant[name] for name in dict.fromkeys(name for name, _ in chunk)])
+            with suppress(PeftlabError):  # told in its turn
+                self._tiers.prefetch([meant[name]])
 
     def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
-        edition = self._edition(name)
-        read = self._tiers.files(edition)
-        encoded = self._encode(read, examples)
-        return predict_features(read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told))
+        with self._request() as meant:
+            edition = meant[name]
+            read = self._tiers.files(edition)
+            encoded = self._encode(read, examples)
+            return predict_features(
+                read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told)
+            )
 
     def _answers(self, chunk: Sequence[tuple[str, Any]], meant: Mapping[str, Key]) -> list[Answer]:
         """One answer for each (name, example)."""
@@ -442,9 +461,23 @@ class Bank:
         """Let a name mean what was published or rolled back to since; what cannot be served is noted, and refused."""
         try:
             self._join(name, edition)
-        except PeftlabError as fault:
+        except AdapterNotFoundError:  # it is gone again
+            pass
+        except Exception as fault:  # whatever it is, requests have the one before
             self._refused.add(edition)
             self.notes.append(f"{name} still means {self._current[name]}, since {edition} cannot be served: {fault}")
+
+
+class _Meant(dict[str, Key]):
+    """What each name means, told when it is first asked for."""
+
+    def __init__(self, told: Callable[[str], Key]) -> None:
+        super().__init__()
+        self._told = told
+
+    def __missing__(self, name: str) -> Key:
+        self[name] = self._told(name)
+        return self[name]
 
 
 def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:

@@ -61,7 +61,8 @@ class LowRankUpdate:
 
     def adapted(self, weight: Tensor) -> Tensor:
         """`weight`, which is W (out, in), + BA."""
-        return self.folded if self.folded is not None else torch.addmm(weight, self.up[1:].t(), self.down)
+        folded = self.folded  # looked at once: another thread may unfold it
+        return folded if folded is not None else torch.addmm(weight, self.up[1:].t(), self.down)
 
 
 def _is_dense(bare: nn.Module) -> bool:
@@ -111,7 +112,7 @@ def with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
             weight = bare.weight if update is None else update.adapted(bare.weight)
             _product(mine, weight, bare.bias, into)
         else:
-            _updates(rows[part], [(update or _none(bare), rows) for update, rows in group], y[part])
+            _updates(rows[part], cast(Any, group), y[part])
             into.addmm_(mine, bare.weight.t())
     return y.view(*x.shape[:-1], -1)
 
@@ -143,18 +144,11 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) ->
         torch.addmm(bias, rows, weight.t(), out=into)
 
 
-def _none(bare: nn.Linear) -> LowRankUpdate:
-    """The bare base's: of rank 0."""
-    return LowRankUpdate(
-        bare, bare.weight.new_empty(0, bare.in_features), bare.weight.new_empty(bare.out_features, 0), 1
-    )
-
-
 def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], into: Tensor) -> None:
     """Bias and updates of rows (batch, tokens, in), whose first is that of `parts`, `into` (batch, tokens, out)."""
     downs, ups = _stacked(parts)
     inner = rows.new_ones(len(downs), rows.shape[0] * rows.shape[1] // len(downs), ups.shape[1])
-    torch.bmm(rows.view(len(downs), -1, rows.shape[-1]), downs.transpose(1, 2), out=inner[..., 1:])
+    torch.bmm(rows.reshape(len(downs), -1, rows.shape[-1]), downs.transpose(1, 2), out=inner[..., 1:])
     torch.bmm(inner, ups, out=into.view(len(downs), -1, into.shape[-1]))
 
 

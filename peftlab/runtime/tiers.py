@@ -6,11 +6,12 @@ request holds stays until it lets go. A load that fails leaves everything as it 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-from peftlab.errors import AdapterNotFoundError, MemoryBudgetError, PeftlabError
+from peftlab.errors import AdapterNotFoundError, IntegrityError, MemoryBudgetError, PeftlabError
 from peftlab.runtime.adapter_files import AdapterFiles, read_files
 from peftlab.runtime.composition import ComposedEdition, composed, parts_of
 from peftlab.runtime.moulds import Mould, Resident, resident_of
@@ -30,7 +31,7 @@ class Tiers:
         self._files: Shelf[Key, AdapterFiles] = Shelf(memory, lambda read: read.bytes)
         self._slots: Shelf[Key, Resident] = Shelf(slots, lambda resident: 1)
         self._moulds: dict[str, Mould] = {}
-        self._wanted: set[Edition] = set()
+        self._wanted: Counter[Edition] = Counter()  # how many names and requests mean it
         self._lock = threading.Lock()  # for moments
         self._loading = threading.RLock()  # one adapter is loaded at a time; others answer meanwhile
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="peftlab-prefetch")
@@ -71,22 +72,29 @@ class Tiers:
                 read = self._files.get(edition)
             if read is None:
                 read = self._read(edition)
-                with self._lock:
-                    self._drop(self._files.put(edition, read))
+                self._keep(edition, read)
             return read
 
-    def want(self, edition: Edition) -> AdapterFiles:
-        """Keep an adapter as long as there is room, from now until `forget`; raises as `held` does."""
-        read = self.files(edition)
+    def want(self, edition: Key) -> None:
+        """Keep an adapter as long as there is room, from now until `forget`, which is called as often."""
         with self._lock:
-            self._wanted.add(edition)
-        return read
+            self._wanted.update(parts_of(edition))
 
-    def forget(self, edition: Edition) -> None:
-        """It will not be asked for again; who holds it goes on with it."""
+    def still_want(self, edition: Key) -> bool:
+        """`want` it if it is wanted, and tell."""
         with self._lock:
-            self._wanted.discard(edition)
-            for key in [edition, *(key for key in self._slots if edition in parts_of(key))]:
+            if wanted := all(part in self._wanted for part in parts_of(edition)):
+                self._wanted.update(parts_of(edition))
+            return wanted
+
+    def forget(self, edition: Key) -> None:
+        """It will not be asked for again by one that wanted it; who holds it goes on with it."""
+        with self._lock:
+            for part in parts_of(edition):
+                self._wanted[part] -= 1
+                if not self._wanted[part]:
+                    del self._wanted[part]
+            for key in {edition, *parts_of(edition), *(key for key in self._slots if isinstance(key, ComposedEdition))}:
                 self._tidy(key)
 
     def prefetch(self, editions: Collection[Key]) -> None:
@@ -113,7 +121,19 @@ class Tiers:
     def _made(self, edition: Key) -> Resident:
         if isinstance(edition, ComposedEdition):
             return composed(edition, [self._resident(part) for part in edition.parts])
-        return self._ready(self.files(edition))
+        with self._lock:
+            read = self._files.get(edition)
+        if read is not None:
+            return self._ready(read)
+        read = self._read(edition)
+        resident = self._ready(read)
+        self._keep(edition, read)  # last: nothing goes for what does not fit the base
+        return resident
+
+    def _keep(self, edition: Edition, read: AdapterFiles) -> None:
+        with self._lock:
+            self._drop(self._files.put(edition, read))
+            self._tidy(edition)
 
     def _in_slot(self, edition: Key) -> Resident | None:
         with self._lock:
@@ -131,11 +151,19 @@ class Tiers:
         return resident
 
     def _read(self, edition: Edition) -> AdapterFiles:
-        read = read_files(self._store, str(edition))
-        if self._store.edition(str(edition)) != edition:
-            raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
+        try:
+            read = read_files(self._store, str(edition))
+        except (OSError, IntegrityError):
+            self._check_there(edition)
+            raise
+        self._check_there(edition)
         self._check(read)
         return read
+
+    def _check_there(self, edition: Edition) -> None:
+        """It may be removed while it is read."""
+        if self._store.edition(str(edition)) != edition:
+            raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
 
     def _check(self, read: AdapterFiles) -> None:
         self._base.check(read)
@@ -147,7 +175,7 @@ class Tiers:
 
     def _tidy(self, edition: Key) -> None:
         """Nothing stays of what is neither wanted nor in use."""
-        if not self._wanted.issuperset(parts_of(edition)) and not self._files.in_use(edition):
+        if not all(part in self._wanted for part in parts_of(edition)) and not self._files.in_use(edition):
             self._files.pop(edition)
             self._slots.pop(edition)
 

@@ -45,7 +45,7 @@ def main() -> None:
     random.Random(0).shuffle(taken)
     with target.open("w", encoding="utf8") as file:
         file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in taken)
-    print(f"{len(taken)} rows for {len(ADAPTERS)} adapters: {target}")
+    sys.stdout.write(f"{len(taken)} rows for {len(ADAPTERS)} adapters: {target}\n")
 
 
 if __name__ == "__main__":

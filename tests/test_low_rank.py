@@ -1,0 +1,280 @@
+"""LoRA for rows of several adapters in one product, against W x + b + scaling · B A x, computed row by row."""
+
+import random
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peftlab.runtime.low_rank import LowRankUpdate, _is_long, plain_lora, with_updates
+
+TOLERANCE = 1e-5
+IN, OUT = 24, 40  # (IN + OUT) · tokens ≥ IN · OUT from 15 tokens on: then W + BA is made
+
+
+@pytest.fixture(autouse=True)
+def _as_the_bank_runs_it():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def linear(inputs=IN, outputs=OUT, *, bias=True, dtype=torch.float32):
+    return nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
+
+
+class Lora:
+    """An adapter's numbers, and what they do by hand to one Linear."""
+
+    def __init__(self, bare, rank, scaling=1.5):
+        wide, narrow = getattr(bare, "in_features", None) or bare.nx, getattr(bare, "out_features", None) or bare.nf
+        self.down, self.up, self.scaling = torch.randn(rank, wide) / 5, torch.randn(narrow, rank) / 5, scaling
+        self.update = LowRankUpdate(bare, self.down, self.up, scaling)
+
+    def added(self, x):
+        return self.scaling * (x.float() @ self.down.T) @ self.up.T
+
+
+def parts_of(loras, lengths):
+    """(update, rows) that cover a batch in order."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    updates = [lora and lora.update for lora in loras]
+    return [(u, slice(start, start + n)) for u, start, n in zip(updates, starts, lengths, strict=True)]
+
+
+def by_hand(bare, x, loras, lengths):
+    """One row at a time."""
+    weight, bias = bare.weight.float(), 0 if bare.bias is None else bare.bias.float()
+    whose = [lora for lora, count in zip(loras, lengths, strict=True) for _ in range(count)]
+    rows = [
+        row.float() @ weight.T + bias + (lora.added(row) if lora else 0) for row, lora in zip(x, whose, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def assert_as_by_hand(bare, x, loras, lengths, tolerance=TOLERANCE):
+    given = with_updates(bare, x, parts_of(loras, lengths))
+    assert given.dtype == x.dtype
+    torch.testing.assert_close(given.float(), by_hand(bare, x, loras, lengths), rtol=0, atol=tolerance)
+
+
+def longs(loras, lengths, tokens):
+    return [_is_long(part, tokens, (OUT, IN)) for part in parts_of(loras, lengths)]
+
+
+# rows of each adapter, tokens, whether each segment is long
+LENGTHS = {
+    "long": ((4, 6), 8, [True, True]),
+    "short and equal": ((2, 2, 2), 5, [False] * 3),
+    "short and unequal": ((1, 3, 2), 4, [False] * 3),
+    "long between short": ((1, 9, 2, 1), 4, [False, True, False, False]),
+    "one row each": ((1,) * 7, 3, [False] * 7),
+    "one row alone": ((1,), 3, [False]),
+    "one long alone": ((3,), 20, [True]),
+    "one token a row": ((1, 2, 16, 3), 1, [False, False, True, False]),
+    "as many tokens as rows": ((2, 3), 5, [False, True]),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("ranks", [(4,), (4, 1, 8)], ids=["one rank", "several ranks"])
+@pytest.mark.parametrize(("lengths", "tokens", "long"), LENGTHS.values(), ids=LENGTHS)
+def test_each_row_gets_the_update_of_its_own_adapter(lengths, tokens, long, ranks, bias):
+    bare = linear(bias=bias)
+    loras = [Lora(bare, ranks[i % len(ranks)], scaling=0.5 + i) for i in range(len(lengths))]
+    assert longs(loras, lengths, tokens) == long
+    assert_as_by_hand(bare, torch.randn(sum(lengths), tokens, IN), loras, lengths)
+
+
+@pytest.mark.parametrize("lengths", [(2, 1, 2), (1, 6, 1), (8, 1, 8), (3, 3, 3)])
+@pytest.mark.parametrize("bares", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_rows_of_the_bare_base_stand_anywhere(lengths, bares, bias):
+    bare = linear(bias=bias)
+    loras = [None if i in bares else Lora(bare, 4) for i in range(3)]
+    x = torch.randn(sum(lengths), 4, IN)
+    assert_as_by_hand(bare, x, loras, lengths)
+    if len(bares) == 3:
+        assert torch.equal(with_updates(bare, x, parts_of([None], [len(x)])), bare(x))
+
+
+def test_random_shapes():
+    choose = random.Random(0)
+    for _ in range(60):
+        bare = linear(choose.randint(1, 40), choose.randint(1, 40), bias=choose.random() < 0.5)
+        lengths = choose.choices(range(1, 9), k=choose.randint(1, 6))
+        ranks = choose.choices(range(9), k=len(lengths))
+        loras = [Lora(bare, rank, choose.uniform(0.1, 2)) if rank else None for rank in ranks]
+        shape = [sum(lengths), *choose.choices(range(1, 7), k=choose.randint(0, 2)), bare.in_features]
+        assert_as_by_hand(bare, torch.randn(shape), loras, lengths)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 5), (2, 3, 2)], ids=["2-D", "3-D", "4-D", "5-D"])
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 1, 4), (12, 1, 9)])
+def test_a_batch_of_any_dimensions_keeps_its_shape(shape, lengths):
+    bare = linear()
+    x = torch.randn(sum(lengths), *shape, IN)
+    loras = [Lora(bare, rank) for rank in (4, 2, 4)]
+    assert with_updates(bare, x, parts_of(loras, lengths)).shape == (*x.shape[:-1], OUT)
+    assert_as_by_hand(bare, x, loras, lengths)
+
+
+STRIDED = {
+    "some tokens of more": lambda: torch.randn(6, 9, IN)[:, 2:6],
+    "every other token": lambda: torch.randn(6, 8, IN)[:, ::2],
+    "the first token": lambda: torch.randn(6, 8, IN)[:, 0],
+    "tokens before rows": lambda: torch.randn(4, 6, IN).transpose(0, 1),
+    "numbers before tokens": lambda: torch.randn(6, IN, 4).transpose(1, 2),
+    "heads before tokens": lambda: torch.randn(6, 2, 4, IN).transpose(1, 2),
+    "one row for all": lambda: torch.randn(1, 4, IN).expand(6, -1, -1),
+}
+
+
+@pytest.mark.parametrize("lengths", [(1,) * 6, (2, 2, 2), (1, 2, 3), (6,)], ids=str)
+@pytest.mark.parametrize("made", STRIDED.values(), ids=STRIDED)
+def test_numbers_need_not_lie_next_to_each_other(made, lengths):
+    bare, x = linear(), made()
+    before = x.clone()
+    assert_as_by_hand(bare, x, [Lora(bare, 4) for _ in lengths], lengths)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("lengths", [(1, 1), (2, 3), (20, 1), (20, 20)], ids=str)
+def test_in_bf16_a_small_update_is_not_lost_in_a_large_weight(lengths):
+    bare = linear(dtype=torch.bfloat16)
+    bare.weight.copy_(torch.full((OUT, IN), 4.0))  # of which W + BA would keep nothing below 1/64
+    loras = [Lora(bare, 4, scaling=0.01) for _ in lengths]
+    assert longs(loras, lengths, 4) == [False] * 2
+    x = torch.randn(sum(lengths), 4, IN).bfloat16()
+    x -= x.mean(-1, keepdim=True)
+    for update, part in parts_of(loras, lengths):
+        assert update.down.dtype == update.up.dtype == torch.bfloat16
+        exact = by_hand(bare, x[part], [lora for lora in loras if lora.update is update], [part.stop - part.start])
+        given = with_updates(bare, x, parts_of(loras, lengths))[part].float()
+        torch.testing.assert_close(given, exact, rtol=2**-7, atol=2**-7)
+
+
+def test_a_base_of_another_dtype_than_its_rows_answers_as_it_does_alone():
+    bare = linear()
+    with torch.autocast("cpu", torch.bfloat16):
+        lora, x = Lora(bare, 4), torch.randn(3, 2, IN).bfloat16()
+        given = with_updates(bare, x, parts_of([lora], [3]))
+    torch.testing.assert_close(given.float(), by_hand(bare, x, [lora], [3]), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("lengths", [(1, 2), (30, 30)], ids=str)
+@pytest.mark.parametrize("kind", [Linear8bitLt, Linear4bit])
+def test_a_quantized_base_keeps_its_product_and_gets_the_updates(kind, lengths):
+    extra = {"has_fp16_weights": False} if kind is Linear8bitLt else {"quant_type": "nf4"}
+    with torch.inference_mode(False), torch.no_grad():
+        bare = kind(64, 64, **extra)
+        bare.load_state_dict(nn.Linear(64, 64).state_dict())
+        bare = bare.to("cpu")
+    assert not bare.weight.is_floating_point()
+    loras, x = [Lora(bare, 4), Lora(bare, 2)], torch.randn(sum(lengths), 3, 64)
+    alone = bare(x)
+    whose = [lora for lora, count in zip(loras, lengths, strict=True) for _ in range(count)]
+    expected = torch.stack([y + lora.added(row) for y, row, lora in zip(alone, x, whose, strict=True)])
+    torch.testing.assert_close(with_updates(bare, x, parts_of(loras, lengths)), expected, rtol=0, atol=TOLERANCE)
+    loras[0].update.fold()  # there is no W to fold into
+    assert loras[0].update.folded is None
+
+
+def test_gpt2s_conv1d_gets_the_updates_too():
+    bare = Conv1D(OUT, IN)
+    bare.bias.normal_()
+    lora, x = Lora(bare, 4), torch.randn(5, 3, IN)
+    given = with_updates(bare, x, parts_of([lora, None], [3, 2]))
+    torch.testing.assert_close(given[:3], bare(x[:3]) + lora.added(x[:3]), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(given[3:], bare(x[3:]), rtol=0, atol=TOLERANCE)
+
+
+# folded
+
+
+def test_folded_a_long_segment_is_the_same_to_the_bit_and_the_base_untouched():
+    bare = linear()
+    lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
+    before = bare.weight.clone(), bare.bias.clone()
+    assert longs([lora], [4], 8) == [True]
+    expected = with_updates(bare, x, parts_of([lora], [4]))
+    lora.update.fold()
+    assert torch.equal(with_updates(bare, x, parts_of([lora], [4])), expected)
+    lora.update.unfold()
+    assert torch.equal(with_updates(bare, x, parts_of([lora], [4])), expected)
+    assert torch.equal(bare.weight, before[0])
+    assert torch.equal(bare.bias, before[1])
+
+
+def test_folded_short_segments_among_others_are_right():
+    bare = linear()
+    loras, lengths = [Lora(bare, 4), Lora(bare, 2), Lora(bare, 4), None, Lora(bare, 1)], (1, 2, 1, 1, 1)
+    loras[1].update.fold()
+    loras[4].update.fold()
+    assert longs(loras, lengths, 3) == [False, True, False, True, True]
+    assert_as_by_hand(bare, torch.randn(6, 3, IN), loras, lengths)
+
+
+def test_unfolding_gives_the_memory_back():
+    bare = linear()
+    update = Lora(bare, 4).update
+    small = update.bytes
+    assert small == 4 * (4 * IN + 5 * OUT)
+    update.fold()
+    assert update.bytes == small + bare.weight.nbytes
+    update.fold()  # folded already
+    assert update.bytes == small + bare.weight.nbytes
+    update.unfold()
+    assert update.bytes == small
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_unfolded_while_it_is_used_it_answers_all_the_same(looks):
+    """Another thread may unfold it between any two looks at it."""
+    bare = linear()
+    lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
+    left = [lora.update.adapted(bare.weight)] * looks
+
+    class Unfolding(LowRankUpdate):
+        folded = property(lambda self: left.pop() if left else None, lambda self, value: None)
+
+    given = with_updates(bare, x, [(Unfolding(bare, lora.down, lora.up, lora.scaling), slice(0, 4))])
+    torch.testing.assert_close(given, by_hand(bare, x, [lora], [4]), rtol=0, atol=TOLERANCE)
+
+
+def test_called_it_is_the_adapted_linear():
+    bare = linear()
+    lora, x = Lora(bare, 4), torch.randn(3, 2, IN)
+    torch.testing.assert_close(lora.update(x), by_hand(bare, x, [lora], [3]), rtol=0, atol=TOLERANCE)
+
+
+# which of PEFT's layers are that plain
+
+
+def layer_of(**options):
+    with torch.inference_mode(False):
+        model = nn.Sequential(linear(), nn.Embedding(4, 8))
+        options = {"r": 4, "lora_alpha": 12, "target_modules": ["0"], "init_lora_weights": False, **options}
+        return get_peft_model(model, LoraConfig(**options)).base_model.model
+
+
+@pytest.mark.parametrize(("rslora", "scaling"), [(False, 3.0), (True, 6.0)])
+def test_a_plain_lora_of_peft_is_the_same_as_its_update(rslora, scaling):
+    layer = layer_of(use_rslora=rslora).eval()[0]
+    assert plain_lora(layer) == ("default", scaling)
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    update, x = LowRankUpdate(layer.base_layer, down, up, scaling), torch.randn(3, 5, IN)
+    torch.testing.assert_close(update(x), layer(x), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
+def test_what_does_more_than_that_is_not_plain(options):
+    assert plain_lora(layer_of(**options)[0]) is None
+
+
+def test_other_layers_are_not_plain():
+    assert plain_lora(linear()) is None
+    assert plain_lora(layer_of(target_modules=["1"])[1]) is None
