@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peftlab.errors import IntegrityError
 from peftlab.store import Adapter, Store
-from peftlab.tasks import Task, task_from_manifest
+from peftlab.tasks import Task
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -47,7 +47,7 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
         IntegrityError: it is damaged, or of a task that this version does not know.
     """
     adapter = store.verify(reference)
-    task = task_from_manifest(adapter.manifest["task"])
+    task = adapter.task
     for file in (CONFIG, WEIGHTS):
         if file not in adapter.manifest["files"]:
             raise IntegrityError(f"{adapter} was published without {file}, so there is nothing to load.")
