@@ -122,7 +122,8 @@ def _print_evaluations(result: "MixedEvaluation", data: str) -> None:
     from peftlab.cli.display import out, scores_by_adapter
 
     evaluated = result.by_adapter
-    out.print(f"{len(result.answers):,} rows, through {len(evaluated):,} adapters on one base\n")
+    several = "adapters" if len(evaluated) > 1 else "adapter"
+    out.print(f"{len(result.answers):,} rows, through {len(evaluated):,} {several} on one base\n")
     for name, mine in evaluated.items():
         for what, count in mine.ledger.notes.items():
             out.print(f"  {name}: {count} × {what}", style="dim")
