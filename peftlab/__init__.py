@@ -1,22 +1,24 @@
 """peftlab: one frozen base model, many small experts.
 
 `peftlab.tune(recipe)` trains an adapter and publishes it to a store; `peftlab.load(name, …)` puts any number of them
-beside one resident base and predicts; `peftlab.evaluate(name, data)` scores one on labelled rows.
+beside one resident base and predicts; `peftlab.evaluate(name, data)` scores one on labelled rows, and
+`peftlab.evaluate_mixed(data, by=…)` several at once.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftlab.runtime import evaluate, load
+    from peftlab.runtime import evaluate, evaluate_mixed, load
     from peftlab.tuning import TuningResult, tune
 
-__all__ = ["TuningResult", "__version__", "evaluate", "load", "tune"]
+__all__ = ["TuningResult", "__version__", "evaluate", "evaluate_mixed", "load", "tune"]
 __version__ = version("peftlab")
 
 _HOMES = {
     "TuningResult": "peftlab.tuning",
     "evaluate": "peftlab.runtime",
+    "evaluate_mixed": "peftlab.runtime",
     "load": "peftlab.runtime",
     "tune": "peftlab.tuning",
 }

@@ -81,7 +81,8 @@ class TuningInterrupted(PeftlabError):
 class Problem:
     """One thing wrong with a recipe or its data.
 
-    `where` is `file:line` (or the override as typed), `key` the dotted path in the recipe, `hint` what to do next.
+    `where` is `file:line` (or the override as typed), `key` the dotted path in the recipe, or whose row it is (an
+    adapter's name), `hint` what to do next.
     """
 
     message: str

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError, TuningInterrupted, suggest
+from peftlab.tasks import Task, task_from_manifest
 
 MANIFEST = "peftlab.json"
 CURRENT = "current"
@@ -42,6 +43,11 @@ class Adapter:
     version: int
     folder: Path
     manifest: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """Its task, with its labels. Raises IntegrityError if this version of peftlab does not know it."""
+        return task_from_manifest(self.manifest["task"])
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ TREE = {
     "DeviceNotFoundError": ("NotFoundError", 3),
     "AdapterNotFoundError": ("NotFoundError", 3),
     "IntegrityError": ("PeftlabError", 4),
+    "MemoryBudgetError": ("PeftlabError", 5),
     "StoreError": ("PeftlabError", 5),
     "ProcessLostError": ("PeftlabError", 6),
     "TuningInterrupted": ("PeftlabError", 130),

@@ -18,7 +18,7 @@ Exit codes:
   2    the command, the recipe or the data is wrong
   3    an adapter, a base or a device is not there
   4    an adapter is damaged, or does not fit its base
-  5    the store or a disk cannot be written
+  5    the store or a disk cannot be written, or an adapter is larger than --memory
   6    a process of a run on several devices was lost
   130  stopped by Ctrl-C
 """

@@ -1,7 +1,8 @@
 """How things look: errors, tables, scores."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +14,7 @@ from rich.text import Text
 from peftlab.errors import RecipeError
 
 if TYPE_CHECKING:
+    from peftlab.runtime import Evaluation
     from peftlab.tasks import Confusion, Scores
 
 out = Console(highlight=False, soft_wrap=True)
@@ -20,6 +22,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 MOST_ACROSS = 12  # labels up to which their confusion fits a terminal
 MISTAKES_SHOWN = 10
+BAR_FROM = 300  # rows whose answers take long enough for a bar
 
 
 def print_error(message: str) -> None:
@@ -77,6 +80,16 @@ def score_tables(title: str, scores: "Scores") -> Group:
     return Group(*parts)
 
 
+def scores_by_adapter(title: str, evaluated: Mapping[str, "Evaluation"]) -> Table:
+    """The main score of each adapter on its rows."""
+    made = table(escape(title), "adapter", "task", "rows", "score", "")
+    made.columns[1].justify = made.columns[3].justify = "left"
+    for name, mine in evaluated.items():
+        score = mine.task.main_score
+        made.add_row(name, mine.task.type, f"{mine.ledger.used:,}", score, cell(mine.scores.values[score]))
+    return made
+
+
 def confusion_table(confusion: "Confusion") -> Table:
     """Gold labels down, predicted ones across; of very many labels, the pairs most often mistaken."""
     if len(confusion.labels) > MOST_ACROSS:
@@ -110,19 +123,26 @@ def cell(value: Any) -> str:
 
 
 @contextmanager
-def bar_for(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def bar_for(what: str, *, quiet: bool = False, console: Console = err) -> Iterator[Callable[[int, int], None]]:
     """A bar while something long goes on, in a terminal; gives the function that moves it."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=err,
+        console=console,
         transient=True,
-        disable=quiet or not err.is_terminal,
+        disable=quiet or not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # what a program reads is left alone
     ) as bar:
         shown = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(shown, completed=done, total=total)
+
+
+def answers_bar(rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
+    """The bar beside the answers to many rows: below them where they go to the terminal, else on standard error."""
+    console = out if sys.stdout.isatty() else err
+    return bar_for("predicting", quiet=rows < BAR_FROM or not console.file.isatty(), console=console)
 
 
 def megabytes(size: int) -> str:

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import click
 
-from peftlab.recipe import DataSection, Quantization, parse_override
+from peftlab.recipe import DataSection, Quantization, bytes_in, parse_override
 
 store_option = click.option(
     "--store", default="adapters", show_default=True, metavar="DIR", help="Folder that holds the adapters."
@@ -25,6 +25,32 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 trust_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code that comes with the base, if an adapter needs it."
+)
+
+
+def _bytes(_: click.Context, __: click.Parameter, size: str | None) -> int | None:
+    try:
+        return None if size is None else bytes_in(size)
+    except ValueError as error:
+        raise click.BadParameter(f"'{size}' {error}.") from None
+
+
+memory_option = click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=_bytes,
+    help="Hold at most so much of adapters in memory, as in 2GiB, and read the others again when a row needs them.",
+)
+slots_option = click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep at most N adapters ready to answer at a time, on the device.",
+)
+by_option = click.option(
+    "--by",
+    metavar="COLUMN",
+    help="Take the adapter of each row from this column: a name, or name@version. Then there is no ADAPTER.",
 )
 format_option = click.option(
     "--format",

@@ -1,6 +1,5 @@
 """`peftlab predict`."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +8,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peftlab.cli.options import (
+    by_option,
     columns_option,
     device_option,
     format_option,
     json_option,
+    memory_option,
     quantization_option,
+    slots_option,
     store_option,
     trust_option,
 )
+from peftlab.errors import Problems
+from peftlab.recipe import DataSection
+from peftlab.tasks.asking import read_asked
 
 if TYPE_CHECKING:
     from peftlab.data import Row
     from peftlab.runtime import Bank
+    from peftlab.tasks import Task
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
 
 
 @click.command()
-@click.argument("adapters", metavar="ADAPTER[,ADAPTER…]")
+@click.argument("adapters", metavar="[ADAPTER[,ADAPTER…]]", required=False)
 @click.argument("texts", metavar="[TEXT]…", nargs=-1)
 @click.option(
     "--context", metavar="TEXT|@FILE", help="What every TEXT is about: a question's context, a pair's second text."
@@ -38,6 +44,7 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
     metavar="FILE",
     help="Read rows from FILE: one text a line, or the columns of a .jsonl, .json, .csv, .tsv, .conll or .parquet.",
 )
+@by_option
 @format_option
 @columns_option
 @click.option(
@@ -50,59 +57,107 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
 @store_option
 @device_option
 @quantization_option
+@memory_option
+@slots_option
 @trust_option
 def predict(
-    adapters: str,
+    adapters: str | None,
     texts: tuple[str, ...],
     context: str | None,
     file: str | None,
+    by: str | None,
     data_format: str,
     columns: dict[str, str],
     scheme: str | None,
     as_json: bool,
     store: str,
-    device: str,
-    quantization: str | None,
-    trust_remote_code: bool,
+    **settings: Any,
 ) -> None:
     """Run texts through one adapter, or through several on the same resident base.
 
-    Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version.
+    Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version; with
+    --by, each row of --file has its own.
     Relations are asked as "<e1>Ada</e1> founded <e2>Solwind</e2>." With --json, each row and adapter gives one line
     with `adapter`, what was asked, and the prediction.
     """
-    rows = _rows(texts, file, data_format, columns)
+    refuse_beside(by, adapters, *texts)
+    _refuse_together(by, file, data_format, columns, scheme, as_json)
     about = _context(context)
-    names = list(dict.fromkeys(name.strip() for name in adapters.split(",") if name.strip()))
-    resolve_first(names, store)
+    with Problems() as problems:
+        if by:
+            asked, tasks = _rows_by(by, str(file), data_format, columns, store, problems)
+        else:
+            rows = _rows(texts, file, data_format, columns)
+            tasks = resolve_first(_names(adapters), store)
+            asked = [(name, row) for row in rows for name in tasks]
+        asked = [(name, _with_context(row, about, name, tasks[name])) for name, row in asked]
+        _refuse_untagged(scheme, tasks)
+        for _ in read_asked(asked, tasks, problems):
+            pass  # only for the problems: whatever cannot be asked is told before anything is computed
 
     from peftlab.cli.display import print_notes
     from peftlab.runtime import load
 
-    settings: dict[str, Any] = {"quantization": quantization, "trust_remote_code": trust_remote_code}
-    bank = load(*names, store=store, device=device, **settings)
+    bank = load(*tasks, store=store, **settings)
     print_notes(bank.notes)
-    chosen = [name for _ in rows for name in names]
-    asked = [_with_context(row, about, name, bank) for row in rows for name in names]
-    answers = bank.predict(asked, adapters=chosen)
-    if as_json:
-        for answer in answers:
-            click.echo(json.dumps(answer.as_dict(), ensure_ascii=False))
-        return
-    from peftlab.cli.predictions import print_answers, print_conll
-
-    if scheme:
-        print_conll(answers, scheme)
-    else:
-        print_answers(answers, bank)
+    _print(bank, asked, scheme, as_json)
 
 
-def resolve_first(names: list[str], store: str) -> None:
-    """A wrong name is told at once, not after seconds of imports."""
+def _print(bank: "Bank", asked: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
+    """Answers as they come, a bar beside those of many rows."""
+    from peftlab.cli.display import answers_bar
+    from peftlab.cli.predictions import print_answers, print_conll, print_json
+
+    with answers_bar(len(asked)) as moved:
+        answers = bank.stream(asked, told=lambda done: moved(done, len(asked)))
+        if as_json:
+            print_json(answers)
+        elif scheme:
+            print_conll(answers, scheme)
+        else:
+            print_answers(answers, {name: bank.task(name) for name in bank.names})
+
+
+def refuse_beside(by: str | None, *names: str | None) -> None:
+    """Adapters come from arguments or from a column of the rows: one of the two."""
+    given = [name for name in names if name]
+    if by and given:
+        raise click.UsageError(
+            f"with --by, the column '{by}' names the adapter of each row; leave '{given[0]}' out, or --by."
+        )
+    if not (by or given):
+        raise click.UsageError("name an ADAPTER, or with --by COLUMN the column of the rows that names theirs.")
+
+
+def resolve_first(names: list[str], store: str) -> "dict[str, Task]":
+    """The tasks of adapters; a wrong name is told at once, not after seconds of imports."""
     from peftlab.store import Store
 
-    for name in names:
-        Store(store).verify(name)
+    return {name: Store(store).verify(name).task for name in names}
+
+
+def _names(adapters: str | None) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in (adapters or "").split(",") if name.strip()))
+
+
+def _refuse_together(
+    by: str | None, file: str | None, data_format: str, columns: dict[str, str], scheme: str | None, as_json: bool
+) -> None:
+    """Options that have nothing to work on, or that another one leaves nothing."""
+    if scheme and as_json:
+        raise click.UsageError("--conll and --json are two ways to print the same; give one of them.")
+    if file and _is_table(file, data_format):
+        return
+    endings = ", ".join(TABLES)
+    for option, given in (("--by", by), ("--column", columns), ("--format", data_format != "auto" and not file)):
+        if given:
+            raise click.UsageError(f"{option} is for rows with columns: give a {endings} with --file, or its --format.")
+
+
+def _refuse_untagged(scheme: str | None, tasks: "dict[str, Task]") -> None:
+    for name, task in tasks.items():
+        if scheme and task.type != "token-classification":
+            raise click.UsageError(f"{name} has no tags to print; --conll is for token classification.")
 
 
 def _rows(
@@ -112,7 +167,7 @@ def _rows(
         raise click.UsageError("give texts as arguments or with --file, not both.")
     if texts:
         return list(texts)
-    if file and (data_format != "auto" or Path(file).suffix.lower() in TABLES):
+    if file and _is_table(file, data_format):
         return _table_rows(file, data_format, columns)
     if file:
         return _lines(_file_text(Path(file)))
@@ -121,14 +176,30 @@ def _rows(
     return _lines(sys.stdin.read())
 
 
+def _is_table(file: str, data_format: str) -> bool:
+    return data_format != "auto" or Path(file).suffix.lower() in TABLES
+
+
 def _table_rows(file: str, data_format: str, columns: dict[str, str]) -> "list[Row]":
     from peftlab.data.loading import read_split
-    from peftlab.errors import Problems
-    from peftlab.recipe import DataSection
 
     with Problems() as problems:
-        section = DataSection.model_validate({"train": file, "format": data_format, "columns": columns})
-        return read_split(section, file, problems, key="").rows
+        return read_split(_section(file, data_format, columns), file, problems, key="").rows
+
+
+def _rows_by(
+    by: str, file: str, data_format: str, columns: dict[str, str], store: str, problems: Problems
+) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
+    """The rows of a file with their adapters' names, and the tasks of these."""
+    from peftlab.data.named_rows import read_named
+    from peftlab.store import Store
+
+    named = read_named(_section(file, data_format, columns), file, by, problems, find=Store(store).edition)
+    return list(named), resolve_first(list(dict.fromkeys(name for name, _ in named)), store)
+
+
+def _section(file: str, data_format: str, columns: dict[str, str]) -> DataSection:
+    return DataSection.model_validate({"train": file, "format": data_format, "columns": columns})
 
 
 def _context(context: str | None) -> str | None:
@@ -143,13 +214,13 @@ def _file_text(file: Path) -> str:
         raise click.UsageError(f"{file}: {reason}.") from None
 
 
-def _with_context(row: "str | Row", context: str | None, name: str, bank: "Bank") -> Any:
+def _with_context(row: Any, context: str | None, name: str, task: "Task") -> Any:
     """The row with the context under the name that the adapter's task has for it."""
     if context is None:
         return row
-    first, *others = bank.task(name).input_columns
+    first, *others = task.input_columns
     if not others:
-        raise click.UsageError(f"--context is nothing that {name} ({bank.task(name).type}) takes.")
+        raise click.UsageError(f"--context is nothing that {name} ({task.type}) takes.")
     if isinstance(row, str):
         return {first: row, others[0]: context}
     return replace(row, fields={**row.fields, others[0]: context})

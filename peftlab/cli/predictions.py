@@ -1,7 +1,8 @@
 """How predictions look: one form a task, for people."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from rich.text import Text
@@ -11,20 +12,27 @@ from peftlab.data.markup import write_markup
 from peftlab.tasks.token_classification import Entities
 
 if TYPE_CHECKING:
-    from peftlab.runtime import Answer, Bank
+    from peftlab.runtime import Answer
+    from peftlab.tasks import Task
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
 BAR = 24  # characters of a full bar
 SHOWN = 5  # labels whose probability is told
 
 
-def print_answers(answers: Iterable["Answer"], bank: "Bank") -> None:
-    """Each answer by its task, after its adapter's name where there are several."""
+def print_json(answers: Iterable["Answer"]) -> None:
+    """An object a line."""
     for answer in answers:
-        task = bank.task(answer.adapter)
+        click.echo(json.dumps(answer.as_dict(), ensure_ascii=False))
+
+
+def print_answers(answers: Iterable["Answer"], tasks: Mapping[str, "Task"]) -> None:
+    """Each answer by its adapter's task, after its adapter's name where there are several."""
+    width = max(map(len, tasks), default=0)
+    for answer in answers:
+        task = tasks[answer.adapter]
         shown = FORMS[task.type](answer.as_dict(), task)
-        if len(bank.names) > 1:
-            width = max(map(len, bank.names))
+        if len(tasks) > 1:
             shown = Text.assemble((f"{answer.adapter:<{width}}  ", "dim"), shown)
         out.print(shown)
 
@@ -32,9 +40,7 @@ def print_answers(answers: Iterable["Answer"], bank: "Bank") -> None:
 def print_conll(answers: Iterable["Answer"], scheme: str) -> None:
     """A word and its tag a line, a blank line between texts."""
     for answer in answers:
-        if not isinstance(answer.prediction, Entities):
-            raise click.UsageError(f"{answer.adapter} has no tags to print; --conll is for token classification.")
-        click.echo(answer.prediction.as_conll(scheme))
+        click.echo(cast(Entities, answer.prediction).as_conll(scheme))
 
 
 def entities_form(fields: Mapping[str, Any], task: Any) -> Text:

@@ -112,6 +112,21 @@ def add_row_problems(errors: Iterable[RowError], problems: Problems) -> None:
         problems.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
 
 
+def add_broken_rows(broken: Sequence[tuple[str, str]], problems: Problems, *, read: int) -> None:
+    """Tell (place, what is wrong) of some of the rows `read`: once, if it is the same with every one of them."""
+    if read == len(broken) > 1 and len({message for _, message in broken}) == 1:
+        _add_once(*broken[0], problems)
+    else:
+        add_row_problems([RowError(f"{where}: {message}") for where, message in broken], problems)
+
+
+def _add_once(where: str, message: str, problems: Problems) -> None:
+    """Something wrong with every row, such as a column's name: told once a file, however it is carved into splits."""
+    file = where.rpartition(":")[0]
+    if not any(told.message == message and told.where.startswith(file) for told in problems.found):
+        problems.add(message, where=f"{where} and every other row")
+
+
 def _read_dataset(section: DataSection, key: str, split: str, problems: Problems) -> list[Row | RowError] | None:
     try:
         return list(read_dataset(str(section.dataset), section.subset, split))

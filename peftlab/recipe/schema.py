@@ -50,12 +50,15 @@ def bytes_in(size: str) -> int:
     """
     written = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(BYTES)})", size)
     if not written:
-        raise ValueError(f"should be a number and one of {', '.join(BYTES)}, as in 2GiB; null for none")
+        raise ValueError(f"should be a number and one of {', '.join(BYTES)}, as in 2GiB")
     return int(float(written[1]) * BYTES[written[2]])
 
 
 def _size(written: str) -> str:
-    bytes_in(written)
+    try:
+        bytes_in(written)
+    except ValueError as error:
+        raise ValueError(f"{error}; null for none") from None
     return written
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from peftlab.errors import IntegrityError
 from peftlab.store import Adapter, Store
-from peftlab.tasks import Task, task_from_manifest
+from peftlab.tasks import Task
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,7 +51,7 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
         IntegrityError: it is damaged, cannot be read, or is of a task that this version does not know.
     """
     adapter = store.verify(reference)
-    task = task_from_manifest(adapter.manifest["task"])
+    task = adapter.task
     for needed in (CONFIG, WEIGHTS):
         if needed not in adapter.manifest["files"]:
             raise IntegrityError(f"{adapter} was published without {needed}, so there is nothing to load.")

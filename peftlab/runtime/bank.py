@@ -19,7 +19,6 @@ import transformers
 from peft import PeftModel
 
 from peftlab.data import Row
-from peftlab.data.rows import RowError
 from peftlab.errors import AdapterNotFoundError, PeftlabError, Problems, suggest
 from peftlab.recipe import Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
@@ -38,11 +37,10 @@ from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
 from peftlab.runtime.tiers import Key, Tiers
 from peftlab.store import Adapter, Edition, Store
 from peftlab.tasks import Feature, Prediction, Task
+from peftlab.tasks.asking import Asked, read_asked
 from peftlab.tasks.predicting import predict_features
 from peftlab.tasks.tokenizing import Told, encode_examples
 
-Asked = str | Mapping[str, Any] | Row
-"""A text, or the columns that a task asks for."""
 QUANTIZATIONS = ("none", *get_args(Quantization))
 AT_A_TIME = 1024  # rows of a long list that are in memory as features
 Item = TypeVar("Item")
@@ -346,10 +344,13 @@ class Bank:
                 answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
             ]
 
-    def stream(self, rows: Iterable[tuple[str, Asked]]) -> Iterator[Answer]:
+    def stream(
+        self, rows: Iterable[tuple[str, Asked]], *, told: Callable[[int], None] = lambda done: None
+    ) -> Iterator[Answer]:
         """Answers to any number of (adapter's name, row), in order, with a bounded number of them in memory.
 
-        A name means the same version throughout. Adapters of the rows to come are prefetched.
+        A name means the same version throughout. Adapters of the rows to come are prefetched. `told` hears how many
+        rows are computed.
 
         Raises:
             AdapterNotFoundError, RecipeError: as for `predict`, of a chunk of rows; answers to those before it have
@@ -360,7 +361,8 @@ class Bank:
             for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
                 names = [name for name, _ in chunk]
                 examples = self._examples([row for _, row in chunk], names, meant, first)
-                yield from self._answers(list(zip(names, examples, strict=True)), meant)
+                told_of_rows = _in_rows(told, first - 1, len(chunk))
+                yield from self._answers(list(zip(names, examples, strict=True)), meant, told_of_rows)
                 first += len(chunk)
 
     def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: "_Meant") -> None:
@@ -378,13 +380,26 @@ class Bank:
                 read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told)
             )
 
-    def _answers(self, chunk: Sequence[tuple[str, Any]], meant: Mapping[str, Key]) -> list[Answer]:
+    def run_each(self, asked: Sequence[tuple[str, Any]], told: Told = lambda done, total: None) -> Iterator[Answer]:
+        """Answers to (adapter's name, example of its own task), in order; `told` hears how many are computed."""
+        done = 0
+        with self._request() as meant:
+            for chunk in _chunks(asked):
+                yield from self._answers(chunk, meant, _in_rows(lambda rows: told(rows, len(asked)), done, len(chunk)))
+                done += len(chunk)
+
+    def _answers(
+        self,
+        chunk: Sequence[tuple[str, Any]],
+        meant: Mapping[str, Key],
+        told: Told = lambda done, total: None,
+    ) -> list[Answer]:
         """One answer for each (name, example)."""
         groups = {name: [i for i, (other, _) in enumerate(chunk) if other == name] for name, _ in chunk}
         reads = {name: self._tiers.files(meant[name]) for name in groups}
         encoded = {name: self._encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
         asked = [(meant[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
-        outputs = iter(self._logits(asked))
+        outputs = iter(self._logits(asked, told))
         answers: dict[int, Answer] = {}
         for name, mine in groups.items():
             examples = [chunk[i][1] for i in mine]
@@ -415,14 +430,8 @@ class Bank:
         self, asked: Sequence[Asked], names: Sequence[str], meant: Mapping[str, Key], first: int = 1
     ) -> list[Any]:
         tasks = {name: self._tiers.files(meant[name]).task for name in dict.fromkeys(names)}
-        examples = []
         with Problems() as problems:
-            for number, (row, name) in enumerate(zip(asked, names, strict=True), start=first):
-                try:
-                    examples.append(tasks[name].read_input(_as_row(row, tasks[name], number)))
-                except RowError as error:
-                    problems.add(f"{error}", where=row.where if isinstance(row, Row) else f"row {number}")
-        return examples
+            return list(read_asked(zip(names, asked, strict=True), tasks, problems, first=first))
 
     def _names_for(self, rows: int, adapters: str | Sequence[str] | None) -> list[str]:
         if adapters is None:
@@ -487,6 +496,11 @@ def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:
         yield chunk
 
 
+def _in_rows(told: Callable[[int], None], before: int, rows: int) -> Told:
+    """Hears of the inputs that `rows` were made into, and tells how many rows that is, with those `before` them."""
+    return lambda done, total: told(before + rows * done // total)
+
+
 def _looked_ahead(chunks: Iterator[Item], told: Callable[[Item], None]) -> Iterator[Item]:
     """The same; `told` hears of each one before the one in front of it is used."""
     before: list[Item] = []
@@ -495,10 +509,3 @@ def _looked_ahead(chunks: Iterator[Item], told: Callable[[Item], None]) -> Itera
         yield from before
         before = [chunk]
     yield from before
-
-
-def _as_row(asked: Asked, task: Task, number: int) -> Row:
-    if isinstance(asked, Row):
-        return asked
-    fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)
-    return Row(fields, f"row {number}")

@@ -1,18 +1,19 @@
-"""`evaluate()`: a published adapter on labelled rows, scored by the very predictions that serving gives."""
+"""`evaluate()` and `evaluate_mixed()`: published adapters on labelled rows, scored by what serving predicts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from peftlab.data import Ledger
+from peftlab.data import Ledger, Split
 from peftlab.data.loading import read_split
+from peftlab.data.named_rows import NamedRow, read_named
 from peftlab.errors import Problem, Problems, RecipeError
 from peftlab.recipe import DataSection, Quantization
-from peftlab.runtime.bank import load
-from peftlab.store import Adapter
+from peftlab.runtime.bank import Answer, load
+from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
 from peftlab.tasks.label_sets import refuse_unknown
 from peftlab.tasks.tokenizing import Told
@@ -30,6 +31,15 @@ class Evaluation:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class MixedEvaluation:
+    """Each adapter's evaluation on its own rows, by its name there; `answers` are in the order of all rows."""
+
+    by_adapter: dict[str, Evaluation]
+    answers: list[Answer]
+    notes: list[str]
+
+
 def evaluate(
     adapter: str,
     data: str | Path,
@@ -41,6 +51,8 @@ def evaluate(
     store: str | Path = "adapters",
     device: str = "auto",
     quantization: Literal["none"] | Quantization | None = None,
+    memory: int | None = None,
+    slots: int | None = None,
     trust_remote_code: bool = False,
     told: Told = lambda done, total: None,
 ) -> Evaluation:
@@ -56,6 +68,7 @@ def evaluate(
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
         quantization: Hold the base so; None takes it as the adapter was tuned on; see `load`.
+        memory, slots: As for `load`.
         trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
         told: Hears how many inputs are done, and of how many.
 
@@ -65,27 +78,110 @@ def evaluate(
         IntegrityError: it is damaged, or was tuned on another base.
         RecipeError: rows cannot be read, or have labels that the adapter does not know; lists every problem.
     """
-    section = _section(
-        train=str(data),
-        format=data_format,
-        columns=dict(columns or {}),
-        header=list(header) if header else None,
-        encoding=encoding,
-    )
-    bank = load(adapter, store=store, device=device, quantization=quantization, trust_remote_code=trust_remote_code)
-    task = bank.task(adapter)
+    section = _section(data, data_format, columns, header, encoding)
+    base: dict[str, Any] = {"device": device, "quantization": quantization, "trust_remote_code": trust_remote_code}
+    bank = load(adapter, store=store, memory=memory, slots=slots, **base)
     with Problems() as problems:
         split = read_split(section, str(data), problems, key="")
-        ledger = Ledger(source=split.source)
-        examples = read_examples(task, split, ledger, problems)
-        refuse_unknown(task.labels, examples, task.labels_of, problems, split="the data", missing_in="the adapter")
+        rows = _labelled(bank.adapter(adapter), split, problems, called="the data")
+    return _scored(rows, bank.run(adapter, rows.examples, told), bank.notes)
+
+
+def evaluate_mixed(
+    data: str | Path,
+    *,
+    by: str,
+    data_format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    header: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    store: str | Path = "adapters",
+    device: str = "auto",
+    quantization: Literal["none"] | Quantization | None = None,
+    memory: int | None = None,
+    slots: int | None = None,
+    trust_remote_code: bool = False,
+    told: Told = lambda done, total: None,
+) -> MixedEvaluation:
+    """Score several adapters, of any tasks, on the labelled rows of one file, in one pass of one bank.
+
+    Args:
+        data: A file in any format that a recipe takes; each row has the columns of its own adapter's task.
+        by: The column that names each row's adapter: `name` or `name@version`.
+        data_format, columns, header, encoding, store, device, quantization, memory, slots, trust_remote_code: As for
+            `evaluate`.
+        told: Hears how many rows are done, and of how many.
+
+    Raises:
+        BaseNotFoundError: their base is nowhere.
+        IntegrityError: an adapter is damaged, or was tuned on another base than the first.
+        RecipeError: rows name no adapter, or none that there is, cannot be read, or have labels that their adapter does
+            not know; lists every problem.
+    """
+    section, shelf = _section(data, data_format, columns, header, encoding), Store(store)
+    with Problems() as problems:
+        named = read_named(section, str(data), by, problems, find=shelf.edition)
+        groups = _labelled_by_adapter(named, Path(data).name, shelf, problems)
+    base: dict[str, Any] = {"device": device, "quantization": quantization, "trust_remote_code": trust_remote_code}
+    bank = load(*groups, store=store, memory=memory, slots=slots, **base)
+    examples = {name: iter(rows.examples) for name, rows in groups.items()}
+    answers = list(bank.run_each([(name, next(examples[name])) for name, _ in named], told))
+    predictions: dict[str, list[Prediction]] = {name: [] for name in groups}
+    for answer in answers:
+        predictions[answer.adapter].append(answer.prediction)
+    scored = {name: _scored(rows, predictions[name], bank.notes) for name, rows in groups.items()}
+    return MixedEvaluation(scored, answers, bank.notes)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Rows of one adapter, read by its task."""
+
+    adapter: Adapter
+    task: Task
+    examples: list[Any]
+    ledger: Ledger
+
+
+def _labelled(adapter: Adapter, split: Split, problems: Problems, *, called: str) -> _Labelled:
+    """Whatever cannot be scored is added to `problems`."""
+    task, ledger = adapter.task, Ledger(source=split.source)
+    examples = read_examples(task, split, ledger, problems)
+    refuse_unknown(task.labels, examples, task.labels_of, problems, split=called, missing_in="the adapter")
     ledger.used = len(examples)
     ledger.targets = sum(task.count(example) + example.lost for example in examples)
-    predictions: list[Any] = bank.run(adapter, examples, told)
-    return Evaluation(bank.adapter(adapter), task, task.score(examples, predictions), ledger, predictions, bank.notes)
+    return _Labelled(adapter, task, examples, ledger)
 
 
-def _section(**values: Any) -> DataSection:
+def _labelled_by_adapter(
+    named: Iterable[NamedRow], source: str, shelf: Store, problems: Problems
+) -> dict[str, _Labelled]:
+    """Each adapter's rows, by its name; problems are told with it."""
+    splits: dict[str, Split] = {}
+    for name, row in named:
+        splits.setdefault(name, Split([], source)).rows.append(row)
+    groups = {}
+    for name, split in splits.items():
+        mine = Problems()
+        groups[name] = _labelled(shelf.resolve(name), split, mine, called="its rows")
+        problems.found += [replace(problem, key=name) for problem in mine.found]
+    return groups
+
+
+def _scored(rows: _Labelled, predictions: list[Any], notes: list[str]) -> Evaluation:
+    scores = rows.task.score(rows.examples, predictions)
+    return Evaluation(rows.adapter, rows.task, scores, rows.ledger, predictions, notes)
+
+
+def _section(
+    data: str | Path,
+    data_format: str,
+    columns: Mapping[str, str] | None,
+    header: Sequence[str] | None,
+    encoding: str,
+) -> DataSection:
+    values: dict[str, Any] = {"train": str(data), "format": data_format, "encoding": encoding}
+    values |= {"columns": dict(columns or {}), "header": list(header) if header else None}
     try:
         return DataSection.model_validate(values)
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from peftlab.data import Ledger, Rows, Split
-from peftlab.data.loading import add_row_problems
+from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, Problems, suggest
 from peftlab.recipe import TaskSection
@@ -51,18 +51,8 @@ def read_examples(task: Task, split: Split, ledger: Ledger, problems: Problems) 
         for what, count in example.notes.items():
             ledger.note(what, count)
         examples.append(example)
-    if ledger.read == len(broken) > 1 and len({message for _, message in broken}) == 1:
-        _add_once(*broken[0], problems)
-    else:
-        add_row_problems([RowError(f"{where}: {message}") for where, message in broken], problems)
+    add_broken_rows(broken, problems, read=ledger.read)
     return examples
-
-
-def _add_once(where: str, message: str, problems: Problems) -> None:
-    """Something wrong with every row, such as a column's name: told once a file, however it is carved into splits."""
-    file = where.rpartition(":")[0]
-    if not any(told.message == message and told.where.startswith(file) for told in problems.found):
-        problems.add(message, where=f"{where} and every other row")
 
 
 def task_description(task: Task) -> dict[str, Any]:
