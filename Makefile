@@ -13,7 +13,7 @@ swap: $(VENV)/.demo  ## 2,000 shuffled rows for seven adapters of three tasks, t
 	test -e adapters/ner-news/current || $(BIN)/peftlab tune recipes/ner-lora.yaml
 	test -e adapters/sentiment-shop/current || $(BIN)/peftlab tune recipes/sentiment-shop.yaml
 	$(BIN)/python recipes/data/mix.py mixed.jsonl
-	$(BIN)/peftlab evaluate --by adapter mixed.jsonl
+	$(BIN)/peftlab evaluate --by adapter --data mixed.jsonl
 
 test: $(VENV)/.test  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

@@ -14,6 +14,7 @@ from peftlab.cli.options import (
     format_option,
     json_option,
     memory_option,
+    precision_option,
     quantization_option,
     slots_option,
     store_option,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @store_option
 @device_option
 @quantization_option
+@precision_option
 @memory_option
 @slots_option
 @trust_option

@@ -41,6 +41,13 @@ memory_option = click.option(
     callback=_bytes,
     help="Hold at most so much of adapters in memory, as in 2GiB, and read the others again when a row needs them.",
 )
+precision_option = click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="What an unquantized base computes in; auto is bf16 on a CPU with AMX, else fp32.",
+)
 slots_option = click.option(
     "--slots",
     type=click.IntRange(min=1),

@@ -14,6 +14,7 @@ from peftlab.cli.options import (
     format_option,
     json_option,
     memory_option,
+    precision_option,
     quantization_option,
     slots_option,
     store_option,
@@ -57,6 +58,7 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
 @store_option
 @device_option
 @quantization_option
+@precision_option
 @memory_option
 @slots_option
 @trust_option

@@ -13,6 +13,7 @@ from peftlab.data.named_rows import NamedRow, read_named
 from peftlab.errors import Problem, Problems, RecipeError
 from peftlab.recipe import DataSection, Quantization
 from peftlab.runtime.bank import Answer, load
+from peftlab.runtime.resident_base import Precision
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
 from peftlab.tasks.label_sets import refuse_unknown
@@ -51,6 +52,7 @@ def evaluate(
     store: str | Path = "adapters",
     device: str = "auto",
     quantization: Literal["none"] | Quantization | None = None,
+    precision: Precision = "auto",
     memory: int | None = None,
     slots: int | None = None,
     trust_remote_code: bool = False,
@@ -68,7 +70,7 @@ def evaluate(
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
         quantization: Hold the base so; None takes it as the adapter was tuned on; see `load`.
-        memory, slots: As for `load`.
+        precision, memory, slots: As for `load`.
         trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
         told: Hears how many inputs are done, and of how many.
 
@@ -80,7 +82,8 @@ def evaluate(
     """
     section = _section(data, data_format, columns, header, encoding)
     base: dict[str, Any] = {"device": device, "quantization": quantization, "trust_remote_code": trust_remote_code}
-    bank = load(adapter, store=store, memory=memory, slots=slots, **base)
+    base |= {"precision": precision, "memory": memory, "slots": slots}
+    bank = load(adapter, store=store, **base)
     with Problems() as problems:
         split = read_split(section, str(data), problems, key="")
         rows = _labelled(bank.adapter(adapter), split, problems, called="the data")
@@ -98,6 +101,7 @@ def evaluate_mixed(
     store: str | Path = "adapters",
     device: str = "auto",
     quantization: Literal["none"] | Quantization | None = None,
+    precision: Precision = "auto",
     memory: int | None = None,
     slots: int | None = None,
     trust_remote_code: bool = False,
@@ -108,8 +112,8 @@ def evaluate_mixed(
     Args:
         data: A file in any format that a recipe takes; each row has the columns of its own adapter's task.
         by: The column that names each row's adapter: `name` or `name@version`.
-        data_format, columns, header, encoding, store, device, quantization, memory, slots, trust_remote_code: As for
-            `evaluate`.
+        data_format, columns, header, encoding, store, device, quantization, precision, memory, slots,
+            trust_remote_code: As for `evaluate`.
         told: Hears how many rows are done, and of how many.
 
     Raises:
@@ -123,7 +127,8 @@ def evaluate_mixed(
         named = read_named(section, str(data), by, problems, find=shelf.edition)
         groups = _labelled_by_adapter(named, Path(data).name, shelf, problems)
     base: dict[str, Any] = {"device": device, "quantization": quantization, "trust_remote_code": trust_remote_code}
-    bank = load(*groups, store=store, memory=memory, slots=slots, **base)
+    base |= {"precision": precision, "memory": memory, "slots": slots}
+    bank = load(*groups, store=store, **base)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}
     answers = list(bank.run_each([(name, next(examples[name])) for name, _ in named], told))
     predictions: dict[str, list[Prediction]] = {name: [] for name in groups}
