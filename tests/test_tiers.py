@@ -216,6 +216,8 @@ def test_one_batch_may_need_more_than_the_memory_and_gives_it_back(common_store,
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", memory=size)
     assert_right(bank, expected, *bank.names)
     assert bank.bytes == size
+    assert len(in_slots(bank)) == 1
+    assert in_slots(bank) == in_memory(bank)
 
 
 def test_adapters_of_other_sizes_share_the_memory(common_store, expected):
