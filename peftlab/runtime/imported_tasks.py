@@ -39,7 +39,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Blank:
-    """The task's Transformers class without weights: its module names, and the tensors that are as wide as its labels."""
+    """The task's Transformers class without weights: its modules' names, and the tensors as wide as its labels."""
 
     modules: list[str]
     outputs: list[str]

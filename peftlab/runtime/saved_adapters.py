@@ -145,19 +145,21 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 def _unservable(config: Mapping[str, Any]) -> Iterator[str]:
     """Every reason for which an adapter of this configuration cannot be served."""
-    kind = config.get("peft_type")
+    kind, held = config.get("peft_type"), config.get("modules_to_save")
     if kind in PROMPTS:
         yield (
             f"{kind}: PEFT puts its virtual tokens in front of a whole model, where they share passes with no other "
             "adapter and take positions of the labels. Tune it anew with method prompt, p-tuning or prefix."
         )
-    elif kind not in SERVED_TYPES:
+    elif not isinstance(kind, str) or kind not in SERVED_TYPES:
         yield f"peft_type is {kind!r}, which peftlab does not serve. {suggest(str(kind), SERVED_TYPES)}"
     if config.get("init_lora_weights") not in KEEPS_THE_BASE:
         yield (
-            f"init_lora_weights is {config['init_lora_weights']!r}: it was trained on a base whose weights were changed "
+            f"init_lora_weights is {config['init_lora_weights']!r}: it was trained on a base with other weights, made "
             "for it. Have PEFT convert it: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
         )
+    if held is not None and not (isinstance(held, list) and all(isinstance(name, str) for name in held)):
+        yield f"modules_to_save should be a list of names, not {held!r}."
     for key, reason in REFUSED_KEYS.items():
         if config.get(key):
             yield f"{key}: {reason}."
