@@ -71,7 +71,8 @@ def show(adapter: str, as_json: bool, store: str) -> None:
     trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
     out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
     out.print(f"data    {_data(manifest)}, inputs of up to {manifest['max_length']} tokens")
-    out.print(f"made by {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
+    made = "imported by" if "imported" in manifest else "made by"
+    out.print(f"{made} {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
     _print_origin(manifest)
     for split, scores in manifest["scores"].items():
         out.print(score_tables(f"{split.capitalize()} scores", Scores.from_dict(scores)))

@@ -137,7 +137,7 @@ def _find_base(saved: SavedAdapter, asked: str | None, trust_remote_code: bool) 
     )
     if files.source == "local folder":
         files = replace(files, model=str(files.folder.absolute()))
-    notes = [f"'{saved.source}' does not tell which weights it was trained on: they are taken to be those found here."]
+    notes = [f"'{saved.source}' does not tell which weights its base had in training: taken are those found here."]
     if wanted and files.revision != wanted:
         notes.append(f"it names revision '{wanted}' of its base; found was {files.revision or 'one without a number'}.")
     if asked and named and named != asked:
@@ -285,7 +285,7 @@ class _Entry:
             "main_score": task.main_score,
             "seconds": round(time.monotonic() - self.began, 1),
             "imported": {
-                "source": saved.source,
+                "source": saved.origin,
                 "place": saved.place,
                 "commit": saved.commit,
                 "peft_version": saved.config.get("peft_version"),

@@ -48,6 +48,11 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
 
     @property
+    def origin(self) -> str:
+        """`source`, told so that it means the same in any folder."""
+        return str(self.folder.absolute()) if self.commit is None else self.source
+
+    @property
     def method(self) -> str:
         """Our name for PEFT's type."""
         return SERVED_TYPES[self.config["peft_type"]]
@@ -148,8 +153,8 @@ def _unservable(config: Mapping[str, Any]) -> Iterator[str]:
     kind, held = config.get("peft_type"), config.get("modules_to_save")
     if kind in PROMPTS:
         yield (
-            f"{kind}: PEFT puts its virtual tokens in front of a whole model, where they share passes with no other "
-            "adapter and take positions of the labels. Tune it anew with method prompt, p-tuning or prefix."
+            f"{kind}: PEFT adds its virtual tokens in a forward of its own around the whole model, which rows of other "
+            "adapters cannot share. Tune it anew with method prompt, p-tuning or prefix."
         )
     elif not isinstance(kind, str) or kind not in SERVED_TYPES:
         yield f"peft_type is {kind!r}, which peftlab does not serve. {suggest(str(kind), SERVED_TYPES)}"
