@@ -134,15 +134,15 @@ def _types(names: Sequence[str], problems: Problems) -> list[str]:
 
 
 def blank_model(task: Task, files: BaseFiles, tokenizer: Any, *, trust_remote_code: bool) -> Blank:
-    """What can be known of the task's model before any weight is read."""
+    """What can be known of the task's model before any weight is read; a question's head has two outputs in any case."""
     trusted = {"trust_remote_code": trust_remote_code}
     model_class, shapes = getattr(transformers, task.auto_class), []
-    for outputs in (2, 3):
+    for outputs in (2,) if task.type == "question-answering" else (2, 3):
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, num_labels=outputs)
         with torch.device("meta"):
             model = model_class.from_config(config, **trusted)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
-    wide = [name for name, shape in shapes[0].items() if shape != shapes[1][name]]
+    wide = [name for name, shape in shapes[0].items() if shape != shapes[-1][name]]
     return Blank([name for name, _ in model.named_modules() if name], wide, max_input_length(tokenizer, model))
 
 

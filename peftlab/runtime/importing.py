@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -41,10 +41,8 @@ from peftlab.tasks import task_description
 TOLERANCE = 1e-4  # of the largest logit
 PROBE = (4, 16)  # rows × tokens
 VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "tokenizers")
-UNFIT = (
-    "Was it trained on another base (--base), or for another task (--task)? What is missing was not saved with it: "
-    "PEFT saves what modules_to_save names."
-)
+UNFIT = "Was it trained on another base (--base), or for another task (--task)?"
+UNSAVED = "What is missing was not saved with it: PEFT saves what modules_to_save names."
 
 
 @dataclass(frozen=True)
@@ -189,37 +187,56 @@ class _Entry:
         Raises:
             IntegrityError: it does not fit the base, or answers otherwise than with plain PEFT.
         """
-        tensors = in_our_order(self.saved.tensors, self.blank.outputs, self.told.order)
+        model, new = self._whole_model()
+        kept = self._kept(model, new)
+        tensors = in_our_order(self.saved.tensors, self.blank.outputs, self.told.order) | kept
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        config = self._config()
+        config = self._config(tensors.keys())
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
         unpublished = _Unpublished(self.saved.source, 0, folder, {})
         served, weights = self._served(AdapterFiles(unpublished, self.told.task, config, tensors))
-        plain = self._plain()
+        self._check_whole(new)
+        plain = self._plain(model)
         difference, largest = float((served - plain).abs().max()), float(plain.abs().max())
         if not difference <= TOLERANCE * largest:  # also for NaN
             raise IntegrityError(
                 f"'{self.saved.source}' was not imported: its logits (up to {largest:.3g}) differ by {difference:.3g} "
                 "from those that plain PEFT gives. Please report this with the adapter."
             )
-        manifest = self._manifest(name, weights, {"difference": difference, "largest_logit": largest})
+        compared = {"difference": difference, "largest_logit": largest}
+        manifest = self._manifest(name, weights, config["modules_to_save"], compared)
         (folder / "README.md").write_text(imported_card(manifest), encoding="utf8")
         return manifest
 
-    def _config(self) -> dict[str, Any]:
+    def _whole_model(self) -> tuple[PreTrainedModel, set[str]]:
+        """The task's model as Transformers loads it, and the names of what the base's checkpoint lacks of it."""
+        trusted: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        with _in_words(f"base '{self.files.model}' cannot be loaded"):
+            return load_with_head(self.files, self.told.task, device=self.device, **trusted)
+
+    def _kept(self, model: PreTrainedModel, new: set[str]) -> dict[str, torch.Tensor]:
+        """What of the head is the checkpoint's own, such as ModernBERT's, and so was not saved with the adapter."""
+        inside = f"{model.base_model_prefix}."
+        outside = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
+        own = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in outside.items() if name not in new}
+        return {name: tensor.cpu().clone() for name, tensor in own.items() if name not in self.saved.tensors}
+
+    def _config(self, tensors: Set[str]) -> dict[str, Any]:
         """PEFT's, with modules by their whole names, and without what would begin or name anything anew."""
         known = {key: value for key, value in self.saved.config.items() if key not in self.saved.unknown_keys}
         base = {"base_model_name_or_path": self.files.model, "revision": self.files.revision, "inference_mode": True}
-        if "init_lora_weights" in known:
-            base["init_lora_weights"] = True
-        return known | base | {"modules_to_save": self._held() or None}
+        begun = {"init_lora_weights": True, "eva_config": None}
+        base |= {key: value for key, value in begun.items() if key in known}
+        return known | base | {"modules_to_save": self._held(tensors)}
 
-    def _held(self) -> list[str]:
-        """The outermost modules that its files hold whole."""
+    def _held(self, tensors: Set[str]) -> list[str]:
+        """The outermost modules that its files hold whole: PEFT goes by the ends of their names."""
         ends, names = tuple(self.saved.config.get("modules_to_save") or ()), list[str]()
+        kept = {tensor.removeprefix(PEFT_PREFIX).rpartition(".")[0] for tensor in tensors - self.saved.tensors.keys()}
         for name in self.blank.modules:
-            inside = any(tensor.startswith(f"{PEFT_PREFIX}{name}.") for tensor in self.saved.tensors)
-            if name.endswith(ends) and inside and not any(name.startswith(f"{outer}.") for outer in names):
+            inside = any(tensor.startswith(f"{PEFT_PREFIX}{name}.") for tensor in tensors)
+            asked = name in kept or (name.endswith(ends) and inside)
+            if asked and not any(name.startswith(f"{outer}.") for outer in names):
                 names.append(name)
         return names
 
@@ -233,7 +250,8 @@ class _Entry:
             try:
                 attached = attach(read, backbone, self.files, trust_remote_code=self.trust_remote_code)
             except IntegrityError as error:
-                raise IntegrityError(f"{error}\n{UNFIT}") from error
+                advice = f"{UNFIT} {UNSAVED}" if ": missing" in str(error) else UNFIT
+                raise IntegrityError(f"{error}\n{advice}") from error
             router, inputs = Router(backbone), _probe(backbone)
             resident, _ = resident_of(read, attached, router)
             if resident.routed:
@@ -241,12 +259,9 @@ class _Entry:
             return read.task.logits(resident.model(**inputs)).float().cpu(), weights
 
     @torch.inference_mode()
-    def _plain(self) -> torch.Tensor:
+    def _plain(self, model: PreTrainedModel) -> torch.Tensor:
         """The logits that PEFT and Transformers give with the files as they came, its outputs in our order."""
-        trusted: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         with _in_words(f"PEFT cannot put '{self.saved.source}' on '{self.files.model}'"):
-            model, new = load_with_head(self.files, self.told.task, device=self.device, **trusted)
-            self._check_whole(new)
             adapted = PeftModel.from_pretrained(model, self.saved.folder).to(model.device).eval()
             logits = self.told.task.logits(adapted(**_probe(model))).float().cpu()
         return logits[..., self.told.order] if self.told.order else logits
@@ -260,7 +275,7 @@ class _Entry:
                 f"{', '.join(lost)}, which was made anew when it was trained, and not saved."
             )
 
-    def _manifest(self, name: str, weights: int, compared: dict[str, float]) -> dict[str, Any]:
+    def _manifest(self, name: str, weights: int, held: list[str], compared: dict[str, float]) -> dict[str, Any]:
         saved, task = self.saved, self.told.task
         trained = sum(tensor.numel() for tensor in saved.tensors.values())
         return {
@@ -276,7 +291,7 @@ class _Entry:
                 "quantization": None,
                 "bytes": {"fp32": 4 * weights, "in memory": 4 * weights},
             },
-            "head_modules": self._held(),
+            "head_modules": held,
             "method": saved.method,
             "max_length": self.max_length or self.blank.max_length,
             "parameters": {"trained": trained, "base": weights},

@@ -20,7 +20,7 @@ from peftlab.store import MANIFEST
 
 PICKLED = "adapter_model.bin"
 AS_SAFETENSORS = (
-    f"{PICKLED} is a pickle, which peftlab does not open. Where you trust it, load it with PEFT and save it with "
+    "that is a pickle, which peftlab does not open. Where you trust it, load it with PEFT and save it with "
     "`model.save_pretrained(folder)`, which writes safetensors."
 )
 PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
@@ -31,6 +31,7 @@ KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 REFUSED_KEYS = {
     "layer_replication": "it doubles layers of the base",
     "alora_invocation_tokens": "it is active from certain tokens on, and peftlab's adapters are on every token",
+    "trainable_token_indices": "it changes single rows of the embeddings, and peftlab's adapters whole modules",
     "arrow_config": "it chooses among other adapters",
     "megatron_config": "it needs Megatron's layers",
 }
@@ -121,11 +122,11 @@ def _check_files(source: str, folder: Path) -> None:
         return
     reason = f"'{source}' is no adapter as PEFT saves it: there is no {' and no '.join(missing)} in {folder}."
     if WEIGHTS in missing and (folder / PICKLED).exists():
-        raise IntegrityError(f"{reason} {AS_SAFETENSORS}")
+        raise IntegrityError(f"{reason} There is an {PICKLED}: {AS_SAFETENSORS}")
     inside = sorted(inner.name for inner in folder.iterdir() if (inner / CONFIG).is_file())
     advice = f" There are adapters inside: {', '.join(inside)}." if inside else ""
     if WEIGHTS in missing and CONFIG not in missing:
-        advice = f" If it has an {AS_SAFETENSORS}"
+        advice = f" If it has an {PICKLED}: {AS_SAFETENSORS}"
     raise IntegrityError(f"{reason}{advice}")
 
 
