@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from peft import get_peft_model as with_peft
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 import peftlab
@@ -228,7 +228,7 @@ def refused(folder, tmp_path, kind="classes", **changes):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("classes", {"labels": ["a", "b"]}, "labels: the head has 3 outputs (classifier), and 2 labels are named: a, b."),
+        ("classes", {"labels": ["a", "b"]}, "labels: the head has 3 outputs (classifier), and 2 labels are named: a"),
         ("classes", {"labels": None}, "labels: the labels of the head, in its order, are not told. Name each one"),
         ("classes", {"labels": ["a"]}, "one label is nothing to tell apart"),
         ("classes", {"labels": ["a", "b", "a"]}, "labels: 'a' is there twice"),

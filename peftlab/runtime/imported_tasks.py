@@ -134,7 +134,7 @@ def _types(names: Sequence[str], problems: Problems) -> list[str]:
 
 
 def blank_model(task: Task, files: BaseFiles, tokenizer: Any, *, trust_remote_code: bool) -> Blank:
-    """What can be known of the task's model before any weight is read; a question's head has two outputs in any case."""
+    """What is known of the task's model before any weight is read; a question's head always has two outputs."""
     trusted = {"trust_remote_code": trust_remote_code}
     model_class, shapes = getattr(transformers, task.auto_class), []
     for outputs in (2,) if task.type == "question-answering" else (2, 3):
