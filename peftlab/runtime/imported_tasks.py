@@ -97,8 +97,8 @@ def _check_options(kind: str, multi_label: bool, threshold: float | None, proble
     if multi_label and kind != "text-classification":
         problems.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Take it out.")
     if threshold is not None and not multi_label:
-        problems.add("a threshold is for several labels.", key="threshold", hint="Take it out, or say multi_label.")
-    if threshold is not None and not 0 < threshold < 1:
+        problems.add("a threshold is for several labels.", key="threshold", hint="Take it out, or say --multi-label.")
+    elif threshold is not None and not 0 < threshold < 1:
         problems.add(f"should lie between 0 and 1, not {threshold:g}.", key="threshold")
 
 
