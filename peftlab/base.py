@@ -47,6 +47,7 @@ PACKAGES = {
 HASHES = "sha256.json"  # in the cache folder
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 HUB_FILES_WITH_CODE = [*HUB_FILES, "*.py"]
+PARTLY = "only partly there"
 
 
 @dataclass(frozen=True)
@@ -407,27 +408,27 @@ def _hub(section: BaseSection) -> BaseFiles | str:
 
 def _snapshot(section: BaseSection, *, local_files_only: bool) -> Path | str:
     """The folder of a Hub snapshot with weights in it, or why there is none."""
+    wanted = HUB_FILES_WITH_CODE if section.trust_remote_code else HUB_FILES
+    folder = hub_snapshot(section.model, section.revision, wanted, local_files_only=local_files_only)
+    if isinstance(folder, str) or not local_files_only:
+        return folder
+    return folder if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file() else PARTLY
+
+
+def hub_snapshot(name: str, revision: str | None, files: list[str], *, local_files_only: bool) -> Path | str:
+    """The folder of a Hub repository's snapshot with those of its files that match, or why there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": files, "local_files_only": local_files_only}
     try:
-        folder = Path(
-            snapshot_download(
-                section.model,
-                revision=section.revision,
-                local_files_only=local_files_only,
-                allow_patterns=HUB_FILES_WITH_CODE if section.trust_remote_code else HUB_FILES,
-            )
-        )
+        return Path(snapshot_download(name, **options))
     except LocalEntryNotFoundError:
         return "not there" if local_files_only else "it cannot be reached"
     except HFValidationError:
         return "not a Hub id (owner/name)"
     except (HfHubHTTPError, OSError) as error:
         return (str(error).strip() or type(error).__name__).splitlines()[0]
-    if local_files_only and not (any(folder.glob("*.safetensors")) and (folder / "config.json").is_file()):
-        return "only partly there"
-    return folder
 
 
 def _checked(files: BaseFiles) -> BaseFiles:

@@ -81,12 +81,14 @@ def _register() -> None:
     from peftlab.cli.bench import bench
     from peftlab.cli.evaluate import evaluate
     from peftlab.cli.export import export
+    from peftlab.cli.importing import import_adapter
     from peftlab.cli.predict import predict
     from peftlab.cli.recipes import recipe
     from peftlab.cli.tune import tune
 
     for command in (tune, predict, evaluate, export, adapters, recipe, bench):
         cli.add_command(command)
+    adapters.add_command(import_adapter)
 
 
 _register()

@@ -1,4 +1,4 @@
-"""`peftlab adapters list | show | verify | rollback | remove`."""
+"""`peftlab adapters list | show | verify | rollback | remove`; `import` is in importing.py."""
 
 import json
 from typing import Any
@@ -70,8 +70,10 @@ def show(adapter: str, as_json: bool, store: str) -> None:
         out.print(f"        in {quantization}: {held} of memory, in fp32 {whole}")
     trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
     out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
-    out.print(f"data    sha256 {manifest['data']['sha256'][:12]}…, inputs of up to {manifest['max_length']} tokens")
-    out.print(f"made by {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
+    out.print(f"data    {_data(manifest)}, inputs of up to {manifest['max_length']} tokens")
+    made = "imported by" if "imported" in manifest else "made by"
+    out.print(f"{made} {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
+    _print_origin(manifest)
     for split, scores in manifest["scores"].items():
         out.print(score_tables(f"{split.capitalize()} scores", Scores.from_dict(scores)))
         out.print()
@@ -134,8 +136,24 @@ def _resolved(shelf: Store) -> tuple[list[Adapter], dict[str, PeftlabError]]:
     return found, damaged
 
 
+def _data(manifest: dict[str, Any]) -> str:
+    sha256 = manifest["data"]["sha256"]
+    return f"sha256 {sha256[:12]}…" if sha256 else "not known"
+
+
+def _print_origin(manifest: dict[str, Any]) -> None:
+    """Where an imported adapter comes from, and what to know of it."""
+    if imported := manifest.get("imported"):
+        version = f", saved by PEFT {imported['peft_version']}" if imported["peft_version"] else ""
+        out.print(f"Imported from {escape(imported['source'])}{escape(version)}; not scored: peftlab evaluate does it.")
+        for note in imported["notes"]:
+            out.print(f"  {note}", style="dim", markup=False)
+
+
 def _headline(manifest: dict[str, Any]) -> str:
     """The main score on the last split there is."""
+    if not manifest["scores"]:
+        return "imported, not scored" if "imported" in manifest else "not scored"
     split = "test" if "test" in manifest["scores"] else "validation"
     main = manifest["main_score"]
     return f"{split} {main} {cell(manifest['scores'][split][main])}"

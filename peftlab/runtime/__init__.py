@@ -1,4 +1,4 @@
-"""The bank: adapters in memory beside one resident base; predictions, scores on labelled rows, and merged models."""
+"""The bank: adapters in memory beside one resident base; scores on labelled rows; adapters from and to elsewhere."""
 
 from peftlab.collector import heavy_imports
 
@@ -6,5 +6,18 @@ with heavy_imports():
     from peftlab.runtime.bank import Answer, Bank, load
     from peftlab.runtime.evaluating import Evaluation, MixedEvaluation, evaluate, evaluate_mixed
     from peftlab.runtime.exporting import Merged, merge
+    from peftlab.runtime.importing import Imported, import_adapter
 
-__all__ = ["Answer", "Bank", "Evaluation", "Merged", "MixedEvaluation", "evaluate", "evaluate_mixed", "load", "merge"]
+__all__ = [
+    "Answer",
+    "Bank",
+    "Evaluation",
+    "Imported",
+    "Merged",
+    "MixedEvaluation",
+    "evaluate",
+    "evaluate_mixed",
+    "import_adapter",
+    "load",
+    "merge",
+]

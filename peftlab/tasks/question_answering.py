@@ -99,16 +99,25 @@ class QuestionAnsweringTask(Task):
     pipeline_tag = "question-answering"
     example_arguments = '"Your question" --context "The text that may hold the answer"'
 
-    def __init__(self, *, labels: list[str] | None = None, doc_stride: int = 128, max_answer_length: int = 30) -> None:
+    def __init__(
+        self,
+        *,
+        labels: list[str] | None = None,
+        doc_stride: int = 128,
+        max_answer_length: int = 30,
+        token_types: bool = True,
+    ) -> None:
         super().__init__(labels=labels)
         self.doc_stride = doc_stride
         self.max_answer_length = max_answer_length
+        self.token_types = token_types  # False for what PEFT's class trained, see `peft_task_type`
         self.learned = {"null_threshold": 0.0}
 
     @property
     def options(self) -> dict[str, Any]:
         """What prediction depends on."""
-        return {"doc_stride": self.doc_stride, "max_answer_length": self.max_answer_length}
+        without = {} if self.token_types else {"token_types": False}
+        return {"doc_stride": self.doc_stride, "max_answer_length": self.max_answer_length, **without}
 
     @property
     def head_labels(self) -> list[str]:
@@ -192,6 +201,8 @@ class QuestionAnsweringTask(Task):
         self, example: Question, encoded: Any, i: int, tokenizer: "PreTrainedTokenizerBase", cut: bool
     ) -> Window:
         inputs = inputs_of(encoded, i)
+        if not self.token_types and "token_type_ids" in inputs:
+            inputs["token_type_ids"] = [0] * len(inputs["input_ids"])  # what a model takes where it is given none
         in_context = [part == 1 for part in encoded.sequence_ids(i)]
         offsets = tuple(
             _without_blanks(span, example.text) if inside else None

@@ -6,10 +6,12 @@ to strictly.
 """
 
 import re
+from collections.abc import Sequence
 
 WordSpan = tuple[int, int, str]
 """First word, word after the last, type."""
 
+_IOB2 = re.compile(r"O|([BI])-(.+)")
 _TAG = re.compile(r"O|([BIESLU])-(.+)")
 _SAME_AS = {"L": "E", "U": "S"}
 
@@ -50,6 +52,23 @@ def tags_from_spans(spans: list[WordSpan], words: int, scheme: str = "iob2") -> 
             inner = inner if end - start > 1 else [f"S-{kind}"]
         tags[start:end] = inner
     return tags
+
+
+def types_of_tags(tags: Sequence[str]) -> list[str]:
+    """The types, in order, of a whole set of IOB2 tags: O, and B- and I- of each type.
+
+    Raises:
+        ValueError: it is none; the message tells everything that it lacks or has too much.
+    """
+    split = [_IOB2.fullmatch(tag) for tag in tags]
+    types = list(dict.fromkeys(match[2] for match in split if match and match[2]))
+    wanted = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+    faults = [f"'{tag}' is none of them" for tag, match in zip(tags, split, strict=True) if not match]
+    faults += [f"'{tag}' is there twice" for tag in dict.fromkeys(tags) if tags.count(tag) > 1]
+    faults += [f"'{tag}' is missing" for tag in wanted if tag not in tags]
+    if faults or not types:
+        raise ValueError("; ".join(faults) or "there is no type at all")
+    return types
 
 
 def _split_tag(tag: str, word: int) -> tuple[str, str]:

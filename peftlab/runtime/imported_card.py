@@ -1,0 +1,71 @@
+"""README.md of an imported adapter: where it comes from, and what is and is not known of it."""
+
+import json
+import re
+from typing import Any
+
+from peftlab.tasks import task_from_manifest
+
+_CARD = """\
+---
+library_name: peft
+base_model: {base}
+pipeline_tag: {pipeline}
+tags: [peftlab, {method}]
+---
+
+# {name}
+
+{method} adapter for {task} on `{base}`, imported with peftlab {peftlab} on {created} from `{source}`{made_by}.
+It was trained elsewhere: how, and on what data, is not known here, and it was not scored.
+
+{labels}
+
+{notes}
+
+## Use
+
+```bash
+peftlab predict {name} {example}
+```
+
+With nothing but PEFT and Transformers:
+
+```python
+from peft import PeftModel
+from transformers import {auto_class}
+
+head_labels = {head_labels}
+base = {auto_class}.from_pretrained(
+    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels))
+)
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+
+{reading}
+"""
+
+
+def imported_card(manifest: dict[str, Any]) -> str:
+    """Markdown from the manifest."""
+    task, imported = task_from_manifest(manifest["task"]), manifest["imported"]
+    version = imported["peft_version"]
+    card = _CARD.format(
+        name=manifest["name"],
+        base=manifest["base"]["model"],
+        pipeline=task.pipeline_tag,
+        method=manifest["method"],
+        task=task.type,
+        peftlab=manifest["versions"]["peftlab"],
+        created=manifest["created"][:10],
+        source=imported["source"] + (f"@{imported['commit']}" if imported["commit"] else ""),
+        made_by=f", which PEFT {version} saved" if version else "",
+        labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
+        notes="\n".join(f"- {note[0].upper()}{note[1:]}" for note in imported["notes"]),
+        example=task.example_arguments,
+        auto_class=task.auto_class,
+        head_labels=json.dumps(task.head_labels, ensure_ascii=False),
+        count=len(task.head_labels),
+        reading=task.reading,
+    )
+    return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
