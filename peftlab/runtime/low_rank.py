@@ -4,7 +4,7 @@ A segment is what one adapter does to rows that stand together. On a CPU the upd
 what they multiply (decision 0020), so there are two forms, each cheapest where it is used:
 
     long segments    x (W + BA)ᵀ: the sum is made for this batch, then the rows cost what the base costs
-    short segments   [1, xAᵀ] [b, B]ᵀ + x Wᵀ: the update takes the place of the bias, and the product is added to it
+    short segments   b + (A xᵀ)ᵀ Bᵀ, then + x Wᵀ: the product begins with bias and update where it began with the bias
 
 A base that is quantized keeps its own product, and updates are added to what it gives.
 """
@@ -20,21 +20,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 Part = tuple["LowRankUpdate | None", slice]
 """An update, or none for the bare base, and the rows that it is for."""
+MADE = 4  # what a number of W + BA costs, in numbers of an update (measured at 384 × 384 and 384 × 1536)
 
 
 class LowRankUpdate:
     """What a LoRA adds to one Linear of the base.
 
-    `down` is (r, in); `up` (1 + r, out), scaled, with the base's bias above it. Called, it is the adapted Linear.
+    `down` is A (r, in), `up` scaled Bᵀ (r, out). Called, it is the adapted Linear.
     """
 
     def __init__(self, bare: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
-        weight, bias = cast(Tensor, bare.weight), cast(Tensor | None, bare.bias)
+        weight = cast(Tensor, bare.weight)
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         self.bare = bare
         self.down = down.to(weight.device, dtype)
-        scaled = (up * scaling).t().to(weight.device, dtype)
-        self.up = torch.cat([torch.zeros_like(scaled[:1]) if bias is None else bias.to(dtype)[None], scaled])
+        self.up = (up * scaling).t().to(weight.device, dtype).contiguous()
         self.folded: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class LowRankUpdate:
 
     def of(self, x: Tensor) -> Tensor:
         """B A x (batch, …, out) alone."""
-        return (x.to(self.down.dtype) @ self.down.t() @ self.up[1:]).to(x.dtype)
+        return (x.to(self.down.dtype) @ self.down.t() @ self.up).to(x.dtype)
 
     @property
     def bytes(self) -> int:
@@ -62,7 +62,7 @@ class LowRankUpdate:
     def adapted(self, weight: Tensor) -> Tensor:
         """`weight`, which is W (out, in), + BA."""
         folded = self.folded  # looked at once: another thread may unfold it
-        return folded if folded is not None else torch.addmm(weight, self.up[1:].t(), self.down)
+        return folded if folded is not None else torch.addmm(weight, self.up.t(), self.down)
 
 
 def _is_dense(bare: nn.Module) -> bool:
@@ -73,7 +73,7 @@ def _is_dense(bare: nn.Module) -> bool:
 def joined_updates(updates: Sequence[LowRankUpdate], weights: Sequence[float] | None = None) -> LowRankUpdate:
     """The sum of updates of one Linear, each times its weight: of the rank of all together."""
     scales = weights or [1.0] * len(updates)
-    up = torch.cat([update.up[1:] * scale for update, scale in zip(updates, scales, strict=True)])
+    up = torch.cat([update.up * scale for update, scale in zip(updates, scales, strict=True)])
     return LowRankUpdate(updates[0].bare, torch.cat([update.down for update in updates]), up.t(), 1.0)
 
 
@@ -104,37 +104,36 @@ def with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
     if not isinstance(bare, nn.Linear) or not _is_dense(bare) or bare.weight.dtype != x.dtype:
         return _added(bare(x), rows, [part for part in parts if part[0] is not None])
     y = rows.new_empty(*rows.shape[:2], bare.out_features)
-    for group in _groups(parts, rows.shape[1], bare.weight.shape):
+    for long, group in _groups(parts, rows.shape[1], bare.weight.shape):
         part = slice(group[0][1].start, group[-1][1].stop)
         mine, into = rows[part].flatten(0, 1), y[part].flatten(0, 1)
-        if len(group) == 1 and _is_long(group[0], rows.shape[1], bare.weight.shape):
+        if long:
             update = group[0][0]
-            weight = bare.weight if update is None else update.adapted(bare.weight)
-            _product(mine, weight, bare.bias, into)
+            _product(mine, bare.weight if update is None else update.adapted(bare.weight), bare.bias, into)
         else:
-            _updates(rows[part], cast(Any, group), y[part])
+            _updates(rows[part], cast(Any, group), bare.bias, y[part])
             into.addmm_(mine, bare.weight.t())
     return y.view(*x.shape[:-1], -1)
 
 
-def _groups(parts: Sequence[Part], tokens: int, shape: Sequence[int]) -> Iterator[list[Part]]:
+def _groups(parts: Sequence[Part], tokens: int, shape: Sequence[int]) -> Iterator[tuple[bool, list[Part]]]:
     """Long segments by themselves, and the short ones between them together."""
     for long, group in groupby(parts, lambda part: _is_long(part, tokens, shape)):
         if long:
-            yield from ([part] for part in group)
+            yield from ((True, [part]) for part in group)
         else:
-            yield list(group)
+            yield False, list(group)
 
 
 def _is_long(part: Part, tokens: int, shape: Sequence[int]) -> bool:
-    """Whether making W + BA, `in` × `out` numbers, is less than updating `in` + `out` numbers for each token."""
+    """Whether making W + BA, `in` × `out` numbers, is less work than updating `in` + `out` numbers for each token."""
     update, rows = part
     count = (rows.stop - rows.start) * tokens
     if update is None or update.folded is not None:
         return True
     if update.down.dtype != torch.float32:  # W + BA would be rounded as coarsely as W, and the small BA be lost
         return False
-    return count * sum(shape) >= shape[0] * shape[1]
+    return count * sum(shape) >= MADE * shape[0] * shape[1]
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> None:
@@ -144,16 +143,19 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) ->
         torch.addmm(bias, rows, weight.t(), out=into)
 
 
-def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], into: Tensor) -> None:
+def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], bias: Tensor | None, into: Tensor) -> None:
     """Bias and updates of rows (batch, tokens, in), whose first is that of `parts`, `into` (batch, tokens, out)."""
     downs, ups = _stacked(parts)
-    inner = rows.new_ones(len(downs), rows.shape[0] * rows.shape[1] // len(downs), ups.shape[1])
-    torch.bmm(rows.reshape(len(downs), -1, rows.shape[-1]), downs.transpose(1, 2), out=inner[..., 1:])
-    torch.bmm(inner, ups, out=into.view(len(downs), -1, into.shape[-1]))
+    segments, updated = rows.reshape(len(downs), -1, rows.shape[-1]), into.view(len(downs), -1, into.shape[-1])
+    inner = torch.bmm(downs, segments.transpose(1, 2)).transpose(1, 2)  # so, and not as x Aᵀ: two to four times faster
+    if bias is None:
+        torch.bmm(inner, ups, out=updated)
+    else:
+        torch.baddbmm(bias, inner, ups, out=updated)
 
 
 def _stacked(parts: Sequence[tuple[LowRankUpdate, slice]]) -> tuple[Tensor, Tensor]:
-    """`down` (n, r, in) and `up` (n, 1 + r, out) of n segments if they are of one length, or else of n rows."""
+    """`down` (n, r, in) and `up` (n, r, out) of n segments if they are of one length, or else of n rows."""
     counts = [rows.stop - rows.start for _, rows in parts]
     repeated = [1] * len(parts) if len(set(counts)) == 1 else counts
     updates = [update for (update, _), times in zip(parts, repeated, strict=True) for _ in range(times)]
@@ -170,5 +172,5 @@ def _added(y: Tensor, rows: Tensor, parts: Sequence[Part]) -> Tensor:
         if update is not None:
             inner = rows[part].flatten(0, 1).to(update.down.dtype) @ update.down.t()
             mine = y[part].view(-1, y.shape[-1])
-            mine.addmm_(inner.to(y.dtype), update.up[1:].to(y.dtype))
+            mine.addmm_(inner.to(y.dtype), update.up.to(y.dtype))
     return y
