@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -444,9 +444,9 @@ class Bank:
         return names
 
     def _check_name(self, name: str, known: Collection[str] | None = None) -> None:
-        there = self.names if known is None else known
-        if name not in there:
-            raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, there, what='Loaded')}")
+        there = (self._current, self._composed) if known is None else (known,)
+        if not any(name in names for names in there):
+            raise AdapterNotFoundError(f"'{name}' was not loaded. {suggest(name, chain(*there), what='Loaded')}")
 
     def _edition(self, name: str) -> Key:
         """What a name means now."""

@@ -32,6 +32,7 @@ class Tiers:
         self._slots: Shelf[Key, Resident] = Shelf(slots, lambda resident: 1)
         self._moulds: dict[str, Mould] = {}
         self._wanted: Counter[Edition] = Counter()  # how many names and requests mean it
+        self._composed: set[ComposedEdition] = set()  # that are in a slot, or were
         self._lock = threading.Lock()  # for moments
         self._loading = threading.RLock()  # one adapter is loaded at a time; others answer meanwhile
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="peftlab-prefetch")
@@ -94,7 +95,7 @@ class Tiers:
                 self._wanted[part] -= 1
                 if not self._wanted[part]:
                     del self._wanted[part]
-            for key in {edition, *parts_of(edition), *(key for key in self._slots if isinstance(key, ComposedEdition))}:
+            for key in [edition, *parts_of(edition), *tuple(self._composed)]:
                 self._tidy(key)
 
     def prefetch(self, editions: Collection[Key]) -> None:
@@ -120,6 +121,8 @@ class Tiers:
 
     def _made(self, edition: Key) -> Resident:
         if isinstance(edition, ComposedEdition):
+            with self._lock:
+                self._composed.add(edition)
             return composed(edition, [self._resident(part) for part in edition.parts])
         with self._lock:
             read = self._files.get(edition)
@@ -178,6 +181,8 @@ class Tiers:
         if not all(part in self._wanted for part in parts_of(edition)) and not self._files.in_use(edition):
             self._files.pop(edition)
             self._slots.pop(edition)
+            if isinstance(edition, ComposedEdition):
+                self._composed.discard(edition)
 
     def _drop(self, gone: Collection[Key]) -> None:
         for edition in gone:
