@@ -7,13 +7,15 @@ from peftlab.data import Row
 
 def served(bank, asked):
     """The logits of each (adapter's name, feature), all in one call."""
-    return bank._logits([(bank._edition(name), feature) for name, feature in asked])
+    with bank._request() as request:
+        return request.logits([(request[name], feature) for name, feature in asked])
 
 
 def features_of(bank, name, row):
     """The features of one row of an adapter's task."""
     example = bank.task(name).read_input(Row(row, ""))
-    return bank._encode(bank._files(name), [example])[0]
+    with bank._request() as request:
+        return request.encode(request.files(name), [example])[0]
 
 
 def mixtures_differ(bank, features, *, rounds, seed=0, rows=40):

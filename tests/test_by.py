@@ -16,6 +16,7 @@ import pytest
 import peftlab
 from peftlab.errors import IntegrityError, MemoryBudgetError, Problems, RecipeError
 from peftlab.runtime import bank as banking
+from peftlab.runtime import request as requests
 from peftlab.store import Store
 from peftlab.tasks.asking import read_asked
 from peftlab.tuning import tune
@@ -426,22 +427,22 @@ def test_less_memory_than_an_adapter_takes_is_told(predict, task_store):  # noqa
 
 def test_answers_are_printed_before_later_rows_are_computed(predict, monkeypatch):
     """A bank that fails at its third row: the two before are on standard output by then."""
-    monkeypatch.setattr(banking, "AT_A_TIME", 2)
-    whole = banking.Bank._answers
+    monkeypatch.setattr(requests, "AT_A_TIME", 2)
+    whole = requests.Request._answers
 
     def failing(self, chunk, *rest):
         if any(getattr(example, "text", "") == "stop" for _, example in chunk):
             raise IntegrityError("stopped")
         return whole(self, chunk, *rest)
 
-    monkeypatch.setattr(banking.Bank, "_answers", failing)
+    monkeypatch.setattr(requests.Request, "_answers", failing)
     result = predict("classes", "a", "b", "stop", "--json")
     assert result.exit_code == 4
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["a", "b"]
 
 
 def test_wrong_rows_far_behind_are_told_before_anything_is_computed(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr(banking, "AT_A_TIME", 2)
+    monkeypatch.setattr(requests, "AT_A_TIME", 2)
     rows = [*shuffled(["classes"]), {"expert": "answers", "question": 3, "context": "x"}, *shuffled(["topics"])]
     result = predict("--by", "expert", "--file", written(tmp_path, rows), "--json")
     assert (result.exit_code, result.stdout) == (2, "")

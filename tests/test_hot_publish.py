@@ -286,7 +286,7 @@ def test_a_damaged_version_does_not_disturb_and_is_noted_once(store):
 
 
 def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.bank.AT_A_TIME", 2)
+    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 2)
     bank = peftlab.load("news", "other", store=store, device="cpu")
     reads = []
     read = bank._tiers._read
@@ -307,7 +307,7 @@ def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
 
 
 def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.bank.AT_A_TIME", 1)
+    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 1)
     bank = peftlab.load("news", store=store, device="cpu")
     before = alive(Resident)
     stream = bank.stream(("news", text) for text in TEXTS)

@@ -12,6 +12,8 @@ from peftlab.errors import PeftlabError
 from peftlab.recipe import read_recipe
 from peftlab.tuning import tune
 from tests.conftest import SENTENCES, recipe_in
+from tests.task_stores import recipe_for
+from tests.untrained import publish_fresh
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -79,9 +81,18 @@ def test_the_python_runs(tmp_path, tiny_base, monkeypatch, capsys):
     recipe.write_text(recipe.read_text().replace("ner-tiny", "ner-news"))
     (tmp_path / "recipes" / "data" / "ner-news").mkdir(parents=True)
     (tmp_path / "recipes" / "data" / "ner-news" / "test.txt").write_text(SENTENCES["test"])
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
     assert str(Path("adapters/ner-news/1")) in capsys.readouterr().out
+
+
+def test_the_python_of_many_adapters_runs(tmp_path, tiny_base, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sentiment-stays", "sentiment-eats"):
+        publish_fresh("adapters", recipe_for(tmp_path / "rows", tiny_base, "classes"), {"name": name})
+    _, code = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    asked = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert asked == ["sentiment-stays", "sentiment-eats", "both"]
 
 
 def test_the_table_of_exit_codes_is_true():

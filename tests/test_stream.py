@@ -18,7 +18,7 @@ CHUNK = 4
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.bank.AT_A_TIME", CHUNK)
+    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", CHUNK)
 
 
 @pytest.fixture(scope="module")

@@ -497,9 +497,11 @@ def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, e
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu")
     edition, features = bank._edition("lora"), asked(bank, "lora")
     with bank._tiers.held([edition]) as residents:
-        bank.remove("lora")
         references = [weakref.ref(residents[edition]), weakref.ref(bank._tiers.files(edition))]
-        given = torch.stack(bank._logits([(edition, feature) for _, feature in features]))
+        with bank._request() as request:
+            meant = request["lora"]
+            bank.remove("lora")
+            given = torch.stack(request.logits([(meant, feature) for _, feature in features]))
         torch.testing.assert_close(given, expected["lora"], rtol=0, atol=1e-5)
         assert len(alive(references)) == 2
     del residents

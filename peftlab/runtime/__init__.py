@@ -3,10 +3,11 @@
 from peftlab.collector import heavy_imports
 
 with heavy_imports():
-    from peftlab.runtime.bank import Answer, Bank, load
+    from peftlab.runtime.bank import Bank, load
     from peftlab.runtime.evaluating import Evaluation, MixedEvaluation, evaluate, evaluate_mixed
     from peftlab.runtime.exporting import Merged, merge
     from peftlab.runtime.importing import Imported, import_adapter
+    from peftlab.runtime.request import Answer
 
 __all__ = [
     "Answer",

@@ -8,18 +8,16 @@ until it is done: nothing that is published, rolled back, removed or put out mea
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import chain, islice
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-import torch
 import transformers
 from peft import PeftModel
 
 from peftlab.data import Row
-from peftlab.errors import AdapterNotFoundError, PeftlabError, Problems, suggest
+from peftlab.errors import AdapterNotFoundError, PeftlabError, suggest
 from peftlab.recipe import Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.composition import (
@@ -29,33 +27,17 @@ from peftlab.runtime.composition import (
     check_alike,
     composition,
     is_ensemble,
-    mean_logits,
 )
 from peftlab.runtime.moulds import Resident
-from peftlab.runtime.passes import logits_of
+from peftlab.runtime.request import Answer, Request
 from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
 from peftlab.runtime.tiers import Key, Tiers
 from peftlab.store import Adapter, Edition, Store
-from peftlab.tasks import Feature, Prediction, Task
-from peftlab.tasks.asking import Asked, read_asked
-from peftlab.tasks.predicting import predict_features
-from peftlab.tasks.tokenizing import Told, encode_examples
+from peftlab.tasks import Task
+from peftlab.tasks.asking import Asked
+from peftlab.tasks.tokenizing import Told
 
 QUANTIZATIONS = ("none", *get_args(Quantization))
-AT_A_TIME = 1024  # rows of a long list that are in memory as features
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One row through one adapter. `prediction` is of the adapter's task, such as `Entities`."""
-
-    adapter: str
-    prediction: Prediction
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `adapter`, then the prediction's own."""
-        return {"adapter": self.adapter, **self.prediction.as_dict()}
 
 
 def load(
@@ -184,28 +166,21 @@ class Bank:
         return self.base.whole_copy(self._files(name))
 
     def _files(self, name: str) -> AdapterFiles:
-        with self._request() as meant:
-            return self._tiers.files(meant[name])
+        with self._request() as request:
+            return request.files(name)
 
     @contextmanager
-    def _request(self) -> Iterator["_Meant"]:
-        """What names mean inside the block: the same throughout, and kept for it, whatever is published or removed."""
-        meant = _Meant(self._wanted)
+    def _request(self) -> Iterator[Request]:
+        request = Request(self._edition, self._tiers, self.base, self._slots)
         try:
-            yield meant
+            yield request
         finally:
-            for edition in meant.values():
-                self._tiers.forget(edition)
-
-    def _wanted(self, name: str) -> Key:
-        while not self._tiers.still_want(edition := self._edition(name)):
-            pass  # another took its place just now
-        return edition
+            request.end()
 
     @contextmanager
     def _held(self, name: str) -> Iterator[Resident]:
-        with self._request() as meant, self._tiers.held([meant[name]]) as residents:
-            yield residents[meant[name]]
+        with self._request() as request, self._tiers.held([request[name]]) as residents:
+            yield residents[request[name]]
 
     def add(self, name: str) -> None:
         """Let an adapter join: verify it and bring it into memory; one that is here already stays as it is.
@@ -268,7 +243,7 @@ class Bank:
 
     def _check_composed(self, name: str) -> None:
         edition = cast(ComposedEdition, self._edition(name))
-        with self._tiers.held(self._asked_of(edition)) as residents:
+        with self._tiers.held(edition.parts if is_ensemble(edition) else [edition]) as residents:
             if edition.way == "ensemble":
                 check_alike(edition, list(residents.values()))
 
@@ -338,11 +313,9 @@ class Bank:
         """
         asked = [rows] if isinstance(rows, str | Mapping | Row) else list(rows)
         names = self._names_for(len(asked), adapters)
-        with self._request() as meant:
-            examples = self._examples(asked, names, meant)
-            return [
-                answer for chunk in _chunks(zip(names, examples, strict=True)) for answer in self._answers(chunk, meant)
-            ]
+        with self._request() as request:
+            examples = request.examples(list(zip(names, asked, strict=True)))
+            return list(request.answers_to(zip(names, examples, strict=True)))
 
     def stream(
         self, rows: Iterable[tuple[str, Asked]], *, told: Callable[[int], None] = lambda done: None
@@ -356,82 +329,18 @@ class Bank:
             AdapterNotFoundError, RecipeError: as for `predict`, of a chunk of rows; answers to those before it have
                 been given by then.
         """
-        first = 1
-        with self._request() as meant:
-            for chunk in _looked_ahead(_chunks(rows), lambda coming: self._prefetch_for(coming, meant)):
-                names = [name for name, _ in chunk]
-                examples = self._examples([row for _, row in chunk], names, meant, first)
-                told_of_rows = _in_rows(told, first - 1, len(chunk))
-                yield from self._answers(list(zip(names, examples, strict=True)), meant, told_of_rows)
-                first += len(chunk)
-
-    def _prefetch_for(self, chunk: Sequence[tuple[str, Asked]], meant: "_Meant") -> None:
-        for name in dict.fromkeys(name for name, _ in chunk):
-            with suppress(PeftlabError):  # told in its turn
-                self._tiers.prefetch([meant[name]])
+        with self._request() as request:
+            yield from request.stream(rows, told)
 
     def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
-        with self._request() as meant:
-            edition = meant[name]
-            read = self._tiers.files(edition)
-            encoded = self._encode(read, examples)
-            return predict_features(
-                read.task, examples, encoded, lambda f: self._logits([(edition, x) for x in f], told)
-            )
+        with self._request() as request:
+            return request.predictions(name, examples, told)
 
     def run_each(self, asked: Sequence[tuple[str, Any]], told: Told = lambda done, total: None) -> Iterator[Answer]:
         """Answers to (adapter's name, example of its own task), in order; `told` hears how many are computed."""
-        done = 0
-        with self._request() as meant:
-            for chunk in _chunks(asked):
-                yield from self._answers(chunk, meant, _in_rows(lambda rows: told(rows, len(asked)), done, len(chunk)))
-                done += len(chunk)
-
-    def _answers(
-        self,
-        chunk: Sequence[tuple[str, Any]],
-        meant: Mapping[str, Key],
-        told: Told = lambda done, total: None,
-    ) -> list[Answer]:
-        """One answer for each (name, example)."""
-        groups = {name: [i for i, (other, _) in enumerate(chunk) if other == name] for name, _ in chunk}
-        reads = {name: self._tiers.files(meant[name]) for name in groups}
-        encoded = {name: self._encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
-        asked = [(meant[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
-        outputs = iter(self._logits(asked, told))
-        answers: dict[int, Answer] = {}
-        for name, mine in groups.items():
-            examples = [chunk[i][1] for i in mine]
-            taken = predict_features(reads[name].task, examples, encoded[name], lambda f: [next(outputs) for _ in f])
-            answers |= {i: Answer(name, prediction) for i, prediction in zip(mine, taken, strict=True)}
-        return [answers[i] for i in range(len(chunk))]
-
-    def _encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
-        length = read.adapter.manifest["max_length"]
-        return encode_examples(read.task, self.base.tokenizer, examples, max_length=length, training=False)
-
-    def _logits(
-        self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None
-    ) -> list[torch.Tensor]:
-        base = self.base
-        single = [(part, feature) for edition, feature in asked for part in self._asked_of(edition)]
-        given = iter(logits_of(single, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told))
-        return [
-            mean_logits(edition, [next(given) for _ in edition.parts]) if is_ensemble(edition) else next(given)
-            for edition, _ in asked
-        ]
-
-    def _asked_of(self, edition: Key) -> Sequence[Key]:
-        """Whom a feature goes through: of an ensemble, each part."""
-        return edition.parts if is_ensemble(edition) else [edition]
-
-    def _examples(
-        self, asked: Sequence[Asked], names: Sequence[str], meant: Mapping[str, Key], first: int = 1
-    ) -> list[Any]:
-        tasks = {name: self._tiers.files(meant[name]).task for name in dict.fromkeys(names)}
-        with Problems() as problems:
-            return list(read_asked(zip(names, asked, strict=True), tasks, problems, first=first))
+        with self._request() as request:
+            yield from request.answers_to(asked, lambda done: told(done, len(asked)))
 
     def _names_for(self, rows: int, adapters: str | Sequence[str] | None) -> list[str]:
         if adapters is None:
@@ -475,37 +384,3 @@ class Bank:
         except Exception as fault:  # whatever it is, requests have the one before
             self._refused.add(edition)
             self.notes.append(f"{name} still means {self._current[name]}, since {edition} cannot be served: {fault}")
-
-
-class _Meant(dict[str, Key]):
-    """What each name means, told when it is first asked for."""
-
-    def __init__(self, told: Callable[[str], Key]) -> None:
-        super().__init__()
-        self._told = told
-
-    def __missing__(self, name: str) -> Key:
-        self[name] = self._told(name)
-        return self[name]
-
-
-def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:
-    """Lists of `AT_A_TIME`, the last one shorter."""
-    left = iter(rows)
-    while chunk := list(islice(left, AT_A_TIME)):
-        yield chunk
-
-
-def _in_rows(told: Callable[[int], None], before: int, rows: int) -> Told:
-    """Hears of the inputs that `rows` were made into, and tells how many rows that is, with those `before` them."""
-    return lambda done, total: told(before + rows * done // total)
-
-
-def _looked_ahead(chunks: Iterator[Item], told: Callable[[Item], None]) -> Iterator[Item]:
-    """The same; `told` hears of each one before the one in front of it is used."""
-    before: list[Item] = []
-    for chunk in chunks:
-        told(chunk)
-        yield from before
-        before = [chunk]
-    yield from before

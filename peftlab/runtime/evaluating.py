@@ -12,7 +12,8 @@ from peftlab.data.loading import read_split
 from peftlab.data.named_rows import NamedRow, read_named
 from peftlab.errors import Problem, Problems, RecipeError
 from peftlab.recipe import DataSection, Quantization
-from peftlab.runtime.bank import Answer, load
+from peftlab.runtime.bank import load
+from peftlab.runtime.request import Answer
 from peftlab.runtime.resident_base import Precision
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples

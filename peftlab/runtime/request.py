@@ -1,0 +1,154 @@
+"""One request to the bank: what names mean while it lasts, and the way from rows to answers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+from peftlab.errors import PeftlabError, Problems
+from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.composition import is_ensemble, mean_logits
+from peftlab.runtime.passes import logits_of
+from peftlab.runtime.resident_base import ResidentBase
+from peftlab.runtime.tiers import Key, Tiers
+from peftlab.tasks import Feature, Prediction
+from peftlab.tasks.asking import Asked, read_asked
+from peftlab.tasks.predicting import predict_features
+from peftlab.tasks.tokenizing import Told, encode_examples
+
+AT_A_TIME = 1024  # rows of a long list that are in memory as features
+Item = TypeVar("Item")
+Heard = Callable[[int], None]
+"""Hears how many rows are done."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row through one adapter. `prediction` is of the adapter's task, such as `Entities`."""
+
+    adapter: str
+    prediction: Prediction
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `adapter`, then the prediction's own."""
+        return {"adapter": self.adapter, **self.prediction.as_dict()}
+
+
+class Request(dict[str, Key]):
+    """What each name means: told when it is first asked for, the same until the end, and kept for it until then.
+
+    Nothing that is published, rolled back or removed meanwhile touches it.
+    """
+
+    def __init__(self, meaning: Callable[[str], Key], tiers: Tiers, base: ResidentBase, slots: int | None) -> None:
+        super().__init__()
+        self._meaning, self._tiers, self._base, self._slots = meaning, tiers, base, slots
+
+    def __missing__(self, name: str) -> Key:
+        while not self._tiers.still_want(edition := self._meaning(name)):
+            pass  # another took its place just now
+        self[name] = edition
+        return edition
+
+    def end(self) -> None:
+        """What nobody else wants may go."""
+        for edition in self.values():
+            self._tiers.forget(edition)
+
+    def files(self, name: str) -> AdapterFiles:
+        """An adapter's verified files; raises as `Tiers.files` does."""
+        return self._tiers.files(self[name])
+
+    def examples(self, asked: Sequence[tuple[str, Asked]], first: int = 1) -> list[Any]:
+        """What (adapter's name, row) pairs ask; `first` is the number of the first row.
+
+        Raises:
+            RecipeError: rows are not what their tasks take; lists them all.
+        """
+        tasks = {name: self.files(name).task for name in dict.fromkeys(name for name, _ in asked)}
+        with Problems() as problems:
+            return list(read_asked(asked, tasks, problems, first=first))
+
+    def stream(self, rows: Iterable[tuple[str, Asked]], told: Heard) -> Iterator[Answer]:
+        """Answers to (adapter's name, row) pairs, a chunk after the other; the next one's adapters are prefetched."""
+        done = 0
+        for chunk in _looked_ahead(_chunks(rows), self._prefetch):
+            names, examples = [name for name, _ in chunk], self.examples(chunk, done + 1)
+            yield from self._answers(list(zip(names, examples, strict=True)), _in_rows(told, done, len(chunk)))
+            done += len(chunk)
+
+    def answers_to(self, asked: Iterable[tuple[str, Any]], told: Heard = lambda done: None) -> Iterator[Answer]:
+        """Answers to (adapter's name, example) pairs, in order."""
+        done = 0
+        for chunk in _chunks(asked):
+            yield from self._answers(chunk, _in_rows(told, done, len(chunk)))
+            done += len(chunk)
+
+    def predictions(self, name: str, examples: Sequence[Any], told: Told) -> list[Any]:
+        """What one adapter says of examples of its task, in order."""
+        read, edition = self.files(name), self[name]
+        through = lambda features: self.logits([(edition, feature) for feature in features], told)  # noqa: E731
+        return predict_features(read.task, examples, self.encode(read, examples), through)
+
+    def _prefetch(self, chunk: Sequence[tuple[str, Asked]]) -> None:
+        for name in dict.fromkeys(name for name, _ in chunk):
+            with suppress(PeftlabError):  # told in its turn
+                self._tiers.prefetch([self[name]])
+
+    def _answers(self, chunk: Sequence[tuple[str, Any]], told: Told) -> list[Answer]:
+        groups = {name: [i for i, (other, _) in enumerate(chunk) if other == name] for name, _ in chunk}
+        reads = {name: self.files(name) for name in groups}
+        encoded = {name: self.encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
+        asked = [(self[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
+        outputs = iter(self.logits(asked, told))
+        answers: dict[int, Answer] = {}
+        for name, mine in groups.items():
+            examples = [chunk[i][1] for i in mine]
+            taken = predict_features(reads[name].task, examples, encoded[name], lambda f: [next(outputs) for _ in f])
+            answers |= {i: Answer(name, prediction) for i, prediction in zip(mine, taken, strict=True)}
+        return [answers[i] for i in range(len(chunk))]
+
+    def encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
+        """The features of each example of an adapter's task."""
+        length = read.adapter.manifest["max_length"]
+        return encode_examples(read.task, self._base.tokenizer, examples, max_length=length, training=False)
+
+    def logits(self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None) -> list[torch.Tensor]:
+        """Of each feature by its adapter, in order; of an ensemble, the mean of its parts."""
+        base = self._base
+        single = [(part, feature) for edition, feature in asked for part in _asked_of(edition)]
+        given = iter(logits_of(single, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told))
+        return [
+            mean_logits(edition, [next(given) for _ in edition.parts]) if is_ensemble(edition) else next(given)
+            for edition, _ in asked
+        ]
+
+
+def _asked_of(edition: Key) -> Sequence[Key]:
+    """Whom a feature goes through."""
+    return edition.parts if is_ensemble(edition) else [edition]
+
+
+def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:
+    """Lists of `AT_A_TIME`, the last one shorter."""
+    left = iter(rows)
+    while chunk := list(islice(left, AT_A_TIME)):
+        yield chunk
+
+
+def _in_rows(told: Heard, before: int, rows: int) -> Told:
+    """Hears of the inputs that `rows` were made into, and tells how many rows that is, with those `before` them."""
+    return lambda done, total: told(before + rows * done // total)
+
+
+def _looked_ahead(chunks: Iterator[Item], told: Callable[[Item], None]) -> Iterator[Item]:
+    """The same; `told` hears of each one before the one in front of it is used."""
+    before: list[Item] = []
+    for chunk in chunks:
+        told(chunk)
+        yield from before
+        before = [chunk]
+    yield from before
