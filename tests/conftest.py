@@ -42,6 +42,17 @@ It was late in [London](LOC) .
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def answers_in_fp32():
+    """On a CPU with AMX a bank computes in bf16 unless told otherwise, and its logits would equal nobody's."""
+    import torch
+
+    there = torch.cpu.get_capabilities()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: {**there, "amx_bf16": False})
+        yield
+
+
 def build_tiny_bert(folder: Path, *, positions: int = 64, layers: int = 2, seed: int = 0) -> Path:
     """A BERT of a few thousand parameters, saved as the Hub would hold it: config, safetensors, tokenizer."""
     import torch
