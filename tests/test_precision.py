@@ -83,7 +83,7 @@ def test_a_quantized_base_computes_as_bitsandbytes_has_it(store):
 
 
 def test_an_unknown_precision_is_told_with_the_nearest(store):
-    with pytest.raises(ValueError, match="no precision 'bf61'. Did you mean 'bf16'"):
+    with pytest.raises(ValueError, match=r"no precision 'bf61'\. Did you mean 'bf16'"):
         peftlab.load("lora", store=store, device="cpu", precision="bf61")
 
 
