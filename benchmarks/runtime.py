@@ -2,7 +2,8 @@
 
 all-MiniLM-L6-v2, 32 rows × 64 random tokens, random LoRA adapters with r=8, medians over batches taken in turn in one
 process a table; the bare base is in the same precision and has one head. Decode-shaped: one token a row. Loading: every
-byte verified, read, ready to answer, with that many adapters in memory. Nothing else may run meanwhile.
+byte verified, read, ready to answer, in banks with that many adapters in memory, taken in turn. Nothing else may run
+meanwhile.
 """
 
 from typing import Any
@@ -35,12 +36,12 @@ def main(cases: tuple[str, ...], rounds: int, loads: bool) -> None:
         rows = [row for case in cases for row in _rows(case, time_batches(MODEL, **{"rounds": rounds, **CASES[case]}))]
         write_result("runtime-batches", "Mixed batches", rows, __doc__ or "")
     if loads:
-        times = time_loading(MODEL, registered=(1, 100, 1000))
+        times = time_loading(MODEL, registered=(1, 100, 1000), rounds=80)
         told = [
             {
                 "in memory": load.registered,
                 "from disk, ms": load.from_disk * 1000,
-                "÷ first": load.from_disk / times[0].from_disk,
+                "÷ first": load.ratio,
                 "ready already, ms": load.ready * 1000,
             }
             for load in times

@@ -5,6 +5,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,27 +70,32 @@ def batch_times(
 def load_times(
     base: str, method: dict[str, Any], registered: list[int], rounds: int, device: str
 ) -> list[dict[str, Any]]:
-    """The fields of a `LoadTime` for each number of adapters in memory."""
-    most = max(registered)
-    loaded, fresh = [f"random-{i}" for i in range(most)], [f"fresh-{i}" for i in range(rounds)]
-    told = []
+    """The fields of a `LoadTime` for each number of adapters in memory: a bank each, which take their loads in turn."""
+    loaded, fresh = [f"random-{i}" for i in range(max(registered))], [f"fresh-{i}" for i in range(WARM_UP + rounds)]
     with _published([*loaded, *fresh], base, method) as store:
-        bank = _bank(store, loaded[:1], device, "fp32")
-        for count in sorted(registered):
-            for name in loaded[:count]:
-                bank.add(name)
-            from_disk = [_seconds(lambda name=name: bank.add(name)) for name in fresh]  # type: ignore[misc]
-            ready = [_seconds(lambda name=name: bank.routed(name)) for name in fresh]  # type: ignore[misc]
-            told.append(
-                {
-                    "registered": count,
-                    "from_disk": statistics.median(from_disk),
-                    "ready": statistics.median(ready),
-                }
-            )
-            for name in fresh:
-                bank.remove(name)
-    return told
+        banks = {count: _bank(store, loaded[:count], device, "fp32") for count in registered}
+        loads = _in_turn_of(banks, fresh, lambda bank, name: bank.add(name))
+        finds = _in_turn_of(banks, fresh, lambda bank, name: bank.routed(name))
+    return [
+        {
+            "registered": count,
+            "from_disk": statistics.median(loads[count]),
+            "ratio": statistics.median(map(truediv, loads[count], loads[registered[0]])),
+            "ready": statistics.median(finds[count]),
+        }
+        for count in registered
+    ]
+
+
+def _in_turn_of(banks: dict[int, Bank], names: list[str], call: Callable[[Bank, str], Any]) -> dict[int, list[float]]:
+    """Seconds of the call in each bank, name by name, each bank as often first as any other."""
+    seconds: dict[int, list[float]] = {count: [] for count in banks}
+    order = list(banks)
+    for name in names:
+        for count in order:
+            seconds[count].append(_seconds(partial(call, banks[count], name)))
+        order.append(order.pop(0))
+    return {count: took[WARM_UP:] for count, took in seconds.items()}
 
 
 @contextmanager

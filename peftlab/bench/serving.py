@@ -33,10 +33,14 @@ class BatchTime:
 
 @dataclass(frozen=True)
 class LoadTime:
-    """Medians of bringing an adapter from disk and of finding one that is ready, with `registered` adapters loaded."""
+    """Medians of bringing an adapter from disk and of finding one that is ready, with `registered` adapters loaded.
+
+    `ratio` is of loads, taken in turn, to those in the first bank.
+    """
 
     registered: int
     from_disk: float
+    ratio: float
     ready: float
 
 

@@ -154,7 +154,7 @@ def print_loads(loads: "list[LoadTime]") -> None:
     made = table("\nBringing an adapter", "in memory", "from disk, ms", "÷ first", "ready already, ms")
     for load in loads:
         disk, ready = f"{load.from_disk * 1000:.1f}", f"{load.ready * 1000:.3f}"
-        made.add_row(str(load.registered), disk, f"{load.from_disk / loads[0].from_disk:.2f}", ready)
+        made.add_row(str(load.registered), disk, f"{load.ratio:.2f}", ready)
     out.print(made)
     out.print("From disk: every byte verified, read, and ready to answer.", style="dim")
 
