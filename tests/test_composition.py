@@ -153,6 +153,8 @@ def test_what_cannot_be_put_together_is_refused_in_words(bank, asked, message):
 def test_wrong_names_and_weights_are_told(bank):
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'books'"):
         bank.compose("new", "stack", ["boks", "films"])
+    with pytest.raises(ValueError, match=r"no way 'avrage' to put adapters together\. Did you mean 'average'"):
+        bank.compose("new", "avrage", ["books", "films"])
     with pytest.raises(ValueError, match="2 adapters need 2 weights"):
         bank.compose("new", "average", ["books", "films"], [1])
     with pytest.raises(ValueError, match="at least two adapters, not 1"):

@@ -17,7 +17,7 @@ import transformers
 from peft import PeftModel
 
 from peftlab.data import Row
-from peftlab.errors import AdapterNotFoundError, PeftlabError, suggest
+from peftlab.errors import AdapterNotFoundError, suggest
 from peftlab.recipe import Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.composition import (
@@ -237,14 +237,14 @@ class Bank:
             self._composed[name] = composition(way, names, weights)
             try:
                 self._check_composed(name)
-            except PeftlabError:
+            except BaseException:  # whatever it is, the bank is as it was
                 del self._composed[name]
                 raise
 
     def _check_composed(self, name: str) -> None:
         edition = cast(ComposedEdition, self._edition(name))
         with self._tiers.held(edition.parts if is_ensemble(edition) else [edition]) as residents:
-            if edition.way == "ensemble":
+            if is_ensemble(edition):
                 check_alike(edition, list(residents.values()))
 
     def remove(self, name: str) -> None:

@@ -10,12 +10,12 @@ ensemble   each adapter for itself; the weighted mean of their logits is decoded
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, cast
+from typing import Any, Literal, TypeGuard, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from peftlab.errors import IntegrityError
+from peftlab.errors import IntegrityError, suggest
 from peftlab.runtime.low_rank import LowRankUpdate, joined_updates
 from peftlab.runtime.moulds import Resident
 from peftlab.runtime.routing import Own
@@ -40,6 +40,8 @@ def composition(way: Way, names: Sequence[str], weights: Sequence[float] | None 
     Raises:
         ValueError: fewer than two names, no such way, or not as many weights as names.
     """
+    if way not in get_args(Way):
+        raise ValueError(f"no way '{way}' to put adapters together. {suggest(way, get_args(Way))}")
     if len(names) < 2:
         raise ValueError(f"a {way} needs at least two adapters, not {len(names)}")
     given = list(weights) if weights is not None else [1.0] * len(names)
