@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from peftlab.base import load_base
 from peftlab.methods import adapt
 from peftlab.recipe import BaseSection, MethodSection
+from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
 from peftlab.store import Store
 from peftlab.tasks import Task, task_description
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SPREAD = 0.02  # as wide as trained ones are
 
 

@@ -21,11 +21,11 @@ from peftlab.bench.serving import BARE
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.runtime import Bank
 from peftlab.runtime.passes import through
+from peftlab.runtime.resident_base import DTYPES
 from peftlab.store import Store
 from peftlab.tasks.text_classification import TextClassificationTask
 
 Call = Callable[[], Any]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LABELS = ["one", "two", "three"]
 WARM_UP = 2
 

@@ -106,14 +106,18 @@ override_option = click.option(
 )
 
 
+def _whole_numbers(text: str, example: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is not a list of whole numbers, as in {example}.") from None
+
+
 def read_seeds(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
     """Callback of a --seeds option: `1,2,3` → the numbers."""
     if text is None:
         return None
-    try:
-        seeds = [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"'{text}' is not a list of whole numbers, as in 1,2,3.") from None
+    seeds = _whole_numbers(text, "1,2,3")
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise click.BadParameter(f"'{text}' should hold numbers from 0 on, each once.")
     return seeds
@@ -121,10 +125,7 @@ def read_seeds(_: click.Context, __: click.Parameter, text: str | None) -> list[
 
 def read_counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     """Callback of an option that takes numbers above 0: `1,4,16` → the numbers."""
-    try:
-        counts = [int(count) for count in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"'{text}' is not a list of whole numbers, as in 1,4,16.") from None
+    counts = _whole_numbers(text, "1,4,16")
     if min(counts) < 1:
         raise click.BadParameter(f"'{text}' should hold numbers from 1 on.")
     return counts

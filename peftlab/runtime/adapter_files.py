@@ -1,7 +1,7 @@
 """What a published adapter's files hold, verified and in host memory."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
         config = json.loads(file.read_text(encoding="utf8"))
     with _readable(adapter, WEIGHTS) as file:
         tensors = load(file.read_bytes())
-    return AdapterFiles(adapter, task, config, {name: _whole(tensor) for name, tensor in tensors.items()})
+    return AdapterFiles(adapter, task, config, whole(tensors))
 
 
 @contextmanager
@@ -71,9 +71,9 @@ def _readable(adapter: Adapter, file: str) -> Iterator[Path]:
         raise IntegrityError(f"{adapter}: {file} cannot be read: {fault}") from fault
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """As the base computes, and as PEFT loads it; files may hold halves."""
-    return tensor.float() if tensor.is_floating_point() else tensor
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As the base computes, and as PEFT loads them; files may hold halves."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _in_order(value: Any) -> Any:

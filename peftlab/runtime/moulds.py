@@ -55,7 +55,7 @@ def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple
         model.to(model.base_model.dtype)
         return Resident(read.adapter, read.task, {}, model, routed=False), None
     head = with_child(model, prefix, nn.Identity())
-    names = _names(attached.places, own, head, f"{prefix}.")
+    names = None if attached.places is None else _names(attached.places, own, head, f"{prefix}.")
     if names is None:
         return Resident(read.adapter, read.task, own, head, routed=True), None
     mould = Mould(
@@ -107,15 +107,15 @@ def _pouring(module: nn.Module, names: Mapping[str, str], bare: nn.Module) -> Po
 
 
 def _names(
-    places: Mapping[str, str] | None, own: Collection[str], head: nn.Module, prefix: str
+    places: Mapping[str, str], own: Collection[str], head: nn.Module, prefix: str
 ) -> dict[str, dict[str, str]] | None:
     """For each of `own`, and the head, its tensors' names in it → in the file; None if one belongs to none of them."""
     names: dict[str, dict[str, str]] = {}
     in_head = head.state_dict(keep_vars=True)
-    for name, place in (places or {}).items():
+    for name, place in places.items():
         inside = place.removeprefix(prefix)
         owner = next((path for path in own if inside.startswith(f"{path}.")), None) if inside != place else HEAD
         if owner is None or (owner == HEAD and inside not in in_head):
             return None
         names.setdefault(owner, {})[inside.removeprefix(f"{owner}.") if owner else inside] = name
-    return names if places is not None else None
+    return names

@@ -50,12 +50,13 @@ def _batches(asked: Asked[Key], most: int) -> Iterator[list[int]]:
     """Places in `asked`, by length; within a batch those of an adapter together, the most frequent first."""
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][1]))
     batch: list[int] = []
+    keys: set[Key] = set()
     for i in order:
-        keys = {asked[j][0] for j in batch} | {asked[i][0]}
-        if len(batch) == BATCH or len(keys) > most:
+        if len(batch) == BATCH or len(keys | {asked[i][0]}) > most:
             yield _together(batch, asked)
-            batch = []
+            batch, keys = [], set()
         batch.append(i)
+        keys.add(asked[i][0])
     if batch:
         yield _together(batch, asked)
 

@@ -99,7 +99,9 @@ class Request(dict[str, Key]):
                 self._tiers.prefetch([self[name]])
 
     def _answers(self, chunk: Sequence[tuple[str, Any]], told: Told) -> list[Answer]:
-        groups = {name: [i for i, (other, _) in enumerate(chunk) if other == name] for name, _ in chunk}
+        groups: dict[str, list[int]] = {}
+        for i, (name, _) in enumerate(chunk):
+            groups.setdefault(name, []).append(i)
         reads = {name: self.files(name) for name in groups}
         encoded = {name: self.encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
         asked = [(self[name], f) for name, rows in encoded.items() for windows in rows for f in windows]

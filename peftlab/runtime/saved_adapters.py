@@ -15,7 +15,7 @@ from torch import Tensor
 from peftlab.base import PARTLY, hub_snapshot
 from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
 from peftlab.methods.adapting import METHODS
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
+from peftlab.runtime.adapter_files import CONFIG, WEIGHTS, whole
 from peftlab.store import MANIFEST
 
 PICKLED = "adapter_model.bin"
@@ -146,7 +146,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = load(file.read_bytes())
     except SafetensorError as error:
         raise IntegrityError(f"{file} is not a whole safetensors file: {error}.") from None
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return whole(tensors)
 
 
 def _unservable(config: Mapping[str, Any]) -> Iterator[str]:
