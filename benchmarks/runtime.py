@@ -2,8 +2,8 @@
 
 all-MiniLM-L6-v2, 32 rows × 64 random tokens, random LoRA adapters with r=8, medians over batches taken in turn in one
 process a table; the bare base is in the same precision and has one head. Decode-shaped: one token a row. Loading: every
-byte verified, read, ready to answer, in banks with that many adapters in memory, taken in turn. Nothing else may run
-meanwhile.
+byte verified, read, ready to answer, with that many adapters in memory; each number has processes of its own, taken in
+turn. Nothing else may run meanwhile.
 """
 
 from typing import Any
@@ -42,6 +42,7 @@ def main(cases: tuple[str, ...], rounds: int, loads: bool) -> None:
                 "in memory": load.registered,
                 "from disk, ms": load.from_disk * 1000,
                 "÷ first": load.ratio,
+                "growing, ms": load.growing * 1000,
                 "ready already, ms": load.ready * 1000,
             }
             for load in times

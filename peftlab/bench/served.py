@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from operator import truediv
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -42,7 +40,7 @@ def batch_times(
     device: str,
 ) -> list[dict[str, Any]]:
     """The fields of a `BatchTime` for each way and count; the bare base first."""
-    names = [f"random-{i}" for i in range(max(counts))]
+    names = _loaded(max(counts))
     with _published(names, base, method) as store, torch.inference_mode():
         bank = _bank(store, names, device, precision)
         inputs = _inputs(bank, rows, tokens)
@@ -67,44 +65,50 @@ def batch_times(
     ]
 
 
-def load_times(
-    base: str, method: dict[str, Any], registered: list[int], rounds: int, device: str
-) -> list[dict[str, Any]]:
-    """The fields of a `LoadTime` for each number of adapters in memory: a bank each, which take their loads in turn."""
-    loaded, fresh = [f"random-{i}" for i in range(max(registered))], [f"fresh-{i}" for i in range(WARM_UP + rounds)]
-    with _published([*loaded, *fresh], base, method) as store:
-        banks = {count: _bank(store, loaded[:count], device, "fp32") for count in registered}
-        loads = _in_turn_of(banks, fresh, lambda bank, name: bank.add(name))
-        finds = _in_turn_of(banks, fresh, lambda bank, name: bank.routed(name))
-    return [
-        {
-            "registered": count,
-            "from_disk": statistics.median(loads[count]),
-            "ratio": statistics.median(map(truediv, loads[count], loads[registered[0]])),
-            "ready": statistics.median(finds[count]),
-        }
-        for count in registered
-    ]
+def publish(base: str, method: dict[str, Any], store: str, loaded: int, fresh: int) -> None:
+    """Random adapters for `load_times`: those that are in memory, and those that come."""
+    _publish(Store(store), [*_loaded(loaded), *_fresh(fresh)], base, method)
 
 
-def _in_turn_of(banks: dict[int, Bank], names: list[str], call: Callable[[Bank, str], Any]) -> dict[int, list[float]]:
-    """Seconds of the call in each bank, name by name, each bank as often first as any other."""
-    seconds: dict[int, list[float]] = {count: [] for count in banks}
-    order = list(banks)
+def load_times(store: str, loaded: int, fresh: int, device: str) -> dict[str, float]:
+    """The medians of a `LoadTime` in this process."""
+    bank, names = _bank(Store(store), _loaded(loaded), device, "fp32"), _fresh(fresh)
+    seconds = {
+        "growing": [_seconds(partial(bank.add, name)) for name in names],
+        "ready": [_seconds(partial(bank.routed, name)) for name in names],
+    }
     for name in names:
-        for count in order:
-            seconds[count].append(_seconds(partial(call, banks[count], name)))
-        order.append(order.pop(0))
-    return {count: took[WARM_UP:] for count, took in seconds.items()}
+        bank.remove(name)
+    seconds["from_disk"] = list(_coming_and_going(bank, names))
+    return {case: statistics.median(took[WARM_UP:]) for case, took in seconds.items()}
+
+
+def _coming_and_going(bank: Bank, names: list[str]) -> Iterator[float]:
+    """Seconds that each takes to come; it leaves before the next one does."""
+    for name in names:
+        yield _seconds(partial(bank.add, name))
+        bank.remove(name)
+
+
+def _loaded(count: int) -> list[str]:
+    return [f"random-{i}" for i in range(count)]
+
+
+def _fresh(rounds: int) -> list[str]:
+    return [f"fresh-{i}" for i in range(WARM_UP + rounds)]
 
 
 @contextmanager
 def _published(names: list[str], base: str, method: dict[str, Any]) -> Iterator[Store]:
-    section: Any = TypeAdapter(MethodSection).validate_python(method)
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "adapters")
-        publish_random(store, names, BaseSection(model=base), section, TextClassificationTask(labels=LABELS))
+        store = Store(folder)
+        _publish(store, names, base, method)
         yield store
+
+
+def _publish(store: Store, names: list[str], base: str, method: dict[str, Any]) -> None:
+    section: Any = TypeAdapter(MethodSection).validate_python(method)
+    publish_random(store, names, BaseSection(model=base), section, TextClassificationTask(labels=LABELS))
 
 
 def _bank(store: Store, names: list[str], device: str, precision: str) -> Bank:

@@ -1,7 +1,10 @@
 """Serving many adapters: mixed batches beside the bare base, and the time that an adapter takes to come."""
 
+import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import truediv
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,6 +14,9 @@ from peftlab.errors import Problem, RecipeError
 from peftlab.recipe import BaseSection, MethodSection
 
 BARE = "bare base"
+SERVED = "peftlab.bench.served"
+TURNS = 3  # processes for each number of adapters in memory, taken in turn
+Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,13 @@ class BatchTime:
 class LoadTime:
     """Medians of bringing an adapter from disk and of finding one that is ready, with `registered` adapters loaded.
 
-    `ratio` is of loads, taken in turn, to those in the first bank.
+    `from_disk` is into memory that another adapter has left, `growing` into memory that the process never had, which
+    the system must give first; `ratio` is of `from_disk` to that with the first number of adapters.
     """
 
     registered: int
     from_disk: float
+    growing: float
     ratio: float
     ready: float
 
@@ -77,7 +85,7 @@ def time_batches(
     """
     given: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
     place: dict[str, Any] = {**_checked(base, method), "device": device}
-    measured = measure_call("peftlab.bench.served", "batch_times", **place, **given, precision=precision)
+    measured = measure_call(SERVED, "batch_times", **place, **given, precision=precision)
     return [BatchTime(**told) for told in measured.value]
 
 
@@ -89,13 +97,27 @@ def time_loading(
     rounds: int = 30,
     device: str = "auto",
 ) -> list[LoadTime]:
-    """How long an adapter takes to come, with few and with many others in memory; `rounds` loads for each median.
+    """How long an adapter takes to come, with few and with many others in memory.
 
-    Other arguments and errors are as for `time_batches`.
+    Each number of adapters has processes of its own, three of them, which take turns with those of the others; `rounds`
+    loads in each. Other arguments and errors are as for `time_batches`.
     """
-    place: dict[str, Any] = {**_checked(base, method), "device": device}
-    measured = measure_call("peftlab.bench.served", "load_times", **place, registered=list(registered), rounds=rounds)
-    return [LoadTime(**told) for told in measured.value]
+    checked, most = _checked(base, method), max(registered)
+    told: dict[int, list[Seconds]] = {count: [] for count in registered}
+    with tempfile.TemporaryDirectory() as store:
+        measure_call(SERVED, "publish", **checked, store=store, loaded=most, fresh=rounds)
+        for _ in range(TURNS):
+            for count in registered:
+                measured = measure_call(SERVED, "load_times", store=store, loaded=count, fresh=rounds, device=device)
+                told[count].append(measured.value)
+    return [_load_time(count, told[count], told[registered[0]]) for count in registered]
+
+
+def _load_time(registered: int, told: list[Seconds], first: list[Seconds]) -> LoadTime:
+    """Medians over processes, of medians in each."""
+    seconds = {case: [turn[case] for turn in told] for case in told[0]}
+    ratio = statistics.median(map(truediv, seconds["from_disk"], (turn["from_disk"] for turn in first)))
+    return LoadTime(registered, **{case: statistics.median(took) for case, took in seconds.items()}, ratio=ratio)
 
 
 def _checked(base: str, method: dict[str, Any] | None) -> dict[str, Any]:

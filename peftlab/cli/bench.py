@@ -151,12 +151,16 @@ def print_batches(batches: "list[BatchTime]", title: str) -> None:
 
 def print_loads(loads: "list[LoadTime]") -> None:
     """Loading, by how many adapters are in memory."""
-    made = table("\nBringing an adapter", "in memory", "from disk, ms", "÷ first", "ready already, ms")
+    made = table("\nBringing an adapter", "in memory", "from disk, ms", "÷ first", "growing, ms", "ready already, ms")
     for load in loads:
-        disk, ready = f"{load.from_disk * 1000:.1f}", f"{load.ready * 1000:.3f}"
-        made.add_row(str(load.registered), disk, f"{load.ratio:.2f}", ready)
+        disk, growing, ready = f"{load.from_disk * 1000:.1f}", f"{load.growing * 1000:.1f}", f"{load.ready * 1000:.3f}"
+        made.add_row(str(load.registered), disk, f"{load.ratio:.2f}", growing, ready)
     out.print(made)
-    out.print("From disk: every byte verified, read, and ready to answer.", style="dim")
+    out.print(
+        "From disk: every byte verified, read, and ready to answer, into memory that another adapter left;"
+        " growing: into memory that the system gives first.",
+        style="dim",
+    )
 
 
 def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str, Any]]:
