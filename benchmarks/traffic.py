@@ -38,7 +38,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
     import torch
 
     from peftlab.runtime import Bank
-    from peftlab.runtime.passes import logits_of
+    from peftlab.runtime.passes import outcomes_of
     from peftlab.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
         def run(asked: list[tuple[Any, Any]]) -> float:
             began = time.perf_counter()
             for start in range(0, len(asked), 32):
-                logits_of(asked[start : start + 32], bank._tiers.held, base.router, base.tokenizer, most=SLOTS)
+                outcomes_of(asked[start : start + 32], bank._tiers.held, base.router, base.tokenizer, most=SLOTS)
             return time.perf_counter() - began
 
         ratios = []

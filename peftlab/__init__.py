@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftlab.runtime import evaluate, evaluate_mixed, load
-    from peftlab.tuning import TuningResult, tune
+    from peftlab.tuning import TuningResult, check, tune
 
-__all__ = ["TuningResult", "__version__", "evaluate", "evaluate_mixed", "load", "tune"]
+__all__ = ["TuningResult", "__version__", "check", "evaluate", "evaluate_mixed", "load", "tune"]
 __version__ = version("peftlab")
 
 _HOMES = {
     "TuningResult": "peftlab.tuning",
+    "check": "peftlab.tuning",
     "evaluate": "peftlab.runtime",
     "evaluate_mixed": "peftlab.runtime",
     "load": "peftlab.runtime",

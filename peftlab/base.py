@@ -7,7 +7,7 @@ a machine without network never waits for one. Weights come from safetensors onl
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.cache import recall, remember
-from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError, suggest
+from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError, Problems, suggest
 from peftlab.quantization import bytes_of, keep_unpacked, quantized_loading, weights_in
 from peftlab.recipe import BaseSection, Quantization
 
@@ -125,6 +125,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     Raises:
         BaseNotFoundError: no such base.
         IntegrityError: its files are not what they should be.
+        RecipeError: the task writes with the base's own head, and it has none.
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     from transformers import set_seed
@@ -137,7 +138,9 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     trusted, quantization = section.trust_remote_code, section.quantization
     place: dict[str, Any] = {"quantization": quantization, "device": device}
     model, new = load_with_head(files, task, trust_remote_code=trusted, **place, **settings)
-    tokenizer = load_tokenizer(files, trust_remote_code=trusted)
+    if new and not task.head_labels:
+        _refuse_headless(section, task, new)
+    tokenizer = load_tokenizer(files, trust_remote_code=trusted, whole_text=task.whole_text)
     return Base(
         files=files,
         model=model,
@@ -149,6 +152,12 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
         max_length=max_input_length(tokenizer, model),
         fingerprint=files.fingerprint,
     )
+
+
+def _refuse_headless(section: BaseSection, task: "Task", new: set[str]) -> None:
+    with Problems() as problems:
+        message = f"'{section.model}' has no head for {task.type}: its weights lack {', '.join(sorted(new)[:3])}."
+        problems.add(message, key="base.model", hint=f"Take one that was saved as {task.auto_class}.")
 
 
 def load_with_head(
@@ -176,6 +185,17 @@ def load_with_head(
         **settings,
         **_load_options(trust_remote_code),
     )
+
+
+def tensors_named(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
+    """Those of the checkpoint's tensors that have these names."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(files.folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}  # noqa: SIM118
+    return found
 
 
 def _no_dropout(files: BaseFiles) -> dict[str, Any]:
@@ -222,13 +242,17 @@ def _loaded(
 
 def head_config(task: "Task") -> dict[str, Any]:
     """What a model's configuration must say so that its head fits `task`."""
+    if not task.head_labels:  # the base's own
+        return {}
     names = dict(enumerate(task.head_labels))
     fitting = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
     return fitting | ({"problem_type": task.problem_type} if task.problem_type else {})
 
 
-def load_tokenizer(files: BaseFiles, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer, ready for text that is already split into words.
+def load_tokenizer(
+    files: BaseFiles, *, trust_remote_code: bool = False, whole_text: bool = False
+) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, ready for text that is already split into words, unless it is for `whole_text`.
 
     Raises:
         IntegrityError: it is not a fast tokenizer, which alone can tell which word a token belongs to.
@@ -236,11 +260,11 @@ def load_tokenizer(files: BaseFiles, *, trust_remote_code: bool = False) -> "Pre
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
-    if getattr(tokenizer, "add_prefix_space", None) is False:
+    if not whole_text and getattr(tokenizer, "add_prefix_space", None) is False:
         tokenizer = AutoTokenizer.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, add_prefix_space=True
         )
-    if tokenizer.is_fast:
+    if tokenizer.is_fast and not whole_text:
         _begin_words_with_a_blank(tokenizer)
     tokenizer.truncation_side = "right"  # the ledger counts what a cut at the end loses
     if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked out, so any token will do
@@ -262,11 +286,18 @@ def _begin_words_with_a_blank(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """sha256 of the tokenizer's vocabulary and rules, whatever was padded or cut with it before."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    """sha256 of the tokenizer's vocabulary and rules, whatever was padded or cut with it before.
+
+    It is the same for whole texts and for words.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_words_begin_with_a_blank)
     for setting in ("truncation", "padding"):
         rules.pop(setting, None)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _words_begin_with_a_blank(rule: dict[str, Any]) -> dict[str, Any]:
+    return rule | ({"add_prefix_space": True} if "add_prefix_space" in rule else {})
 
 
 def max_input_length(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:

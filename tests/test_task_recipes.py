@@ -30,7 +30,9 @@ KEYS = {
     "question-answering": "doc_stride, max_answer_length, type",
     "relation-extraction": "labels, negative_label, type",
 }
-KNOWN = "Known: question-answering, regression, relation-extraction, text-classification, token-classification."
+KNOWN = (
+    "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, token-classification."
+)
 
 
 @pytest.fixture

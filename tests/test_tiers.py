@@ -501,7 +501,7 @@ def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, e
         with bank._request() as request:
             meant = request["lora"]
             bank.remove("lora")
-            given = torch.stack(request.logits([(meant, feature) for _, feature in features]))
+            given = torch.stack(request.outcomes([(meant, feature) for _, feature in features]))
         torch.testing.assert_close(given, expected["lora"], rtol=0, atol=1e-5)
         assert len(alive(references)) == 2
     del residents

@@ -73,6 +73,17 @@ def classes_form(fields: Mapping[str, Any], task: Any) -> Text:
     return shown
 
 
+def reply_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """What was asked, and the reply below it; marked where it stopped for length, or the question was cut."""
+    reply = fields["reply"].replace("\n", "\n  ") or "(nothing)"
+    shown = _asked(fields).append("\n  ").append(reply, style="bold cyan")
+    if not fields["finished"]:
+        shown.append(f" … (stopped at {task.generation['max_new_tokens']} tokens)", style="dim")
+    if fields.get("cut"):
+        shown.append("\n  what was asked is longer than the base takes: its beginning was left out", style="yellow")
+    return shown
+
+
 def number_form(fields: Mapping[str, Any], task: Any) -> Text:
     """The text, and where the number lies between the least and the most of the training rows."""
     least, most = task.learned.get("least", 0.0), task.learned.get("most", 1.0)
@@ -117,6 +128,7 @@ FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
     "regression": number_form,
     "question-answering": answer_form,
     "relation-extraction": relation_form,
+    "causal-lm": reply_form,
 }
 
 

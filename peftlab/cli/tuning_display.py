@@ -121,7 +121,7 @@ class TuningDisplay(Listener):
         """Take the bar down."""
         self.bar.stop()
         if stopped_early:
-            out.print("Stopped early: the validation score no longer rises.")
+            out.print("Stopped early: the validation score no longer gets better.")
         out.print("Scoring the best checkpoint, publishing it, and comparing it with a fresh base …\n")
 
     def _eta(self) -> str:

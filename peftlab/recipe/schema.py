@@ -142,8 +142,42 @@ class RelationExtraction(Section):
     """The label that says there is no relation, left out of the scores; null takes Other, no_relation, NA or none."""
 
 
+class Generation(Section):
+    """How a text goes on when an adapter is asked: Transformers' own names."""
+
+    max_new_tokens: Positive = 128
+    """The longest reply, in tokens."""
+    num_beams: Positive = 1
+    """From 2 on, beam search for the likeliest reply."""
+    do_sample: bool = False
+    """Draw each token by its probability, instead of taking the likeliest."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """With do_sample: below 1 the likely become likelier."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With do_sample: draw among the likeliest, which have this much probability together."""
+    top_k: Count = 0
+    """With do_sample: draw among so many of the likeliest; 0 for all."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1, tokens that were there already become less likely."""
+    stop_strings: list[str] = []
+    """A reply also ends before any of these."""
+
+
+class CausalLm(Section):
+    """A text that goes on: instructions with their answers, chats, or plain text."""
+
+    type: Literal["causal-lm"]
+    template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | None = None
+    """How instructions and chats are written; base is the tokenizer's own; null takes that if there is one, else plain.
+    It is published with the adapter."""
+    system: str | None = None
+    """What the system says in chats that do not begin with a message of its own."""
+    generation: Generation = Generation()
+    """How replies are made; published with the adapter."""
+
+
 TaskSection = Annotated[
-    TokenClassification | TextClassification | Regression | QuestionAnswering | RelationExtraction,
+    TokenClassification | TextClassification | Regression | QuestionAnswering | RelationExtraction | CausalLm,
     Field(discriminator="type"),
 ]
 

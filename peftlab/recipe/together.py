@@ -31,6 +31,12 @@ REFUSED_ON: dict[str, dict[Quantization, str]] = {
 """Method → the quantizations that it does not take, and why not; lora with use_dora is `dora`, with that beginning
 `orthogonal`. A method that is not here takes both. tests/test_method_matrix.py holds every line against what happens;
 docs/matrix.md shows it."""
+_NOT_WRITING = {
+    "head": "'head' trains the head alone, and a language model writes with the base's own.",
+    "prompt": "peftlab cannot let a text go on after virtual tokens yet, so 'prompt' does not go with causal-lm.",
+    "p-tuning": "peftlab cannot let a text go on after virtual tokens yet, so 'p-tuning' does not go with causal-lm.",
+}
+"""Methods that do not go with causal-lm, and why not."""
 _KEYS = {"dora": "use_dora", "orthogonal": "init_lora_weights"}
 
 
@@ -49,6 +55,8 @@ def check_together(recipe: Recipe, problems: Problems) -> None:
 def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
+    if recipe.task.type == "causal-lm" and recipe.method.type in _NOT_WRITING:
+        yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
         message = "adalora weighs the directions of whole layers, and each process holds a part of them."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")

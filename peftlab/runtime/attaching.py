@@ -5,6 +5,7 @@ depth, another task, too much or too little) is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
-from peftlab.base import BaseFiles, head_config
+from peftlab.base import BaseFiles, head_config, tensors_named
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
 from peftlab.runtime.trees import own_tree
@@ -61,7 +62,7 @@ def attach(
     delta = PeftConfig.from_pretrained(adapter.folder)
     held = frozenset(delta.modules_to_save or ())
     model = _shell(read.task, backbone, files, trust_remote_code)
-    head = _outside_backbone(model, held)
+    head = _held_whole(model, held, new_head=bool(read.task.head_labels))
     try:
         adapted = PeftModel(model, _aimed(delta, tensors), KEY)
     except (TypeError, ValueError) as fault:  # of a layer's kind or size
@@ -97,7 +98,34 @@ def _shell(
     for flag in PEFT_ASKS:
         setattr(model, flag, getattr(backbone, flag, False))
     setattr(model, model.base_model_prefix, own_tree(backbone))
+    if not task.head_labels:
+        _add_own_head(model, backbone, files)
     return model
+
+
+def _add_own_head(
+    model: transformers.PreTrainedModel, backbone: transformers.PreTrainedModel, files: BaseFiles
+) -> None:
+    """The base's own head, from its checkpoint, or tied to its embeddings; and how the base ends texts.
+
+    Raises:
+        IntegrityError: the checkpoint has none.
+    """
+    inside = f"{model.base_model_prefix}."
+    wanted = {name for name in model.state_dict() if not name.startswith(inside)} - set(_tied(model))
+    found = tensors_named(files, wanted)
+    if absent := wanted - found.keys():
+        raise IntegrityError(f"base '{files.model}' has no head of its own: {', '.join(sorted(absent))} is not in it.")
+    placed = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}
+    model.load_state_dict(placed, strict=False, assign=True)
+    model.tie_weights()
+    with suppress(OSError):  # not every base comes with one
+        model.generation_config = transformers.GenerationConfig.from_pretrained(files.folder)
+
+
+def _tied(model: transformers.PreTrainedModel) -> Iterable[str]:
+    """Names of tensors that are the embeddings once more."""
+    return getattr(model, "all_tied_weights_keys", {})
 
 
 def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
@@ -112,12 +140,16 @@ def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
     return config
 
 
-def _outside_backbone(model: torch.nn.Module, saved: Iterable[str]) -> dict[str, torch.Tensor]:
-    """What an adapter holds whole, by its names in the adapter's files: the head, and the modules `saved` with it."""
+def _held_whole(model: torch.nn.Module, saved: Iterable[str], *, new_head: bool) -> dict[str, torch.Tensor]:
+    """What an adapter holds whole, by its names in the adapter's files: a new head, and the modules `saved` with it."""
     inside = f"{model.base_model_prefix}."
     held = tuple(f"{name}." for name in saved if name.startswith(inside))
     state = model.state_dict().items()
-    return {f"{PEFT_PREFIX}{name}": t for name, t in state if not name.startswith(inside) or name.startswith(held)}
+    return {
+        f"{PEFT_PREFIX}{name}": tensor
+        for name, tensor in state
+        if name.startswith(held) or (new_head and not name.startswith(inside))
+    }
 
 
 def _misfits(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Iterator[str]:

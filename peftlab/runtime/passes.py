@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from peftlab.runtime.moulds import Resident
 from peftlab.runtime.routing import Router, head_output, in_fp32, part_of, runs
+from peftlab.runtime.writing import continuations
 from peftlab.tasks import Feature
-from peftlab.tasks.predicting import forward
+from peftlab.tasks.contract import IGNORED
+from peftlab.tasks.predicting import Outcome, forward
 from peftlab.tasks.tokenizing import Told
 
 Key = TypeVar("Key")
@@ -24,7 +26,7 @@ BATCH = 32
 
 
 @torch.inference_mode()
-def logits_of(
+def outcomes_of(
     asked: Asked[Key],
     hold: Hold,
     router: Router,
@@ -32,18 +34,18 @@ def logits_of(
     *,
     most: int | None = None,
     told: Told = lambda done, total: None,
-) -> list[Tensor]:
-    """The logits of each feature by its adapter, in order.
+) -> list[Outcome]:
+    """The outcome of each feature by its adapter, in order.
 
     They go in batches of like length, so that little is padded, and of at most `most` adapters.
     """
-    logits: dict[int, Tensor] = {}
+    outcomes: dict[int, Outcome] = {}
     for batch in _batches(asked, most or BATCH):
         with hold({asked[i][0] for i in batch}) as residents:
             for chosen, given in _passes(batch, asked, residents, router, tokenizer):
-                logits |= zip(chosen, given, strict=True)
-        told(len(logits), len(asked))
-    return [logits[i] for i in range(len(asked))]
+                outcomes |= zip(chosen, given, strict=True)
+        told(len(outcomes), len(asked))
+    return [outcomes[i] for i in range(len(asked))]
 
 
 def _batches(asked: Asked[Key], most: int) -> Iterator[list[int]]:
@@ -73,8 +75,12 @@ def _passes(
     residents: Mapping[Key, Resident],
     router: Router,
     tokenizer: PreTrainedTokenizerBase,
-) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
-    """One pass for all that can be routed, and one for each adapter that cannot."""
+) -> Iterator[tuple[Sequence[int], Sequence[Outcome]]]:
+    """One pass for all that can be routed, and one for each adapter that cannot; texts that go on apart from them."""
+    writing = [i for i in batch if residents[asked[i][0]].task.writes and asked[i][1].labels is None]
+    if writing:
+        yield writing, continuations([(residents[asked[i][0]], asked[i][1]) for i in writing], router, tokenizer)
+    batch = [i for i in batch if i not in writing]
     shared = [i for i in batch if residents[asked[i][0]].routed]
     if shared:
         yield shared, _mixed([(residents[asked[i][0]], asked[i][1]) for i in shared], router, tokenizer)
@@ -87,15 +93,23 @@ def _passes(
 def _mixed(
     asked: Sequence[tuple[Resident, Feature]], router: Router, tokenizer: PreTrainedTokenizerBase
 ) -> list[Tensor]:
-    """The logits of each feature, from one forward pass of the base; those of an adapter stand together."""
-    inputs = padded([feature for _, feature in asked], tokenizer, router.device)
-    return through([resident for resident, _ in asked], inputs, router)
+    """The outcome of each feature, from one forward pass of the base; those of an adapter stand together."""
+    features = [feature for _, feature in asked]
+    inputs = padded(features, tokenizer, router.device)
+    return through([resident for resident, _ in asked], inputs, router, features)
 
 
-def through(rows: Sequence[Resident], inputs: Mapping[str, Tensor], router: Router) -> list[Tensor]:
-    """The logits of each row of a batch by its adapter; those of an adapter stand together, padding is left out."""
+def through(
+    rows: Sequence[Resident], inputs: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
+) -> list[Tensor]:
+    """The outcome of each row of a batch by its adapter; those of an adapter stand together, padding is left out.
+
+    `features` are those of the rows, for tasks that look at labels.
+    """
     states = in_fp32(router.states([resident.own for resident in rows], inputs))
-    return [logits for resident, part in runs(rows) for logits in _by_head(resident, states, inputs, part)]
+    return [
+        outcome for resident, part in runs(rows) for outcome in _by_head(resident, states, inputs, part, features[part])
+    ]
 
 
 def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Tensor]:
@@ -104,11 +118,23 @@ def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, devi
     return {name: cast(Tensor, tensor).to(device) for name, tensor in batch.items()}
 
 
-def _by_head(resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice) -> Iterator[Tensor]:
-    mine = {name: tensor[part] for name, tensor in inputs.items()}
-    logits = resident.task.logits(head_output(resident.model, part_of(states, part), mine)).float().cpu()
-    if not resident.task.per_token:
-        yield from logits
+def _by_head(
+    resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
+) -> Iterator[Tensor]:
+    task, mine = resident.task, {name: tensor[part] for name, tensor in inputs.items()}
+    logits = task.logits(head_output(resident.model, part_of(states, part), mine)).float()
+    labels = _labels(features, mine["attention_mask"]) if task.writes and features else None
+    outcome = task.outcome(logits, labels).cpu()
+    if not task.per_token:
+        yield from outcome
         return
-    for row, mask in zip(logits, mine["attention_mask"].cpu(), strict=True):
+    for row, mask in zip(outcome, mine["attention_mask"].cpu(), strict=True):
         yield row[mask.bool()]
+
+
+def _labels(features: Sequence[Feature], mask: Tensor) -> Tensor:
+    """Labels of each token, (batch, tokens), -100 where there is padding."""
+    labels = torch.full_like(mask, IGNORED)
+    for row, feature in enumerate(features):
+        labels[row, mask[row].bool()] = torch.tensor(feature.labels, dtype=mask.dtype, device=mask.device)
+    return labels

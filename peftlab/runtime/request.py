@@ -4,19 +4,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import torch
+from torch import Tensor
 
 from peftlab.errors import PeftlabError, Problems
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.composition import is_ensemble, mean_logits
-from peftlab.runtime.passes import logits_of
+from peftlab.runtime.passes import outcomes_of
 from peftlab.runtime.resident_base import ResidentBase
 from peftlab.runtime.tiers import Key, Tiers
 from peftlab.tasks import Feature, Prediction
 from peftlab.tasks.asking import Asked, read_asked
-from peftlab.tasks.predicting import predict_features
+from peftlab.tasks.predicting import Outcome, predict_features
 from peftlab.tasks.tokenizing import Told, encode_examples
 
 AT_A_TIME = 1024  # rows of a long list that are in memory as features
@@ -90,7 +90,7 @@ class Request(dict[str, Key]):
     def predictions(self, name: str, examples: Sequence[Any], told: Told) -> list[Any]:
         """What one adapter says of examples of its task, in order."""
         read, edition = self.files(name), self[name]
-        through = lambda features: self.logits([(edition, feature) for feature in features], told)  # noqa: E731
+        through = lambda features: self.outcomes([(edition, feature) for feature in features], told)  # noqa: E731
         return predict_features(read.task, examples, self.encode(read, examples), through)
 
     def _prefetch(self, chunk: Sequence[tuple[str, Asked]]) -> None:
@@ -105,7 +105,7 @@ class Request(dict[str, Key]):
         reads = {name: self.files(name) for name in groups}
         encoded = {name: self.encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
         asked = [(self[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
-        outputs = iter(self.logits(asked, told))
+        outputs = iter(self.outcomes(asked, told))
         answers: dict[int, Answer] = {}
         for name, mine in groups.items():
             examples = [chunk[i][1] for i in mine]
@@ -115,16 +115,18 @@ class Request(dict[str, Key]):
 
     def encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
         """The features of each example of an adapter's task."""
-        length = read.adapter.manifest["max_length"]
-        return encode_examples(read.task, self._base.tokenizer, examples, max_length=length, training=False)
+        length, tokenizer = read.adapter.manifest["max_length"], self._base.tokenizer_for(read.task)
+        return encode_examples(read.task, tokenizer, examples, max_length=length, training=False)
 
-    def logits(self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None) -> list[torch.Tensor]:
-        """Of each feature by its adapter, in order; of an ensemble, the mean of its parts."""
+    def outcomes(self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None) -> list[Outcome]:
+        """Of each feature by its adapter, in order; of an ensemble, the mean of its parts' logits."""
         base = self._base
         single = [(part, feature) for edition, feature in asked for part in _asked_of(edition)]
-        given = iter(logits_of(single, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told))
+        given = iter(outcomes_of(single, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told))
         return [
-            mean_logits(edition, [next(given) for _ in edition.parts]) if is_ensemble(edition) else next(given)
+            mean_logits(edition, cast(list[Tensor], [next(given) for _ in edition.parts]))
+            if is_ensemble(edition)
+            else next(given)
             for edition, _ in asked
         ]
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from peftlab.base import BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.errors import BaseNotFoundError, IntegrityError
@@ -13,6 +14,7 @@ from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.attaching import Attached, attach
 from peftlab.runtime.routing import Router
 from peftlab.store import Adapter
+from peftlab.tasks import Task
 
 FP32 = "fp32"
 
@@ -66,7 +68,16 @@ class ResidentBase:
         self.backbone = self._load_backbone()
         if self.quantization is None:
             self.backbone.to(dtype_of(precision, self.backbone.device))
+        self._tokenizers = {False: self.tokenizer}
         self.router = Router(self.backbone)
+
+    def tokenizer_for(self, task: Task) -> PreTrainedTokenizerBase:
+        """As the task's texts are tokenized: as they stand, or word by word."""
+        whole = task.whole_text
+        if whole not in self._tokenizers:
+            trusted = self.trust_remote_code
+            self._tokenizers[whole] = load_tokenizer(self.files, trust_remote_code=trusted, whole_text=whole)
+        return self._tokenizers[whole]
 
     def check(self, read: AdapterFiles) -> None:
         """Refuse an adapter of another base.

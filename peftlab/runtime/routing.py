@@ -94,9 +94,16 @@ class Router:
             places.append((mine, name, their))
         return places
 
+    @contextmanager
+    def carrying(self, rows: Sequence[Mapping[str, Own]], times: int = 1) -> Iterator[None]:
+        """Inside the block, batches of `tree` are rows of adapters with these of their own, the very same ones standing
+        together, and each row `times` over."""
+        with _routing([(own, slice(times * part.start, times * part.stop)) for own, part in runs(rows)]):
+            yield
+
     def states(self, rows: Sequence[Mapping[str, Own]], inputs: Mapping[str, Tensor]) -> ModelOutput:
-        """The backbone's output for rows of adapters with these of their own, the very same ones standing together."""
-        with _routing([(own, part) for own, part in runs(rows)]):
+        """The backbone's output for rows as of `carrying`."""
+        with self.carrying(rows):
             return cast(ModelOutput, self.tree(**inputs, **self.options))
 
 

@@ -7,6 +7,7 @@ from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, Problems, suggest
 from peftlab.recipe import TaskSection
+from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import Task
 from peftlab.tasks.question_answering import QuestionAnsweringTask
 from peftlab.tasks.regression import RegressionTask
@@ -20,6 +21,7 @@ TASKS: dict[str, type[Task]] = {
     "regression": RegressionTask,
     "question-answering": QuestionAnsweringTask,
     "relation-extraction": RelationExtractionTask,
+    "causal-lm": CausalLmTask,
 }
 
 Examples = dict[str, list[Any]]

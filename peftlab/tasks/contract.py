@@ -63,6 +63,14 @@ FeatureClass = type[Feature]
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a text; `finished` says that it came to an end of its own."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
 class Prediction(ABC):
     """What a task says about one text."""
 
@@ -102,6 +110,17 @@ class Scores:
         return cls(values, plain["by_label"], confusion)
 
 
+def padded_labels(features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
+    """Labels of each token, (batch, width), padded with -100, on the left or not."""
+    import torch
+
+    labels = []
+    for feature in features:
+        padding = [IGNORED] * (width - len(feature))
+        labels.append(padding + feature.labels if left else feature.labels + padding)
+    return torch.tensor(labels)
+
+
 class Task(ABC):
     """One task type, made from the keys of its recipe section.
 
@@ -112,27 +131,38 @@ class Task(ABC):
     type: ClassVar[str]
     targets: ClassVar[str]
     """What the ledger calls the things a row asks for, in the plural."""
-    input_columns: ClassVar[tuple[str, ...]] = ("text",)
-    """What a row needs for a prediction; a bare string is the first of them."""
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     """The Transformers class that puts this task's head on a base."""
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     per_token: ClassVar[bool] = False
     """Whether the head gives one output a token, or one an input."""
     feature_class: ClassVar[FeatureClass] = Feature
+    whole_text: ClassVar[bool] = False
+    """Whether texts are tokenized as they stand, and not word by word."""
+    writes: ClassVar[bool] = False
+    """Whether what only asks is gone on with, token by token: its outcome is then a `Continuation`."""
+    empty: ClassVar[str] = "no words in it"
+    """Why a row of which nothing can be encoded for training is dropped."""
 
     pipeline_tag: ClassVar[str] = "text-classification"
     """What the Hub calls the task."""
     example_arguments: ClassVar[str] = '"Your text"'
     """What to write after `peftlab predict ADAPTER` for a first look."""
     main_score: str
-    """The score that picks the best checkpoint; larger is better."""
+    """The score that picks the best checkpoint."""
+    smaller_is_better: ClassVar[bool] = False
+    """Whether the main score is better the smaller it is."""
     problem_type: str | None = None
     """What Transformers' configuration calls the head's loss."""
 
     def __init__(self, *, labels: list[str] | None = None) -> None:
         self.labels = list(labels or [])
         self.learned: dict[str, Any] = {}
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """What a row needs for a prediction; a bare string is the first of them."""
+        return ("text",)
 
     @property
     def reading(self) -> str:
@@ -146,8 +176,13 @@ class Task(ABC):
 
     @property
     def head_labels(self) -> list[str]:
-        """One name for each output of the head, in order."""
+        """One name for each output of the head, in order; none where the base's own head is used."""
         return self.labels
+
+    @property
+    def outcome_width(self) -> int:
+        """How many numbers `outcome` has for a token, or for an input."""
+        return len(self.head_labels)
 
     @abstractmethod
     def read(self, row: Row) -> Example:
@@ -160,6 +195,12 @@ class Task(ABC):
     @abstractmethod
     def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
+
+    def suit(
+        self, tokenizer: "PreTrainedTokenizerBase", examples: Mapping[str, Sequence[Any]], problems: Problems
+    ) -> None:
+        """Fix what comes from the base's tokenizer; examples, by split, that cannot be written for it are problems."""
+        return
 
     @abstractmethod
     def encode_all(
@@ -208,6 +249,14 @@ class Task(ABC):
         """The head's output: (batch, tokens, head labels), or (batch, head labels)."""
         return output.logits
 
+    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
+        """What `decode` needs of a batch's logits, row by row; `labels` where all of its features have some."""
+        return logits
+
+    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """What ends a text that is gone on with."""
+        return []
+
     def loss_terms(self, feature: Feature) -> int:
         """Over how many terms `loss` takes the mean in this feature."""
         return 1
@@ -218,7 +267,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, example: Any, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Any:
-        """The outputs for one example's features, each (tokens, head labels) or (head labels,) → its prediction."""
+        """Each feature's `outcome`, of its tokens where the task is `per_token` → the example's prediction."""
 
     def calibrate(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Sequence[Any]:
         """Learn from the validation split what decoding needs, and decide the predictions again by it."""

@@ -3,16 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from peftlab.tasks.contract import Feature, Task
+from peftlab.tasks.contract import Continuation, Feature, Task
 from peftlab.tasks.tokenizing import Told, encode_examples
 
+Outcome = torch.Tensor | Continuation
+"""What comes of a feature: see `Task.outcome`; of one that is gone on with, its continuation."""
 Forward = Callable[[Sequence[Feature]], list[torch.Tensor]]
-"""How features become logits: `forward` of one model, or a way to share its work out."""
+"""How labelled features become outcomes: `forward` of one model, or a way to share its work out."""
+
+
+Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
+"""How any features do."""
 
 
 def predict_examples(
@@ -35,12 +41,12 @@ def predict_examples(
 
 
 def predict_features(
-    task: Task, examples: Sequence[Any], features: Sequence[Sequence[Feature]], through: Forward
+    task: Task, examples: Sequence[Any], features: Sequence[Sequence[Feature]], through: Through
 ) -> list[Any]:
     """Predictions in the order of `examples`, of which the windows are encoded already."""
     outputs = iter(through([feature for windows in features for feature in windows]))
     return [
-        task.decode(example, windows, [next(outputs) for _ in windows])
+        task.decode(example, windows, cast(Any, [next(outputs) for _ in windows]))
         for example, windows in zip(examples, features, strict=True)
     ]
 
@@ -54,7 +60,7 @@ def forward(
     batch_size: int = 32,
     told: Told = lambda done, total: None,
 ) -> list[torch.Tensor]:
-    """The logits of each feature, (head labels,) or (tokens, head labels) without padding.
+    """The task's outcome of each feature's logits: without padding, if it is one for each token.
 
     Features are sorted by length, so that a batch pads little, and the logits put back in order.
     """
@@ -65,9 +71,10 @@ def forward(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = task.collate([features[i] for i in chosen], tokenizer)
-            batch.pop("labels", None)
-            output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float().cpu()
-            for i, row, mask in zip(chosen, output, batch["attention_mask"], strict=True):
+            labels = batch.pop("labels", None)
+            output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
+            outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
+            for i, row, mask in zip(chosen, outcome, batch["attention_mask"], strict=True):
                 logits[i] = row[mask.bool()] if task.per_token else row
             told(min(start + batch_size, len(order)), len(order))
     return logits

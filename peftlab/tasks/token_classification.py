@@ -14,7 +14,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
-from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task
+from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
 from peftlab.tasks.label_sets import learn_labels
 from peftlab.tasks.sequences import inputs_of
 from peftlab.tasks.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
@@ -182,13 +182,7 @@ class TokenClassificationTask(Task):
 
     def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
         """(batch, tokens), padded with -100."""
-        import torch
-
-        labels = []
-        for feature in features:
-            padding = [IGNORED] * (width - len(feature))
-            labels.append(padding + feature.labels if left else feature.labels + padding)
-        return torch.tensor(labels)
+        return padded_labels(features, width, left)
 
     def loss_terms(self, feature: Feature) -> int:
         """One for each word that has a label."""

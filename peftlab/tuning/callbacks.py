@@ -35,7 +35,8 @@ class Telling(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """The validation split is scored."""
         scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        best = state.best_metric is None or scores[args.metric_for_best_model] > state.best_metric
+        score, before = scores[args.metric_for_best_model], state.best_metric
+        best = before is None or (score > before if args.greater_is_better else score < before)
         self.progress.epoch_done(state.epoch, scores, best=best)
 
 

@@ -44,10 +44,7 @@ With nothing but PEFT and Transformers:
 {registration}from peft import PeftModel
 from transformers import {imported}
 
-head_labels = {head_labels}
-base = {auto_class}.from_pretrained(
-    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels)){quantized}
-)
+{loading}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 {reading}
@@ -61,6 +58,15 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```yaml
 {recipe}```
 """
+_WITH_HEAD = """\
+head_labels = {head_labels}
+base = {auto_class}.from_pretrained(
+    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels)){quantized}
+)"""
+_WITHOUT_HEAD = """\
+base = {auto_class}.from_pretrained(
+    "{base}"{quantized}
+)"""
 _REGISTRATION = "import peftlab.methods  # pip install peftlab: {what}\n"
 _NOT_IN_PEFT = {
     "bitfit": "PEFT itself has no differences to biases",
@@ -84,7 +90,7 @@ _QUANTIZED = {
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
     task, parameters, quantization = manifest["task"], manifest["parameters"], manifest["base"]["quantization"]
-    modules = json.dumps(manifest["head_modules"])
+    quantized = _QUANTIZED[quantization].format(modules=json.dumps(manifest["head_modules"])) if quantization else ""
     made = task_from_manifest(task)
     scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
     last_split = "test" if "test" in scores else "validation"
@@ -103,7 +109,6 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         without_delta=" The base stays as it is: only its head is new." if manifest["method"] == "head" else "",
         held=_held(manifest["base"]),
         imported=task["auto_class"] + (", BitsAndBytesConfig" if quantization else ""),
-        quantized=_QUANTIZED[quantization].format(modules=modules) if quantization else "",
         labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else "",
@@ -111,13 +116,19 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         command=f"peftlab predict {manifest['name']} {made.example_arguments}",
         registration=_registration(manifest["method"]),
         reading=f"\n{made.reading}\n" if made.reading else "",
-        auto_class=task["auto_class"],
-        head_labels=json.dumps(task["head_labels"], ensure_ascii=False),
-        count=len(task["head_labels"]),
+        loading=_loading(task, manifest["base"]["model"], quantized),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest["data"]["ledger"].items()}),
         recipe=recipe,
     )
     return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
+
+
+def _loading(task: dict[str, Any], base: str, quantized: str) -> str:
+    """How Transformers loads the base, under a new head if the task has one."""
+    labels, told = task["head_labels"], {"auto_class": task["auto_class"], "base": base, "quantized": quantized}
+    if not labels:
+        return _WITHOUT_HEAD.format(**told)
+    return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **told)
 
 
 def _registration(method: str) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def draw_curves(log: Sequence[dict[str, float]], main_score: str, title: str, file: Path) -> None:
+def draw_curves(
+    log: Sequence[dict[str, float]], main_score: str, title: str, file: Path, *, smaller_is_better: bool = False
+) -> None:
     """Write a PNG from the Trainer's log; the best epoch is marked."""
     from matplotlib.figure import Figure  # a third of a second, which only the end of a run needs
 
@@ -16,12 +18,13 @@ def draw_curves(log: Sequence[dict[str, float]], main_score: str, title: str, fi
     left.plot(*zip(*losses, strict=True), color="#4c72b0", linewidth=1.2)
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     right.plot(*zip(*scores, strict=True), color="#55a868", marker="o", markersize=3, linewidth=1.2)
-    epoch, best = max(scores, key=lambda point: point[1])
+    epoch, best = (min if smaller_is_better else max)(scores, key=lambda point: point[1])
     right.plot(epoch, best, marker="o", markersize=9, fillstyle="none", color="#c44e52")
     right.annotate(
         f"{best:.3f}", (epoch, best), textcoords="offset points", xytext=(0, -16), ha="center", color="#c44e52"
     )
-    right.set(xlabel="epoch", ylabel=f"validation {main_score}", ylim=(min(0.0, *(score for _, score in scores)), 1))
+    top = None if smaller_is_better else 1
+    right.set(xlabel="epoch", ylabel=f"validation {main_score}", ylim=(min(0.0, *(score for _, score in scores)), top))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -62,7 +62,7 @@ def input_length(base: Base, recipe: Recipe) -> int:
 
 def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     if not features:
-        ledger.drop("no words in it")
+        ledger.drop(task.empty)
         return
     _count_used(task, example, features, ledger)
     ledger.cut += any(feature.cut for feature in features)

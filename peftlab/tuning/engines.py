@@ -106,7 +106,7 @@ def divided(alone: Forward, task: Task, processes: Processes, *, sharded: bool) 
     def through(features: Sequence[Feature]) -> list[torch.Tensor]:
         by_length = sorted(range(len(features)), key=lambda i: len(features[i]))
         mine = by_length[processes.index :: processes.count]
-        width = len(task.head_labels)
+        width = task.outcome_width
         logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
         for i, output in zip(mine, alone([features[i] for i in mine]), strict=True):
             logits[i] = output.float()

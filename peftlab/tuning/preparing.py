@@ -40,6 +40,8 @@ def prepare(
     base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
     check_checkpointing(training, base.model)
     max_length = input_length(base, recipe)
+    with Problems() as problems:
+        task.suit(base.tokenizer, examples, problems)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)

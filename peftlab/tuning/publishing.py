@@ -40,7 +40,8 @@ def write_adapter(
     recipe = recipe_yaml(run.recipe, folder)  # `folder` is renamed in its place, so relative paths stay right
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
-    draw_curves(log, run.task.main_score, title, folder / "curves.png")
+    curves, smaller = folder / "curves.png", run.task.smaller_is_better
+    draw_curves(log, run.task.main_score, title, curves, smaller_is_better=smaller)
     for split, scored in scores.items():
         if scored.confusion and (split == "test" or "test" not in scores):
             draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")

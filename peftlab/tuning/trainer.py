@@ -143,7 +143,7 @@ def training_arguments(run: Run, folder: Path) -> TrainingArguments:
         save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last at the end of an interrupted run
         load_best_model_at_end=True,
         metric_for_best_model=run.task.main_score,
-        greater_is_better=True,
+        greater_is_better=not run.task.smaller_is_better,
         logging_steps=max(1, len(run.features) // batch // LOGS_PER_EPOCH),
         remove_unused_columns=False,
         label_names=["labels"],

@@ -1,0 +1,371 @@
+"""A text that goes on: instructions with their answers, chats, and plain text, for causal language models."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.data.loading import add_broken_rows
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.chats import ASSISTANT, CHAT_TEMPLATES, ChatError, ChatTemplate, Message, Written, learnt_tokens
+from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
+from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.sequences import inputs_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+ROLES = ("system", "user", ASSISTANT)
+FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",))
+ASKED_FORMS = (("messages",), ("instruction",), ("prompt",))
+MAX_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Chat(Example):
+    """Messages in turn; `text` is the last that is not an answer. Asked, they end before an answer."""
+
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Passage(Example):
+    """`text` and how it goes on, written without any template; asked, `completion` is None."""
+
+    completion: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply(Prediction):
+    """How a text goes on. `finished` says that it came to its end, and not only to `max_new_tokens`; `cut` that the
+    beginning of what was asked was left out, for lack of room."""
+
+    reply: str
+    finished: bool
+    cut: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text`, `reply`, `finished`, and `cut` where it is so."""
+        told = {"text": self.text, "reply": self.reply, "finished": self.finished}
+        return told | ({"cut": True} if self.cut else {})
+
+
+@dataclass(frozen=True)
+class Surprise(Prediction):
+    """How well a model foresaw the learnt tokens of a text: `nats` is their negative log likelihood, `foreseen` counts
+    those that it held to be the likeliest."""
+
+    nats: float
+    tokens: int
+    foreseen: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text`, `nats`, `tokens` and `foreseen`."""
+        return {"text": self.text, "nats": round(self.nats, 4), "tokens": self.tokens, "foreseen": self.foreseen}
+
+
+class CausalLmTask(Task):
+    """Rows have `messages`, or `instruction` (and `input`) and `output`, or `prompt` and `completion`, or `text`.
+
+    The first two become chats, written by the chat template; the others stand for themselves. Learnt are answers,
+    completions, or the whole text, and the end of each.
+    """
+
+    type = "causal-lm"
+    targets = "answers"
+    auto_class = "AutoModelForCausalLM"
+    peft_task_type = "CAUSAL_LM"
+    per_token = True
+    whole_text = True
+    writes = True
+    empty = "nothing to learn within its first tokens"
+    pipeline_tag = "text-generation"
+    main_score = "perplexity"
+    smaller_is_better = True
+
+    def __init__(
+        self,
+        *,
+        labels: list[str] | None = None,
+        template: str | None = None,
+        system: str | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(labels=labels)
+        self.template, self.system = template, system
+        self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
+        self.learned = {"asked by": "prompt", "chat_template": None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How chats are written, and how replies are."""
+        return {"template": self.template, "system": self.system, "generation": self.generation}
+
+    @property
+    def outcome_width(self) -> int:
+        """A token's cost, and whether it was the likeliest."""
+        return 2
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """A bare text is an instruction, or a prompt, as most of the training rows were."""
+        return ("instruction", "input") if self.learned["asked by"] == "instruction" else ("prompt",)
+
+    def read(self, row: Row) -> Chat | Passage:
+        """A row with what is to be learnt of it. Raises RowError with what was expected."""
+        form = chosen_form(row, *FORMS)
+        if form == ("messages",):
+            return self._answered_chat(row, messages_column(row))
+        if form == ("instruction", "output"):
+            answer = {"role": ASSISTANT, "content": text_column(row, "output")}
+            return self._answered_chat(row, [*_instruction(row), answer])
+        if form == ("text",):
+            return Passage("", row.where, completion=text_column(row, "text"))
+        return Passage(question_text(row, "prompt"), row.where, completion=text_column(row, "completion"))
+
+    def read_input(self, row: Row) -> Chat | Passage:
+        """What is to be answered, or to be gone on with."""
+        form = chosen_form(row, *ASKED_FORMS)
+        if form == ("prompt",):
+            return Passage(question_text(row, "prompt"), row.where)
+        messages = messages_column(row) if form == ("messages",) else _instruction(row)
+        if messages[-1]["role"] == ASSISTANT:
+            raise RowError(f"expected the last message to be another's than the {ASSISTANT}'s, who is to answer it")
+        return self._chat(row, messages)
+
+    def _answered_chat(self, row: Row, messages: list[Message]) -> Chat:
+        """What follows the last answer has nothing to learn."""
+        answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+        if not answers:
+            raise RowError(f"expected a message of the {ASSISTANT}, which is what is learnt")
+        after = len(messages) - answers[-1] - 1
+        return self._chat(row, messages[: answers[-1] + 1], {"message after the last answer": after} if after else {})
+
+    def _chat(self, row: Row, messages: list[Message], notes: Mapping[str, int] | None = None) -> Chat:
+        if self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        asked = next((message for message in reversed(messages) if message["role"] != ASSISTANT), messages[0])
+        return Chat(asked["content"], row.where, notes=notes or {}, messages=tuple(messages))
+
+    def learn(self, examples: Mapping[str, Sequence[Chat | Passage]], problems: Problems) -> None:
+        """Whether a bare text is to be taken for an instruction."""
+        chats = sum(isinstance(example, Chat) for example in examples["train"])
+        self.learned["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
+
+    def suit(
+        self, tokenizer: "PreTrainedTokenizerBase", examples: Mapping[str, Sequence[Any]], problems: Problems
+    ) -> None:
+        """Take the chat template: the one that the recipe names, the tokenizer's own, or `plain`; see `Task.suit`."""
+        own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        if self.template == "base" and own is None:
+            hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
+            problems.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
+            return
+        if own and self.template in (None, "base"):
+            self.learned["chat_template"] = own
+        else:
+            self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
+        for split in examples.values():
+            self._written(split, tokenizer, problems)
+
+    def encode_all(
+        self,
+        examples: Sequence[Chat | Passage],
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        *,
+        training: bool,
+    ) -> list[list[Feature]]:
+        """See `Task.encode_all`.
+
+        A plain text is learnt in as many pieces as it needs; of all else its first `max_length` tokens. To be scored, a
+        text goes through in windows that overlap by half, each token scored once, with all before it that there is
+        room for. What only asks keeps its last tokens, with room for the reply.
+        """
+        with Problems() as problems:
+            written = self._written(examples, tokenizer, problems)
+        wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
+        return [
+            [self._asked(whole, max_length)]
+            if _is_asked(example)
+            else self._answered(example, whole, max_length, training)
+            for example, whole in zip(examples, wholes, strict=True)
+        ]
+
+    def _written(
+        self, examples: Sequence[Chat | Passage], tokenizer: "PreTrainedTokenizerBase", problems: Problems
+    ) -> list[Written]:
+        """The text of each; one that the chat template cannot write is a problem."""
+        template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
+        written, broken = [], []
+        for example in examples:
+            try:
+                written.append(_write(example, template, tokenizer.eos_token or ""))
+            except ChatError as error:
+                broken.append((example.where, f"{error}."))
+        add_broken_rows(broken, problems, read=len(examples))
+        return written
+
+    def _answered(self, example: Chat | Passage, whole: Feature, max_length: int, training: bool) -> list[Feature]:
+        parts: Iterable[Feature]
+        if not training:
+            parts = _windows(whole, max_length)
+        elif isinstance(example, Passage) and not example.text:
+            parts = _pieces(whole, max_length)
+        else:
+            parts = [_part(whole, 0, max_length)]
+        return [part for part in parts if self.loss_terms(part)]
+
+    def _asked(self, whole: Feature, max_length: int) -> Feature:
+        room = max(1, max_length - self.generation["max_new_tokens"])
+        inputs = {name: values[-room:] for name, values in whole.inputs.items()}
+        return Feature(inputs, None, cut=len(whole) > room)
+
+    def count(self, example: Chat | Passage) -> int:
+        """How many answers it has."""
+        if isinstance(example, Passage):
+            return 1
+        return sum(message["role"] == ASSISTANT for message in example.messages)
+
+    def lost(self, example: Chat | Passage, features: Sequence[Feature]) -> int:
+        """Answers that do not end within what is learnt."""
+        ends = {answer for feature in features for _, answer in feature.positions}
+        return self.count(example) - len(ends)
+
+    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
+        """(batch, tokens), padded with -100."""
+        return padded_labels(features, width, left)
+
+    def loss_terms(self, feature: Feature) -> int:
+        """One for each learnt token; the first of all is foreseen from nothing."""
+        return sum(label != IGNORED for label in feature.labels[1:])
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Mean cross entropy of each learnt token, foreseen from those before it."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
+        """(batch, tokens, 2): what each learnt token cost, in nats, and whether it was held to be the likeliest."""
+        import torch
+        from torch.nn import functional
+
+        if labels is None:
+            return logits
+        foreseen, came = logits[:, :-1].transpose(1, 2), labels[:, 1:]
+        nats = functional.cross_entropy(foreseen, came, ignore_index=IGNORED, reduction="none")
+        told = torch.stack([nats, (foreseen.argmax(1) == came).to(nats.dtype)], dim=-1)
+        return functional.pad(told, (0, 0, 1, 0))
+
+    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """What the template writes after an answer, the tokenizer's own end, and the recipe's `stop_strings`."""
+        template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
+        endings = [template.ending.strip(), tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        return list(dict.fromkeys(ending for ending in endings if ending))
+
+    def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Surprise | Reply:
+        """Asked, how the text goes on; or else how well it was foreseen, over its windows."""
+        if _is_asked(example):
+            (told,), (feature,) = logits, features
+            return Reply(example.text, told.text.strip(), told.finished, feature.cut)
+        nats, foreseen = (sum(float(output[:, i].double().sum()) for output in logits) for i in (0, 1))
+        return Surprise(example.text, nats, sum(map(self.loss_terms, features)), round(foreseen))
+
+    def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[Surprise]) -> Scores:
+        """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""
+        tokens = sum(prediction.tokens for prediction in predictions) or 1
+        loss = sum(prediction.nats for prediction in predictions) / tokens
+        accuracy = sum(prediction.foreseen for prediction in predictions) / tokens
+        return Scores({"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": accuracy})
+
+
+def messages_column(row: Row) -> list[Message]:
+    """`messages`, a list of objects with `role` and `content`; a table's cell may hold it as JSON. Raises RowError."""
+    messages = json_cell(row.fields["messages"], "messages")
+    if not isinstance(messages, list) or not messages:
+        raise RowError(f"expected messages to be a list of objects with role and content, found {shown(messages)}")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise RowError(f"expected each message to have a role and its content, found {shown(message)}")
+        if message["role"] not in ROLES:
+            raise RowError(f"expected a role of {', '.join(ROLES)}; found {message['role']!r}")
+    return messages
+
+
+def _instruction(row: Row) -> list[Message]:
+    """`instruction`, and below it `input` where there is one."""
+    asked = text_column(row, "instruction")
+    about = question_text(row, "input") if row.fields.get("input") is not None else ""
+    return [{"role": "user", "content": f"{asked}\n\n{about}" if about.strip() else asked}]
+
+
+def _is_asked(example: Chat | Passage) -> bool:
+    if isinstance(example, Passage):
+        return example.completion is None
+    return example.messages[-1]["role"] != ASSISTANT
+
+
+def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> Written:
+    if isinstance(example, Chat):
+        messages = example.messages
+        return Written(template.prompt(messages), []) if _is_asked(example) else template.write(messages)
+    if example.completion is None:
+        return Written(example.text, [])
+    text = f"{example.text}{example.completion}{end}"
+    return Written(text, [(len(example.text), len(text))])
+
+
+def _tokenized(
+    templated: Sequence[bool], written: Sequence[Written], tokenizer: "PreTrainedTokenizerBase"
+) -> list[Feature]:
+    """The whole of each text; a template writes the special tokens itself, to all else the tokenizer adds its own."""
+    made: dict[int, Feature] = {}
+    for kind in (True, False):
+        chosen = [i for i, by_template in enumerate(templated) if by_template == kind]
+        if chosen:
+            texts = [written[i].text for i in chosen]
+            encoded = tokenizer(texts, add_special_tokens=not kind, return_offsets_mapping=True, verbose=False)
+            for place, i in enumerate(chosen):
+                made[i] = _feature(inputs_of(encoded, place), encoded["offset_mapping"][place], written[i].learnt)
+    return [made[i] for i in range(len(written))]
+
+
+def _feature(
+    inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], learnt: Sequence[tuple[int, int]]
+) -> Feature:
+    """`positions` are the last token of each answer, and its number."""
+    within = learnt_tokens(learnt, offsets)
+    labels = [token if chosen else IGNORED for token, chosen in zip(inputs["input_ids"], within, strict=True)]
+    ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(learnt)]
+    return Feature(inputs, labels, ends)
+
+
+def _last_within(offsets: Sequence[tuple[int, int]], end: int) -> int:
+    """The token that holds the last character before `end`."""
+    return max(i for i, (start, stop) in enumerate(offsets) if start < end and start < stop)
+
+
+def _part(whole: Feature, start: int, end: int, known: int = 0) -> Feature:
+    """Some tokens of a feature; labels of those before `known` are left out."""
+    inputs = {name: values[start:end] for name, values in whole.inputs.items()}
+    labels = [IGNORED if i < known else label for i, label in enumerate(whole.labels[start:end], start)]
+    ends = [(token - start, answer) for token, answer in whole.positions if start <= token < end]
+    return Feature(inputs, labels, ends, cut=end < len(whole))
+
+
+def _pieces(whole: Feature, length: int) -> Iterator[Feature]:
+    """All of it, one after the other: the last token of each is the first of the next, which foresees from it."""
+    for start in range(0, max(1, len(whole) - 1), length - 1):
+        yield replace(_part(whole, start, start + length), cut=False)
+
+
+def _windows(whole: Feature, length: int) -> Iterator[Feature]:
+    """All of it, in windows that overlap by half; each label stands in one."""
+    known = 0
+    for start in range(0, max(1, len(whole) - length // 2), max(1, length // 2)):
+        yield replace(_part(whole, start, start + length, known), cut=False)
+        known = start + length

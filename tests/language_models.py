@@ -1,0 +1,84 @@
+"""Tiny random causal language models with a byte-level tokenizer that knows what chats are marked with, and rows."""
+
+import json
+
+from tests.conftest import SENTENCES
+
+POSITIONS = 256
+BEGIN, END = "<s>", "</s>"
+MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]"]
+MARKS += ["<start_of_turn>", "<end_of_turn>"]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+ROWS = [
+    {"instruction": "Who wrote the letter?", "output": "Ada wrote it."},
+    {"instruction": "Where did it rain?", "output": "It rained in Rome."},
+    {"instruction": "Say it in French.", "input": "The train was late.", "output": "Le train avait du retard."},
+    {"instruction": "Who came?", "output": "Nobody."},
+]
+
+
+def save_byte_tokenizer(folder, *, template=None, begin=True):
+    """Byte-level BPE of a few hundred pieces, which writes `<s>` before a text if `begin`, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    special = [BEGIN, END, *MARKS]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=letters)
+    core.train_from_iterator(SENTENCES.values(), trainer)
+    if begin:
+        core.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)])
+    named = {"bos_token": BEGIN} if begin else {}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=END,
+        extra_special_tokens=MARKS,
+        model_max_length=POSITIONS,
+        model_input_names=["input_ids", "attention_mask"],
+        chat_template=template,
+        **named,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build_language_model(folder, kind="llama", *, tied=True, template=None):
+    """Write config.json, model.safetensors and the tokenizer of a tiny Llama, Qwen2 or GPT-2 with its head."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    size = len(save_byte_tokenizer(folder, template=template))
+    special = {"bos_token_id": 0, "eos_token_id": 1}
+    shape = {"vocab_size": size, "max_position_embeddings": POSITIONS, "tie_word_embeddings": tied, **special, **SIZES}
+    if kind == "gpt2":
+        config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, **special)
+        model = GPT2LMHeadModel(config)
+    elif kind == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+def instruction_recipe(folder, base, **changes):
+    """A recipe for `ROWS`, and its data, in `folder`; `changes` are merged into its sections."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 3), encoding="utf8")
+    values = {
+        "name": "chat",
+        "base": {"model": str(base)},
+        "task": {"type": "causal-lm", "generation": {"max_new_tokens": 12}},
+        "method": {"type": "lora", "r": 4},
+        "data": {"train": "rows.jsonl", "validation": "rows.jsonl"},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
+    }
+    for section, content in changes.items():
+        values[section] = {**values.get(section, {}), **content} if isinstance(content, dict) else content
+    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf8")  # JSON is YAML
+    return folder / "recipe.yaml"

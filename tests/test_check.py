@@ -1,0 +1,66 @@
+"""`peftlab check`: what `tune` would refuse is told, nothing is written, and the mask is shown."""
+
+import pytest
+
+import peftlab
+from peftlab.errors import RecipeError
+from tests.language_models import build_language_model, instruction_recipe
+from tests.task_stores import one_line, run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return build_language_model(tmp_path_factory.mktemp("llama"))
+
+
+def test_a_good_recipe_is_ready_to_be_tuned_and_nothing_is_written(base, tmp_path, monkeypatch):
+    recipe = instruction_recipe(tmp_path / "rows", base)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    checked = peftlab.check(recipe, device="cpu")
+    assert checked.run.trained == sum(p.numel() for p in checked.run.model.parameters() if p.requires_grad)
+    assert checked.ledgers["train"].used == 12
+    told = run("check", recipe, "--device", "cpu")
+    assert (told.exit_code, told.output.splitlines()[-1]) == (0, "chat can be tuned.")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_tune_refuses_check_refuses(base, tmp_path):
+    recipe = instruction_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
+    with pytest.raises(RecipeError, match="'query' fits no Linear layer of this base"):
+        peftlab.check(recipe, device="cpu")
+    told = run("check", recipe, "-o", "task.template=chatlm")
+    assert told.exit_code == 2
+    assert "task.template" in told.output
+
+
+def test_without_the_base_recipe_and_rows_are_checked(tmp_path):
+    recipe = instruction_recipe(tmp_path / "rows", "nowhere/base")
+    told = run("check", recipe)
+    assert told.exit_code == 0
+    assert "recipe and rows are right, but the base could not be looked at" in one_line(told.output)
+    (tmp_path / "rows" / "rows.jsonl").write_text('{"question": "Who?"}\n')
+    told = run("check", recipe)
+    assert told.exit_code == 2
+    assert "expected columns messages, or instruction and output" in one_line(told.output)
+
+
+def test_the_mask_is_shown_for_as_many_rows_as_asked(base, tmp_path):
+    recipe = instruction_recipe(tmp_path / "rows", base, task={"template": "chatml"})
+    told = run("check", recipe, "--show-mask", "2", "--device", "cpu")
+    assert told.exit_code == 0
+    assert "<|im_start|>assistant↵\n«Ada wrote it.<|im_end|>»↵" in told.output
+    assert "«It rained in Rome.<|im_end|>»" in told.output
+    assert "Le train" not in told.output
+    assert "rows.jsonl:2" in told.output
+
+
+def test_where_no_token_is_learnt_there_is_no_mask(write_recipe, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "it rained .,bad\nthe train came .,good\n" * 8)
+    recipe = write_recipe(
+        task={"type": "text-classification"}, data={"train": "rows.csv", "validation": 0.2, "test": None}
+    )
+    told = run("check", recipe, "--show-mask")
+    assert told.exit_code == 2
+    assert "does not learn token by token, so there is no mask to show" in one_line(told.output)
