@@ -79,6 +79,7 @@ def main() -> None:
 def _register() -> None:
     from peftlab.cli.adapters import adapters
     from peftlab.cli.bench import bench
+    from peftlab.cli.chat import chat
     from peftlab.cli.checking import check
     from peftlab.cli.evaluate import evaluate
     from peftlab.cli.export import export
@@ -87,7 +88,7 @@ def _register() -> None:
     from peftlab.cli.recipes import recipe
     from peftlab.cli.tune import tune
 
-    for command in (check, tune, predict, evaluate, export, adapters, recipe, bench):
+    for command in (check, tune, predict, chat, evaluate, export, adapters, recipe, bench):
         cli.add_command(command)
     adapters.add_command(import_adapter)
 

@@ -7,7 +7,7 @@ until it is done: nothing that is published, rolled back, removed or put out mea
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -316,6 +316,25 @@ class Bank:
         with self._request() as request:
             examples = request.examples(list(zip(names, asked, strict=True)))
             return list(request.answers_to(zip(names, examples, strict=True)))
+
+    def reply(
+        self, chat: Sequence[Mapping[str, str]], *, adapter: str | None = None, bare: bool = False
+    ) -> Generator[str]:
+        """What an adapter's assistant says to a chat, in pieces as they are written; who stops listening stops it.
+
+        Args:
+            chat: Messages with `role` and `content`, the last not an assistant's.
+            adapter: One that writes; None takes the only adapter there is.
+            bare: Let the base reply, by this adapter's template and settings, without its delta.
+
+        Raises:
+            AdapterNotFoundError: it was not added.
+            RecipeError: the chat is not what its task takes.
+            ValueError: its task does not write, or it searches by beams, which are not heard before they end.
+        """
+        name = self._names_for(1, adapter)[0]
+        with self._request() as request:
+            yield from request.reply(name, chat, bare=bare)
 
     def stream(
         self, rows: Iterable[tuple[str, Asked]], *, told: Callable[[int], None] = lambda done: None

@@ -1,8 +1,9 @@
 """One request to the bank: what names mean while it lasts, and the way from rows to answers."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,9 @@ from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.composition import is_ensemble, mean_logits
 from peftlab.runtime.passes import outcomes_of
 from peftlab.runtime.resident_base import ResidentBase
+from peftlab.runtime.speaking import spoken
 from peftlab.runtime.tiers import Key, Tiers
+from peftlab.runtime.writing import continuations
 from peftlab.tasks import Feature, Prediction
 from peftlab.tasks.asking import Asked, read_asked
 from peftlab.tasks.predicting import Outcome, predict_features
@@ -79,6 +82,21 @@ class Request(dict[str, Key]):
             names, examples = [name for name, _ in chunk], self.examples(chunk, done + 1)
             yield from self._answers(list(zip(names, examples, strict=True)), _in_rows(told, done, len(chunk)))
             done += len(chunk)
+
+    def reply(self, name: str, chat: Sequence[Mapping[str, str]], *, bare: bool) -> Generator[str]:
+        """The pieces of what an adapter, or the bare base in its place, replies; see `Bank.reply`."""
+        read, base = self.files(name), self._base
+        if not read.task.writes:
+            raise ValueError(f"{read.adapter} is for {read.task.type}; a chat needs one that writes")
+        if read.task.options["generation"].get("num_beams", 1) > 1:
+            raise ValueError(f"{read.adapter} searches by beams, which are not heard before they end; use predict")
+        examples = self.examples([(name, {"messages": [dict(message) for message in chat]})])
+        (feature,) = self.encode(read, examples)[0]
+        tokenizer = base.tokenizer_for(read.task)
+        with self._tiers.held([self[name]]) as residents:
+            resident = replace(residents[self[name]], own={}) if bare else residents[self[name]]
+            write = partial(continuations, [(resident, feature)], base.router, tokenizer)
+            yield from spoken(write, read.task.endings(tokenizer), tokenizer)
 
     def answers_to(self, asked: Iterable[tuple[str, Any]], told: Heard = lambda done: None) -> Iterator[Answer]:
         """Answers to (adapter's name, example) pairs, in order."""

@@ -7,7 +7,7 @@ leaves or is published meanwhile touches neither.
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -24,14 +24,14 @@ DRAWING = ("temperature", "top_p", "top_k")  # settings that mean something with
 
 
 @torch.inference_mode()
-def continuations(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase) -> list[Continuation]:
-    """What follows each feature, in order; rows of an adapter stand together.
+def continuations(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[Continuation]:
+    """What follows each feature, in order; rows of an adapter stand together. `how` is handed on to `generate`.
 
     Shapes inside: prompts are padded on the left to (rows, tokens), and each step computes (rows × beams, 1).
     """
     given: dict[int, Continuation] = {}
     for places in _runs(asked, router):
-        given |= zip(places, _run([asked[i] for i in places], router, tokenizer), strict=True)
+        given |= zip(places, _run([asked[i] for i in places], router, tokenizer, how), strict=True)
     return [given[i] for i in range(len(asked))]
 
 
@@ -51,7 +51,9 @@ def _shares_cache(resident: Resident, router: Router) -> bool:
     return not any("past_key_values" in inspect.signature(forward).parameters for forward in places)
 
 
-def _run(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase) -> Iterator[Continuation]:
+def _run(
+    asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase, how: Mapping[str, Any]
+) -> Iterator[Continuation]:
     first = asked[0][0]
     endings = first.task.endings(tokenizer)
     settings = _settings(first, endings, tokenizer)
@@ -59,7 +61,7 @@ def _run(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase) -> It
     inputs = tokenizer.pad([feature.inputs for _, feature in asked], return_tensors="pt", padding_side="left")
     tensors = {name: cast(torch.Tensor, tensor).to(model.device) for name, tensor in inputs.items()}
     with carrying:
-        written = cast(Any, model).generate(**tensors, generation_config=settings, tokenizer=tokenizer)
+        written = cast(Any, model).generate(**tensors, generation_config=settings, tokenizer=tokenizer, **how)
     for tokens in written[:, tensors["input_ids"].shape[1] :].cpu():
         yield _continuation(tokens, endings, settings, tokenizer)
 
