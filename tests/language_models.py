@@ -8,6 +8,7 @@ POSITIONS = 256
 BEGIN, END = "<s>", "</s>"
 MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]"]
 MARKS += ["<start_of_turn>", "<end_of_turn>"]
+LIVELY = {"initializer_range": 0.2}  # or else every text goes on with the same token
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 ROWS = [
     {"instruction": "Who wrote the letter?", "output": "Ada wrote it."},
@@ -53,9 +54,16 @@ def build_language_model(folder, kind="llama", *, tied=True, template=None):
     torch.manual_seed(0)
     size = len(save_byte_tokenizer(folder, template=template))
     special = {"bos_token_id": 0, "eos_token_id": 1}
-    shape = {"vocab_size": size, "max_position_embeddings": POSITIONS, "tie_word_embeddings": tied, **special, **SIZES}
+    shape = {
+        "vocab_size": size,
+        "max_position_embeddings": POSITIONS,
+        "tie_word_embeddings": tied,
+        **special,
+        **SIZES,
+        **LIVELY,
+    }
     if kind == "gpt2":
-        config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, **special)
+        config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, **special, **LIVELY)
         model = GPT2LMHeadModel(config)
     elif kind == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))

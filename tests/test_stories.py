@@ -1,0 +1,63 @@
+"""A real language model: stories260K learns to follow the instructions of recipes/chat-lora.yaml."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import peftlab
+from tests.runs import prepared_run
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT.parent / "shared" / "data" / "stories260K"
+RECIPE = ROOT / "recipes" / "chat-lora.yaml"
+CHANGES = {
+    "base.model": str(BASE),
+    "task.template": "plain",
+    "training.learning_rate": 1e-3,
+    "training.num_train_epochs": 2,
+}
+ASKED = ["Write a story's first sentence about a duck.", "Where did Tim play?", "Make this a question: Lily has a cat."]
+pytestmark = pytest.mark.skipif(not BASE.is_dir(), reason="stories260K is not beside the repository (shared/data)")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    return peftlab.tune(RECIPE, overrides=CHANGES, store=tmp_path_factory.mktemp("stories"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bank(tuned):
+    return peftlab.load(tuned.adapter.name, store=tuned.adapter.folder.parents[1], device="cpu")
+
+
+def test_the_loss_on_unseen_instructions_falls_by_a_third(tuned):
+    from peftlab.tuning.training import evaluate
+
+    untuned = evaluate(prepared_run(RECIPE, CHANGES), "test").values["loss"]
+    assert tuned.scores["test"].values["loss"] < 0.7 * untuned
+
+
+def test_replies_are_those_of_plain_peft_token_for_token(tuned, bank):
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, tuned.adapter.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    template = tuned.adapter.manifest["task"]["learned"]["chat_template"]
+    for question, answer in zip(ASKED, bank.predict(ASKED), strict=True):
+        chat = [{"role": "user", "content": question}]
+        inputs = tokenizer.apply_chat_template(
+            chat, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        written = model.generate(**inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
+        expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.prediction.reply == expected.strip()
+        assert len(answer.prediction.reply) > 20
+
+
+def test_a_reply_is_heard_piece_by_piece(bank):
+    chat = [{"role": "user", "content": ASKED[0]}]
+    pieces = list(bank.reply(chat))
+    assert len(pieces) > 5
+    assert "".join(pieces).strip() == bank.predict(ASKED[0])[0].prediction.reply
