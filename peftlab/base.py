@@ -7,6 +7,7 @@ a machine without network never waits for one. Weights come from safetensors onl
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     model, new = load_with_head(files, task, trust_remote_code=trusted, **place, **settings)
     if new and not task.head_labels:
         _refuse_headless(section, task, new)
+    model.config.use_cache = False  # keys and values are for writing; while training they only take memory
     tokenizer = load_tokenizer(files, trust_remote_code=trusted, whole_text=task.whole_text)
     return Base(
         files=files,
@@ -267,11 +269,17 @@ def load_tokenizer(
     if tokenizer.is_fast and not whole_text:
         _begin_words_with_a_blank(tokenizer)
     tokenizer.truncation_side = "right"  # the ledger counts what a cut at the end loses
-    if tokenizer.pad_token is None:  # GPT-2, Llama: padding is masked out, so any token will do
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None or not _is_embedded(tokenizer.pad_token_id, files):
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2, Llama: padding is masked out, so any token will do
     if not tokenizer.is_fast:
         raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
     return tokenizer
+
+
+def _is_embedded(token: Any, files: BaseFiles) -> bool:
+    """Whether the base has an embedding for a token: one that a tokenizer's class adds may have none."""
+    config = json.loads((files.folder / "config.json").read_text(encoding="utf8"))
+    return bool(token < config.get("vocab_size", math.inf))
 
 
 def _begin_words_with_a_blank(tokenizer: "PreTrainedTokenizerBase") -> None:

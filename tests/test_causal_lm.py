@@ -14,8 +14,10 @@ from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import IGNORED
+from tests import task_stores
 from tests.language_models import END, ROWS, build_language_model, instruction_recipe, save_byte_tokenizer
-from tests.task_stores import one_line, run
+from tests.runs import prepared_run
+from tests.task_stores import one_line
 from tests.untrained import publish_fresh
 
 QUESTIONS = ["Who wrote the letter?", "Where did it rain, and when did it begin to rain there?", "Who?", "Say it."]
@@ -187,6 +189,15 @@ def plain_loss(model, base, template):
     return nats / tokens
 
 
+def test_padding_that_the_base_has_no_embedding_for_is_replaced(tmp_path):
+    """Qwen2's tokenizer class adds a padding token to a vocabulary that has none."""
+    base = build_language_model(tmp_path / "qwen2", "qwen2")
+    run = prepared_run(instruction_recipe(tmp_path / "rows", base))
+    batch = run.task.collate(run.features, run.base.tokenizer)
+    assert (batch["attention_mask"] == 0).any()
+    assert batch["input_ids"].max() < run.base.model.config.vocab_size
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return save_byte_tokenizer(tmp_path_factory.mktemp("bytes"))
@@ -317,13 +328,13 @@ def test_an_ensemble_cannot_write_but_an_average_can(store):
 
 def test_the_command_line_tunes_replies_and_scores(base, tmp_path):
     recipe, store = instruction_recipe(tmp_path / "rows", base), tmp_path / "store"
-    told = run("tune", recipe, "--store", store)
+    told = task_stores.run("tune", recipe, "--store", store)
     assert told.exit_code == 0, told.output
     assert "validation perplexity" in told.output
-    replied = run("predict", "chat", QUESTIONS[0], "--store", store)
+    replied = task_stores.run("predict", "chat", QUESTIONS[0], "--store", store)
     assert replied.exit_code == 0, replied.output
     assert QUESTIONS[0] in replied.output
-    fields = json.loads(run("predict", "chat", QUESTIONS[0], "--store", store, "--json").stdout)
+    fields = json.loads(task_stores.run("predict", "chat", QUESTIONS[0], "--store", store, "--json").stdout)
     assert fields.keys() >= {"adapter", "text", "reply", "finished"}
-    scored = run("evaluate", "chat", "--data", tmp_path / "rows" / "rows.jsonl", "--store", store)
+    scored = task_stores.run("evaluate", "chat", "--data", tmp_path / "rows" / "rows.jsonl", "--store", store)
     assert "perplexity" in one_line(scored.output)

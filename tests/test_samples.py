@@ -25,7 +25,7 @@ SHIPPED = (
     "sentiment-stays",
     "ticket-urgency",
 )
-SCORE = r"test (?:micro F1|F1|accuracy|Pearson) (?P<value>0\.\d+)"
+SCORE = r"test (?:micro F1|F1|accuracy|Pearson|perplexity) (?P<value>\d+\.\d+)"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 

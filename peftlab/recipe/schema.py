@@ -485,6 +485,8 @@ class TrainingSection(Section):
     train_sampling_strategy: Literal["tokens", "random"] = "tokens"
     """tokens puts rows of about the same length into batches of about the same number of tokens, of as many rows on
     average as the batch size says; random takes rows as they come."""
+    packing: bool = False
+    """causal-lm: put several texts into one row of a batch, each as if it stood alone, instead of padding them."""
     bf16: bool | None = None
     """Compute training steps in bfloat16, though what trains stays in fp32; null does where the device is faster so."""
     fp16: bool | None = None

@@ -57,9 +57,22 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield from _against(recipe.base.quantization, recipe)
     if recipe.task.type == "causal-lm" and recipe.method.type in _NOT_WRITING:
         yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
+    if recipe.training.packing:
+        yield from _against_packing(recipe)
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
         message = "adalora weighs the directions of whole layers, and each process holds a part of them."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+
+
+def _against_packing(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.task.type != "causal-lm":
+        message = f"{recipe.task.type} says something of each text as a whole, so each needs a row of its own."
+        yield Problem(message, key="training.packing", hint="Take it out.")
+    upper = recipe.method.type == "last-layers" or getattr(recipe.method, "layers_to_transform", None) is not None
+    if upper and recipe.training.frozen_cache:
+        message = "what frozen layers make of each text is kept text by text, and packed texts share rows."
+        hint = "Take it out, or keep nothing: training.frozen_cache: null."
+        yield Problem(message, key="training.packing", hint=hint)
 
 
 def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from peftlab.tasks import Task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
+from peftlab.tuning.packing import check_packing
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
@@ -49,4 +50,7 @@ def prepare(
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
     shared = (processes, choose_device(device), sharded)
-    return Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)
+    if training.packing:
+        check_packing(run)
+    return run

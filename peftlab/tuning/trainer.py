@@ -1,6 +1,7 @@
 """Transformers' Trainer, fed with the features, the loss and the scores of one task."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from peftlab.recipe import AdaLora
 from peftlab.tasks import Feature, Scores
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.engines import engine_arguments
+from peftlab.tuning.packing import packed
 from peftlab.tuning.rank_allocation import orthogonality
 from peftlab.tuning.run import Run
 
@@ -33,7 +35,7 @@ class TaskTrainer(Trainer):
             model=run.model,
             train_dataset=_Listed(run.features),
             eval_dataset=_Listed(run.examples["validation"]),
-            data_collator=lambda features: run.task.collate(features, run.base.tokenizer),
+            data_collator=_collate(run),
             **kwargs,
         )
         # the loss is the task's, a mean: Trainer is to divide it by the batches that a step sums up
@@ -103,6 +105,14 @@ class TaskTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _collate(run: Run) -> Callable[[Sequence[Feature]], dict[str, torch.Tensor]]:
+    """Features → a batch: padded, or packed."""
+    tokenizer = run.base.tokenizer
+    if run.recipe.training.packing:
+        return partial(packed, length=run.max_length, padding=tokenizer.pad_token_id)
+    return partial(run.task.collate, tokenizer=tokenizer)
 
 
 class _Listed(Dataset[Any]):
