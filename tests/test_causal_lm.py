@@ -12,6 +12,7 @@ import peftlab
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
+from peftlab.runtime import merge
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import IGNORED
 from tests import task_stores
@@ -338,3 +339,16 @@ def test_the_command_line_tunes_replies_and_scores(base, tmp_path):
     assert fields.keys() >= {"adapter", "text", "reply", "finished"}
     scored = task_stores.run("evaluate", "chat", "--data", tmp_path / "rows" / "rows.jsonl", "--store", store)
     assert "perplexity" in one_line(scored.output)
+
+
+def test_merged_it_writes_the_same_by_its_own_template(store, tmp_path):
+    merged = merge("lora", tmp_path / "model", store=store, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(merged.folder)
+    tokenizer = AutoTokenizer.from_pretrained(merged.folder)
+    bank = peftlab.load("lora", store=store, device="cpu")
+    for question in QUESTIONS:
+        chat = [{"role": "user", "content": question}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        written = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=1)
+        expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert bank.predict(question)[0].prediction.reply == expected.strip()

@@ -1,15 +1,22 @@
 """`peftlab export`."""
 
 import json
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from peftlab.cli.options import device_option, json_option, store_option, trust_option
 
+if TYPE_CHECKING:
+    from peftlab.runtime.exporting import Merged
+    from peftlab.runtime.handing_over import Form, HandedOver
+
+FORMS = ("merged", "peft", "vllm")
+
 
 @click.command()
 @click.argument("adapter")
-@click.option("--to", "form", default="merged", show_default=True, type=click.Choice(["merged"]), help="What to make.")
+@click.option("--to", "form", default="merged", show_default=True, type=click.Choice(FORMS), help="What to make.")
 @click.option("--output", required=True, metavar="DIR", help="A new folder.")
 @json_option
 @store_option
@@ -18,19 +25,33 @@ from peftlab.cli.options import device_option, json_option, store_option, trust_
 def export(
     adapter: str, form: str, output: str, as_json: bool, store: str, device: str, trust_remote_code: bool
 ) -> None:
-    """Make of ADAPTER what works without peftlab: merged is one plain Transformers model, base and adapter in one."""
+    """Make of ADAPTER what works without peftlab.
+
+    merged is one plain Transformers model, base and adapter in one; peft the adapter alone, as PEFT loads it; vllm the
+    same for vLLM's --lora-modules, after its rules are checked.
+    """
     from peftlab.cli.predict import resolve_first
 
     resolve_first([adapter], store)
+    if form == "merged":
+        from peftlab.runtime import merge
 
+        merged = merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
+        tell_merged(merged, as_json=as_json)
+    else:
+        from peftlab.runtime.handing_over import hand_over
+
+        tell_handed_over(hand_over(adapter, output, cast("Form", form), store=store), form, as_json=as_json)
+
+
+def tell_merged(merged: "Merged", *, as_json: bool) -> None:
+    """Where the model is, and how near it answers to the adapter."""
     from peftlab.cli.display import megabytes, out
-    from peftlab.runtime import merge
 
-    merged = merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
     size = sum(file.stat().st_size for file in merged.folder.iterdir())
     if as_json:
         numbers = {"difference": merged.difference, "largest_logit": merged.largest, "bytes": size}
-        click.echo(json.dumps({"adapter": str(merged.adapter), "to": form, "folder": str(merged.folder), **numbers}))
+        _tell({"adapter": str(merged.adapter), "to": "merged", "folder": str(merged.folder), **numbers})
         return
     out.print(f"[bold]{merged.adapter}[/] merged into its base: {merged.folder}, {megabytes(size)}", highlight=False)
     out.print(
@@ -38,3 +59,19 @@ def export(
         style="dim",
     )
     out.print(f'Use it: transformers.pipeline(model="{merged.folder}")', highlight=False)
+
+
+def tell_handed_over(handed: "HandedOver", form: str, *, as_json: bool) -> None:
+    """Where the adapter's copy is, and how it is used there."""
+    from peftlab.cli.display import out
+
+    if as_json:
+        told = {"adapter": str(handed.adapter), "to": form, "folder": str(handed.folder), "command": handed.command}
+        _tell(told)
+        return
+    out.print(f"[bold]{handed.adapter}[/] for {form}: {handed.folder}", highlight=False)
+    out.print(f"Use it: {handed.command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell(fields: dict[str, Any]) -> None:
+    click.echo(json.dumps(fields))

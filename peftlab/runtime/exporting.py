@@ -1,5 +1,6 @@
-"""An adapter leaves the store as something else: for now, folded into a copy of its base."""
+"""An adapter folded into a copy of its base: one plain Transformers model."""
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 import transformers
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from peftlab.base import quietly
 from peftlab.errors import IntegrityError, StoreError
-from peftlab.runtime.bank import load
+from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter, open_to_readers
 from peftlab.tasks import Task
 
@@ -60,14 +62,14 @@ def merge(
         BaseNotFoundError: its base is nowhere.
     """
     target = Path(folder)
-    _check_empty(target)
-    with _appearing(target) as draft:
+    check_empty(target)
+    with appearing(target) as draft:
         bank = load(name, store=store, device=device, precision="fp32", trust_remote_code=trust_remote_code)
         adapter, task = bank.adapter(name), bank.task(name)
         whole = bank.whole_copy(name)
         expected = _probe(task, whole.get_base_model())
         _save(_folded(whole, adapter), draft)
-        bank.base.tokenizer.save_pretrained(draft)
+        _tokenizer(bank, task).save_pretrained(draft)
         found = _probe(task, _read_back(draft, task, trust_remote_code).to(whole.device))
         difference, largest = _difference(found, expected), float(expected.abs().max())
         if not difference <= TOLERANCE * largest:  # also for NaN
@@ -76,6 +78,13 @@ def merge(
                 "Please report this with the adapter."
             )
         return Merged(adapter, target, _difference(found, _probe(task, bank.model(name))), largest)
+
+
+def _tokenizer(bank: Bank, task: Task) -> PreTrainedTokenizerBase:
+    """As the adapter was tuned with it, chat template included."""
+    tokenizer = copy.copy(bank.base.tokenizer_for(task))
+    tokenizer.chat_template = task.learned.get("chat_template") or tokenizer.chat_template
+    return tokenizer
 
 
 def _folded(adapted: PeftModel, adapter: Adapter) -> transformers.PreTrainedModel:
@@ -90,13 +99,14 @@ def _difference(some: torch.Tensor, others: torch.Tensor) -> float:
     return float((some - others).abs().max())
 
 
-def _check_empty(target: Path) -> None:
+def check_empty(target: Path) -> None:
+    """Raises StoreError if a folder to write is there and holds something."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise StoreError(f"{target} is there already. Name a new folder, or remove that one first.")
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
+def appearing(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `target` if all goes well."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,128 @@
+"""Replies of eight adapters in one batch, beside the bare base and plain PEFT: `python -m benchmarks.generation`.
+
+A Llama of 100 million random parameters (12 layers, 768 wide, 16,000 tokens), 32 rows with prompts of 32 tokens, 32 new
+tokens each, greedy, fp32; random LoRA adapters (r=8, every Linear), four rows each, or one for all. Bare base and plain
+PEFT (`adapter_names`) by Transformers' `generate` with the same settings. Rounds in which each way writes once; medians
+of time over the bare base's in the same round. Nothing else may run meanwhile.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.results import write_result
+from peftlab.bench.processes import measure_call
+
+ROWS, PROMPT, NEW, ADAPTERS = 32, 32, 32, 8
+VOCABULARY = 16_000
+SHAPE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048}
+BARE = "bare base"
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", default=5, show_default=True)
+def main(rounds: int) -> None:
+    """Measure, print and write."""
+    told = measure_call("benchmarks.generation", "measure_ways", rounds=rounds).value
+    write_result("generation", "Replies of eight adapters in one batch", told, __doc__ or "")
+
+
+def measure_ways(rounds: int) -> list[dict[str, Any]]:
+    """A row a way: its time over the bare base's, and tokens a second."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        ways = _ways(Path(folder))
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds + 1):
+            for way, write in ways.items():
+                seconds[way].append(_seconds(write))
+    kept = {way: took[1:] for way, took in seconds.items()}
+    return [
+        {
+            "way": way,
+            "time ÷ bare base": statistics.median(a / b for a, b in zip(took, kept[BARE], strict=True)),
+            "throughput ÷ bare base": statistics.median(b / a for a, b in zip(took, kept[BARE], strict=True)),
+            "tokens a second": f"{ROWS * NEW / statistics.median(took):.0f}",
+        }
+        for way, took in kept.items()
+    ]
+
+
+def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import peftlab
+    from peftlab.bench.random_adapters import publish_random
+    from peftlab.recipe import BaseSection, Lora
+    from peftlab.runtime.writing import continuations
+    from peftlab.store import Store
+    from peftlab.tasks import Feature
+    from peftlab.tasks.causal_lm import CausalLmTask
+
+    base, store = _base(folder / "base"), Store(folder / "store")
+    names = [f"random-{i}" for i in range(ADAPTERS)]
+    length = {"max_new_tokens": NEW, "min_new_tokens": NEW}
+    task = CausalLmTask(generation=length)
+    publish_random(store, names, BaseSection(model=str(base)), Lora(r=8), task)
+    bank = peftlab.load(*names, store=store.folder, device="cpu", precision="fp32")
+    ids = torch.randint(10, VOCABULARY, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompts = [Feature({"input_ids": row, "attention_mask": [1] * PROMPT}, None) for row in ids.tolist()]
+    tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    adapted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(adapted, store.resolve(names[0]).folder, adapter_name=names[0])
+    for name in names[1:]:
+        adapted.load_adapter(store.resolve(name).folder, adapter_name=name)
+    adapted.eval()
+    plain = {**tensors, **length, "do_sample": False, "pad_token_id": 1}
+
+    def served(asked: list[str]) -> Callable[[], Any]:
+        editions = [bank._edition(name) for name in asked]
+
+        def write() -> Any:
+            with bank._tiers.held(set(editions)) as residents:
+                rows = [(residents[edition], prompt) for edition, prompt in zip(editions, prompts, strict=True)]
+                return continuations(rows, bank.base.router, bank.base.tokenizer_for(task))
+
+        return write
+
+    mixed = [names[i * ADAPTERS // ROWS] for i in range(ROWS)]
+    return {
+        BARE: lambda: bare.generate(**plain),
+        "peftlab, 1 adapter": served([names[0]] * ROWS),
+        f"peftlab, {ADAPTERS} adapters": served(mixed),
+        f"plain PEFT, {ADAPTERS} adapters": lambda: adapted.generate(**plain, adapter_names=mixed),
+    }
+
+
+def _base(folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="t1", model_max_length=256).save_pretrained(folder)
+    torch.manual_seed(0)
+    special = {"bos_token_id": 2, "eos_token_id": 1}
+    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=256, **SHAPE, **special)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
