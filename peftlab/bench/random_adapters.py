@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftlab.base import load_base
+from peftlab.errors import Problems
 from peftlab.methods import adapt
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
@@ -24,6 +25,8 @@ def publish_random(
 ) -> None:
     """Publish an adapter under each of `names`, alike but for their numbers."""
     base = load_base(base_section, task, seed=seed, device="cpu")
+    with Problems() as problems:
+        task.suit(base.tokenizer, {}, problems)
     model = adapt(base, method, task)
     manifest = {
         "task": task_description(task),

@@ -10,6 +10,8 @@ A base that is quantized keeps its own product, and updates are added to what it
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 Part = tuple["LowRankUpdate | None", slice]
 """An update, or none for the bare base, and the rows that it is for."""
+Stack = tuple[Tensor, Tensor]
+_kept: ContextVar[dict[tuple[tuple[int, int], ...], Stack] | None] = ContextVar("stacks of this block", default=None)
 MADE = 4  # what a number of W + BA costs, in numbers of an update (measured at 384 × 384 and 384 × 1536)
 
 
@@ -154,8 +158,28 @@ def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], bias: T
         torch.baddbmm(bias, inner, ups, out=updated)
 
 
-def _stacked(parts: Sequence[tuple[LowRankUpdate, slice]]) -> tuple[Tensor, Tensor]:
+@contextmanager
+def stacks_kept() -> Iterator[None]:
+    """Inside the block, what segments of the same updates need is put together once: for passes over the same rows."""
+    before = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(before)
+
+
+def _stacked(parts: Sequence[tuple[LowRankUpdate, slice]]) -> Stack:
     """`down` (n, r, in) and `up` (n, r, out) of n segments if they are of one length, or else of n rows."""
+    kept = _kept.get()
+    if kept is None:
+        return _stack(parts)
+    key = tuple((id(update), rows.stop - rows.start) for update, rows in parts)
+    if key not in kept:
+        kept[key] = _stack(parts)
+    return kept[key]
+
+
+def _stack(parts: Sequence[tuple[LowRankUpdate, slice]]) -> Stack:
     counts = [rows.stop - rows.start for _, rows in parts]
     repeated = [1] * len(parts) if len(set(counts)) == 1 else counts
     updates = [update for (update, _), times in zip(parts, repeated, strict=True) for _ in range(times)]

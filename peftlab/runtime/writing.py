@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from peftlab.runtime.low_rank import stacks_kept
 from peftlab.runtime.moulds import Resident
 from peftlab.runtime.routing import Router
 from peftlab.runtime.trees import with_child
@@ -60,7 +61,7 @@ def _run(
     model, carrying = _model(first, [resident for resident, _ in asked], router, settings.num_beams or 1)
     inputs = tokenizer.pad([feature.inputs for _, feature in asked], return_tensors="pt", padding_side="left")
     tensors = {name: cast(torch.Tensor, tensor).to(model.device) for name, tensor in inputs.items()}
-    with carrying:
+    with carrying, stacks_kept():
         written = cast(Any, model).generate(**tensors, generation_config=settings, tokenizer=tokenizer, **how)
     for tokens in written[:, tensors["input_ids"].shape[1] :].cpu():
         yield _continuation(tokens, endings, settings, tokenizer)
