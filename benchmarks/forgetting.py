@@ -58,7 +58,7 @@ def loss_on(base: Base, texts: list[str]) -> float:
     from peftlab.tasks.predicting import predict_examples
 
     task = CausalLmTask()
-    task.suit(base.tokenizer, {}, None)  # type: ignore[arg-type]  # there are no rows to complain of
+    task.suit(base.tokenizer, base.max_length, {}, None)  # type: ignore[arg-type]  # there are no rows to complain of
     examples = [task.read(Row({"text": text}, "")) for text in texts]
     told = predict_examples(task, base.model, base.tokenizer, examples, max_length=TOKENS)
     return task.score(examples, told).values["loss"]

@@ -207,7 +207,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def task(tokenizer):
     made = CausalLmTask(template="chatml")
-    made.suit(tokenizer, {}, None)
+    made.suit(tokenizer, 256, {}, None)
     return made
 
 
@@ -301,6 +301,7 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
     for key, value, message in (
         ("task.template", "base", "the tokenizer of this base brings no chat template. Name one of chatml, gemma"),
         ("task.template", "chatlm", "chatml"),
+        ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for what it replies to"),
         ("method.type", "head", "'head' trains the head alone"),
         ("method", {"type": "prompt"}, "cannot let a text go on after virtual tokens yet"),
         ("method.target_modules", ["lm_head"], "'lm_head' fits no Linear layer of this base"),

@@ -26,7 +26,7 @@ def publish_random(
     """Publish an adapter under each of `names`, alike but for their numbers."""
     base = load_base(base_section, task, seed=seed, device="cpu")
     with Problems() as problems:
-        task.suit(base.tokenizer, {}, problems)
+        task.suit(base.tokenizer, base.max_length, {}, problems)
     model = adapt(base, method, task)
     manifest = {
         "task": task_description(task),

@@ -22,6 +22,7 @@ ROLES = ("system", "user", ASSISTANT)
 FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",))
 ASKED_FORMS = (("messages",), ("instruction",), ("prompt",))
 MAX_NEW_TOKENS = 128
+SHORTEST_QUESTION = 8  # tokens
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,11 @@ class CausalLmTask(Task):
         self.learned["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
 
     def suit(
-        self, tokenizer: "PreTrainedTokenizerBase", examples: Mapping[str, Sequence[Any]], problems: Problems
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        examples: Mapping[str, Sequence[Any]],
+        problems: Problems,
     ) -> None:
         """Take the chat template: the one that the recipe names, the tokenizer's own, or `plain`; see `Task.suit`."""
         own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
@@ -170,6 +175,10 @@ class CausalLmTask(Task):
             self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
             self._written(split, tokenizer, problems)
+        if (room := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
+            message = f"a reply of {self.generation['max_new_tokens']} tokens leaves {max(0, room)} of {max_length}"
+            hint = "Take fewer, or raise data.max_length if it is below what the base takes."
+            problems.add(f"{message} for what it replies to.", key="task.generation.max_new_tokens", hint=hint)
 
     def encode_all(
         self,

@@ -197,9 +197,17 @@ class Task(ABC):
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
     def suit(
-        self, tokenizer: "PreTrainedTokenizerBase", examples: Mapping[str, Sequence[Any]], problems: Problems
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        examples: Mapping[str, Sequence[Any]],
+        problems: Problems,
     ) -> None:
-        """Fix what comes from the base's tokenizer; examples, by split, that cannot be written for it are problems."""
+        """Fix what comes from the base's tokenizer.
+
+        What does not go with it, or with inputs of `max_length` tokens, is a problem; so are examples, by split, that
+        cannot be written for it.
+        """
         return
 
     @abstractmethod

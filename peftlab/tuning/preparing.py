@@ -42,7 +42,7 @@ def prepare(
     check_checkpointing(training, base.model)
     max_length = input_length(base, recipe)
     with Problems() as problems:
-        task.suit(base.tokenizer, examples, problems)
+        task.suit(base.tokenizer, max_length, examples, problems)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
