@@ -235,11 +235,18 @@ def _loaded(
             model, report = load()
             return model.to(place), set(report["missing_keys"])
         # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
-        new = set(load(device_map={"": "meta"})[1]["missing_keys"])
-        whole = {name.rpartition(".")[0] for name in new}
+        blank, report = load(device_map={"": "meta"})
+        new = set(report["missing_keys"])
+        whole = {name.rpartition(".")[0] for name in new} | set(_vocabulary_head(blank))
         model, _ = load(**quantized_loading(quantization, whole, place))
     keep_unpacked(model)
     return model, new
+
+
+def _vocabulary_head(model: "PreTrainedModel") -> Iterator[str]:
+    """The name of a language model's own head, mostly the embeddings once more, which stay whole as well."""
+    head = model.get_output_embeddings()
+    return (name for name, module in model.named_modules() if head is not None and module is head)
 
 
 def head_config(task: "Task") -> dict[str, Any]:

@@ -46,8 +46,11 @@ def save_byte_tokenizer(folder, *, template=None, begin=True):
     return tokenizer
 
 
-def build_language_model(folder, kind="llama", *, tied=True, template=None):
-    """Write config.json, model.safetensors and the tokenizer of a tiny Llama, Qwen2 or GPT-2 with its head."""
+def build_language_model(folder, kind="llama", *, tied=True, template=None, **changes):
+    """Write config.json, model.safetensors and the tokenizer of a tiny Llama, Qwen2 or GPT-2 with its head.
+
+    `changes` are of the configuration of the first two.
+    """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -61,6 +64,7 @@ def build_language_model(folder, kind="llama", *, tied=True, template=None):
         **special,
         **SIZES,
         **LIVELY,
+        **changes,
     }
     if kind == "gpt2":
         config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, **special, **LIVELY)
@@ -73,14 +77,14 @@ def build_language_model(folder, kind="llama", *, tied=True, template=None):
     return folder
 
 
-def instruction_recipe(folder, base, **changes):
+def instruction_recipe(folder, model, **changes):
     """A recipe for `ROWS`, and its data, in `folder`; `changes` are merged into its sections."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 3), encoding="utf8")
     values = {
         "name": "chat",
-        "base": {"model": str(base)},
+        "base": {"model": str(model)},
         "task": {"type": "causal-lm", "generation": {"max_new_tokens": 12}},
         "method": {"type": "lora", "r": 4},
         "data": {"train": "rows.jsonl", "validation": "rows.jsonl"},

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftlab
+from peftlab.base import load_with_head
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
@@ -340,6 +341,43 @@ def test_the_command_line_tunes_replies_and_scores(base, tmp_path):
     assert fields.keys() >= {"adapter", "text", "reply", "finished"}
     scored = task_stores.run("evaluate", "chat", "--data", tmp_path / "rows" / "rows.jsonl", "--store", store)
     assert "perplexity" in one_line(scored.output)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_in_bf16_it_writes_and_scores_nearly_as_in_fp32(tmp_path, tied):
+    base = build_language_model(tmp_path / "base", tied=tied)
+    publish_fresh(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
+    rows = tmp_path / "rows" / "rows.jsonl"
+    losses = []
+    for precision in ("fp32", "bf16"):
+        options = {"store": tmp_path / "store", "device": "cpu", "precision": precision}
+        losses.append(peftlab.evaluate("chat", rows, **options).scores.values["loss"])
+        assert peftlab.load("chat", **options).predict(QUESTIONS[0])[0].prediction.reply
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quantization, tied):
+    base = build_language_model(tmp_path / "base", tied=tied, hidden_size=64, intermediate_size=128)
+    recipe = instruction_recipe(tmp_path / "rows", base, base={"quantization": quantization})
+    result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
+    bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
+    plain, _ = load_with_head(bank.base.files, bank.task("chat"), quantization=quantization)
+    assert type(plain.lm_head) is torch.nn.Linear
+    plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
+    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").learned["chat_template"]
+    for question in QUESTIONS:
+        chat = [{"role": "user", "content": question}]
+        inputs = tokenizer.apply_chat_template(
+            chat, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        written = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=1)
+        expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert bank.predict(question)[0].prediction.reply == expected.strip()
+    scored = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
+    assert scored.scores.values["loss"] == pytest.approx(result.scores["validation"].values["loss"], rel=0.02)
 
 
 def test_merged_it_writes_the_same_by_its_own_template(store, tmp_path):

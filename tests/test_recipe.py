@@ -94,6 +94,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "max_grad_norm": 1.0,
             "optim": "adamw_torch_fused",
             "gradient_checkpointing": False,
+            "packing": False,
             "train_sampling_strategy": "tokens",
             "bf16": None,
             "fp16": None,

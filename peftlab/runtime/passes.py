@@ -106,7 +106,7 @@ def through(
 
     `features` are those of the rows, for tasks that look at labels.
     """
-    states = in_fp32(router.states([resident.own for resident in rows], inputs))
+    states = router.states([resident.own for resident in rows], inputs)
     return [
         outcome for resident, part in runs(rows) for outcome in _by_head(resident, states, inputs, part, features[part])
     ]
@@ -122,7 +122,9 @@ def _by_head(
     resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
 ) -> Iterator[Tensor]:
     task, mine = resident.task, {name: tensor[part] for name, tensor in inputs.items()}
-    logits = task.logits(head_output(resident.model, part_of(states, part), mine)).float()
+    own = part_of(states, part)
+    own = in_fp32(own) if task.head_labels else own  # the base's own head computes as the base does
+    logits = task.logits(head_output(resident.model, own, mine)).float()
     labels = _labels(features, mine["attention_mask"]) if task.writes and features else None
     outcome = task.outcome(logits, labels).cpu()
     if not task.per_token:
