@@ -1,7 +1,7 @@
 """What a language model learns of a new domain, and forgets of its old one: `python -m benchmarks.forgetting`.
 
-stories260K (a Llama of 260,000 parameters, trained on TinyStories) is tuned on encyclopedia articles (the first 400,000
-characters of wikitext-2's validation split, 256 tokens a piece; the first 100,000 of its test split to score) by LoRA
+stories260K (a Llama of 260,000 parameters, trained on TinyStories) is tuned on encyclopedia articles (the first 150,000
+characters of wikitext-2's validation split, 256 tokens a piece; the first 40,000 of its test split to score) by LoRA
 with r = 1, 8 and 64 on every Linear and by full tuning, 8 epochs. After each epoch two losses are noted: on the
 articles, and on 80 short stories (those in recipes/data/story-helper). Each contender's learning rate is the one of its
 grid that ends with the lowest loss on articles. Beside the table a picture is written: the further left the more was
@@ -23,7 +23,7 @@ from peftlab.bench import conditions
 from peftlab.tuning import Progress
 
 STORIES = Path(__file__).parents[1] / "recipes" / "data" / "story-helper"
-SIZES = {"train": ("valid.txt", 400_000), "validation": ("test.txt", 100_000)}
+SIZES = {"train": ("valid.txt", 150_000), "validation": ("test.txt", 40_000)}
 TOKENS, EPOCHS = 256, 8
 LORA_RATES, FULL_RATES = (1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3)
 CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
