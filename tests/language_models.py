@@ -94,3 +94,20 @@ def instruction_recipe(folder, model, **changes):
         values[section] = {**values.get(section, {}), **content} if isinstance(content, dict) else content
     (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf8")  # JSON is YAML
     return folder / "recipe.yaml"
+
+
+def plain_writing(model, tokenizer, chat, template=None, **settings):
+    """What Transformers' own `generate` answers to a chat, greedily; without `template` by the tokenizer's."""
+    import torch
+
+    inputs = tokenizer.apply_chat_template(
+        chat, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.inference_mode():
+        written = model.generate(**inputs, **{"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, **settings})
+    return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def asking(question):
+    """A chat of one message."""
+    return [{"role": "user", "content": question}]

@@ -17,7 +17,15 @@ from peftlab.runtime import merge
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import IGNORED
 from tests import task_stores
-from tests.language_models import END, ROWS, build_language_model, instruction_recipe, save_byte_tokenizer
+from tests.language_models import (
+    END,
+    ROWS,
+    asking,
+    build_language_model,
+    instruction_recipe,
+    plain_writing,
+    save_byte_tokenizer,
+)
 from tests.runs import prepared_run
 from tests.task_stores import one_line
 from tests.untrained import publish_fresh
@@ -59,15 +67,8 @@ def plain_reply(base, adapter, question, **settings):
     """What Transformers' `generate` and plain PEFT give for one question, by the template as the adapter keeps it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    chat = [{"role": "user", "content": question}]
     template = adapter.manifest["task"]["learned"]["chat_template"]
-    inputs = tokenizer.apply_chat_template(
-        chat, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    with torch.inference_mode():
-        written = model.generate(**inputs, **{"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, **settings})
-    return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return plain_writing(model, AutoTokenizer.from_pretrained(base), asking(question), template, **settings)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -369,13 +370,8 @@ def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quanti
     plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
     tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").learned["chat_template"]
     for question in QUESTIONS:
-        chat = [{"role": "user", "content": question}]
-        inputs = tokenizer.apply_chat_template(
-            chat, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        written = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=1)
-        expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert bank.predict(question)[0].prediction.reply == expected.strip()
+        expected = plain_writing(plain, tokenizer, asking(question), template)
+        assert bank.predict(question)[0].prediction.reply == expected
     scored = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
     assert scored.scores.values["loss"] == pytest.approx(result.scores["validation"].values["loss"], rel=0.02)
 
@@ -386,8 +382,5 @@ def test_merged_it_writes_the_same_by_its_own_template(store, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(merged.folder)
     bank = peftlab.load("lora", store=store, device="cpu")
     for question in QUESTIONS:
-        chat = [{"role": "user", "content": question}]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        written = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=1)
-        expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert bank.predict(question)[0].prediction.reply == expected.strip()
+        expected = plain_writing(model, tokenizer, asking(question))
+        assert bank.predict(question)[0].prediction.reply == expected

@@ -12,11 +12,11 @@ from peftlab.cli import cli
 from peftlab.errors import RecipeError
 from peftlab.runtime.speaking import until
 from tests.conftest import recipe_in
-from tests.language_models import build_language_model, instruction_recipe
+from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
 from tests.task_stores import one_line
 from tests.untrained import publish_fresh
 
-CHAT = [{"role": "user", "content": "Who wrote the letter?"}]
+CHAT = asking("Who wrote the letter?")
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,7 @@ def test_the_bare_base_replies_as_it_would_alone(bank, base):
         AutoTokenizer.from_pretrained(base),
     )
     template = bank.task("ada").learned["chat_template"]
-    inputs = tokenizer.apply_chat_template(
-        CHAT, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    written = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=1)
-    expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    expected = plain_writing(model, tokenizer, CHAT, template)
     assert "".join(bank.reply(CHAT, adapter="ada", bare=True)).strip() == expected != said(bank, CHAT, "ada")
 
 
@@ -120,7 +116,7 @@ def test_speakers_are_swapped_within_one_chat(bank, store):
 def test_messages_are_taken_back_and_forgotten(bank, store):
     told = talk(store, "ada", "Nobody.", "/undo", "Rome?", "/clear", CHAT[0]["content"], "/system Be brief.", "Who?")
     assert told.exit_code == 0, told.output
-    chats = [[{"role": "user", "content": text}] for text in ("Nobody.", "Rome?", CHAT[0]["content"], "Who?")]
+    chats = [asking(text) for text in ("Nobody.", "Rome?", CHAT[0]["content"], "Who?")]
     chats[-1].insert(0, {"role": "system", "content": "Be brief."})
     assert told.stdout.split() == " ".join(said(bank, chat, "ada") for chat in chats).split()
 

@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftlab
+from tests.language_models import asking, plain_writing
 from tests.runs import prepared_run
 
 ROOT = Path(__file__).parents[1]
@@ -46,18 +47,12 @@ def test_replies_are_those_of_plain_peft_token_for_token(tuned, bank):
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     template = tuned.adapter.manifest["task"]["learned"]["chat_template"]
     for question, answer in zip(ASKED, bank.predict(ASKED), strict=True):
-        chat = [{"role": "user", "content": question}]
-        inputs = tokenizer.apply_chat_template(
-            chat, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        written = model.generate(**inputs, max_new_tokens=64, do_sample=False, pad_token_id=0)
-        expected = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer.prediction.reply == expected.strip()
+        expected = plain_writing(model, tokenizer, asking(question), template, max_new_tokens=64, pad_token_id=0)
+        assert answer.prediction.reply == expected
         assert len(answer.prediction.reply) > 20
 
 
 def test_a_reply_is_heard_piece_by_piece(bank):
-    chat = [{"role": "user", "content": ASKED[0]}]
-    pieces = list(bank.reply(chat))
+    pieces = list(bank.reply(asking(ASKED[0])))
     assert len(pieces) > 5
     assert "".join(pieces).strip() == bank.predict(ASKED[0])[0].prediction.reply

@@ -15,8 +15,6 @@ Outcome = torch.Tensor | Continuation
 """What comes of a feature: see `Task.outcome`; of one that is gone on with, its continuation."""
 Forward = Callable[[Sequence[Feature]], list[torch.Tensor]]
 """How labelled features become outcomes: `forward` of one model, or a way to share its work out."""
-
-
 Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
 """How any features do."""
 
