@@ -367,6 +367,7 @@ def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quanti
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
     plain, _ = load_with_head(bank.base.files, bank.task("chat"), quantization=quantization)
     assert type(plain.lm_head) is torch.nn.Linear
+    assert "skip_modules" not in (result.adapter.folder / "README.md").read_text()  # it names new heads
     plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
     tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").learned["chat_template"]
     for question in QUESTIONS:

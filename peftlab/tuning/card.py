@@ -79,10 +79,10 @@ _NOT_IN_PEFT = {
 
 _QUANTIZED = {
     "8bit": """,
-    quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules={modules})""",
+    quantization_config=BitsAndBytesConfig(load_in_8bit=True{skipped})""",
     "4bit": """,
     quantization_config=BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules={modules}
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True{skipped}
     )""",
 }
 
@@ -90,7 +90,9 @@ _QUANTIZED = {
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
     task, parameters, quantization = manifest["task"], manifest["parameters"], manifest["base"]["quantization"]
-    quantized = _QUANTIZED[quantization].format(modules=json.dumps(manifest["head_modules"])) if quantization else ""
+    new = manifest["head_modules"]
+    skipped = f", llm_int8_skip_modules={json.dumps(new)}" if new else ""  # a base's own head stays whole by default
+    quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
     made = task_from_manifest(task)
     scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
     last_split = "test" if "test" in scores else "validation"
