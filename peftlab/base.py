@@ -49,6 +49,7 @@ HASHES = "sha256.json"  # in the cache folder
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 HUB_FILES_WITH_CODE = [*HUB_FILES, "*.py"]
 PARTLY = "only partly there"
+UNLIMITED = 10**20  # from this length on, Transformers means that there is none
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     from transformers import set_seed
 
     files = find_base(section)
+    _check_class(section, files, task)
     set_seed(seed)
     settings = {} if dropout else _no_dropout(files)
     if section.attn_implementation:
@@ -154,6 +156,20 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
         max_length=max_input_length(tokenizer, model),
         fingerprint=files.fingerprint,
     )
+
+
+def _check_class(section: BaseSection, files: BaseFiles, task: "Task") -> None:
+    """Refuse a base whose architecture Transformers has no class of for the task; its own code may bring one."""
+    import transformers
+
+    kind = json.loads((files.folder / "config.json").read_text(encoding="utf8")).get("model_type", "unknown")
+    known = getattr(transformers, task.auto_class)._model_mapping.keys()
+    if section.trust_remote_code or any(config.model_type == kind for config in known):
+        return
+    with Problems() as problems:
+        hint = f"Take one that Transformers loads as {task.auto_class}."
+        message = f"{task.type} has no form for '{section.model}', a model of type {kind}."
+        problems.add(message, key="base.model", hint=hint)
 
 
 def _refuse_headless(section: BaseSection, task: "Task", new: set[str]) -> None:
@@ -316,8 +332,9 @@ def _words_begin_with_a_blank(rule: dict[str, Any]) -> dict[str, Any]:
 
 
 def max_input_length(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:
-    """The longest input in tokens: what the tokenizer says, or else the positions of the model."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    """The longest input in tokens: what the tokenizer says, or else the positions of the model; from
+    `UNLIMITED` on, neither does."""
+    positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if positions:
         positions -= _positions_before_the_first(model)
     return min(limit for limit in (tokenizer.model_max_length, positions) if limit)

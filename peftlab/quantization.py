@@ -86,4 +86,5 @@ def weights_in(parameter: "torch.Tensor") -> int:
 
 def bytes_of(model: "torch.nn.Module", without: Collection[str] = ()) -> int:
     """Memory of the weights of `model`, with the statistics of quantized ones; not of those named in `without`."""
-    return sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in without)
+    held = [tensor for name, tensor in model.state_dict().items() if name not in without]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())  # tied weights are there once

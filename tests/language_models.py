@@ -18,8 +18,11 @@ ROWS = [
 ]
 
 
-def save_byte_tokenizer(folder, *, template=None, begin=True):
-    """Byte-level BPE of a few hundred pieces, which writes `<s>` before a text if `begin`, as Llama's does."""
+def save_byte_tokenizer(folder, *, template=None, begin=True, end=False):
+    """Byte-level BPE of a few hundred pieces, which writes `<s>` before a text if `begin`, as Llama's does.
+
+    With `end` it writes `</s>` behind it and has a token for padding, as those of encoders with decoders.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -30,9 +33,11 @@ def save_byte_tokenizer(folder, *, template=None, begin=True):
     special = [BEGIN, END, *MARKS]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=letters)
     core.train_from_iterator(SENTENCES.values(), trainer)
-    if begin:
-        core.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)])
-    named = {"bos_token": BEGIN} if begin else {}
+    if begin or end:
+        parts = [BEGIN] * begin + ["$A"] + [END] * end
+        marks = [(mark, i) for i, mark in enumerate((BEGIN, END)) if mark in parts]
+        core.post_processor = processors.TemplateProcessing(single=" ".join(parts), special_tokens=marks)
+    named = ({"bos_token": BEGIN} if begin else {}) | ({"pad_token": MARKS[-1]} if end else {})
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=END,

@@ -79,7 +79,7 @@ def test_a_packed_run_trains_as_a_padded_one(base, tmp_path):
 
 
 def test_what_cannot_be_packed_is_refused(base, tmp_path, monkeypatch, write_recipe):
-    with pytest.raises(RecipeError, match="token-classification says something of each text as a whole"):
+    with pytest.raises(RecipeError, match="each text of token-classification needs a row of its own"):
         prepared_run(write_recipe(training={"packing": True}))
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
     with pytest.raises(RecipeError, match="what frozen layers make of each text is kept text by text"):

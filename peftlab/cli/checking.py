@@ -49,24 +49,20 @@ def check(recipe_path: str, overrides: dict[str, Any], device: str, shown: int |
 def print_masks(run: "Run", rows: int) -> None:
     """The first training rows as the model sees them, learnt tokens on green; in « and » where there is no colour."""
     from peftlab.cli.display import out
-    from peftlab.tasks.contract import IGNORED
 
-    if not (run.task.per_token and isinstance(run.features[0].labels, list)):
+    if not ((run.task.per_token or run.task.writes) and isinstance(run.features[0].labels, list)):
         raise click.UsageError(f"{run.task.type} does not learn token by token, so there is no mask to show.")
     for example, features in list(zip(run.examples["train"], run.encoded["train"], strict=True))[:rows]:
         for feature in features:
-            learnt = sum(label != IGNORED for label in feature.labels)
+            learnt = sum(chosen for _, chosen in feature.learnt())
             out.print(Text(f"{example.where}  {len(feature)} tokens, {learnt} of them learnt", "dim"))
             out.print(_masked(feature, run.base.tokenizer, coloured=bool(out.color_system)))
             out.print()
 
 
 def _masked(feature: "Feature", tokenizer: Any, *, coloured: bool) -> Text:
-    from peftlab.tasks.contract import IGNORED
-
     shown = Text()
-    tokens = zip(feature.inputs["input_ids"], feature.labels, strict=True)
-    for learnt, group in groupby(tokens, lambda token: token[1] != IGNORED):
+    for learnt, group in groupby(feature.learnt(), lambda token: token[1]):
         text = tokenizer.decode([token for token, _ in group]).replace("\n", "↵\n")
         if learnt:
             shown.append(text if coloured else f"«{text}»", style="black on green")

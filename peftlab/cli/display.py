@@ -75,6 +75,7 @@ def score_tables(title: str, scores: "Scores") -> Group:
     if others:
         line = "   ".join(f"[bold]{name} {cell(value)}[/]" for name, value in others.items())
         parts += [Text.from_markup(f"\n{line}")]
+    parts += [Text(f"{name}: {signature}", style="dim") for name, signature in scores.signatures.items()]
     if scores.confusion and len(scores.confusion.labels) > 1:
         parts += [Text(""), confusion_table(scores.confusion)]
     return Group(*parts)

@@ -76,12 +76,25 @@ def classes_form(fields: Mapping[str, Any], task: Any) -> Text:
 def reply_form(fields: Mapping[str, Any], task: Any) -> Text:
     """What was asked, and the reply below it; marked where it stopped for length, or the question was cut."""
     reply = fields["reply"].replace("\n", "\n  ") or "(nothing)"
-    shown = _asked(fields).append("\n  ").append(reply, style="bold cyan")
-    if not fields["finished"]:
-        shown.append(f" … (stopped at {task.generation['max_new_tokens']} tokens)", style="dim")
+    shown = _stopped(_asked(fields).append("\n  ").append(reply, style="bold cyan"), fields, task)
     if fields.get("cut"):
         shown.append("\n  what was asked is longer than the base takes: its beginning was left out", style="yellow")
     return shown
+
+
+def rewriting_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """The text, and what was written for it below; marked where it stopped for length, or the text was cut."""
+    written = fields[task.called].replace("\n", "\n  ") or "(nothing)"
+    shown = _stopped(_asked(fields).append("\n  ").append(written, style="bold cyan"), fields, task)
+    if fields.get("cut"):
+        shown.append("\n  the text is longer than the adapter takes: its end was left out", style="yellow")
+    return shown
+
+
+def _stopped(shown: Text, fields: Mapping[str, Any], task: Any) -> Text:
+    """Marked, if what was written stopped for length."""
+    limit = task.generation["max_new_tokens"]
+    return shown if fields["finished"] else shown.append(f" … (stopped at {limit} tokens)", style="dim")
 
 
 def number_form(fields: Mapping[str, Any], task: Any) -> Text:
@@ -129,6 +142,8 @@ FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
     "question-answering": answer_form,
     "relation-extraction": relation_form,
     "causal-lm": reply_form,
+    "translation": rewriting_form,
+    "summarization": rewriting_form,
 }
 
 

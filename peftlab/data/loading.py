@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.data.conll import read_conll, split_columns
 from peftlab.data.json_files import read_json, read_jsonl, read_squad
 from peftlab.data.markup import read_markup
+from peftlab.data.parallel import parallel_paths, read_parallel
 from peftlab.data.rows import Row, RowError, Rows, Split
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
 from peftlab.errors import NotFoundError, Problems, suggest
@@ -143,9 +144,12 @@ def _read_file(section: DataSection, key: str, source: str, problems: Problems) 
     try:
         name = codecs.lookup(section.encoding).name
         encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a mark
+        if pair := parallel_paths(path):
+            return list(read_parallel(pair, encoding))
         kind = guess_format(path, encoding) if section.format == "auto" else section.format
         return list(FORMATS[kind](path, encoding, section.header))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        path = Path(error.filename or path)
         beside = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = suggest(path.name, beside, what="Files there") if beside else f"There is no folder {path.parent}."
         problems.add(f"no such file: {path}.", key=key, hint=hint)
@@ -176,7 +180,7 @@ def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems
     """Give the columns our names; a name that no row has is a problem."""
     if not (rows and columns):
         return rows
-    present = set().union(*(row.fields for row in rows))
+    present = set().union(*(_nested_names(row.fields) for row in rows))
     for ours, theirs in columns.items():
         if theirs not in present:
             hint = suggest(theirs, present, what="Columns there")
@@ -185,8 +189,16 @@ def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems
 
 
 def _renamed(fields: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Columns inside a column are named by both, as in `translation.de`."""
+    within = _nested_names(fields)
     kept = {name: value for name, value in fields.items() if name not in columns.values()}
-    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+    return kept | {ours: within[theirs] for ours, theirs in columns.items() if theirs in within}
+
+
+def _nested_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The columns, and those inside them by dotted names."""
+    holders = {name: held for name, held in fields.items() if isinstance(held, dict)}
+    return fields | {f"{name}.{inner}": value for name, held in holders.items() for inner, value in held.items()}
 
 
 def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, problems: Problems) -> dict[str, Split]:

@@ -159,6 +159,10 @@ class Generation(Section):
     """With do_sample: draw among so many of the likeliest; 0 for all."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1, tokens that were there already become less likely."""
+    no_repeat_ngram_size: Count = 0
+    """No run of so many tokens comes twice; 0 for no such rule."""
+    length_penalty: float = 1.0
+    """With num_beams: above 0 longer replies are preferred, below 0 shorter ones."""
     stop_strings: list[str] = []
     """A reply also ends before any of these."""
 
@@ -176,10 +180,49 @@ class CausalLm(Section):
     """How replies are made; published with the adapter."""
 
 
+class Translation(Section):
+    """A text in another language, by an encoder with a decoder."""
+
+    type: Literal["translation"]
+    source_language: str | None = None
+    """The code of the texts' language in the tokenizer of a base with many, as in eng_Latn (NLLB) or en_XX (mBART)."""
+    target_language: str | None = None
+    """The same of what they are translated to."""
+    prefix: str | None = None
+    """What stands before each text, as in `translate English to German: ` (T5)."""
+    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
+    """How sacreBLEU splits texts into words: zh for Chinese, char for other languages that put no blanks between."""
+    generation: Generation = Generation()
+    """How translations are made; published with the adapter."""
+
+
+class Summarization(Section):
+    """A text in short, by an encoder with a decoder."""
+
+    type: Literal["summarization"]
+    prefix: str | None = None
+    """What stands before each text, as in `summarize: ` (T5)."""
+    rouge_tokenize: Literal["unicode", "rouge-score"] = "unicode"
+    """unicode takes words of any script, and characters where words are not set apart; rouge-score splits as that
+    package does, which knows Latin letters without accents alone."""
+    generation: Generation = Generation()
+    """How summaries are made; published with the adapter."""
+
+
 TaskSection = Annotated[
-    TokenClassification | TextClassification | Regression | QuestionAnswering | RelationExtraction | CausalLm,
+    TokenClassification
+    | TextClassification
+    | Regression
+    | QuestionAnswering
+    | RelationExtraction
+    | CausalLm
+    | Translation
+    | Summarization,
     Field(discriminator="type"),
 ]
+SCORED_BY_WRITING = ("translation", "summarization")
+WRITING = ("causal-lm", *SCORED_BY_WRITING)
+"""Tasks that write with the base's own head."""
 
 
 class Method(Section):
@@ -440,7 +483,8 @@ MethodSection = Annotated[
 
 class DataSection(Section):
     train: str
-    """File, relative to the recipe; with `dataset`, the name of a split."""
+    """File, relative to the recipe; with `dataset`, the name of a split. `train.{en,de}` are two files whose lines are
+    texts and their translations."""
     validation: str | Share = 0.1
     """File or split; a number is the share carved out of the training rows."""
     test: str | Share | None = None
@@ -456,7 +500,8 @@ class DataSection(Section):
     encoding: str = "utf-8"
     """Encoding of text files, such as latin-1."""
     columns: dict[str, str] = {}
-    """Our column name → the name in your files, as in `tokens: words`."""
+    """Our column name → the name in your files, as in `tokens: words`, or `text: translation.en` for what is inside a
+    column."""
     seed: int = 13
     """Seed of the carving."""
     max_length: Annotated[int, Field(ge=8)] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from peftlab.errors import Problem, Problems
-from peftlab.recipe.schema import SHARDING, Lora, MethodSection, Quantization, Recipe
+from peftlab.recipe.schema import SCORED_BY_WRITING, SHARDING, WRITING, Lora, MethodSection, Quantization, Recipe
 
 _OTHER: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
@@ -33,10 +33,14 @@ REFUSED_ON: dict[str, dict[Quantization, str]] = {
 docs/matrix.md shows it."""
 _NOT_WRITING = {
     "head": "'head' trains the head alone, and a language model writes with the base's own.",
-    "prompt": "peftlab cannot let a text go on after virtual tokens yet, so 'prompt' does not go with causal-lm.",
-    "p-tuning": "peftlab cannot let a text go on after virtual tokens yet, so 'p-tuning' does not go with causal-lm.",
+    "prompt": "peftlab cannot write after virtual tokens yet, so 'prompt' does not go with tasks that write.",
+    "p-tuning": "peftlab cannot write after virtual tokens yet, so 'p-tuning' does not go with tasks that write.",
 }
-"""Methods that do not go with causal-lm, and why not."""
+"""Methods that do not go with tasks that write, and why not."""
+_NOT_REWRITING = _NOT_WRITING | {
+    "full": "'full' trains each module for itself, and encoder and decoder share their embeddings.",
+}
+"""Those that do not go with bases that have an encoder and a decoder."""
 _KEYS = {"dora": "use_dora", "orthogonal": "init_lora_weights"}
 
 
@@ -55,10 +59,14 @@ def check_together(recipe: Recipe, problems: Problems) -> None:
 def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
-    if recipe.task.type == "causal-lm" and recipe.method.type in _NOT_WRITING:
-        yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
+    refused = _NOT_REWRITING if recipe.task.type in SCORED_BY_WRITING else _NOT_WRITING
+    if recipe.task.type in WRITING and recipe.method.type in refused:
+        yield Problem(refused[recipe.method.type], key="method.type", hint="Take lora, or another method.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
+    if recipe.task.type in SCORED_BY_WRITING and recipe.training.distributed in SHARDING:
+        message = f"{recipe.task.type} is scored by what is written, and each process holds a part of the base."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
         message = "adalora weighs the directions of whole layers, and each process holds a part of them."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
@@ -66,7 +74,7 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
 
 def _against_packing(recipe: Recipe) -> Iterator[Problem]:
     if recipe.task.type != "causal-lm":
-        message = f"{recipe.task.type} says something of each text as a whole, so each needs a row of its own."
+        message = f"each text of {recipe.task.type} needs a row of its own."
         yield Problem(message, key="training.packing", hint="Take it out.")
     upper = recipe.method.type == "last-layers" or getattr(recipe.method, "layers_to_transform", None) is not None
     if upper and recipe.training.frozen_cache:

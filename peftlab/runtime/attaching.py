@@ -18,6 +18,7 @@ import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, head_config, tensors_named
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
+from peftlab.runtime.backbones import path_of_backbone, put_backbone
 from peftlab.runtime.trees import own_tree
 from peftlab.tasks import Task
 
@@ -97,7 +98,7 @@ def _shell(
         model = getattr(transformers, task.auto_class).from_config(config, **trusted)
     for flag in PEFT_ASKS:
         setattr(model, flag, getattr(backbone, flag, False))
-    setattr(model, model.base_model_prefix, own_tree(backbone))
+    put_backbone(model, own_tree(backbone))
     if not task.head_labels:
         _add_own_head(model, backbone, files)
     return model
@@ -111,9 +112,12 @@ def _add_own_head(
     Raises:
         IntegrityError: the checkpoint has none.
     """
-    inside = f"{model.base_model_prefix}."
-    wanted = {name for name in model.state_dict() if not name.startswith(inside)} - set(_tied(model))
+    path = path_of_backbone(model)
+    wanted = model.state_dict().keys() - {f"{path}{name}" for name in backbone.state_dict()} - set(_tied(model))
     found = tensors_named(files, wanted)
+    absent = wanted - found.keys()
+    biases = {name: buffer for name, buffer in model.named_buffers() if name in absent}
+    found |= {name: torch.zeros(buffer.shape) for name, buffer in biases.items()}  # BART's, zero unless it is saved
     if absent := wanted - found.keys():
         raise IntegrityError(f"base '{files.model}' has no head of its own: {', '.join(sorted(absent))} is not in it.")
     placed = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}
@@ -140,9 +144,11 @@ def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
     return config
 
 
-def _held_whole(model: torch.nn.Module, saved: Iterable[str], *, new_head: bool) -> dict[str, torch.Tensor]:
+def _held_whole(
+    model: transformers.PreTrainedModel, saved: Iterable[str], *, new_head: bool
+) -> dict[str, torch.Tensor]:
     """What an adapter holds whole, by its names in the adapter's files: a new head, and the modules `saved` with it."""
-    inside = f"{model.base_model_prefix}."
+    inside = path_of_backbone(model)
     held = tuple(f"{name}." for name in saved if name.startswith(inside))
     state = model.state_dict().items()
     return {

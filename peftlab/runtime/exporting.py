@@ -141,4 +141,5 @@ def _probe(task: Task, model: transformers.PreTrainedModel) -> torch.Tensor:
     """Logits on random tokens, the same for every model of one vocabulary."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, PROBE, generator=generator).to(model.device)
-    return task.logits(model(input_ids=tokens, attention_mask=torch.ones_like(tokens))).float()
+    written = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+    return task.logits(model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **written)).float()

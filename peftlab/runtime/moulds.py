@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.attaching import Attached
+from peftlab.runtime.backbones import backbone_in, path_of_backbone, with_backbone
 from peftlab.runtime.low_rank import LowRankUpdate, plain_lora
 from peftlab.runtime.routing import Own, Router, Unroutable
-from peftlab.runtime.trees import with_child, with_tensors
+from peftlab.runtime.trees import with_tensors
 from peftlab.store import Adapter
 from peftlab.tasks import Task
 
@@ -48,14 +49,15 @@ class Resident:
 
 def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple[Resident, "Mould | None"]:
     """An adapter whose model PEFT has made, and what others of its kind are poured of, if they can be."""
-    model, prefix = attached.model, attached.model.base_model_prefix
+    model = attached.model
+    backbone, path = backbone_in(model, router.tree), path_of_backbone(model)
     try:
-        own = router.places(model.base_model, {name.removeprefix(f"{prefix}.") for name in attached.held})
+        own = router.places(backbone, {name.removeprefix(path) for name in attached.held})
     except Unroutable:
         model.to(model.base_model.dtype)
         return Resident(read.adapter, read.task, {}, model, routed=False), None
-    head = with_child(model, prefix, nn.Identity())
-    names = None if attached.places is None else _names(attached.places, own, head, f"{prefix}.")
+    head = with_backbone(model, nn.Identity(), router.tree)
+    names = None if attached.places is None else _names(attached.places, own, head, path)
     if names is None:
         return Resident(read.adapter, read.task, own, head, routed=True), None
     mould = Mould(
@@ -114,7 +116,8 @@ def _names(
     in_head = head.state_dict(keep_vars=True)
     for name, place in places.items():
         inside = place.removeprefix(prefix)
-        owner = next((path for path in own if inside.startswith(f"{path}.")), None) if inside != place else HEAD
+        within = inside != place or not prefix  # where the backbone has no path, the head has no such modules
+        owner = next((path for path in own if inside.startswith(f"{path}.")), None) if within else HEAD
         if owner is None or (owner == HEAD and inside not in in_head):
             return None
         names.setdefault(owner, {})[inside.removeprefix(f"{owner}.") if owner else inside] = name

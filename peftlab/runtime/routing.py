@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from peftlab.runtime.backbones import with_backbone
 from peftlab.runtime.low_rank import LowRankUpdate, with_updates
-from peftlab.runtime.trees import own_tree, with_child
+from peftlab.runtime.trees import own_tree
 
 Item = TypeVar("Item")
 Own = nn.Module | LowRankUpdate
@@ -95,10 +96,10 @@ class Router:
         return places
 
     @contextmanager
-    def carrying(self, rows: Sequence[Mapping[str, Own]], times: int = 1) -> Iterator[None]:
+    def carrying(self, rows: Sequence[Mapping[str, Own]]) -> Iterator[None]:
         """Inside the block, batches of `tree` are rows of adapters with these of their own, the very same ones standing
-        together, and each row `times` over."""
-        with _routing([(own, slice(times * part.start, times * part.stop)) for own, part in runs(rows)]):
+        together. A batch may have each row several times over, next to each other, as beams are."""
+        with _routing(list(runs(rows))):
             yield
 
     def states(self, rows: Sequence[Mapping[str, Own]], inputs: Mapping[str, Tensor]) -> ModelOutput:
@@ -124,7 +125,7 @@ class Routed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's module, each row through its adapter's."""
-        segments = _segments.get()
+        segments = _repeated(_segments.get(), args, kwargs)
         parts = [(own.get(self.name), part) for own, part in segments]
         if all(own is None for own, _ in parts):
             return self.bare(*args, **kwargs)
@@ -140,6 +141,18 @@ class Routed(nn.Module):
             with _routing(_within(segments, part)):
                 given.append((self.bare if own is None else own)(*mine, **named))
         return _joined(given)
+
+
+def _repeated(segments: Segments, args: Any, kwargs: Mapping[str, Any]) -> Segments:
+    """Those of what a module is given, which may have each row several times over."""
+    rows = segments[-1][1].stop
+    given = _first_tensor(args, kwargs)
+    times = 1 if given is None else len(given) // rows
+    return segments if times == 1 else [(own, slice(times * at.start, times * at.stop)) for own, at in segments]
+
+
+def _first_tensor(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 def _joined_bare(parts: Sequence[tuple[Own | None, slice]]) -> Iterator[tuple[Own | None, slice]]:
@@ -168,7 +181,7 @@ def runs(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
 
 def head_output(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
     """What a Transformers model makes of `states`, which its backbone would have given."""
-    return with_child(model, model.base_model_prefix, _Handing(states))(**inputs)
+    return with_backbone(model, _Handing(states))(**inputs)
 
 
 def in_fp32(states: ModelOutput) -> ModelOutput:
@@ -211,7 +224,7 @@ def _called_by_row(backbone: PreTrainedModel, options: Mapping[str, Any]) -> set
     calls: dict[str, list[bool]] = {}
 
     def note(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        given = _first_tensor(args, kwargs)
         calls.setdefault(name, []).append(given is not None and given.dim() > 1 and len(given) == PROBE[0])
 
     hooks = [
@@ -221,7 +234,8 @@ def _called_by_row(backbone: PreTrainedModel, options: Mapping[str, Any]) -> set
     try:
         tokens = torch.ones(PROBE, dtype=torch.long, device=backbone.device)
         with torch.no_grad():
-            backbone(input_ids=tokens, attention_mask=tokens, **options)
+            written = {"decoder_input_ids": tokens} if backbone.config.is_encoder_decoder else {}
+            backbone(input_ids=tokens, attention_mask=tokens, **written, **options)
     finally:
         for hook in hooks:
             hook.remove()

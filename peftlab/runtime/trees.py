@@ -2,8 +2,11 @@
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def own_tree(module: nn.Module) -> nn.Module:
@@ -14,10 +17,15 @@ def own_tree(module: nn.Module) -> nn.Module:
     return twin
 
 
-def with_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
+def with_child(module: Module, name: str, child: nn.Module) -> Module:
     """The same module with another child of that name; all else is shared."""
+    return with_children(module, {name: child})
+
+
+def with_children(module: Module, children: Mapping[str, nn.Module | None]) -> Module:
+    """The same module with other children of these names; all else is shared."""
     twin = copy.copy(module)
-    twin._modules = {**module._modules, name: child}
+    twin._modules = {**module._modules, **children}
     return twin
 
 

@@ -12,8 +12,10 @@ from peftlab.tasks.contract import Task
 from peftlab.tasks.question_answering import QuestionAnsweringTask
 from peftlab.tasks.regression import RegressionTask
 from peftlab.tasks.relation_extraction import RelationExtractionTask
+from peftlab.tasks.summarization import SummarizationTask
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
+from peftlab.tasks.translation import TranslationTask
 
 TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassificationTask,
@@ -22,6 +24,8 @@ TASKS: dict[str, type[Task]] = {
     "question-answering": QuestionAnsweringTask,
     "relation-extraction": RelationExtractionTask,
     "causal-lm": CausalLmTask,
+    "translation": TranslationTask,
+    "summarization": SummarizationTask,
 }
 
 Examples = dict[str, list[Any]]

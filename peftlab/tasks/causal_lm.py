@@ -82,6 +82,7 @@ class CausalLmTask(Task):
     per_token = True
     whole_text = True
     writes = True
+    chats = True
     empty = "nothing to learn within its first tokens"
     pipeline_tag = "text-generation"
     main_score = "perplexity"

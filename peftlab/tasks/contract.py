@@ -10,7 +10,7 @@ from peftlab.errors import Problems
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 IGNORED = -100  # what torch's cross entropy leaves out
 
@@ -42,6 +42,10 @@ class Feature:
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
 
+    def learnt(self) -> list[tuple[int, bool]]:
+        """Its tokens as a model sees them, and whether each is learnt, where labels are classes of tokens."""
+        return [(token, label != IGNORED) for token, label in zip(self.inputs["input_ids"], self.labels, strict=True)]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an input that is the same at every token, as an attention mask is, is told once."""
         inputs = {name: values if name == "input_ids" else _told_once(values) for name, values in self.inputs.items()}
@@ -64,7 +68,7 @@ FeatureClass = type[Feature]
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote after a text; `finished` says that it came to an end of its own."""
+    """What a model wrote for a text; `finished` says that it came to an end of its own."""
 
     text: str
     finished: bool
@@ -91,23 +95,28 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Scores:
-    """`values` holds overall scores, `by_label` those of each label or kind of row with `support`, the gold count."""
+    """`values` holds overall scores, `by_label` those of each label or kind of row with `support`, the gold count.
+
+    `signatures` say of a score how it was computed, in the words of the library that did.
+    """
 
     values: dict[str, float]
     by_label: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: Confusion | None = None
+    signatures: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         plain: dict[str, Any] = {**self.values, "by_label": self.by_label}
+        plain |= {"signatures": self.signatures} if self.signatures else {}
         return plain | ({"confusion": asdict(self.confusion)} if self.confusion else {})
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """The inverse of `as_dict`."""
-        values = {name: value for name, value in plain.items() if name not in ("by_label", "confusion")}
+        values = {k: v for k, v in plain.items() if k not in ("by_label", "confusion", "signatures")}
         confusion = Confusion(**plain["confusion"]) if "confusion" in plain else None
-        return cls(values, plain["by_label"], confusion)
+        return cls(values, plain["by_label"], confusion, plain.get("signatures", {}))
 
 
 def padded_labels(features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
@@ -140,7 +149,9 @@ class Task(ABC):
     whole_text: ClassVar[bool] = False
     """Whether texts are tokenized as they stand, and not word by word."""
     writes: ClassVar[bool] = False
-    """Whether what only asks is gone on with, token by token: its outcome is then a `Continuation`."""
+    """Whether for what only asks a text is written, token by token: its outcome is then a `Continuation`."""
+    chats: ClassVar[bool] = False
+    """Whether it answers messages."""
     empty: ClassVar[str] = "no words in it"
     """Why a row of which nothing can be encoded for training is dropped."""
 
@@ -195,6 +206,10 @@ class Task(ABC):
     @abstractmethod
     def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
+
+    def suit_model(self, config: "PreTrainedConfig", problems: Problems) -> None:
+        """Fix what comes from the base's configuration; what does not go with it is a problem."""
+        return
 
     def suit(
         self,
@@ -261,8 +276,13 @@ class Task(ABC):
         """What `decode` needs of a batch's logits, row by row; `labels` where all of its features have some."""
         return logits
 
+    @property
+    def opening(self) -> dict[str, int]:
+        """What a text begins with that is written, in the words of Transformers' `generate`."""
+        return {}
+
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-        """What ends a text that is gone on with."""
+        """What ends a text that is written."""
         return []
 
     def loss_terms(self, feature: Feature) -> int:

@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from peftlab.tasks.contract import Continuation, Feature, Task
 from peftlab.tasks.tokenizing import Told, encode_examples
+from peftlab.tasks.writing import written
 
 Outcome = torch.Tensor | Continuation
-"""What comes of a feature: see `Task.outcome`; of one that is gone on with, its continuation."""
-Forward = Callable[[Sequence[Feature]], list[torch.Tensor]]
-"""How labelled features become outcomes: `forward` of one model, or a way to share its work out."""
+"""What comes of a feature: see `Task.outcome`; of one for which a text is written, that."""
 Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
-"""How any features do."""
+"""How features become outcomes: `outcomes` of one model, or a way to share its work out."""
 
 
 def predict_examples(
@@ -34,7 +33,7 @@ def predict_examples(
     `told` hears of features that went through the model.
     """
     features = encode_examples(task, tokenizer, examples, max_length=max_length, training=False)
-    through = partial(forward, task, model, tokenizer, batch_size=batch_size, told=told)
+    through = partial(outcomes, task, model, tokenizer, batch_size=batch_size, told=told)
     return predict_features(task, examples, features, through)
 
 
@@ -50,32 +49,55 @@ def predict_features(
 
 
 @torch.inference_mode()
-def forward(
+def outcomes(
     task: Task,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     features: Sequence[Feature],
     batch_size: int = 32,
     told: Told = lambda done, total: None,
-) -> list[torch.Tensor]:
-    """The task's outcome of each feature's logits: without padding, if it is one for each token.
+) -> list[Outcome]:
+    """The task's outcome of each feature, in order: what is written, if the task writes and they only ask.
 
-    Features are sorted by length, so that a batch pads little, and the logits put back in order.
+    Features are sorted by length, so that a batch pads little.
     """
-    device = next(model.parameters()).device
+    writes = asks(task, features)
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
-    logits: list[torch.Tensor] = [torch.empty(0)] * len(features)
+    given: dict[int, Outcome] = {}
     with in_mode(model, training=False):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = task.collate([features[i] for i in chosen], tokenizer)
-            labels = batch.pop("labels", None)
-            output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
-            outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
-            for i, row, mask in zip(chosen, outcome, batch["attention_mask"], strict=True):
-                logits[i] = row[mask.bool()] if task.per_token else row
-            told(min(start + batch_size, len(order)), len(order))
-    return logits
+            batch = [features[i] for i in chosen]
+            made = written(task, _bare(model), tokenizer, batch) if writes else forward(task, model, tokenizer, batch)
+            given |= zip(chosen, made, strict=True)
+            told(len(given), len(order))
+    return [given[i] for i in range(len(order))]
+
+
+def asks(task: Task, features: Sequence[Feature]) -> bool:
+    """Whether a text is to be written for each of `features`, of which all have labels or none has."""
+    return task.writes and any(feature.labels is None for feature in features)
+
+
+def _bare(model: Any) -> Any:
+    """What PEFT has put a method into: it writes as any model of its class."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.inference_mode()
+def forward(
+    task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
+) -> list[torch.Tensor]:
+    """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
+    device = next(model.parameters()).device
+    batch = task.collate(features, tokenizer)
+    labels = batch.pop("labels", None)
+    with in_mode(model, training=False):
+        output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
+    outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
+    if not task.per_token:
+        return list(outcome)
+    return [row[mask.bool()] for row, mask in zip(outcome, batch["attention_mask"], strict=True)]
 
 
 @contextmanager

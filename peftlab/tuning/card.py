@@ -113,7 +113,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         imported=task["auto_class"] + (", BitsAndBytesConfig" if quantization else ""),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
-        by_label=_table(last_split, by_label) if by_label else "",
+        by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
         confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
         command=f"peftlab predict {manifest['name']} {made.example_arguments}",
         registration=_registration(manifest["method"]),
@@ -136,6 +136,11 @@ def _loading(task: dict[str, Any], base: str, quantized: str) -> str:
 def _registration(method: str) -> str:
     """The line by which PEFT learns of a tuner of ours; none for its own."""
     return _REGISTRATION.format(what=_NOT_IN_PEFT[method]) if method in _NOT_IN_PEFT else ""
+
+
+def _signatures(scores: Scores) -> str:
+    """How scores were computed, in the words of the library that did."""
+    return "\n".join(f"- {name}: `{signature}`" for name, signature in scores.signatures.items())
 
 
 def _held(base: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftlab.base import Base
+from peftlab.base import UNLIMITED, Base
 from peftlab.data import Ledger
 from peftlab.errors import Problems
 from peftlab.recipe import Recipe
@@ -13,6 +13,7 @@ from peftlab.tuning.remembering import remembered_features
 
 WARN_LOST = 0.05
 SHORTEST = 8  # tokens, as of data.max_length
+UNSTATED = 512  # tokens, where neither base nor recipe says how long an input may be: what T5 was trained on
 
 
 def encode(
@@ -48,7 +49,7 @@ def input_length(base: Base, recipe: Recipe) -> int:
         RecipeError: the recipe asks for more than there is, or the method leaves next to nothing.
     """
     asked, taken = recipe.data.max_length, recipe.method.input_tokens
-    there = base.max_length - taken
+    there = (base.max_length if base.max_length < UNLIMITED else asked or UNSTATED) - taken
     with Problems() as problems:
         if taken and there < SHORTEST:
             message = f"{taken} virtual tokens leave {max(0, there)} of the {base.max_length} that this base takes."
@@ -65,12 +66,12 @@ def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Le
         ledger.drop(task.empty)
         return
     _count_used(task, example, features, ledger)
-    ledger.cut += any(feature.cut for feature in features)
     ledger.targets_lost += task.lost(example, features)
 
 
 def _count_used(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
+    ledger.cut += any(feature.cut for feature in features)
     ledger.targets += task.count(example) + example.lost
 
 

@@ -6,8 +6,8 @@ through the model at the same time.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from peftlab.base import load_base
 from peftlab.methods import adapt
-from peftlab.tasks import Feature, Task
-from peftlab.tasks.predicting import Forward
+from peftlab.tasks import Continuation, Feature, Task
+from peftlab.tasks.predicting import Outcome, Through, asks
 from peftlab.tuning.checkpoints import STATE, last_checkpoint
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.run import Run
@@ -95,27 +95,44 @@ def idle_gpus(run: Run) -> str:
     return f'this machine has {count} GPUs, and one trains. For all: --launch "torchrun --nproc-per-node {count}"'
 
 
-def divided(alone: Forward, task: Task, processes: Processes, *, sharded: bool) -> Forward:
-    """`alone`, of which each process does a share, so that all get all logits.
+def divided(alone: Through, task: Task, processes: Processes, *, sharded: bool) -> Through:
+    """`alone`, of which each process does a share, so that all get all outcomes.
 
     With a sharded base every process does all of it, in step with the others.
     """
     if processes.count == 1 or sharded:
         return alone
 
-    def through(features: Sequence[Feature]) -> list[torch.Tensor]:
+    def through(features: Sequence[Feature]) -> Sequence[Outcome]:
         by_length = sorted(range(len(features)), key=lambda i: len(features[i]))
         mine = by_length[processes.index :: processes.count]
-        width = task.outcome_width
-        logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
-        for i, output in zip(mine, alone([features[i] for i in mine]), strict=True):
-            logits[i] = output.float()
-        flat = torch.cat([part.flatten() for part in logits])
-        processes.sum_up(flat)
-        parts = flat.split([part.numel() for part in logits])
-        return [part.view(shaped.shape) for part, shaped in zip(parts, logits, strict=True)]
+        made: dict[int, Any] = dict(zip(mine, alone([features[i] for i in mine]), strict=True))
+        if asks(task, features):
+            return _all_texts(made, processes)
+        return _all_logits(made, task, features, processes)
 
     return through
+
+
+def _all_texts(mine: Mapping[int, Continuation], processes: Processes) -> list[Continuation]:
+    """Those of all processes, in order."""
+    said = processes.exchange(json.dumps({i: asdict(text) for i, text in mine.items()}))
+    written = {int(i): Continuation(**text) for heard in said for i, text in json.loads(heard).items()}
+    return [written[i] for i in range(len(written))]
+
+
+def _all_logits(
+    mine: Mapping[int, torch.Tensor], task: Task, features: Sequence[Feature], processes: Processes
+) -> list[torch.Tensor]:
+    """Those of all processes, in order: each has zeros for what is not its own, and they are added up."""
+    width = task.outcome_width
+    logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
+    for i, output in mine.items():
+        logits[i] = output.float()
+    flat = torch.cat([part.flatten() for part in logits])
+    processes.sum_up(flat)
+    parts = flat.split([part.numel() for part in logits])
+    return [part.view(shaped.shape) for part, shaped in zip(parts, logits, strict=True)]
 
 
 def whole(run: Run, folder: Path) -> Run:

@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.recipe import bytes_in
 from peftlab.tasks import Feature
-from peftlab.tasks.predicting import forward
+from peftlab.tasks.predicting import outcomes
 from peftlab.tasks.tokenizing import Told
 from peftlab.tuning.activations import Activations, Inputs, Writer, first_read, inputs_of
 from peftlab.tuning.frozen_layers import Prefix, Unsuited, alike, extremes, find_prefix, states_of, without_dropout
@@ -107,7 +107,7 @@ def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path,
         with path.open("wb") as file:
             writer = Writer(file)
             with _rerouted(prefix, Recording(prefix, writer)):
-                forward(run.task, run.model, run.base.tokenizer, features, size, told)
+                outcomes(run.task, run.model, run.base.tokenizer, features, size, told)
         return Activations(path, writer)
     except OSError as error:
         raise Unsuited(f"{path} cannot be written: {error.strerror or error}") from error
@@ -116,10 +116,10 @@ def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path,
 def _check_answers(prefix: Prefix, run: Run, kept: Activations, features: list[Feature]) -> None:
     """Logits with and without what is kept, of each row alone and padded beside the other."""
     for size in (1, len(features)):
-        through = partial(forward, run.task, run.model, run.base.tokenizer, features, size)
-        expected, answering = through(), Answering(prefix, [kept])
+        through = partial(outcomes, run.task, run.model, run.base.tokenizer, features, size)
+        expected, answering = cast(list[Tensor], through()), Answering(prefix, [kept])
         with _rerouted(prefix, answering):
-            found = through()
+            found = cast(list[Tensor], through())
         if answering.unknown or not all(alike(a, b, run.dtype) for a, b in zip(expected, found, strict=True)):
             raise Unsuited("the model answers otherwise when they are kept")
 

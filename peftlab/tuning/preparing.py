@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from peftlab.base import choose_device, load_base
+from peftlab.base import UNLIMITED, choose_device, load_base
 from peftlab.data import Ledger, Rows
 from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
@@ -41,7 +41,12 @@ def prepare(
     base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
     check_checkpointing(training, base.model)
     max_length = input_length(base, recipe)
+    if base.max_length >= UNLIMITED and not recipe.data.max_length:
+        progress.note(
+            f"this base takes inputs of any length; the recipe names no data.max_length: {max_length} tokens."
+        )
     with Problems() as problems:
+        task.suit_model(base.model.config, problems)
         task.suit(base.tokenizer, max_length, examples, problems)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")

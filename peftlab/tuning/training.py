@@ -10,7 +10,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Scores
-from peftlab.tasks.predicting import forward, predict_features
+from peftlab.tasks.predicting import outcomes, predict_features
 from peftlab.tuning.callbacks import Interruption, Patience, Telling
 from peftlab.tuning.checkpoints import how_to_go_on, note_run
 from peftlab.tuning.distributed import noticing_losses
@@ -71,7 +71,7 @@ def _lost(folder: Path) -> str:
 def evaluate(run: Run, split: str) -> Scores:
     """Scores of decoded predictions, by the very way that serving predicts; validation calibrates decoding."""
     size = run.recipe.training.per_device_eval_batch_size
-    alone = partial(forward, run.task, run.model, run.base.tokenizer, batch_size=size)
+    alone = partial(outcomes, run.task, run.model, run.base.tokenizer, batch_size=size)
     through = divided(alone, run.task, run.processes, sharded=run.sharded)
     predictions = predict_features(run.task, run.examples[split], run.encoded[split], through)
     if split == "validation":

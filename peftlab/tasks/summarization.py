@@ -1,0 +1,39 @@
+"""A text in short."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peftlab.tasks.contract import Scores
+from peftlab.tasks.overlap_scores import rouge
+from peftlab.tasks.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+
+
+class SummarizationTask(SequenceToSequenceTask):
+    """Rows have `text` and `summary`, one or a list of several."""
+
+    type = "summarization"
+    targets = "summaries"
+    called = "summary"
+    pipeline_tag = "summarization"
+    main_score = "rougeL"
+
+    def __init__(
+        self,
+        *,
+        labels: list[str] | None = None,
+        prefix: str | None = None,
+        generation: Mapping[str, Any] | None = None,
+        rouge_tokenize: str = "unicode",
+    ) -> None:
+        super().__init__(labels=labels, prefix=prefix, generation=generation)
+        self.rouge_tokenize = rouge_tokenize
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """And how ROUGE splits texts."""
+        return {**super().options, "rouge_tokenize": self.rouge_tokenize}
+
+    def score(self, examples: Sequence[Source], predictions: Sequence[Rewriting]) -> Scores:
+        """ROUGE; see `rouge`."""
+        written = [prediction.written for prediction in predictions]
+        return rouge(written, [example.references for example in examples], self.rouge_tokenize)
