@@ -49,6 +49,8 @@ HASHES = "sha256.json"  # in the cache folder
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 HUB_FILES_WITH_CODE = [*HUB_FILES, "*.py"]
 PARTLY = "only partly there"
+BEYOND_FP16 = ("t5", "mt5", "umt5", "longt5")
+"""Kinds of models whose activations leave the range of fp16 (huggingface/transformers#4586)."""
 UNLIMITED = 10**20  # from this length on, Transformers means that there is none
 
 

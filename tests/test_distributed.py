@@ -24,14 +24,15 @@ from peftlab.cli.launching import _read_in, hand_over
 from peftlab.errors import Problems, ProcessLostError, RecipeError, StoreError, TuningInterrupted
 from peftlab.store import Store
 from peftlab.tasks import Feature
-from peftlab.tasks.predicting import forward
+from peftlab.tasks.predicting import forward, outcomes
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tuning import Processes, tune
 from peftlab.tuning.checkpoints import how_to_go_on, last_checkpoint
 from peftlab.tuning.distributed import check_engine
 from peftlab.tuning.engines import deepspeed_config, divided, fsdp_config, idle_gpus, layer_classes
-from tests.runs import Losses
+from tests.runs import Losses, prepared_run
+from tests.sequence_models import build_sequence_model, translation_recipe
 
 TWO = "torchrun --nproc-per-node 2"
 CALM = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -377,6 +378,22 @@ def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
     both = (said[0] + said[1]).split([part.numel() for part in expected])
     assert all(torch.allclose(part, whole.flatten(), atol=1e-6) for part, whole in zip(both, expected, strict=True))
     assert said[0].count_nonzero() > 0 < said[1].count_nonzero()
+
+
+def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
+    base = build_sequence_model(tmp_path / "base", "bart")
+    run = prepared_run(translation_recipe(tmp_path / "rows", base))
+    features = [feature for windows in run.encoded["validation"] for feature in windows]
+    alone, said = partial(outcomes, run.task, run.model, run.base.tokenizer), {}
+
+    class Half(Processes):
+        def exchange(self, text):
+            said[self.index] = text
+            return [said.get(index, "{}") for index in (0, 1)]
+
+    first = divided(alone, run.task, Half(2, 0, 0), sharded=False)(features)
+    assert len(first) == len(features) / 2
+    assert divided(alone, run.task, Half(2, 1, 1), sharded=False)(features) == alone(features)
 
 
 def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):

@@ -336,6 +336,10 @@ def test_cuda_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, expec
     assert training_dtype(TrainingSection(bf16=False), cuda) == torch.float32
     assert training_dtype(TrainingSection(fp16=True), cuda) == torch.float16
     assert training_dtype(TrainingSection(fp16=False), cuda) in (torch.float32, expected)
+    usual = torch.bfloat16 if expected == torch.bfloat16 else torch.float32
+    assert training_dtype(TrainingSection(), cuda, model_type="t5") == usual
+    with pytest.raises(RecipeError, match=r"training.fp16: activations of t5 leave the range of fp16"):
+        training_dtype(TrainingSection(fp16=True), cuda, model_type="t5")
 
 
 def test_frozen_weights_come_back_bit_by_bit_and_what_trains_stays_in_fp32(encoders):

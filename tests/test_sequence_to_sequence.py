@@ -12,7 +12,8 @@ import peftlab
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
-from peftlab.runtime import merge
+from peftlab.runtime import Bank, merge
+from peftlab.store import Store
 from peftlab.tasks.contract import IGNORED
 from peftlab.tasks.predicting import forward
 from peftlab.tasks.summarization import SummarizationTask
@@ -238,6 +239,15 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
             peftlab.tune(refused, store=tmp_path / "store")
     with pytest.raises(RecipeError, match="knows no languages"):
         peftlab.tune(recipe, overrides={"base.model": str(base), "task.source_language": "eng_Latn"})
+
+
+def test_t5_is_not_served_in_fp16(kind, store):
+    bank = Bank(Store(store), device="cpu", precision="fp16")
+    if kind == "t5":
+        with pytest.raises(IntegrityError, match="leave the range of fp16: take bf16 or fp32"):
+            bank.add("lora")
+    else:
+        bank.add("lora")
 
 
 def test_an_ensemble_cannot_write_and_no_chat_is_had(store):

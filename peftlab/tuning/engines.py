@@ -118,7 +118,7 @@ def _all_texts(mine: Mapping[int, Continuation], processes: Processes) -> list[C
     """Those of all processes, in order."""
     said = processes.exchange(json.dumps({i: asdict(text) for i, text in mine.items()}))
     written = {int(i): Continuation(**text) for heard in said for i, text in json.loads(heard).items()}
-    return [written[i] for i in range(len(written))]
+    return [written[i] for i in sorted(written)]
 
 
 def _all_logits(

@@ -5,15 +5,21 @@ from contextlib import contextmanager
 
 import torch
 
+from peftlab.base import BEYOND_FP16
 from peftlab.errors import Problems
 from peftlab.quantization import layers_in_4bit
 from peftlab.recipe import Quantization, TrainingSection
 
+TOO_LARGE_FOR_FP16 = "activations of {kind} leave the range of fp16."
 FP16_ON_CUDA_ONLY = "fp16 needs a CUDA device; this run is on {device}."
 
 
 def training_dtype(
-    settings: TrainingSection, device: torch.device, quantization: Quantization | None = None
+    settings: TrainingSection,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    *,
+    model_type: str = "",
 ) -> torch.dtype:
     """What the recipe asks for, or else the fastest that `device` has instructions for.
 
@@ -21,12 +27,14 @@ def training_dtype(
     bfloat16 takes longer than the product saves.
 
     Raises:
-        RecipeError: fp16 on another device than CUDA.
+        RecipeError: fp16 on another device than CUDA, or for a model whose numbers leave its range.
     """
-    if settings.fp16 and device.type != "cuda":
-        with Problems() as problems:
-            hint = "Take it out: bf16 is chosen by itself where it is faster."
+    with Problems() as problems:
+        hint = "Take it out: bf16 is chosen by itself where it is faster."
+        if settings.fp16 and device.type != "cuda":
             problems.add(FP16_ON_CUDA_ONLY.format(device=device.type), key="training.fp16", hint=hint)
+        if settings.fp16 and model_type in BEYOND_FP16:
+            problems.add(TOO_LARGE_FOR_FP16.format(kind=model_type), key="training.fp16", hint=hint)
     if settings.fp16:
         return torch.float16
     slow = settings.fp16 is not None or (quantization is not None and device.type == "cpu")
@@ -34,7 +42,7 @@ def training_dtype(
     if wanted:
         return torch.bfloat16
     old_cuda = device.type == "cuda" and settings.bf16 is None and settings.fp16 is None
-    return torch.float16 if old_cuda else torch.float32
+    return torch.float16 if old_cuda and model_type not in BEYOND_FP16 else torch.float32
 
 
 def fast_at_bfloat16(device: torch.device) -> bool:

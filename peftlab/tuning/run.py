@@ -62,7 +62,8 @@ class Run:
     @cached_property
     def dtype(self) -> torch.dtype:
         """What training computes in; see `training_dtype`."""
-        return training_dtype(self.recipe.training, self.device, self.base.quantization)
+        kind = self.model.config.model_type
+        return training_dtype(self.recipe.training, self.device, self.base.quantization, model_type=kind)
 
     def precision(self) -> torch.autocast:
         """The block to run the model in while it trains; afterwards it predicts in fp32."""
