@@ -1,5 +1,6 @@
 """A chat as text, and which parts of that text a model learns: what the assistant says, and that it then ends."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,6 +13,17 @@ FOLDER = Path(__file__).parent / "chat_templates"
 CHAT_TEMPLATES = {file.stem: file for file in sorted(FOLDER.glob("*.jinja"))}
 ASSISTANT = "assistant"
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def go_template(name: str, **special: str) -> str:
+    """What writes chats as the template of ours of that name does, in the language of Go; see its text/template.
+
+    Special tokens, such as `eos_token`, stand in it by their names until they are given.
+    """
+    text = (FOLDER / f"{name}.gotmpl").read_text(encoding="utf8").removesuffix("\n")
+    for token, written in special.items():
+        text = text.replace(f" {token} }}}}", f" {json.dumps(written, ensure_ascii=False)} }}}}")
+    return text
 
 
 class ChatError(ValueError):
