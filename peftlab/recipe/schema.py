@@ -216,6 +216,9 @@ class Lora(Method):
     """Ends of layer names → their own r."""
     alpha_pattern: dict[str, Positive] = {}
     """Ends of layer names → their own lora_alpha."""
+    trainable_token_indices: Literal["endings"] | Annotated[list[str | Count], Field(min_length=1)] | None = None
+    """causal-lm: tokens, by text or number, whose embeddings train as well, of all embeddings these alone; endings
+    takes those that end an answer: the template's ending, and the tokenizer's."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
     """LoRA+: B learns at so many times the learning rate of A; null at the same."""
 

@@ -59,8 +59,19 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
+    if isinstance(recipe.method, Lora) and recipe.method.trainable_token_indices:
+        yield from _against_trained_tokens(recipe)
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
         message = "adalora weighs the directions of whole layers, and each process holds a part of them."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+
+
+def _against_trained_tokens(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.task.type != "causal-lm":
+        message = f"embeddings of single tokens train for causal-lm, not for {recipe.task.type}."
+        yield Problem(message, key="method.trainable_token_indices", hint="Take it out.")
+    if recipe.training.distributed in SHARDING:
+        message = "PEFT takes rows of whole embeddings, and each process holds a part of them."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 

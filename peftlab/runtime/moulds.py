@@ -7,7 +7,7 @@ are loaded. The first one's tensors were all in their places, so those of equal 
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,6 +18,7 @@ from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.attaching import Attached
 from peftlab.runtime.low_rank import LowRankUpdate, plain_lora
 from peftlab.runtime.routing import Own, Router, Unroutable
+from peftlab.runtime.token_rows import put_rows, without_rows
 from peftlab.runtime.trees import with_child, with_tensors
 from peftlab.store import Adapter
 from peftlab.tasks import Task
@@ -41,6 +42,11 @@ class Resident:
     routed: bool
 
     @property
+    def bare(self) -> "Resident":
+        """The base alone, with the same head, or its own."""
+        return replace(self, own={}, model=cast(PreTrainedModel, without_rows(self.model)))
+
+    @property
     def updates(self) -> Iterator[LowRankUpdate]:
         """Those of its own that are LoRA's."""
         return (own for own in self.own.values() if isinstance(own, LowRankUpdate))
@@ -49,13 +55,14 @@ class Resident:
 def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple[Resident, "Mould | None"]:
     """An adapter whose model PEFT has made, and what others of its kind are poured of, if they can be."""
     model, prefix = attached.model, attached.model.base_model_prefix
+    token_rows = put_rows(model)
     try:
         own = router.places(model.base_model, {name.removeprefix(f"{prefix}.") for name in attached.held})
     except Unroutable:
         model.to(model.base_model.dtype)
         return Resident(read.adapter, read.task, {}, model, routed=False), None
     head = with_child(model, prefix, nn.Identity())
-    names = None if attached.places is None else _names(attached.places, own, head, f"{prefix}.")
+    names = None if attached.places is None or token_rows else _names(attached.places, own, head, f"{prefix}.")
     if names is None:
         return Resident(read.adapter, read.task, own, head, routed=True), None
     mould = Mould(

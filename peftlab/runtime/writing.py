@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from peftlab.runtime.low_rank import stacks_kept
 from peftlab.runtime.moulds import Resident
 from peftlab.runtime.routing import Router
+from peftlab.runtime.token_rows import has_rows
 from peftlab.runtime.trees import with_child
 from peftlab.tasks import Continuation, Feature
 
@@ -37,10 +38,11 @@ def continuations(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBa
 
 
 def _runs(asked: Asked, router: Router) -> list[list[int]]:
-    """Places in `asked` that go on together: those with the same settings whose adapters can share a cache."""
+    """Places in `asked` that go on together: those of the same settings whose adapters can share cache and head."""
     groups: dict[Any, list[int]] = {}
     for i, (resident, _) in enumerate(asked):
-        alone = None if resident.routed and _shares_cache(resident, router) else id(resident)
+        together = resident.routed and _shares_cache(resident, router) and not has_rows(resident.model)
+        alone = None if together else id(resident)
         settings = json.dumps([resident.task.options["generation"], resident.task.learned], sort_keys=True)
         groups.setdefault((settings, alone), []).append(i)
     return list(groups.values())

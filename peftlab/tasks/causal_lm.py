@@ -271,9 +271,13 @@ class CausalLmTask(Task):
         return functional.pad(told, (0, 0, 1, 0))
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-        """What the template writes after an answer, the tokenizer's own end, and the recipe's `stop_strings`."""
+        """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
+        return list(dict.fromkeys([*self.learnt_endings(tokenizer), *self.generation.get("stop_strings", ())]))
+
+    def learnt_endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """What the template writes after an answer, and the tokenizer's own end."""
         template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
-        endings = [template.ending.strip(), tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        endings = [template.ending.strip(), tokenizer.eos_token or ""]
         return list(dict.fromkeys(ending for ending in endings if ending))
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Surprise | Reply:
