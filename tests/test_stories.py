@@ -60,14 +60,15 @@ def test_a_reply_is_heard_piece_by_piece(bank):
 
 
 def ended(bank):
-    """The share of replies to the test rows that come to an end of their own."""
-    rows = [json.loads(line) for line in (ROOT / "recipes/data/story-helper/test.jsonl").open(encoding="utf8")]
+    """The share of replies to test rows that come to an end of their own."""
+    lines = (ROOT / "recipes/data/story-helper/test.jsonl").read_text(encoding="utf8").splitlines()
+    rows = [json.loads(line) for line in lines[:30]]
     answers = bank.predict([{key: row[key] for key in ("instruction", "input") if key in row} for row in rows])
     return sum(answer.prediction.finished for answer in answers) / len(answers)
 
 
 def test_with_the_embedding_of_its_end_it_learns_to_end(tuned, bank, tmp_path):
-    """Measured: none of 60 replies without it, 55 with it. The base was never taught its `</s>`."""
+    """Measured on all test rows: none of 60 replies without it, 55 with it. The base was never taught its `</s>`."""
     changes = {**CHANGES, "method.trainable_token_indices": "endings"}
     result = peftlab.tune(RECIPE, overrides=changes, store=tmp_path, device="cpu")
     assert ended(peftlab.load(result.adapter.name, store=tmp_path, device="cpu")) > ended(bank) + 0.5

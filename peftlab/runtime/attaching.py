@@ -73,7 +73,8 @@ def attach(
         raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
     placed = _with_token_rows(adapted, tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, dict(tensors)))
-    adapted.load_state_dict(placed, strict=False, assign=True)
+    if nowhere := adapted.load_state_dict(placed, strict=False, assign=True).unexpected_keys:
+        raise IntegrityError(f"{adapter} does not fit its base: there is no place for {', '.join(nowhere)}.")
     adapted = adapted.requires_grad_(False).to(backbone.device).eval()
     if backbone.dtype in (torch.bfloat16, torch.float16):
         model.base_model.to(backbone.dtype)
