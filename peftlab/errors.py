@@ -5,7 +5,8 @@ PeftlabError              1   anything below, and the last resort
 ├── NotFoundError         3   something named is not there
 │   ├── BaseNotFoundError
 │   ├── AdapterNotFoundError
-│   └── DeviceNotFoundError
+│   ├── DeviceNotFoundError
+│   └── PackageNotFoundError
 ├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
 ├── MemoryBudgetError     5   an adapter is larger than what adapters may take of memory
 ├── StoreError            5   the store cannot be written
@@ -45,6 +46,10 @@ class AdapterNotFoundError(NotFoundError):
 
 class DeviceNotFoundError(NotFoundError):
     """This machine has no such accelerator, or this torch cannot use it."""
+
+
+class PackageNotFoundError(NotFoundError):
+    """What is asked for needs a package that is not installed; the sentence has the command."""
 
 
 class IntegrityError(PeftlabError):

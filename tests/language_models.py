@@ -52,12 +52,13 @@ def save_byte_tokenizer(folder, *, template=None, begin=True, end=False):
 
 
 def build_language_model(folder, kind="llama", *, tied=True, template=None, **changes):
-    """Write config.json, model.safetensors and the tokenizer of a tiny Llama, Qwen2 or GPT-2 with its head.
+    """Write config.json, model.safetensors and the tokenizer of a tiny Llama, GPT-2 or another `model_type` with its
+    head.
 
-    `changes` are of the configuration of the first two.
+    `changes` are of the configuration, but not of GPT-2's.
     """
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
     torch.manual_seed(0)
     size = len(save_byte_tokenizer(folder, template=template))
@@ -73,12 +74,9 @@ def build_language_model(folder, kind="llama", *, tied=True, template=None, **ch
     }
     if kind == "gpt2":
         config = GPT2Config(vocab_size=size, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2, **special, **LIVELY)
-        model = GPT2LMHeadModel(config)
-    elif kind == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))
     else:
-        model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shape))
-    model.save_pretrained(folder)
+        config = AutoConfig.for_model(kind, num_key_value_heads=2, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

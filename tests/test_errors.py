@@ -9,6 +9,7 @@ TREE = {
     "NotFoundError": ("PeftlabError", 3),
     "BaseNotFoundError": ("NotFoundError", 3),
     "DeviceNotFoundError": ("NotFoundError", 3),
+    "PackageNotFoundError": ("NotFoundError", 3),
     "AdapterNotFoundError": ("NotFoundError", 3),
     "IntegrityError": ("PeftlabError", 4),
     "MemoryBudgetError": ("PeftlabError", 5),

@@ -66,6 +66,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "init_lora_weights": True,
             "rank_pattern": {},
             "alpha_pattern": {},
+            "trainable_token_indices": None,
             "loraplus_lr_ratio": None,
         },
         "data": {
@@ -140,7 +141,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {tpye: head}",
             "method.tpye: unknown key. Did you mean 'type'? Keys here: alpha_pattern, "
             "init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, loraplus_lr_ratio, r, rank_pattern, "
-            "target_modules, type, use_dora, use_rslora.",
+            "target_modules, trainable_token_indices, type, use_dora, use_rslora.",
         ),
         ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: type."),
         (
@@ -168,7 +169,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {rr: 8}",
             "method.rr: unknown key. Did you mean 'r'? "
             "Keys here: alpha_pattern, init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, "
-            "loraplus_lr_ratio, r, rank_pattern, target_modules, type, use_dora, use_rslora.",
+            "loraplus_lr_ratio, r, rank_pattern, target_modules, trainable_token_indices, type, use_dora, use_rslora.",
         ),
         (
             "trainig: {}",

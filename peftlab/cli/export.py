@@ -11,27 +11,38 @@ if TYPE_CHECKING:
     from peftlab.runtime.exporting import Merged
     from peftlab.runtime.handing_over import Form, HandedOver
 
-FORMS = ("merged", "peft", "vllm")
+FORMS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
 
 
 @click.command()
 @click.argument("adapter")
 @click.option("--to", "form", default="merged", show_default=True, type=click.Choice(FORMS), help="What to make.")
 @click.option("--output", required=True, metavar="DIR", help="A new folder.")
+@click.option("--from", "base_name", metavar="NAME", help="ollama: what it has the base under, a name or a GGUF file.")
 @json_option
 @store_option
 @device_option
 @trust_option
 def export(
-    adapter: str, form: str, output: str, as_json: bool, store: str, device: str, trust_remote_code: bool
+    adapter: str,
+    form: str,
+    output: str,
+    base_name: str | None,
+    as_json: bool,
+    store: str,
+    device: str,
+    trust_remote_code: bool,
 ) -> None:
     """Make of ADAPTER what works without peftlab.
 
     merged is one plain Transformers model, base and adapter in one; peft the adapter alone, as PEFT loads it; vllm the
-    same for vLLM's --lora-modules, after its rules are checked.
+    same for vLLM's --lora-modules, after its rules are checked; gguf-lora one file for llama.cpp's --lora; ollama the
+    same file with a Modelfile.
     """
     from peftlab.cli.predict import resolve_first
 
+    if base_name is not None and form != "ollama":
+        raise click.UsageError(f"--from is for --to ollama, not for --to {form}.")
     resolve_first([adapter], store)
     if form == "merged":
         from peftlab.runtime import merge
@@ -41,7 +52,8 @@ def export(
     else:
         from peftlab.runtime.handing_over import hand_over
 
-        tell_handed_over(hand_over(adapter, output, cast("Form", form), store=store), form, as_json=as_json)
+        handed = hand_over(adapter, output, cast("Form", form), store=store, base_name=base_name)
+        tell_handed_over(handed, form, as_json=as_json)
 
 
 def tell_merged(merged: "Merged", *, as_json: bool) -> None:
@@ -67,9 +79,11 @@ def tell_handed_over(handed: "HandedOver", form: str, *, as_json: bool) -> None:
 
     if as_json:
         told = {"adapter": str(handed.adapter), "to": form, "folder": str(handed.folder), "command": handed.command}
-        _tell(told)
+        _tell({**told, "notes": handed.notes})
         return
     out.print(f"[bold]{handed.adapter}[/] for {form}: {handed.folder}", highlight=False)
+    for note in handed.notes:
+        out.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
     out.print(f"Use it: {handed.command}", highlight=False, markup=False, soft_wrap=True)
 
 

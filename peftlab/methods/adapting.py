@@ -1,7 +1,7 @@
 """A base + the method section of a recipe → a model of which only the delta and the head train."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -19,7 +19,8 @@ from peftlab.methods.lora import lora_config
 from peftlab.methods.other import other_config
 from peftlab.methods.prefix import prefix_config
 from peftlab.methods.prompt import p_tuning_config, prompt_config
-from peftlab.recipe import MethodSection, OtherMethod
+from peftlab.methods.trained_tokens import trained_tokens
+from peftlab.recipe import Lora, MethodSection, OtherMethod
 from peftlab.tasks import Task
 
 OTHERS = get_args(OtherMethod.model_fields["type"].annotation)
@@ -58,7 +59,9 @@ def peft_config(base: Base, section: MethodSection, task: Task) -> PeftConfig:
     Raises:
         RecipeError: as `adapt`.
     """
-    shared = {"task_type": task.peft_task_type, "modules_to_save": list(base.head_modules)}
+    shared: dict[str, Any] = {"task_type": task.peft_task_type, "modules_to_save": list(base.head_modules)}
+    if isinstance(section, Lora) and section.trainable_token_indices:
+        shared["trainable_token_indices"] = trained_tokens(base, section.trainable_token_indices, task)
     return METHODS[section.type](base, section, **shared)
 
 

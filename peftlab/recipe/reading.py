@@ -11,9 +11,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from peftlab.errors import Problems, suggest
 from peftlab.recipe.checking import Draft, Key, checked_recipe
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import TEMPLATE_ENDING, Recipe
 
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
+TEMPLATE: Key = ("task", "template")
 MAYBE_FOLDERS: tuple[Key, ...] = (("base", "model"), ("data", "dataset"))
 
 
@@ -57,8 +58,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
     """The recipe with every default filled in, its paths relative to `folder`, where the text is meant to lie."""
     values = recipe.model_dump()
-    for section, name in (*DATA_FILES, *MAYBE_FOLDERS):
-        value = values[section][name]
+    for section, name in (*DATA_FILES, *MAYBE_FOLDERS, TEMPLATE):
+        value = values[section].get(name)
         if isinstance(value, str) and os.path.isabs(value):
             values[section][name] = os.path.relpath(value, folder)
     text = io.StringIO()
@@ -145,12 +146,13 @@ def _yaml_line(value: Any) -> str:
 
 def _resolve_paths(draft: Draft) -> None:
     """Make paths absolute, so that nothing after this depends on where the recipe lies."""
-    for key in (*DATA_FILES, *MAYBE_FOLDERS):
+    for key in (*DATA_FILES, *MAYBE_FOLDERS, TEMPLATE):
         value = draft.get(key)
         if not isinstance(value, str) or (key in DATA_FILES and draft.get(("data", "dataset"))):
             continue
         typed = any(key[:depth] in draft.overridden for depth in range(1, len(key) + 1))
         folder = Path.cwd() if typed else draft.file.parent
         path = os.path.abspath(folder / Path(value).expanduser())
-        if key in DATA_FILES or os.path.isdir(path):
+        is_file = key in DATA_FILES or (key == TEMPLATE and value.endswith(TEMPLATE_ENDING))
+        if is_file or (key in MAYBE_FOLDERS and os.path.isdir(path)):
             draft.parent(key)[key[-1]] = path

@@ -26,6 +26,7 @@ Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
     "adafactor", "adagrad", "rmsprop", "sgd", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
 ]  # fmt: skip
+TEMPLATE_ENDING = ".jinja"
 SHARDING = ("fsdp", "deepspeed")
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -66,7 +67,14 @@ def _lora_by_default(section: Any) -> Any:
     return {"type": "lora", **section} if isinstance(section, dict) else section
 
 
+def _template_file(path: str) -> str:
+    if not path.endswith(TEMPLATE_ENDING):
+        raise ValueError(f"should be a file that ends in {TEMPLATE_ENDING}")
+    return path
+
+
 Labels = Annotated[list[str], Field(min_length=1), AfterValidator(_named_once)]
+TemplateFile = Annotated[str, AfterValidator(_template_file)]
 AdapterName = Annotated[str, AfterValidator(_adapter_name)]
 Size = Annotated[str, AfterValidator(_size)]
 
@@ -171,9 +179,9 @@ class CausalLm(Section):
     """A text that goes on: instructions with their answers, chats, or plain text."""
 
     type: Literal["causal-lm"]
-    template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | None = None
-    """How instructions and chats are written; base is the tokenizer's own; null takes that if there is one, else plain.
-    It is published with the adapter."""
+    template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | TemplateFile | None = None
+    """How instructions and chats are written; base is the tokenizer's own; null takes that if there is one, else plain;
+    yours is a .jinja file, relative to the recipe. Its text is published with the adapter."""
     system: str | None = None
     """What the system says in chats that do not begin with a message of its own."""
     generation: Generation = Generation()
@@ -259,6 +267,9 @@ class Lora(Method):
     """Ends of layer names → their own r."""
     alpha_pattern: dict[str, Positive] = {}
     """Ends of layer names → their own lora_alpha."""
+    trainable_token_indices: Literal["endings"] | Annotated[list[str | Count], Field(min_length=1)] | None = None
+    """causal-lm: tokens, by text or number, whose embeddings train as well, of all embeddings these alone; endings
+    takes those that end an answer: the template's ending, and the tokenizer's."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
     """LoRA+: B learns at so many times the learning rate of A; null at the same."""
 

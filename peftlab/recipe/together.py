@@ -67,8 +67,19 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.task.type in SCORED_BY_WRITING and recipe.training.distributed in SHARDING:
         message = f"{recipe.task.type} is scored by what is written, and each process holds a part of the base."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+    if isinstance(recipe.method, Lora) and recipe.method.trainable_token_indices:
+        yield from _against_trained_tokens(recipe)
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
         message = "adalora weighs the directions of whole layers, and each process holds a part of them."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+
+
+def _against_trained_tokens(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.task.type != "causal-lm":
+        message = f"embeddings of single tokens train for causal-lm, not for {recipe.task.type}."
+        yield Problem(message, key="method.trainable_token_indices", hint="Take it out.")
+    if recipe.training.distributed in SHARDING:
+        message = "PEFT takes rows of whole embeddings, and each process holds a part of them."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 

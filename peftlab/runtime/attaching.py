@@ -13,6 +13,7 @@ import transformers
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import TrainableTokensWrapper
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, head_config, tensors_named
@@ -72,12 +73,24 @@ def attach(
     if faults := list(_misfits(tensors, wanted)):
         raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
-    placed = tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, dict(tensors))
-    adapted.load_state_dict(placed, strict=False, assign=True)
+    placed = _with_token_rows(adapted, tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, dict(tensors)))
+    if nowhere := adapted.load_state_dict(placed, strict=False, assign=True).unexpected_keys:
+        raise IntegrityError(f"{adapter} does not fit its base: there is no place for {', '.join(nowhere)}.")
     adapted = adapted.requires_grad_(False).to(backbone.device).eval()
     if backbone.dtype in (torch.bfloat16, torch.float16):
         model.base_model.to(backbone.dtype)
     return Attached(adapted, held, _places(tensors, placed))
+
+
+def _with_token_rows(adapted: PeftModel, placed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rows of trained tokens are in modules that are not of the method, and have names of their own."""
+    wrappers = {name: module for name, module in adapted.named_modules() if isinstance(module, TrainableTokensWrapper)}
+    names = {
+        f"{name}.{saved}": f"{name}.{place}"
+        for name, wrapper in wrappers.items()
+        for saved, place in wrapper.adapter_state_dict_load_map(KEY).items()
+    }
+    return {names.get(name, name): tensor for name, tensor in placed.items()}
 
 
 def _places(tensors: Mapping[str, torch.Tensor], placed: Mapping[str, torch.Tensor]) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ from peftlab.errors import IntegrityError, suggest
 from peftlab.runtime.low_rank import LowRankUpdate, joined_updates
 from peftlab.runtime.moulds import Resident
 from peftlab.runtime.routing import Own
+from peftlab.runtime.token_rows import has_rows
 from peftlab.runtime.trees import with_child, with_tensors
 from peftlab.store import Edition
 
@@ -86,6 +87,8 @@ def composed(edition: ComposedEdition, parts: Sequence[Resident]) -> Resident:
         raise IntegrityError(f"{edition} cannot be made: {', '.join(alone)} changes the base as a whole.")
     top = parts[-1]
     if edition.way == "stack":
+        if rows := [str(part.adapter) for part in parts if has_rows(part.model)]:
+            raise IntegrityError(f"{edition} cannot be made: {', '.join(rows)} has a head of its own for some tokens.")
         own = {name: _stacked(edition, owns) for name, owns in _by_module(edition, parts)}
         return Resident(top.adapter, top.task, own, top.model, routed=True)
     check_alike(edition, parts)

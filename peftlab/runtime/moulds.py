@@ -7,7 +7,7 @@ are loaded. The first one's tensors were all in their places, so those of equal 
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from peftlab.runtime.attaching import Attached
 from peftlab.runtime.backbones import backbone_in, path_of_backbone, with_backbone
 from peftlab.runtime.low_rank import LowRankUpdate, plain_lora
 from peftlab.runtime.routing import Own, Router, Unroutable
+from peftlab.runtime.token_rows import put_rows, without_rows
 from peftlab.runtime.trees import with_tensors
 from peftlab.store import Adapter
 from peftlab.tasks import Task
@@ -42,6 +43,11 @@ class Resident:
     routed: bool
 
     @property
+    def bare(self) -> "Resident":
+        """The base alone, with the same head, or its own."""
+        return replace(self, own={}, model=cast(PreTrainedModel, without_rows(self.model)))
+
+    @property
     def updates(self) -> Iterator[LowRankUpdate]:
         """Those of its own that are LoRA's."""
         return (own for own in self.own.values() if isinstance(own, LowRankUpdate))
@@ -50,6 +56,7 @@ class Resident:
 def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple[Resident, "Mould | None"]:
     """An adapter whose model PEFT has made, and what others of its kind are poured of, if they can be."""
     model = attached.model
+    token_rows = put_rows(model)
     backbone, path = backbone_in(model, router.tree), path_of_backbone(model)
     try:
         own = router.places(backbone, {name.removeprefix(path) for name in attached.held})
@@ -57,7 +64,7 @@ def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple
         model.to(model.base_model.dtype)
         return Resident(read.adapter, read.task, {}, model, routed=False), None
     head = with_backbone(model, nn.Identity(), router.tree)
-    names = None if attached.places is None else _names(attached.places, own, head, path)
+    names = None if attached.places is None or token_rows else _names(attached.places, own, head, path)
     if names is None:
         return Resident(read.adapter, read.task, own, head, routed=True), None
     mould = Mould(

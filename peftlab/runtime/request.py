@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -94,7 +94,7 @@ class Request(dict[str, Key]):
         (feature,) = self.encode(read, examples)[0]
         tokenizer = base.tokenizer_for(read.task)
         with self._tiers.held([self[name]]) as residents:
-            resident = replace(residents[self[name]], own={}) if bare else residents[self[name]]
+            resident = residents[self[name]].bare if bare else residents[self[name]]
             write = partial(continuations, [(resident, feature)], base.router, tokenizer)
             yield from spoken(write, read.task.endings(tokenizer), tokenizer)
 

@@ -60,8 +60,7 @@ class ResidentBase:
         self.quantization: Quantization | None = (
             tuned_on(first) if quantization is None else None if quantization == "none" else quantization
         )
-        section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=trust_remote_code)
-        self.files = _find_tuned_base(section)
+        self.files = find_tuned_base(first, trust_remote_code=trust_remote_code)
         self.fingerprint = self.files.fingerprint
         self.tokenizer = load_tokenizer(self.files, trust_remote_code=trust_remote_code)
         self.tokenizer_hash = tokenizer_hash(self.tokenizer)
@@ -152,8 +151,10 @@ def tuned_on(adapter: Adapter) -> Quantization | None:
     return adapter.manifest["base"].get("quantization")
 
 
-def _find_tuned_base(section: BaseSection) -> BaseFiles:
-    """The base at the commit it had when tuning, or else anywhere: its fingerprint is compared in any case."""
+def find_tuned_base(adapter: Adapter, *, trust_remote_code: bool = False) -> BaseFiles:
+    """The base at the commit it had when tuning, or else anywhere: its fingerprint is yet to be compared."""
+    base = adapter.manifest["base"]
+    section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=trust_remote_code)
     try:
         return find_base(section)
     except BaseNotFoundError:

@@ -31,7 +31,7 @@ KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 REFUSED_KEYS = {
     "layer_replication": "it doubles layers of the base",
     "alora_invocation_tokens": "it is active from certain tokens on, and peftlab's adapters are on every token",
-    "trainable_token_indices": "it changes single rows of the embeddings, and peftlab's adapters whole modules",
+    "trainable_token_indices": "it changes single rows of the embeddings, which peftlab serves of its own adapters",
     "arrow_config": "it chooses among other adapters",
     "megatron_config": "it needs Megatron's layers",
 }

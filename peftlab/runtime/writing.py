@@ -18,6 +18,7 @@ from peftlab.runtime.backbones import with_backbone
 from peftlab.runtime.low_rank import stacks_kept
 from peftlab.runtime.moulds import Resident
 from peftlab.runtime.routing import Router
+from peftlab.runtime.token_rows import has_rows
 from peftlab.tasks import Continuation, Feature
 from peftlab.tasks.writing import written
 
@@ -34,10 +35,11 @@ def continuations(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBa
 
 
 def _runs(asked: Asked, router: Router) -> list[list[int]]:
-    """Places in `asked` that are written together: those with the same settings whose adapters can share a cache."""
+    """Places in `asked` that are written together: those of the same settings whose adapters share cache and head."""
     groups: dict[Any, list[int]] = {}
     for i, (resident, _) in enumerate(asked):
-        alone = None if resident.routed and _shares_cache(resident, router) else id(resident)
+        together = resident.routed and _shares_cache(resident, router) and not has_rows(resident.model)
+        alone = None if together else id(resident)
         settings = json.dumps([resident.task.options["generation"], resident.task.learned], sort_keys=True)
         groups.setdefault((settings, alone), []).append(i)
     return list(groups.values())

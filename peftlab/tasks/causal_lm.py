@@ -3,13 +3,24 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
-from peftlab.tasks.chats import ASSISTANT, CHAT_TEMPLATES, ChatError, ChatTemplate, Message, Written, learnt_tokens
+from peftlab.recipe.schema import TEMPLATE_ENDING
+from peftlab.tasks.chats import (
+    ASSISTANT,
+    CHAT_TEMPLATES,
+    ChatError,
+    ChatTemplate,
+    Message,
+    Written,
+    learnt_tokens,
+    read_template,
+)
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
 from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
 from peftlab.tasks.sequences import inputs_of
@@ -97,7 +108,8 @@ class CausalLmTask(Task):
         generation: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(labels=labels)
-        self.template, self.system = template, system
+        self.template_file = Path(template) if template and template.endswith(TEMPLATE_ENDING) else None
+        self.template, self.system = self.template_file.name if self.template_file else template, system
         self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
         self.learned = {"asked by": "prompt", "chat_template": None}
 
@@ -153,7 +165,9 @@ class CausalLmTask(Task):
         return Chat(asked["content"], row.where, notes=notes or {}, messages=tuple(messages))
 
     def learn(self, examples: Mapping[str, Sequence[Chat | Passage]], problems: Problems) -> None:
-        """Whether a bare text is to be taken for an instruction."""
+        """Whether a bare text is to be taken for an instruction; and the chat template, if it is in a file."""
+        if self.template_file:
+            self.learned["chat_template"] = read_template(self.template_file, problems, key="task.template")
         chats = sum(isinstance(example, Chat) for example in examples["train"])
         self.learned["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
 
@@ -164,7 +178,7 @@ class CausalLmTask(Task):
         examples: Mapping[str, Sequence[Any]],
         problems: Problems,
     ) -> None:
-        """Take the chat template: the one that the recipe names, the tokenizer's own, or `plain`; see `Task.suit`."""
+        """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.suit`."""
         own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
@@ -172,7 +186,7 @@ class CausalLmTask(Task):
             return
         if own and self.template in (None, "base"):
             self.learned["chat_template"] = own
-        else:
+        elif not self.template_file:  # which was read with the rows
             self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
             self._written(split, tokenizer, problems)
@@ -272,9 +286,13 @@ class CausalLmTask(Task):
         return functional.pad(told, (0, 0, 1, 0))
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-        """What the template writes after an answer, the tokenizer's own end, and the recipe's `stop_strings`."""
+        """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
+        return list(dict.fromkeys([*self.learnt_endings(tokenizer), *self.generation.get("stop_strings", ())]))
+
+    def learnt_endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """What the template writes after an answer, and the tokenizer's own end."""
         template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
-        endings = [template.ending.strip(), tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        endings = [template.ending.strip(), tokenizer.eos_token or ""]
         return list(dict.fromkeys(ending for ending in endings if ending))
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Surprise | Reply:

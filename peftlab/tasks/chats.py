@@ -1,10 +1,13 @@
 """A chat as text, and which parts of that text a model learns: what the assistant says, and that it then ends."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from peftlab.errors import Problems, suggest
 
 Message = Mapping[str, str]
 """`role` and `content`, as Transformers has them."""
@@ -12,6 +15,38 @@ FOLDER = Path(__file__).parent / "chat_templates"
 CHAT_TEMPLATES = {file.stem: file for file in sorted(FOLDER.glob("*.jinja"))}
 ASSISTANT = "assistant"
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GENERATION = re.compile(r"\{%-?[ \t]*(end)?generation[ \t]*-?%\}")  # tags that only Transformers knows
+
+
+def go_template(name: str, **special: str) -> str:
+    """What writes chats as the template of ours of that name does, in the language of Go; see its text/template.
+
+    Special tokens, such as `eos_token`, stand in it by their names until they are given.
+    """
+    text = (FOLDER / f"{name}.gotmpl").read_text(encoding="utf8").removesuffix("\n")
+    for token, written in special.items():
+        text = text.replace(f" {token} }}}}", f" {json.dumps(written, ensure_ascii=False)} }}}}")
+    return text
+
+
+def read_template(file: Path, problems: Problems, *, key: str) -> str | None:
+    """The text of a chat template; that it is not there, or no Jinja, is a problem with `key` of the recipe."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        source = file.read_text(encoding="utf8")
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
+    except FileNotFoundError:
+        beside = [found.name for found in file.parent.glob(f"*{file.suffix}")]
+        problems.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Templates there"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add(f"{file} cannot be read: {error}.", key=key)
+    except TemplateSyntaxError as error:
+        message = f"not valid Jinja: {(error.message or '').removesuffix('.')}."
+        problems.add(message, where=f"{file}:{error.lineno}", key=key)
+    else:
+        return source
+    return None
 
 
 class ChatError(ValueError):

@@ -51,6 +51,7 @@ class Run:
             "recipe": recipe_yaml(self.recipe, "/"),
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
+            "chat template": str(self.task.learned.get("chat_template")),  # a file may have changed
             "number of processes": str(self.processes.count),
         }
 
