@@ -129,6 +129,7 @@ FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
     "question-answering": answer_form,
     "relation-extraction": relation_form,
     "causal-lm": reply_form,
+    "preference": reply_form,
 }
 
 

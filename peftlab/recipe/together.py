@@ -33,10 +33,11 @@ REFUSED_ON: dict[str, dict[Quantization, str]] = {
 docs/matrix.md shows it."""
 _NOT_WRITING = {
     "head": "'head' trains the head alone, and a language model writes with the base's own.",
-    "prompt": "peftlab cannot let a text go on after virtual tokens yet, so 'prompt' does not go with causal-lm.",
-    "p-tuning": "peftlab cannot let a text go on after virtual tokens yet, so 'p-tuning' does not go with causal-lm.",
+    "prompt": "peftlab cannot let a text go on after virtual tokens yet, so 'prompt' does not go with {task}.",
+    "p-tuning": "peftlab cannot let a text go on after virtual tokens yet, so 'p-tuning' does not go with {task}.",
 }
-"""Methods that do not go with causal-lm, and why not."""
+"""Methods that do not go with tasks that write, and why not."""
+_WRITING = ("causal-lm", "preference")
 _KEYS = {"dora": "use_dora", "orthogonal": "init_lora_weights"}
 
 
@@ -55,8 +56,12 @@ def check_together(recipe: Recipe, problems: Problems) -> None:
 def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
-    if recipe.task.type == "causal-lm" and recipe.method.type in _NOT_WRITING:
-        yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
+    if recipe.task.type in _WRITING and recipe.method.type in _NOT_WRITING:
+        message = _NOT_WRITING[recipe.method.type].format(task=recipe.task.type)
+        yield Problem(message, key="method.type", hint="Take lora, or another method.")
+    if recipe.task.type == "preference" and recipe.training.distributed in SHARDING:
+        message = "what the base makes of each answer is computed apart from training, where no process has all of it."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:

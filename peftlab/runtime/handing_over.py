@@ -71,7 +71,7 @@ def _template(adapter: Adapter) -> str | None:
 
 def _refused_by_vllm(adapter: Adapter, config: dict[str, Any]) -> Iterator[str]:
     """Why it cannot be one of vLLM's LoRA modules: what it would refuse, and what it would leave out without a word."""
-    if adapter.manifest["task"]["type"] != "causal-lm":
+    if adapter.manifest["task"]["auto_class"] != "AutoModelForCausalLM":
         yield f"it is for {adapter.manifest['task']['type']}; here adapters of causal-lm are handed over."
     if config.get("peft_type") != "LORA":
         yield f"its method is {adapter.manifest['method']}; vLLM takes LoRA alone."

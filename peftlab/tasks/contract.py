@@ -139,6 +139,8 @@ class Task(ABC):
     feature_class: ClassVar[FeatureClass] = Feature
     whole_text: ClassVar[bool] = False
     """Whether texts are tokenized as they stand, and not word by word."""
+    compares_with_base: ClassVar[bool] = False
+    """Whether what the base makes of a labelled feature, with the adapter off, is to be told before; see `refer`."""
     writes: ClassVar[bool] = False
     """Whether what only asks is gone on with, token by token: its outcome is then a `Continuation`."""
     empty: ClassVar[str] = "no words in it"
@@ -260,6 +262,10 @@ class Task(ABC):
     def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
         """What `decode` needs of a batch's logits, row by row; `labels` where all of its features have some."""
         return logits
+
+    def refer(self, feature: Feature, outcome: "torch.Tensor") -> Feature:
+        """A labelled feature with what decoding needs of the bare base's outcome of it."""
+        return feature
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What ends a text that is gone on with."""
