@@ -2,12 +2,18 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
+from importlib import metadata
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -15,13 +21,18 @@ from trl import DPOConfig, DPOTrainer
 import peftlab
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import RecipeError, TuningInterrupted
+from peftlab.errors import Problems, RecipeError, TuningInterrupted
+from peftlab.recipe import read_recipe
+from peftlab.store import Store
 from peftlab.tasks.causal_lm import Passage, Reply
 from peftlab.tasks.chats import CHAT_TEMPLATES
 from peftlab.tasks.contract import IGNORED
+from peftlab.tasks.predicting import forward
 from peftlab.tasks.preference import PreferenceTask
-from peftlab.tuning import Progress
+from peftlab.tuning import Processes, Progress
+from peftlab.tuning.aligning import check_aligning
 from peftlab.tuning.reference import referred
+from peftlab.tuning.training import train
 from tests.conftest import shared_data
 from tests.language_models import (
     END,
@@ -48,7 +59,6 @@ METHODS = {
     "vera": {"type": "vera"},
     "pfeiffer": {"type": "bottleneck"},
     "prefix": {"type": "prefix", "num_virtual_tokens": 3},
-    "bitfit": {"type": "bitfit"},
     "last-layers": {"type": "last-layers", "layers": 1},
     "full": {"type": "full"},
 }
@@ -115,7 +125,8 @@ def plain_trl(folder, base, start, **settings):
     ],
     ids=["sigmoid", "ipo", "robust, accumulated"],
 )
-def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, told, settings):
+def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, monkeypatch, told, settings):
+    monkeypatch.setenv("CI", "1")  # TRL alone would send telemetry
     training = {"train_sampling_strategy": "random", **settings}
     recipe = pair_recipe(tmp_path / "rows", base, task=told, training=training)
     start = prepared_run(recipe).model
@@ -124,8 +135,7 @@ def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, told, settings):
     tuned = peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=losses)
     assert losses.losses == pytest.approx(expected, abs=1e-5)
     assert abs(losses.losses[-1] - losses.losses[0]) > 0.02
-    ours = [pair for pair in prepared_run(recipe).encoded["train"]]
-    for (chosen, rejected), row in zip(ours, trainer.train_dataset, strict=True):
+    for (chosen, rejected), row in zip(prepared_run(recipe).encoded["train"], trainer.train_dataset, strict=True):
         assert chosen.inputs["input_ids"] == row["prompt_ids"] + row["chosen_ids"]
         assert [label for label in rejected.labels if label != IGNORED] == row["rejected_ids"]
     assert tuned.scores["validation"].values["reward_accuracy"] > 0.5
@@ -133,15 +143,13 @@ def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, told, settings):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_and_is_published(base, tmp_path, name):
-    recipe = pair_recipe(tmp_path / "rows", base, method=METHODS[name], training={"num_train_epochs": 6})
-    values = json.loads(recipe.read_text())
-    values["method"] = METHODS[name]
-    del values["training"]["learning_rate"]
-    recipe.write_text(json.dumps(values))
-    losses = Losses()
-    result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=losses)
-    assert losses.losses[0] == pytest.approx(math.log(2), abs=0.05)
-    assert result.scores["validation"].values["loss"] < 0.6
+    recipe = pair_recipe(tmp_path / "rows", base, training={"num_train_epochs": 6})
+    losses, rate = Losses(), {"full": 1e-3, "vera": 0.2, "adalora": 0.2}.get(name, 3e-2)
+    changes = {"method": METHODS[name], "training.learning_rate": rate}
+    result = peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu", progress=losses)
+    if name != "adalora":  # whose loss has another part
+        assert losses.losses[0] == pytest.approx(math.log(2), abs=0.1)
+    assert result.scores["validation"].values["loss"] < 0.67
     told = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
     assert told.scores.values == pytest.approx(result.scores["validation"].values, abs=1e-4)
 
@@ -169,9 +177,11 @@ def test_the_reference_is_the_bare_base_to_the_bit_and_what_trains_stays(base, t
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     for pair in told:
         assert [answer.part for answer in pair] == ["chosen", "rejected"]
-        assert [answer.reference for answer in pair] == [plain_nats(plain, answer) for answer in pair]
-    adapted = [plain_nats(made.model, answer) for pair in told for answer in pair]
-    assert adapted != [answer.reference for pair in told for answer in pair]
+        for answer in pair:
+            (outcome,) = forward(made.task, plain, made.base.tokenizer, [answer])
+            assert answer.reference == float(outcome[:, 0].double().sum())
+            assert answer.reference == pytest.approx(plain_nats(plain, answer), abs=1e-5)
+            assert answer.reference != pytest.approx(plain_nats(made.model, answer), abs=1e-3)
 
 
 def test_scores_are_those_of_plain_peft(base, tmp_path):
@@ -218,7 +228,9 @@ def test_replies_are_those_of_plain_peft(base, tmp_path):
     adapter = peftlab.tune(recipe, store=tmp_path / "store", device="cpu").adapter
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    writing = partial(plain_writing, tokenizer=AutoTokenizer.from_pretrained(base), template=LLAMA)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ends = tokenizer.convert_tokens_to_ids([END, "<|eot_id|>"])
+    writing = partial(plain_writing, tokenizer=tokenizer, template=LLAMA, eos_token_id=ends)
     bare = [writing(model, chat=asking(row["instruction"])) for row in PAIRS]
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     replies = []
@@ -240,9 +252,6 @@ class Stopping(Progress):
 
     def step_done(self, step, loss):
         if step == self.at:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -255,6 +264,31 @@ def test_a_resumed_run_ends_with_the_very_adapter(base, tmp_path):
     weights = "adapter_model.safetensors"
     assert (resumed.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
     assert resumed.manifest["scores"] == whole.manifest["scores"]
+
+
+def test_two_processes_learn_what_one_learns(base, tmp_path):
+    recipe = pair_recipe(tmp_path / "rows", base, training={"train_sampling_strategy": "random"})
+    shared = ["tune", recipe, "--device", "cpu"]
+    two = [*shared, "--store", tmp_path / "two", "--launch", "torchrun --nproc-per-node 2"]
+    calm = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "peftlab", *map(str, two)]
+    told = subprocess.run(command, capture_output=True, text=True, env=calm, timeout=120)
+    assert told.returncode == 0, told.stdout + told.stderr
+    changes = {"training.gradient_accumulation_steps": 2}
+    one = peftlab.tune(recipe, overrides=changes, store=tmp_path / "one", device="cpu")
+    scores = Store(tmp_path / "two").resolve("chat").manifest["scores"]["validation"]
+    assert {name: scores[name] for name in one.scores["validation"].values} == pytest.approx(
+        one.scores["validation"].values, abs=1e-3
+    )
+
+
+def test_two_processes_with_batches_by_tokens_are_refused(base, tmp_path):
+    recipe = read_recipe(pair_recipe(tmp_path / "rows", base))
+    problems = Problems()
+    check_aligning(recipe, Processes(count=2), problems)
+    (told,) = problems.found
+    assert told.key == "training.train_sampling_strategy"
+    assert "TRL wants batches of as many rows in each process" in told.message
 
 
 @pytest.mark.parametrize(
@@ -273,23 +307,28 @@ def test_it_learns_in_other_ways_to_compute(tmp_path, changes):
     recipe = pair_recipe(tmp_path / "rows", wide, training={"num_train_epochs": 5})
     result = peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
     assert result.scores["validation"].values["reward_accuracy"] == 1.0
-    from safetensors.torch import load_file
-
     dtypes = {tensor.dtype for tensor in load_file(result.adapter.folder / "adapter_model.safetensors").values()}
     assert dtypes == {torch.float32}
 
 
 def test_real_preferences_are_learnt(tmp_path):
-    """The demo preferences on stories260K; most of their answers are longer than its 512 tokens."""
+    """The demo preferences on stories260K; of its tokens a word takes several, so most answers are cut, and told so."""
     stories, rows = shared_data("stories260K"), shared_data("inst_demos", "dpo_en_demo.json")
-    recipe = pair_recipe(tmp_path / "rows", stories)
-    changes = {"data.train": str(rows), "data.validation": 0.05, "data.max_lost": 1.0, "task.template": "plain"}
-    changes |= {"training.num_train_epochs": 4, "training.per_device_train_batch_size": 8}
-    changes |= {"method": {"type": "lora", "r": 16}, "training.learning_rate": 5e-3, "data.max_length": 256}
-    result = peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
-    trained = prepared_run(recipe, changes)
-    bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
-    print(result.ledgers["train"], result.scores)
+    changes = {"data.train": str(rows), "data.validation": 0.01, "data.max_length": 192, "data.max_lost": 1.0}
+    changes |= {"task.template": "plain", "method": {"type": "lora", "r": 16}, "training.learning_rate": 2e-3}
+    changes |= {"training.num_train_epochs": 3, "training.per_device_train_batch_size": 8}
+    made = prepared_run(pair_recipe(tmp_path / "rows", stories), changes)
+    told = made.ledgers["train"]
+    assert told.used > 75
+    assert told.read == told.used + told.dropped["its answers do not differ within its first tokens"]
+    log = train(made, tmp_path, resume=False, progress=Progress())
+    shares = [(entry["epoch"], entry["rewards/accuracies"]) for entry in log if "rewards/accuracies" in entry]
+    first, last = ([share for epoch, share in shares if end - 1 < epoch <= end] for end in (1, 3))
+    assert sum(last) / len(last) > 0.9 > sum(first) / len(first)
+    plain = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
+    pair = next(pair for pair in made.encoded["train"] if pair)
+    (told,) = referred(made, [pair])
+    assert [answer.reference for answer in told] == pytest.approx([plain_nats(plain, one) for one in pair], abs=1e-3)
 
 
 # --- rows
@@ -444,8 +483,6 @@ def test_what_does_not_go_together_is_refused_before_training(base, tmp_path, ch
 
 @pytest.mark.parametrize("there", [None, "0.9.6"])
 def test_trl_is_asked_for_in_words(base, tmp_path, monkeypatch, there):
-    from importlib import metadata
-
     version = metadata.version
 
     def other(name):
