@@ -141,5 +141,5 @@ def _collate(pairs: Sequence[AnswerPair], run: Run) -> dict[str, torch.Tensor]:
     sides = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     batch = run.task.collate([*sides[0], *sides[1]], run.base.tokenizer)
     learnt = batch.pop("labels") != IGNORED
-    chosen, rejected = (torch.tensor([-(answer.reference or 0.0) for answer in side]) for side in sides)
+    chosen, rejected = (torch.tensor([-cast(float, answer.reference) for answer in side]) for side in sides)
     return {**batch, "completion_mask": learnt.long(), "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
