@@ -432,6 +432,7 @@ def test_strings_stand_without_a_template_and_instructions_with_one(task, tokeni
             {"conversations": [{"from": "function", "value": "x"}], "chosen": "a", "rejected": "b"},
             "expected a message from system, human, gpt; found 'function'",
         ),
+        ({"messages": ASKED, "chosen": {"from": [1], "value": "a"}, "rejected": "b"}, "expected a message from system"),
     ],
 )
 def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message):

@@ -23,7 +23,7 @@ def messages_column(row: Row, name: str = "messages") -> list[Message]:
 def _message(message: Any) -> Message:
     if isinstance(message, dict) and message.keys() >= {"from", "value"}:
         who = message["from"]
-        if who not in SHAREGPT:
+        if not isinstance(who, str) or who not in SHAREGPT:
             raise RowError(f"expected a message from {', '.join(SHAREGPT)}; found {who!r}")
         message = {"role": SHAREGPT[who], "content": message["value"]}
     if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
