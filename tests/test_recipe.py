@@ -194,7 +194,7 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
             "  type: token-classification",
             "  type: ner",
             "recipe.yaml:5  task.type: unknown type 'ner'. "
-            "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, "
+            "Known: causal-lm, preference, question-answering, regression, relation-extraction, text-classification, "
             "token-classification.",
         ),
         ("  train: train.txt", "  {}", "recipe.yaml:6  data.train: missing, and it has no default."),
@@ -276,7 +276,7 @@ training:
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
         "Keys here: attn_implementation, model, quantization, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
-        "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, "
+        "Known: causal-lm, preference, question-answering, regression, relation-extraction, text-classification, "
         "token-classification.",
         "recipe.yaml:7  task.labels: should be a valid list, not 'PER'.",
         "recipe.yaml:9  method.r: should be a valid integer, not '8'.",

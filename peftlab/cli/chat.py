@@ -26,7 +26,7 @@ BASE = "the base"
 @precision_option
 @trust_option
 def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None:
-    """Talk with adapters of task causal-lm, which are swapped while they share one base.
+    """Talk with adapters of task causal-lm or preference, which are swapped while they share one base.
 
     The first one begins; /swap NAME lets another go on with the same chat, /base the bare base, /help lists the rest.
     Ctrl-C stops a reply. Where the input is no terminal, each line is a message and each reply is printed.

@@ -55,7 +55,8 @@ def print_masks(run: "Run", rows: int) -> None:
     for example, features in list(zip(run.examples["train"], run.encoded["train"], strict=True))[:rows]:
         for feature in features:
             learnt = sum(chosen for _, chosen in feature.learnt())
-            out.print(Text(f"{example.where}  {len(feature)} tokens, {learnt} of them learnt", "dim"))
+            which = f" ({part})" if (part := getattr(feature, "part", "")) else ""
+            out.print(Text(f"{example.where}{which}  {len(feature)} tokens, {learnt} of them learnt", "dim"))
             out.print(_masked(feature, run.base.tokenizer, coloured=bool(out.color_system)))
             out.print()
 

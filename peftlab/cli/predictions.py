@@ -144,6 +144,7 @@ FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
     "causal-lm": reply_form,
     "translation": rewriting_form,
     "summarization": rewriting_form,
+    "preference": reply_form,
 }
 
 

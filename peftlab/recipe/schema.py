@@ -28,6 +28,7 @@ Optimizer = Literal[
 ]  # fmt: skip
 TEMPLATE_ENDING = ".jinja"
 SHARDING = ("fsdp", "deepspeed")
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -175,10 +176,8 @@ class Generation(Section):
     """A reply also ends before any of these."""
 
 
-class CausalLm(Section):
-    """A text that goes on: instructions with their answers, chats, or plain text."""
-
-    type: Literal["causal-lm"]
+class Writing(Section):
+    type: str
     template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | TemplateFile | None = None
     """How instructions and chats are written; base is the tokenizer's own; null takes that if there is one, else plain;
     yours is a .jinja file, relative to the recipe. Its text is published with the adapter."""
@@ -186,6 +185,37 @@ class CausalLm(Section):
     """What the system says in chats that do not begin with a message of its own."""
     generation: Generation = Generation()
     """How replies are made; published with the adapter."""
+
+
+class CausalLm(Writing):
+    """A text that goes on: instructions with their answers, chats, or plain text."""
+
+    type: Literal["causal-lm"]
+
+
+class Preference(Writing):
+    """Of two answers the better one, by direct preference optimization against the base."""
+
+    type: Literal["preference"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How much it costs to move away from the base: the larger, the nearer to it replies stay (for ipo, its τ)."""
+    loss_type: Literal[
+        "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+    ] = "sigmoid"  # fmt: skip
+    """TRL's name of the loss; sigmoid is DPO's own."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, validate_default=True)] = 0.0
+    """With robust, exo_pair, aot and aot_unpaired: the share of pairs that may be the wrong way round."""
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _smoothed(cls, share: float, info: ValidationInfo) -> float:
+        loss = info.data.get("loss_type")
+        if loss == "exo_pair" and not share:
+            raise ValueError("should be above 0 with exo_pair, as 1e-3 is")
+        if share and loss not in SMOOTHED:
+            raise ValueError(f"should come with one of {', '.join(SMOOTHED)}")
+        return share
 
 
 class Translation(Section):
@@ -225,11 +255,12 @@ TaskSection = Annotated[
     | RelationExtraction
     | CausalLm
     | Translation
-    | Summarization,
+    | Summarization
+    | Preference,
     Field(discriminator="type"),
 ]
 SCORED_BY_WRITING = ("translation", "summarization")
-WRITING = ("causal-lm", *SCORED_BY_WRITING)
+WRITING = ("causal-lm", "preference", *SCORED_BY_WRITING)
 """Tasks that write with the base's own head."""
 
 

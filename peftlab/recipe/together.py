@@ -33,8 +33,8 @@ REFUSED_ON: dict[str, dict[Quantization, str]] = {
 docs/matrix.md shows it."""
 _NOT_WRITING = {
     "head": "'head' trains the head alone, and a language model writes with the base's own.",
-    "prompt": "peftlab cannot write after virtual tokens yet, so 'prompt' does not go with tasks that write.",
-    "p-tuning": "peftlab cannot write after virtual tokens yet, so 'p-tuning' does not go with tasks that write.",
+    "prompt": "peftlab cannot write after virtual tokens yet, so 'prompt' does not go with {task}.",
+    "p-tuning": "peftlab cannot write after virtual tokens yet, so 'p-tuning' does not go with {task}.",
 }
 """Methods that do not go with tasks that write, and why not."""
 _NOT_REWRITING = _NOT_WRITING | {
@@ -61,7 +61,11 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield from _against(recipe.base.quantization, recipe)
     refused = _NOT_REWRITING if recipe.task.type in SCORED_BY_WRITING else _NOT_WRITING
     if recipe.task.type in WRITING and recipe.method.type in refused:
-        yield Problem(refused[recipe.method.type], key="method.type", hint="Take lora, or another method.")
+        message = refused[recipe.method.type].format(task=recipe.task.type)
+        yield Problem(message, key="method.type", hint="Take lora, or another method.")
+    if recipe.task.type == "preference" and recipe.training.distributed in SHARDING:
+        message = "what the base makes of each answer is computed apart from training, where no process has all of it."
+        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
     if recipe.task.type in SCORED_BY_WRITING and recipe.training.distributed in SHARDING:

@@ -161,7 +161,7 @@ class OllamaModel(GgufLora):
 def _beyond_lora(read: AdapterFiles, server: str) -> Iterator[str]:
     """What an adapter has that is more than a plain LoRA of a language model."""
     config = read.config
-    if read.task.type != "causal-lm":
+    if read.task.auto_class != "AutoModelForCausalLM":
         yield f"it is for {read.task.type}; here adapters of causal-lm are handed over."
     if config.get("peft_type") != "LORA":
         yield f"its method is {read.adapter.manifest['method']}; {server} takes LoRA alone."

@@ -1,7 +1,7 @@
 """One request to the bank: what names mean while it lasts, and the way from rows to answers."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,6 +12,7 @@ from torch import Tensor
 from peftlab.errors import PeftlabError, Problems
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.composition import is_ensemble, mean_logits
+from peftlab.runtime.moulds import Resident
 from peftlab.runtime.passes import outcomes_of
 from peftlab.runtime.resident_base import ResidentBase
 from peftlab.runtime.speaking import spoken
@@ -19,7 +20,7 @@ from peftlab.runtime.tiers import Key, Tiers
 from peftlab.runtime.writing import continuations
 from peftlab.tasks import Feature, Prediction
 from peftlab.tasks.asking import Asked, read_asked
-from peftlab.tasks.predicting import Outcome, predict_features
+from peftlab.tasks.predicting import Outcome, predict_features, with_reference
 from peftlab.tasks.tokenizing import Told, encode_examples
 
 AT_A_TIME = 1024  # rows of a long list that are in memory as features
@@ -93,8 +94,8 @@ class Request(dict[str, Key]):
         examples = self.examples([(name, {"messages": [dict(message) for message in chat]})])
         (feature,) = self.encode(read, examples)[0]
         tokenizer = base.tokenizer_for(read.task)
-        with self._tiers.held([self[name]]) as residents:
-            resident = residents[self[name]].bare if bare else residents[self[name]]
+        with (self._held_bare if bare else self._tiers.held)([self[name]]) as residents:
+            resident = residents[self[name]]
             write = partial(continuations, [(resident, feature)], base.router, tokenizer)
             yield from spoken(write, read.task.endings(tokenizer), tokenizer)
 
@@ -109,7 +110,7 @@ class Request(dict[str, Key]):
         """What one adapter says of examples of its task, in order."""
         read, edition = self.files(name), self[name]
         through = lambda features: self.outcomes([(edition, feature) for feature in features], told)  # noqa: E731
-        return predict_features(read.task, examples, self.encode(read, examples), through)
+        return predict_features(read.task, examples, self._referred(name, examples), through)
 
     def _prefetch(self, chunk: Sequence[tuple[str, Asked]]) -> None:
         for name in dict.fromkeys(name for name, _ in chunk):
@@ -121,7 +122,7 @@ class Request(dict[str, Key]):
         for i, (name, _) in enumerate(chunk):
             groups.setdefault(name, []).append(i)
         reads = {name: self.files(name) for name in groups}
-        encoded = {name: self.encode(reads[name], [chunk[i][1] for i in mine]) for name, mine in groups.items()}
+        encoded = {name: self._referred(name, [chunk[i][1] for i in mine]) for name, mine in groups.items()}
         asked = [(self[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
         outputs = iter(self.outcomes(asked, told))
         answers: dict[int, Answer] = {}
@@ -135,6 +136,22 @@ class Request(dict[str, Key]):
         """The features of each example of an adapter's task."""
         length, tokenizer = read.adapter.manifest["max_length"], self._base.tokenizer_for(read.task)
         return encode_examples(read.task, tokenizer, examples, max_length=length, training=False)
+
+    def _referred(self, name: str, examples: Sequence[Any]) -> list[list[Feature]]:
+        """The features of each example, with what the bare base makes of them if the task asks for it."""
+        read, edition = self.files(name), self[name]
+        return with_reference(read.task, self.encode(read, examples), partial(self._by_base, edition))
+
+    def _by_base(self, edition: Key, features: Sequence[Feature]) -> list[Outcome]:
+        """The outcome of each feature by an adapter's task, without its delta."""
+        asked, base = [(edition, feature) for feature in features], self._base
+        return outcomes_of(asked, self._held_bare, base.router, base.tokenizer, most=self._slots)
+
+    @contextmanager
+    def _held_bare(self, editions: Collection[Key]) -> Iterator[dict[Key, Resident]]:
+        """As `Tiers.held`, but the bare base answers in each one's place."""
+        with self._tiers.held(editions) as residents:
+            yield {edition: resident.bare for edition, resident in residents.items()}
 
     def outcomes(self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None) -> list[Outcome]:
         """Of each feature by its adapter, in order; of an ensemble, the mean of its parts' logits."""

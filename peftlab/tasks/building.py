@@ -9,6 +9,7 @@ from peftlab.errors import IntegrityError, Problems, suggest
 from peftlab.recipe import TaskSection
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import Task
+from peftlab.tasks.preference import PreferenceTask
 from peftlab.tasks.question_answering import QuestionAnsweringTask
 from peftlab.tasks.regression import RegressionTask
 from peftlab.tasks.relation_extraction import RelationExtractionTask
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLmTask,
     "translation": TranslationTask,
     "summarization": SummarizationTask,
+    "preference": PreferenceTask,
 }
 
 Examples = dict[str, list[Any]]

@@ -21,15 +21,15 @@ from peftlab.tasks.chats import (
     learnt_tokens,
     read_template,
 )
-from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
+from peftlab.tasks.columns import chosen_form, question_text, text_column
 from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.messages import instruction_messages, messages_column
 from peftlab.tasks.sequences import inputs_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-ROLES = ("system", "user", ASSISTANT)
 FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",))
 ASKED_FORMS = (("messages",), ("instruction",), ("prompt",))
 MAX_NEW_TOKENS = 128
@@ -38,9 +38,13 @@ SHORTEST_QUESTION = 8  # tokens
 
 @dataclass(frozen=True)
 class Chat(Example):
-    """Messages in turn; `text` is the last that is not an answer. Asked, they end before an answer."""
+    """Messages in turn; `text` is the last that is not an answer. Asked, they end before an answer.
+
+    `learnt` says how many of the answers are learnt, counted from the last; None for all.
+    """
 
     messages: tuple[Message, ...] = ()
+    learnt: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class CausalLmTask(Task):
             return self._answered_chat(row, messages_column(row))
         if form == ("instruction", "output"):
             answer = {"role": ASSISTANT, "content": text_column(row, "output")}
-            return self._answered_chat(row, [*_instruction(row), answer])
+            return self._answered_chat(row, [*instruction_messages(row), answer])
         if form == ("text",):
             return Passage("", row.where, completion=text_column(row, "text"))
         return Passage(question_text(row, "prompt"), row.where, completion=text_column(row, "completion"))
@@ -145,7 +149,7 @@ class CausalLmTask(Task):
         form = chosen_form(row, *ASKED_FORMS)
         if form == ("prompt",):
             return Passage(question_text(row, "prompt"), row.where)
-        messages = messages_column(row) if form == ("messages",) else _instruction(row)
+        messages = messages_column(row) if form == ("messages",) else instruction_messages(row)
         if messages[-1]["role"] == ASSISTANT:
             raise RowError(f"expected the last message to be another's than the {ASSISTANT}'s, who is to answer it")
         return self._chat(row, messages)
@@ -214,7 +218,7 @@ class CausalLmTask(Task):
         wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
         return [
             [self._asked(whole, max_length)]
-            if _is_asked(example)
+            if is_asked(example)
             else self._answered(example, whole, max_length, training)
             for example, whole in zip(examples, wholes, strict=True)
         ]
@@ -224,13 +228,14 @@ class CausalLmTask(Task):
     ) -> list[Written]:
         """The text of each; one that the chat template cannot write is a problem."""
         template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
-        written, broken = [], []
+        written: list[Written] = []
+        broken: dict[str, str] = {}
         for example in examples:
             try:
                 written.append(_write(example, template, tokenizer.eos_token or ""))
             except ChatError as error:
-                broken.append((example.where, f"{error}."))
-        add_broken_rows(broken, problems, read=len(examples))
+                broken[example.where] = f"{error}."
+        add_broken_rows(list(broken.items()), problems, read=len({example.where for example in examples}))
         return written
 
     def _answered(self, example: Chat | Passage, whole: Feature, max_length: int, training: bool) -> list[Feature]:
@@ -252,7 +257,7 @@ class CausalLmTask(Task):
         """How many answers it has."""
         if isinstance(example, Passage):
             return 1
-        return sum(message["role"] == ASSISTANT for message in example.messages)
+        return example.learnt or sum(message["role"] == ASSISTANT for message in example.messages)
 
     def lost(self, example: Chat | Passage, features: Sequence[Feature]) -> int:
         """Answers that do not end within what is learnt."""
@@ -297,7 +302,7 @@ class CausalLmTask(Task):
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Surprise | Reply:
         """Asked, how the text goes on; or else how well it was foreseen, over its windows."""
-        if _is_asked(example):
+        if is_asked(example):
             (told,), (feature,) = logits, features
             return Reply(example.text, told.text.strip(), told.finished, feature.cut)
         nats, foreseen = (sum(float(output[:, i].double().sum()) for output in logits) for i in (0, 1))
@@ -311,27 +316,8 @@ class CausalLmTask(Task):
         return Scores({"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": accuracy})
 
 
-def messages_column(row: Row) -> list[Message]:
-    """`messages`, a list of objects with `role` and `content`; a table's cell may hold it as JSON. Raises RowError."""
-    messages = json_cell(row.fields["messages"], "messages")
-    if not isinstance(messages, list) or not messages:
-        raise RowError(f"expected messages to be a list of objects with role and content, found {shown(messages)}")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise RowError(f"expected each message to have a role and its content, found {shown(message)}")
-        if message["role"] not in ROLES:
-            raise RowError(f"expected a role of {', '.join(ROLES)}; found {message['role']!r}")
-    return messages
-
-
-def _instruction(row: Row) -> list[Message]:
-    """`instruction`, and below it `input` where there is one."""
-    asked = text_column(row, "instruction")
-    about = question_text(row, "input") if row.fields.get("input") is not None else ""
-    return [{"role": "user", "content": f"{asked}\n\n{about}" if about.strip() else asked}]
-
-
-def _is_asked(example: Chat | Passage) -> bool:
+def is_asked(example: Chat | Passage) -> bool:
+    """Whether it is to be gone on with, and has nothing to be learnt."""
     if isinstance(example, Passage):
         return example.completion is None
     return example.messages[-1]["role"] != ASSISTANT
@@ -340,7 +326,8 @@ def _is_asked(example: Chat | Passage) -> bool:
 def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> Written:
     if isinstance(example, Chat):
         messages = example.messages
-        return Written(template.prompt(messages), []) if _is_asked(example) else template.write(messages)
+        asked = is_asked(example)
+        return Written(template.prompt(messages), []) if asked else template.write(messages, last=example.learnt)
     if example.completion is None:
         return Written(example.text, [])
     text = f"{example.text}{example.completion}{end}"

@@ -76,24 +76,26 @@ class ChatTemplate:
         """Messages up to where the assistant is to speak. Raises ChatError."""
         return self._render(messages, add_generation_prompt=True)[0]
 
-    def write(self, messages: Sequence[Message]) -> Written:
+    def write(self, messages: Sequence[Message], *, last: int | None = None) -> Written:
         """A whole chat, and what is learnt of it: where the template marks it with `{% generation %}`, or else by what
-        each answer adds to the chat before it, its end-of-turn token included.
+        each answer adds to the chat before it, its end-of-turn token included. Of the `last` answers, or of all.
 
         Raises:
             ChatError: the template refuses these messages, or writes a turn differently when others follow, so that
                 it cannot be told which part of the text it is.
         """
-        written = self._write(messages)
+        written = self._write(messages, last)
         closed = self.ending or messages[-1]["role"] != ASSISTANT
         return written if closed else self._with_end(written)
 
-    def _write(self, messages: Sequence[Message]) -> Written:
+    def _write(self, messages: Sequence[Message], last: int | None = None) -> Written:
+        chosen = slice(last and -last, None)
         if _MARKED.search(self.source):
-            return Written(*self._render(messages, return_assistant_tokens_mask=True))
+            text, marked = self._render(messages, return_assistant_tokens_mask=True)
+            return Written(text, marked[chosen])
         text = self._render(messages)[0]
-        turns = (i for i, message in enumerate(messages) if message["role"] == ASSISTANT)
-        return Written(text, [self._turn(messages, i, text) for i in turns])
+        turns = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+        return Written(text, [self._turn(messages, i, text) for i in turns[chosen]])
 
     @cached_property
     def ending(self) -> str:

@@ -148,6 +148,8 @@ class Task(ABC):
     feature_class: ClassVar[FeatureClass] = Feature
     whole_text: ClassVar[bool] = False
     """Whether texts are tokenized as they stand, and not word by word."""
+    compares_with_base: ClassVar[bool] = False
+    """Whether what the base makes of a labelled feature, with the adapter off, is to be told before; see `refer`."""
     writes: ClassVar[bool] = False
     """Whether for what only asks a text is written, token by token: its outcome is then a `Continuation`."""
     chats: ClassVar[bool] = False
@@ -280,6 +282,10 @@ class Task(ABC):
     def opening(self) -> dict[str, int]:
         """What a text begins with that is written, in the words of Transformers' `generate`."""
         return {}
+
+    def refer(self, feature: Feature, outcome: "torch.Tensor") -> Feature:
+        """A labelled feature with what decoding needs of the bare base's outcome of it."""
+        return feature
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What ends a text that is written."""

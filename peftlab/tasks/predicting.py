@@ -48,6 +48,18 @@ def predict_features(
     ]
 
 
+def with_reference(task: Task, features: Sequence[Sequence[Feature]], through_base: Through) -> list[list[Feature]]:
+    """The features of each example, the labelled ones with what the bare base makes of them, if the task asks."""
+    if not task.compares_with_base:
+        return [list(windows) for windows in features]
+    labelled = [feature for windows in features for feature in windows if feature.labels is not None]
+    told = iter(through_base(labelled))
+    return [
+        [feature if feature.labels is None else task.refer(feature, cast(Any, next(told))) for feature in windows]
+        for windows in features
+    ]
+
+
 @torch.inference_mode()
 def outcomes(
     task: Task,

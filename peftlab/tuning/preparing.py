@@ -8,6 +8,7 @@ from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.tasks import Task
+from peftlab.tuning.aligning import check_aligning
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
@@ -38,6 +39,7 @@ def prepare(
     place, training = "cpu" if sharded else device, recipe.training
     with Problems() as problems:
         check_optimizer(training, choose_device(device), problems)
+        check_aligning(recipe, processes, problems)
     base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
     check_checkpointing(training, base.model)
     max_length = input_length(base, recipe)

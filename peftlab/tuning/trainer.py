@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from peftlab.recipe import AdaLora
-from peftlab.tasks import Feature, Scores
+from peftlab.tasks import Scores
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.engines import engine_arguments
 from peftlab.tuning.packing import packed
 from peftlab.tuning.rank_allocation import orthogonality
+from peftlab.tuning.reference import as_it_trains
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10
@@ -29,26 +30,57 @@ class TaskTrainer(Trainer):
     control: TrainerControl
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, run: Run, validate: Callable[[], Scores], **kwargs: Any) -> None:
+    def __init__(self, run: Run, validate: Callable[[], Scores], folder: Path, **kwargs: Any) -> None:
         self.run, self.validate = run, validate
         super().__init__(
             model=run.model,
-            train_dataset=_Listed(run.features),
+            args=self.arguments(run, folder),
+            train_dataset=self.dataset(),
             eval_dataset=_Listed(run.examples["validation"]),
-            data_collator=_collate(run),
+            data_collator=self.collator(),
             **kwargs,
         )
         # the loss is the task's, a mean: Trainer is to divide it by the batches that a step sums up
         self.model_accepts_loss_kwargs = False
 
+    @staticmethod
+    def arguments(run: Run, folder: Path) -> TrainingArguments:
+        """What Trainer is told."""
+        return training_arguments(run, folder, len(run.features))
+
+    def rows(self) -> Sequence[Any]:
+        """What training batches are made of, each as long as it has tokens."""
+        return self.run.features
+
+    def dataset(self) -> Dataset[Any]:
+        """The same as the collator takes them."""
+        return _Listed(self.rows())
+
+    def loss_terms(self, row: Any) -> int:
+        """Over how many terms a batch's loss takes the mean in one of its rows."""
+        return self.run.task.loss_terms(row)
+
+    def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
+        """Rows → a batch: padded, or packed."""
+        run, tokenizer = self.run, self.run.base.tokenizer
+        if run.recipe.training.packing:
+            return partial(packed, length=run.max_length, padding=tokenizer.pad_token_id)
+        return partial(run.task.collate, tokenizer=tokenizer)
+
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """The task's own loss of a batch, and what the model gives."""
+        labels = inputs.pop("labels")
+        with self.run.precision():
+            output = model(**inputs)
+        return self.run.task.loss(self.run.task.logits(output).float(), labels), output
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's own loss; see `Trainer.compute_loss`."""
-        labels, weight = inputs.pop("labels"), inputs.pop(WEIGHT, 1.0)
-        with self.run.precision():
-            output = model(**inputs)
-        loss = weight * self.run.task.loss(self.run.task.logits(output).float(), labels)
+        """By `mean_loss`; see `Trainer.compute_loss`."""
+        weight = inputs.pop(WEIGHT, 1.0)
+        loss, output = self.mean_loss(model, inputs)
+        loss = weight * loss
         if isinstance(method := self.run.recipe.method, AdaLora):
             loss = loss + method.orth_reg_weight * orthogonality(self.run.model)
         return (loss, output) if return_outputs else loss
@@ -66,28 +98,26 @@ class TaskTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """What trains stays what it was: after PEFT has loaded AdaLoRA's weights, its frozen counts would train."""
-        frozen = {name for name, parameter in self.run.model.named_parameters() if not parameter.requires_grad}
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for name, parameter in self.run.model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+        with as_it_trains(self.run.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of about the same number of tokens, or rows at random; see `Trainer`."""
-        settings, features, task = self.run.recipe.training, self.run.features, self.run.task
+        settings, rows = self.run.recipe.training, self.rows()
         if settings.train_sampling_strategy == "random":
             return super().get_train_dataloader()
         batches = TokenBatches(
-            [len(feature) for feature in features],
+            [len(row) for row in rows],
             settings.per_device_train_batch_size,
             settings.seed,
             together=settings.gradient_accumulation_steps,
             rank=self.run.processes.index,
             world=self.run.processes.count,
         )
-        share = batches.total / sum(task.loss_terms(feature) for feature in features)
+        share = batches.total / sum(map(self.loss_terms, rows))
 
-        def collate(chosen: list[Feature]) -> dict[str, Any]:
-            return {**self.data_collator(chosen), WEIGHT: share * sum(map(task.loss_terms, chosen))}
+        def collate(chosen: list[Any]) -> dict[str, Any]:
+            return {**self.data_collator(chosen), WEIGHT: share * sum(map(self.loss_terms, chosen))}
 
         return TokenLoader(cast(Any, self.train_dataset), batches, collate)
 
@@ -107,14 +137,6 @@ class TaskTrainer(Trainer):
         return metrics
 
 
-def _collate(run: Run) -> Callable[[Sequence[Feature]], dict[str, torch.Tensor]]:
-    """Features → a batch: padded, or packed."""
-    tokenizer = run.base.tokenizer
-    if run.recipe.training.packing:
-        return partial(packed, length=run.max_length, padding=tokenizer.pad_token_id)
-    return partial(run.task.collate, tokenizer=tokenizer)
-
-
 class _Listed(Dataset[Any]):
     """A list as the Dataset that Trainer asks for."""
 
@@ -128,11 +150,13 @@ class _Listed(Dataset[Any]):
         return self.items[index]
 
 
-def training_arguments(run: Run, folder: Path) -> TrainingArguments:
-    """Our stable names → those of the installed Transformers."""
+def training_arguments(
+    run: Run, folder: Path, rows: int, kind: type[TrainingArguments] = TrainingArguments, **more: Any
+) -> TrainingArguments:
+    """Our stable names → those of the installed Transformers, for so many training rows; `more` is for `kind`."""
     settings = run.recipe.training
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * run.processes.count
-    arguments = TrainingArguments(
+    arguments = kind(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.num_train_epochs,
@@ -154,12 +178,13 @@ def training_arguments(run: Run, folder: Path) -> TrainingArguments:
         load_best_model_at_end=True,
         metric_for_best_model=run.task.main_score,
         greater_is_better=not run.task.smaller_is_better,
-        logging_steps=max(1, len(run.features) // batch // LOGS_PER_EPOCH),
+        logging_steps=max(1, rows // batch // LOGS_PER_EPOCH),
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
         **engine_arguments(run),
+        **more,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs and one process: not torch's old DataParallel
     return arguments

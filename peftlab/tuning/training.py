@@ -10,18 +10,19 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Scores
-from peftlab.tasks.predicting import outcomes, predict_features
+from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.callbacks import Interruption, Patience, Telling
 from peftlab.tuning.checkpoints import how_to_go_on, note_run
 from peftlab.tuning.distributed import noticing_losses
-from peftlab.tuning.engines import divided, idle_gpus
+from peftlab.tuning.engines import idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
 from peftlab.tuning.memory import layers_computed_again
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.rank_allocation import RankAllocation
+from peftlab.tuning.reference import referred, through
 from peftlab.tuning.run import Run
-from peftlab.tuning.trainer import TaskTrainer, training_arguments
+from peftlab.tuning.trainer import TaskTrainer
 
 
 def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[dict[str, float]]:
@@ -70,10 +71,8 @@ def _lost(folder: Path) -> str:
 
 def evaluate(run: Run, split: str) -> Scores:
     """Scores of decoded predictions, by the very way that serving predicts; validation calibrates decoding."""
-    size = run.recipe.training.per_device_eval_batch_size
-    alone = partial(outcomes, run.task, run.model, run.base.tokenizer, batch_size=size)
-    through = divided(alone, run.task, run.processes, sharded=run.sharded)
-    predictions = predict_features(run.task, run.examples[split], run.encoded[split], through)
+    encoded = referred(run, run.encoded[split])
+    predictions = predict_features(run.task, run.examples[split], encoded, through(run))
     if split == "validation":
         predictions = list(run.task.calibrate(run.examples[split], predictions))
     scores = run.task.score(run.examples[split], predictions)
@@ -91,8 +90,14 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
         callbacks.append(Patience(run.recipe.training.early_stopping_patience))
     if isinstance(method := run.recipe.method, AdaLora):
         callbacks.append(RankAllocation(run, method, progress))
-    trainer = TaskTrainer(
-        run, partial(evaluate, run, "validation"), args=training_arguments(run, folder), callbacks=callbacks
-    )
+    trainer = _trainer_class(run)(run, partial(evaluate, run, "validation"), folder, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _trainer_class(run: Run) -> type[TaskTrainer]:
+    if not run.task.compares_with_base:
+        return TaskTrainer
+    from peftlab.tuning.preference_trainer import PreferenceTrainer  # TRL is an extra
+
+    return PreferenceTrainer

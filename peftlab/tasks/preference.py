@@ -1,0 +1,243 @@
+"""Of two answers the better one: what a language model is to prefer, for direct preference optimization.
+
+DPO (Rafailov et al. 2023, arXiv:2305.18290) takes for the reward of an answer how much likelier it has become than the
+base, with the adapter off, holds it to be: beta · (log p(answer) - log p_base(answer)).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
+from peftlab.tasks.chats import ASSISTANT, Message
+from peftlab.tasks.columns import chosen_form, json_cell, question_text, text_column
+from peftlab.tasks.contract import Example, Feature, Prediction, Scores
+from peftlab.tasks.messages import instruction_messages, messages_column
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+ANSWERS = ("chosen", "rejected")
+FORMS = tuple((*asked, *ANSWERS) for asked in (("prompt",), ("instruction",), ("messages",), ("conversations",), ()))
+MESSAGES_IN_A_CELL = re.compile(r'\s*\[?\s*\{\s*"(role|content|from|value)"')
+Asked = Chat | Passage
+NOTHING = Passage("")
+
+
+@dataclass(frozen=True)
+class Pair(Example):
+    """Two answers to the same, each a whole chat or passage of which only the answer is learnt."""
+
+    chosen: Asked = NOTHING
+    rejected: Asked = NOTHING
+
+    @property
+    def sides(self) -> tuple[Asked, Asked]:
+        """The better answer, then the worse, each with the place of the row."""
+        return replace(self.chosen, where=self.where), replace(self.rejected, where=self.where)
+
+
+@dataclass(frozen=True)
+class Answer(Feature):
+    """One answer of a pair, or a window of it; `reference` is what the base makes of it, in nats, once that is told."""
+
+    part: str = "chosen"
+    reference: float | None = None
+
+
+@dataclass(frozen=True)
+class Preference(Prediction):
+    """The reward of each of two answers."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def margin(self) -> float:
+        """How much the better one has more."""
+        return self.chosen - self.rejected
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text`, `chosen_reward`, `rejected_reward` and `right`: whether the chosen one is preferred."""
+        rewards = {"chosen_reward": round(self.chosen, 4), "rejected_reward": round(self.rejected, 4)}
+        return {"text": self.text, **rewards, "right": self.margin > 0}
+
+
+class PreferenceTask(CausalLmTask):
+    """Rows have `chosen` and `rejected`, and before them `prompt`, `instruction` (and `input`) or `messages`.
+
+    All is written, and asked for a reply, as by `causal-lm`. Which answer is better is learnt, by TRL's DPO.
+    """
+
+    type = "preference"
+    feature_class = Answer
+    empty = "its answers do not differ within its first tokens"
+    compares_with_base = True
+    main_score = "reward_accuracy"
+    smaller_is_better = False
+
+    def __init__(
+        self, *, beta: float = 0.1, loss_type: str = "sigmoid", label_smoothing: float = 0.0, **written: Any
+    ) -> None:
+        super().__init__(**written)
+        self.beta, self.loss_type, self.label_smoothing = beta, loss_type, label_smoothing
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What rewards are scaled by and how they were learnt, and how replies are made."""
+        learning = {"beta": self.beta, "loss_type": self.loss_type, "label_smoothing": self.label_smoothing}
+        return {**super().options, **learning}
+
+    def read(self, row: Row) -> Pair:  # type: ignore[override]
+        """A row with both of its answers. Raises RowError with what was expected."""
+        form = chosen_form(row, *FORMS)
+        if form[0] == "prompt" and all(_is_plain(row, name) for name in form):
+            prompt = question_text(row, "prompt")
+            sides: list[Any] = [Passage(prompt, completion=text_column(row, name)) for name in ANSWERS]
+        else:
+            asked, *answers = _parted(_asked(row, form[0]), *(_said(row, name) for name in ANSWERS))
+            sides = [self._side(row, asked, answer) for answer in answers]
+        return Pair(sides[0].text, row.where, chosen=sides[0], rejected=sides[1])
+
+    def _side(self, row: Row, asked: Sequence[Message], answer: Sequence[Message]) -> Chat:
+        answers = sum(message["role"] == ASSISTANT for message in answer)
+        chat = self._chat(row, [*asked, *answer])
+        return replace(chat, text=asked[-1]["content"], where="", learnt=answers)
+
+    def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+        """See `CausalLmTask.learn`."""
+        super().learn({"train": [pair.chosen for pair in examples["train"]]}, problems)
+
+    def suit(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        examples: Mapping[str, Sequence[Any]],
+        problems: Problems,
+    ) -> None:
+        """See `CausalLmTask.suit`."""
+        super().suit(tokenizer, max_length, {split: _sides(pairs) for split, pairs in examples.items()}, problems)
+
+    def encode_all(
+        self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """As `CausalLmTask.encode_all` does, the better answer first; in training both or, if they are alike, none."""
+        encoded = iter(super().encode_all(_sides(examples), tokenizer, max_length, training=training))
+        return [
+            _paired(next(encoded), next(encoded), training) if isinstance(example, Pair) else next(encoded)
+            for example in examples
+        ]
+
+    def count(self, example: Any) -> int:
+        """How many answers it has, of both sides."""
+        return sum(map(super().count, _sides([example])))
+
+    def lost(self, example: Any, features: Sequence[Any]) -> int:
+        """Answers that do not end within what is learnt."""
+        sides = zip(example.sides, ANSWERS, strict=True)
+        return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in sides)
+
+    def refer(self, feature: Any, outcome: "torch.Tensor") -> Answer:
+        """With the cost of its learnt tokens by the base."""
+        return replace(feature, reference=_nats(outcome))
+
+    def decode(  # type: ignore[override]
+        self, example: Any, features: Sequence[Any], logits: Sequence[Any]
+    ) -> Preference | Reply:
+        """Asked, how the text goes on; or else the rewards of both answers, each over its windows."""
+        if not isinstance(example, Pair):
+            return super().decode(example, features, logits)  # type: ignore[return-value]
+        rewards = dict.fromkeys(ANSWERS, 0.0)
+        for feature, outcome in zip(features, logits, strict=True):
+            rewards[feature.part] += self.beta * (feature.reference - _nats(outcome))
+        return Preference(example.text, **rewards)
+
+    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:
+        """Share of pairs whose better answer has the larger reward, mean rewards, and DPO's loss: the mean of
+        -log σ(margin), whatever `loss_type` is."""
+        number = len(predictions) or 1
+        chosen, rejected = (sum(getattr(told, part) for told in predictions) / number for part in ANSWERS)
+        return Scores(
+            {
+                "reward_accuracy": sum(told.margin > 0 for told in predictions) / number,
+                "reward_margin": chosen - rejected,
+                "chosen_reward": chosen,
+                "rejected_reward": rejected,
+                "loss": sum(_minus_log_sigmoid(told.margin) for told in predictions) / number,
+            }
+        )
+
+
+def _is_plain(row: Row, name: str) -> bool:
+    """Neither messages, nor those in a table's cell."""
+    value = row.fields[name]
+    return not isinstance(value, list | dict) and not MESSAGES_IN_A_CELL.match(str(value))
+
+
+def _asked(row: Row, column: str) -> list[Message]:
+    """What comes before both answers, where it has a column of its own."""
+    if column == "instruction":
+        return instruction_messages(row)
+    if column == "prompt" and _is_plain(row, column):
+        return [{"role": "user", "content": text_column(row, column)}]
+    return [] if column in ANSWERS else messages_column(row, column)
+
+
+def _said(row: Row, name: str) -> list[Message]:
+    """An answer: a string, a message or several."""
+    if _is_plain(row, name):
+        return [{"role": ASSISTANT, "content": text_column(row, name)}]
+    value = json_cell(row.fields[name], name)
+    return messages_column(Row({name: [value] if isinstance(value, dict) else value}, row.where), name)
+
+
+def _parted(
+    asked: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """What is asked, and both answers to it; those that begin with another's message are whole chats."""
+    if chosen[0]["role"] != ASSISTANT and rejected[0]["role"] != ASSISTANT:
+        shared = [one for one, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))]
+        while shared and shared[-1]["role"] == ASSISTANT:  # the same answer, or the beginning of both
+            shared.pop()
+        if [message for message in asked if message not in shared]:
+            raise RowError("expected chosen and rejected to be answers, or whole chats that begin with what is asked")
+        asked, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
+    for name, said in zip(ANSWERS, (chosen, rejected), strict=True):
+        if not said or any(said[place]["role"] != ASSISTANT for place in (0, -1)):
+            raise RowError(f"expected {name} to begin and end with a message of the {ASSISTANT} after what is asked")
+    if not asked:
+        raise RowError("expected what is asked before the answers, as prompt, instruction or messages")
+    if asked[-1]["role"] == ASSISTANT:
+        raise RowError(f"expected what is asked to end with another's message than the {ASSISTANT}'s")
+    return asked, chosen, rejected
+
+
+def _sides(examples: Sequence[Any]) -> list[Asked]:
+    return [side for one in examples for side in (one.sides if isinstance(one, Pair) else (one,))]
+
+
+def _paired(chosen: Sequence[Feature], rejected: Sequence[Feature], training: bool) -> list[Feature]:
+    answers = {"chosen": chosen, "rejected": rejected}
+    if training and (not chosen or not rejected or chosen[0].inputs == rejected[0].inputs):
+        return []
+    return [Answer(**vars(feature), part=part) for part, features in answers.items() for feature in features]
+
+
+def _of(part: str, features: Sequence[Answer]) -> list[Answer]:
+    return [feature for feature in features if feature.part == part]
+
+
+def _nats(outcome: "torch.Tensor") -> float:
+    """What the learnt tokens cost together; see `CausalLmTask.outcome`."""
+    return float(outcome[:, 0].double().sum())
+
+
+def _minus_log_sigmoid(margin: float) -> float:
+    return math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0)
