@@ -61,9 +61,14 @@ class BaseFiles:
     revision: str | None = None
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Transformers' configuration of it, as it is written."""
+        return dict(json.loads((self.folder / "config.json").read_text(encoding="utf8")))
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the configuration and every weight file, without the keys that only tell who saved it."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf8"))
+        config = self.config
         for volatile in ("_name_or_path", "transformers_version"):
             config.pop(volatile, None)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -159,7 +164,8 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
 def _refuse_headless(section: BaseSection, task: "Task", new: set[str]) -> None:
     with Problems() as problems:
         message = f"'{section.model}' has no head for {task.type}: its weights lack {', '.join(sorted(new)[:3])}."
-        problems.add(message, key="base.model", hint=f"Take one that was saved as {task.auto_class}.")
+        hint = f"Take one that was saved with it, by a class of {task.auto_class}: mostly the model this was made of."
+        problems.add(message, key="base.model", hint=hint)
 
 
 def load_with_head(
@@ -202,8 +208,7 @@ def tensors_named(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.
 
 def _no_dropout(files: BaseFiles) -> dict[str, Any]:
     """Every probability of dropout in the configuration, under any of its names, set to 0."""
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf8"))
-    return {key: 0.0 for key, value in config.items() if "drop" in key and isinstance(value, float)}
+    return {key: 0.0 for key, value in files.config.items() if "drop" in key and isinstance(value, float)}
 
 
 def load_backbone(
@@ -237,16 +242,21 @@ def _loaded(
         # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
         blank, report = load(device_map={"": "meta"})
         new = set(report["missing_keys"])
-        whole = {name.rpartition(".")[0] for name in new} | set(_vocabulary_head(blank))
+        whole = {name.rpartition(".")[0] for name in new} | set(own_head(blank))
         model, _ = load(**quantized_loading(quantization, whole, place))
     keep_unpacked(model)
     return model, new
 
 
-def _vocabulary_head(model: "PreTrainedModel") -> Iterator[str]:
-    """The name of a language model's own head, mostly the embeddings once more, which stay whole as well."""
-    head = model.get_output_embeddings()
-    return (name for name, module in model.named_modules() if head is not None and module is head)
+def own_head(model: "PreTrainedModel") -> Iterator[str]:
+    """Names of the modules of a language model's own head, all that is not its backbone, which stays as it is.
+
+    The last of them is mostly the embeddings once more.
+    """
+    if model.get_output_embeddings() is None:
+        return
+    inside = model.base_model_prefix
+    yield from (name for name, _ in model.named_modules() if name and not f"{name}.".startswith(f"{inside}."))
 
 
 def head_config(task: "Task") -> dict[str, Any]:
@@ -285,8 +295,7 @@ def load_tokenizer(
 
 def _is_embedded(token: Any, files: BaseFiles) -> bool:
     """Whether the base has an embedding for a token: one that a tokenizer's class adds may have none."""
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf8"))
-    return bool(token < config.get("vocab_size", math.inf))
+    return bool(token < files.config.get("vocab_size", math.inf))
 
 
 def _begin_words_with_a_blank(tokenizer: "PreTrainedTokenizerBase") -> None:

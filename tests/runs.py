@@ -2,7 +2,7 @@
 
 from peftlab.data import load_rows
 from peftlab.errors import Problems
-from peftlab.recipe import read_recipe
+from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.tasks import build_task
 from peftlab.tuning import Processes, Progress
 from peftlab.tuning.preparing import prepare
@@ -12,7 +12,7 @@ def prepared_run(file, overrides=None):
     """The run of the recipe in `file`, on the CPU."""
     with Problems() as problems:
         recipe = read_recipe(file, overrides, problems)
-        rows = load_rows(recipe.data, problems)
+        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         understood = build_task(recipe.task, rows, problems)
     return prepare(recipe, rows, *understood, Progress(), processes=Processes(), device="cpu", sharded=False)
 

@@ -193,7 +193,8 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
             "  type: token-classification",
             "  type: ner",
             "recipe.yaml:5  task.type: unknown type 'ner'. "
-            "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, "
+            "Known: causal-lm, domain-adaptation, question-answering, regression, relation-extraction, "
+            "text-classification, "
             "token-classification.",
         ),
         ("  train: train.txt", "  {}", "recipe.yaml:6  data.train: missing, and it has no default."),
@@ -206,7 +207,7 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
             "  train: train.txt",
             "  train: a\n  format: jsnl",
             "recipe.yaml:8  data.format: unknown format 'jsnl'. Did you mean 'jsonl'? "
-            "Known: auto, conll, csv, json, jsonl, markup, parquet, squad, tsv.",
+            "Known: auto, conll, csv, json, jsonl, markup, paragraphs, parquet, squad, text, tsv.",
         ),
         ("  train: train.txt", "  train: a\n  validation: 1.5", "recipe.yaml:8  data.validation: should be "),
         ("  train: train.txt", "  train: 3", "recipe.yaml:7  data.train: should be a valid string, not 3."),
@@ -275,7 +276,8 @@ training:
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
         "Keys here: attn_implementation, model, quantization, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
-        "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, "
+        "Known: causal-lm, domain-adaptation, question-answering, regression, relation-extraction, "
+        "text-classification, "
         "token-classification.",
         "recipe.yaml:7  task.labels: should be a valid list, not 'PER'.",
         "recipe.yaml:9  method.r: should be a valid integer, not '8'.",
@@ -532,6 +534,8 @@ def test_the_schema_describes_its_fields():
         "squad",
         "conll",
         "markup",
+        "text",
+        "paragraphs",
         "csv",
         "tsv",
         "parquet",

@@ -30,9 +30,11 @@ KEYS = {
     "question-answering": "doc_stride, max_answer_length, type",
     "relation-extraction": "labels, negative_label, type",
     "causal-lm": "generation, system, template, type",
+    "domain-adaptation": "generation, mask_probability, objective, type",
 }
 KNOWN = (
-    "Known: causal-lm, question-answering, regression, relation-extraction, text-classification, token-classification."
+    "Known: causal-lm, domain-adaptation, question-answering, regression, relation-extraction, text-classification, "
+    "token-classification."
 )
 
 

@@ -34,7 +34,7 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
     names = list(dict.fromkeys(name.strip() for name in adapters.split(",") if name.strip()))
     tasks = resolve_first(names, store)
     for name, task in tasks.items():
-        if not task.writes:
+        if not task.chats:
             raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm.")
 
     from peftlab.cli.display import out, print_notes

@@ -1,9 +1,18 @@
 """What one section of a recipe forbids in another: told with its line, before anything is loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from peftlab.errors import Problem, Problems
-from peftlab.recipe.schema import SHARDING, Lora, MethodSection, Quantization, Recipe
+from peftlab.recipe.schema import (
+    SHARDING,
+    CausalLm,
+    DomainAdaptation,
+    Lora,
+    MethodSection,
+    Quantization,
+    Recipe,
+    TaskSection,
+)
 
 _OTHER: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
@@ -36,7 +45,7 @@ _NOT_WRITING = {
     "prompt": "peftlab cannot let a text go on after virtual tokens yet, so 'prompt' does not go with causal-lm.",
     "p-tuning": "peftlab cannot let a text go on after virtual tokens yet, so 'p-tuning' does not go with causal-lm.",
 }
-"""Methods that do not go with causal-lm, and why not."""
+"""Methods that do not go with causal-lm, and why not; the first goes with no domain-adaptation either."""
 _KEYS = {"dora": "use_dora", "orthogonal": "init_lora_weights"}
 
 
@@ -55,7 +64,7 @@ def check_together(recipe: Recipe, problems: Problems) -> None:
 def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
-    if recipe.task.type == "causal-lm" and recipe.method.type in _NOT_WRITING:
+    if recipe.method.type in _not_going_with(recipe.task):
         yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
@@ -64,8 +73,18 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 
+def _not_going_with(task: TaskSection) -> Collection[str]:
+    """Methods of `_NOT_WRITING`; an objective that is not decided yet is told later."""
+    if isinstance(task, DomainAdaptation) and task.objective != "causal-lm":
+        return ["head"]
+    return _NOT_WRITING if isinstance(task, CausalLm | DomainAdaptation) else []
+
+
 def _against_packing(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.task.type != "causal-lm":
+    if getattr(recipe.task, "objective", None) == "masked-lm":
+        message = "masked tokens are found with all that is beside them, so each text needs a row of its own."
+        yield Problem(message, key="training.packing", hint="Take it out.")
+    elif not isinstance(recipe.task, CausalLm | DomainAdaptation):
         message = f"{recipe.task.type} says something of each text as a whole, so each needs a row of its own."
         yield Problem(message, key="training.packing", hint="Take it out.")
     upper = recipe.method.type == "last-layers" or getattr(recipe.method, "layers_to_transform", None) is not None

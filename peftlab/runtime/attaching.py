@@ -15,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
-from peftlab.base import BaseFiles, head_config, tensors_named
+from peftlab.base import BaseFiles, head_config, load_with_head, tensors_named
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
 from peftlab.runtime.trees import own_tree
@@ -99,12 +99,16 @@ def _shell(
         setattr(model, flag, getattr(backbone, flag, False))
     setattr(model, model.base_model_prefix, own_tree(backbone))
     if not task.head_labels:
-        _add_own_head(model, backbone, files)
+        _add_own_head(model, backbone, files, task, trust_remote_code)
     return model
 
 
 def _add_own_head(
-    model: transformers.PreTrainedModel, backbone: transformers.PreTrainedModel, files: BaseFiles
+    model: transformers.PreTrainedModel,
+    backbone: transformers.PreTrainedModel,
+    files: BaseFiles,
+    task: Task,
+    trust_remote_code: bool,
 ) -> None:
     """The base's own head, from its checkpoint, or tied to its embeddings; and how the base ends texts.
 
@@ -114,6 +118,9 @@ def _add_own_head(
     inside = f"{model.base_model_prefix}."
     wanted = {name for name in model.state_dict() if not name.startswith(inside)} - set(_tied(model))
     found = tensors_named(files, wanted)
+    if wanted - found.keys():  # of other names, such as LayerNorm.gamma of old, which Transformers knows to read
+        whole, new = load_with_head(files, task, trust_remote_code=trust_remote_code)
+        found = {name: tensor for name, tensor in whole.state_dict().items() if name in wanted - new}
     if absent := wanted - found.keys():
         raise IntegrityError(f"base '{files.model}' has no head of its own: {', '.join(sorted(absent))} is not in it.")
     placed = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}

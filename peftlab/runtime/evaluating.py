@@ -11,7 +11,7 @@ from peftlab.data import Ledger, Split
 from peftlab.data.loading import read_split
 from peftlab.data.named_rows import NamedRow, read_named
 from peftlab.errors import Problem, Problems, RecipeError
-from peftlab.recipe import DataSection, Quantization
+from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection, Quantization
 from peftlab.runtime.bank import load
 from peftlab.runtime.request import Answer
 from peftlab.runtime.resident_base import Precision
@@ -86,7 +86,8 @@ def evaluate(
     base |= {"precision": precision, "memory": memory, "slots": slots}
     bank = load(adapter, store=store, **base)
     with Problems() as problems:
-        split = read_split(section, str(data), problems, key="")
+        plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
+        split = read_split(section, str(data), problems, key="", plain=plain)
         rows = _labelled(bank.adapter(adapter), split, problems, called="the data")
     return _scored(rows, bank.run(adapter, rows.examples, told), bank.notes)
 

@@ -86,8 +86,8 @@ class Request(dict[str, Key]):
     def reply(self, name: str, chat: Sequence[Mapping[str, str]], *, bare: bool) -> Generator[str]:
         """The pieces of what an adapter, or the bare base in its place, replies; see `Bank.reply`."""
         read, base = self.files(name), self._base
-        if not read.task.writes:
-            raise ValueError(f"{read.adapter} is for {read.task.type}; a chat needs one that writes")
+        if not read.task.chats:
+            raise ValueError(f"{read.adapter} is for {read.task.type}; a chat needs one that writes replies")
         if read.task.options["generation"].get("num_beams", 1) > 1:
             raise ValueError(f"{read.adapter} searches by beams, which are not heard before they end; use predict")
         examples = self.examples([(name, {"messages": [dict(message) for message in chat]})])

@@ -1,5 +1,6 @@
 """The task section of a recipe + rows → a task with its labels, and every row read as an example."""
 
+from collections.abc import Callable
 from typing import Any
 
 from peftlab.data import Ledger, Rows, Split
@@ -9,19 +10,21 @@ from peftlab.errors import IntegrityError, Problems, suggest
 from peftlab.recipe import TaskSection
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import Task
+from peftlab.tasks.domain_adaptation import domain_adaptation
 from peftlab.tasks.question_answering import QuestionAnsweringTask
 from peftlab.tasks.regression import RegressionTask
 from peftlab.tasks.relation_extraction import RelationExtractionTask
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     "token-classification": TokenClassificationTask,
     "text-classification": TextClassificationTask,
     "regression": RegressionTask,
     "question-answering": QuestionAnsweringTask,
     "relation-extraction": RelationExtractionTask,
     "causal-lm": CausalLmTask,
+    "domain-adaptation": domain_adaptation,
 }
 
 Examples = dict[str, list[Any]]

@@ -90,8 +90,8 @@ _QUANTIZED = {
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
     task, parameters, quantization = manifest["task"], manifest["parameters"], manifest["base"]["quantization"]
-    new = manifest["head_modules"]
-    skipped = f", llm_int8_skip_modules={json.dumps(new)}" if new else ""  # a base's own head stays whole by default
+    whole = manifest["head_modules"] or _whole_head(manifest["base"])
+    skipped = f", llm_int8_skip_modules={json.dumps(whole)}" if whole else ""
     quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
     made = task_from_manifest(task)
     scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
@@ -123,6 +123,12 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         recipe=recipe,
     )
     return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
+
+
+def _whole_head(base: dict[str, Any]) -> list[str]:
+    """Layers of a base's own head that are to stay whole: of a single one Transformers knows that by itself."""
+    own: list[str] = base.get("own_head", [])
+    return own if len(own) > 1 else []
 
 
 def _loading(task: dict[str, Any], base: str, quantized: str) -> str:

@@ -9,7 +9,7 @@ from peftlab.base import find_base
 from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import BaseNotFoundError, Problems
-from peftlab.recipe import Recipe, read_recipe
+from peftlab.recipe import PLAIN_TEXT_TASKS, Recipe, read_recipe
 from peftlab.tasks import Task, build_task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.progress import Progress
@@ -48,7 +48,7 @@ def check(
     progress = progress or Progress()
     with Problems() as problems:
         recipe = read_recipe(recipe_path, overrides, problems)
-        rows = load_rows(recipe.data, problems)
+        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         task, examples, ledgers = build_task(recipe.task, rows, problems)
     try:
         find_base(recipe.base)

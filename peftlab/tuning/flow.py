@@ -9,7 +9,7 @@ from typing import Any
 from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import Problems
-from peftlab.recipe import read_recipe
+from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Scores, Task, build_task
 from peftlab.tuning.distributed import Processes, check_engine
@@ -62,7 +62,7 @@ def tune(
 
     with processes.together(), Problems() as problems:  # everything wrong with recipe and data, told at once
         recipe = read_recipe(recipe_path, overrides, problems)
-        rows = load_rows(recipe.data, problems)
+        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         task, examples, ledgers = build_task(recipe.task, rows, problems)
         sharded = check_engine(recipe.training.distributed, processes, device, problems)
 
@@ -85,4 +85,4 @@ def tune(
             lambda: str(shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target)))
         )
     processes.leave()
-    return TuningResult(shelf.resolve(published), scores, ledgers, task, seconds)
+    return TuningResult(shelf.resolve(published), scores, ledgers, run.task, seconds)

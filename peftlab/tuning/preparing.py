@@ -11,6 +11,7 @@ from peftlab.tasks import Task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
+from peftlab.tuning.objective import with_objective
 from peftlab.tuning.packing import check_packing
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
@@ -35,6 +36,7 @@ def prepare(
         BaseNotFoundError: the base model is nowhere.
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
+    recipe, task = with_objective(recipe, task)
     place, training = "cpu" if sharded else device, recipe.training
     with Problems() as problems:
         check_optimizer(training, choose_device(device), problems)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Feature, Scores
@@ -33,11 +33,12 @@ class TaskTrainer(Trainer):
         self.run, self.validate = run, validate
         super().__init__(
             model=run.model,
-            train_dataset=_Listed(run.features),
+            train_dataset=_Rows(run),
             eval_dataset=_Listed(run.examples["validation"]),
             data_collator=_collate(run),
             **kwargs,
         )
+        self.add_callback(_EachEpoch(self.train_dataset))
         # the loss is the task's, a mean: Trainer is to divide it by the batches that a step sums up
         self.model_accepts_loss_kwargs = False
 
@@ -113,6 +114,32 @@ def _collate(run: Run) -> Callable[[Sequence[Feature]], dict[str, torch.Tensor]]
     if run.recipe.training.packing:
         return partial(packed, length=run.max_length, padding=tokenizer.pad_token_id)
     return partial(run.task.collate, tokenizer=tokenizer)
+
+
+class _Rows(Dataset[Any]):
+    """Training features, drawn anew in each `epoch` where the task does so, whatever batch they are in."""
+
+    def __init__(self, run: Run) -> None:
+        self.features, self.seed, self.epoch = run.features, run.recipe.training.seed, 0
+        self.redraw = run.task.redrawing(run.base.tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Feature:
+        feature = self.features[index]
+        return self.redraw(feature, f"{self.seed} {self.epoch} {index}") if self.redraw else feature
+
+
+class _EachEpoch(TrainerCallback):
+    """Tells the rows which epoch it is: where a loader goes on in the middle of one, Trainer tells only its sampler."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before its first batch, or the first after those that a checkpoint has done."""
+        self.rows.epoch = int(state.epoch or 0)
 
 
 class _Listed(Dataset[Any]):
