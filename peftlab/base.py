@@ -81,9 +81,9 @@ class BaseFiles:
 class Base:
     """A base in memory, with its tokenizer and, on top of it, a fresh head for one task.
 
-    `head_modules` names every module whose parameters the checkpoint does not hold: they are new, so they must be
-    trained and saved with the adapter. `parameters` counts those that the checkpoint holds, and `bytes` is the memory
-    they take, in fp32 or quantized; `max_length` is the longest input in tokens.
+    `head_modules` names every module whose parameters the checkpoint does not hold, and what else their head has: they
+    must be trained and saved with the adapter. `parameters` counts those of the base without them, and `bytes` is the
+    memory these take, in fp32 or quantized; `max_length` is the longest input in tokens.
     """
 
     files: BaseFiles
@@ -177,7 +177,7 @@ def load_with_head(
     device: str = "cpu",
     **settings: Any,
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the parameters that are new.
+    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the head's parameters.
 
     `settings` change the model's configuration.
 
@@ -193,6 +193,18 @@ def load_with_head(
         **settings,
         **_load_options(trust_remote_code),
     )
+
+
+def blank_with_head(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The same class of model without any weight."""
+    import torch
+    import transformers
+
+    trusted = {"trust_remote_code": trust_remote_code}
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
+        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, **trusted)
+    return model
 
 
 def tensors_named(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
@@ -230,7 +242,7 @@ def load_backbone(
 def _loaded(
     auto_class: str, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The model on its device, and the names of the parameters that the checkpoint lacks."""
+    """The model on its device, and the names of the parameters of a head that is new, wholly or in part."""
     import transformers
 
     place = choose_device(device)
@@ -238,14 +250,22 @@ def _loaded(
     with quietly():
         if quantization is None:
             model, report = load()
-            return model.to(place), set(report["missing_keys"])
+            return model.to(place), _whole_head(model, set(report["missing_keys"]))
         # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
         blank, report = load(device_map={"": "meta"})
-        new = set(report["missing_keys"])
+        new = _whole_head(blank, set(report["missing_keys"]))
         whole = {name.rpartition(".")[0] for name in new} | set(own_head(blank))
         model, _ = load(**quantized_loading(quantization, whole, place))
     keep_unpacked(model)
     return model, new
+
+
+def _whole_head(model: "PreTrainedModel", new: set[str]) -> set[str]:
+    """`new`, and the rest of a head that is new in part, as a classifier upon ModernBERT's own `head`: both are one."""
+    inside = f"{model.base_model_prefix}."
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
+    own = model.get_output_embeddings() is not None or not hasattr(model, model.base_model_prefix)
+    return new if own or new.isdisjoint(outside) else new | outside
 
 
 def own_head(model: "PreTrainedModel") -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
 
 import peftlab
 from peftlab.base import load_with_head
@@ -164,6 +164,20 @@ def test_a_head_under_old_names_is_read_as_transformers_reads_it(tmp_path):
     text = ASKED.format(mask="[MASK]")
     expected = plain_fillings(plain_model(base, adapter).get_base_model(), tokenizer)(text)
     assert [pairs(mask) for mask in bank.predict(text)[0].prediction.masks] == expected
+
+
+def test_a_classifier_upon_a_head_of_the_checkpoint_is_one_head_with_it(tmp_path):
+    """ModernBERT's, whose own `head` stands below a tagger's classifier as well."""
+    base = build_masked_model(tmp_path / "base", "modernbert")
+    (tmp_path / "tags").mkdir()
+    adapter = publish_fresh(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
+    assert adapter.manifest["head_modules"] == ["classifier", "head"]
+    bank = peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
+    plain = AutoModelForTokenClassification.from_pretrained(base, num_labels=5)
+    plain = PeftModel.from_pretrained(plain, adapter.folder).eval()
+    inputs = AutoTokenizer.from_pretrained(base)("Ada left Rome", return_tensors="pt")
+    with torch.inference_mode():
+        assert torch.equal(plain(**inputs).logits, bank.model("ner-tiny")(**inputs).logits)
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])

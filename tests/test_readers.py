@@ -439,14 +439,14 @@ PROSE = "\ufeffAda [wrote](LOC) to x-\r\n\r\n  London . O\r\nit-\n \n\n\nRome O"
 def test_a_line_of_plain_text_is_a_row_and_no_mark_in_it_means_anything(load):
     rows, problems = load("train.txt", PROSE, format="text")
     assert problems == []
-    found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows.splits["train"].rows]
+    found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
     assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O", "3"), ("it-", "4"), ("Rome O", "8")]
 
 
 def test_a_paragraph_ends_at_a_blank_line(load):
     rows, problems = load("train.txt", PROSE, format="paragraphs")
     assert problems == []
-    found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows.splits["train"].rows]
+    found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
     assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O\nit-", "3"), ("Rome O", "8")]
 
 

@@ -140,9 +140,9 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {tpye: head}",
             "method.tpye: unknown key. Did you mean 'type'? Keys here: alpha_pattern, "
             "init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, loraplus_lr_ratio, r, rank_pattern, "
-            "target_modules, type, use_dora, use_rslora.",
+            "start_from, target_modules, type, use_dora, use_rslora.",
         ),
-        ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: type."),
+        ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: start_from, type."),
         (
             "method: {layers_to_transform: last}",
             "method.layers_to_transform: should be a valid list, or a valid integer, not 'last'.",
@@ -168,7 +168,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {rr: 8}",
             "method.rr: unknown key. Did you mean 'r'? "
             "Keys here: alpha_pattern, init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, "
-            "loraplus_lr_ratio, r, rank_pattern, target_modules, type, use_dora, use_rslora.",
+            "loraplus_lr_ratio, r, rank_pattern, start_from, target_modules, type, use_dora, use_rslora.",
         ),
         (
             "trainig: {}",

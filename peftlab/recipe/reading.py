@@ -15,6 +15,7 @@ from peftlab.recipe.schema import Recipe
 
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
 MAYBE_FOLDERS: tuple[Key, ...] = (("base", "model"), ("data", "dataset"))
+ADAPTERS: tuple[Key, ...] = (("method", "start_from"),)  # paths where there is a slash in them, else names in the store
 
 
 def read_recipe(
@@ -57,7 +58,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
     """The recipe with every default filled in, its paths relative to `folder`, where the text is meant to lie."""
     values = recipe.model_dump()
-    for section, name in (*DATA_FILES, *MAYBE_FOLDERS):
+    for section, name in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS):
         value = values[section][name]
         if isinstance(value, str) and os.path.isabs(value):
             values[section][name] = os.path.relpath(value, folder)
@@ -145,12 +146,12 @@ def _yaml_line(value: Any) -> str:
 
 def _resolve_paths(draft: Draft) -> None:
     """Make paths absolute, so that nothing after this depends on where the recipe lies."""
-    for key in (*DATA_FILES, *MAYBE_FOLDERS):
+    for key in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS):
         value = draft.get(key)
         if not isinstance(value, str) or (key in DATA_FILES and draft.get(("data", "dataset"))):
             continue
         typed = any(key[:depth] in draft.overridden for depth in range(1, len(key) + 1))
         folder = Path.cwd() if typed else draft.file.parent
         path = os.path.abspath(folder / Path(value).expanduser())
-        if key in DATA_FILES or os.path.isdir(path):
+        if key in DATA_FILES or (key in ADAPTERS and "/" in value) or os.path.isdir(path):
             draft.parent(key)[key[-1]] = path

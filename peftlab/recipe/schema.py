@@ -212,6 +212,11 @@ TaskSection = Annotated[
 
 
 class Method(Section):
+    start_from: str | None = None
+    """A published adapter whose weights this one begins with, whatever its task: `name` or `name@version` in the store,
+    or the path of its folder, relative to the recipe, as in ../adapters/name. Base, method and its shape must be the
+    same; the head is taken only where task and labels are."""
+
     @property
     def usual_learning_rate(self) -> float:
         """Where the recipe names none: the best of a small grid on validation rows of two sample sets (0014)."""

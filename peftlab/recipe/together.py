@@ -55,6 +55,13 @@ def refusal(method: str, quantization: Quantization | None) -> str:
     return f"'{method}' does not go with a base in {quantization}: {reason}." if reason else ""
 
 
+_NOT_STARTING = {
+    "head": "'head' has no delta that could begin with another's.",
+    "adalora": "'adalora' shares its ranks out while it trains, and one that is trained has given most of them away.",
+}
+"""Methods that cannot begin with the weights of a published adapter, and why not."""
+
+
 def check_together(recipe: Recipe, problems: Problems) -> None:
     """Note every key that cannot stand beside what the recipe says elsewhere."""
     for problem in _clashes(recipe):
@@ -66,6 +73,8 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield from _against(recipe.base.quantization, recipe)
     if recipe.method.type in _not_going_with(recipe.task):
         yield Problem(_NOT_WRITING[recipe.method.type], key="method.type", hint="Take lora, or another method.")
+    if recipe.method.start_from and (reason := _NOT_STARTING.get(recipe.method.type)):
+        yield Problem(reason, key="method.start_from", hint="Take it out, or take another method.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
     if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:

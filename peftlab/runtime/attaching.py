@@ -15,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
-from peftlab.base import BaseFiles, head_config, load_with_head, tensors_named
+from peftlab.base import BaseFiles, blank_with_head, load_with_head, tensors_named
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
 from peftlab.runtime.trees import own_tree
@@ -91,10 +91,7 @@ def _shell(
     task: Task, backbone: transformers.PreTrainedModel, files: BaseFiles, trust_remote_code: bool
 ) -> transformers.PreTrainedModel:
     """The task's own model class on the backbone's weights, its head without any yet."""
-    trusted = {"trust_remote_code": trust_remote_code}
-    with torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
-        model = getattr(transformers, task.auto_class).from_config(config, **trusted)
+    model = blank_with_head(files, task, trust_remote_code=trust_remote_code)
     for flag in PEFT_ASKS:
         setattr(model, flag, getattr(backbone, flag, False))
     setattr(model, model.base_model_prefix, own_tree(backbone))

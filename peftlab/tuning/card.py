@@ -17,7 +17,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}{held}
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}{started}{held}
 
 {labels}
 
@@ -109,6 +109,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         share=parameters["trained"] / parameters["base"],
         frozen=parameters["base"],
         without_delta=" The base stays as it is: only its head is new." if manifest["method"] == "head" else "",
+        started=_started(manifest.get("started_from")),
         held=_held(manifest["base"]),
         imported=task["auto_class"] + (", BitsAndBytesConfig" if quantization else ""),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
@@ -142,6 +143,14 @@ def _loading(task: dict[str, Any], base: str, quantized: str) -> str:
 def _registration(method: str) -> str:
     """The line by which PEFT learns of a tuner of ours; none for its own."""
     return _REGISTRATION.format(what=_NOT_IN_PEFT[method]) if method in _NOT_IN_PEFT else ""
+
+
+def _started(start: dict[str, Any] | None) -> str:
+    """Which adapter's weights it began with."""
+    if not start:
+        return ""
+    head = " and head" if start["head"] else ""
+    return f" It began with the delta{head} of `{start['adapter']}` (manifest {start['manifest_sha256'][:12]}…)."
 
 
 def _held(base: dict[str, Any]) -> str:

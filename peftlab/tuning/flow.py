@@ -14,6 +14,7 @@ from peftlab.store import Adapter, Store
 from peftlab.tasks import Scores, Task, build_task
 from peftlab.tuning.distributed import Processes, check_engine
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.starting import find_start
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def tune(
         recipe = read_recipe(recipe_path, overrides, problems)
         rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         task, examples, ledgers = build_task(recipe.task, rows, problems)
+        start = find_start(recipe, shelf, problems)
         sharded = check_engine(recipe.training.distributed, processes, device, problems)
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
@@ -74,7 +76,7 @@ def tune(
         from peftlab.tuning.training import evaluate, train
 
     with processes.together():
-        shared: dict[str, Any] = {"processes": processes, "device": device, "sharded": sharded}
+        shared: dict[str, Any] = {"processes": processes, "device": device, "sharded": sharded, "start": start}
         run = prepare(recipe, rows, task, examples, ledgers, progress, **shared)
     with processes.opened_by_first(shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume)) as folder:
         log = train(run, folder, resume=resume, progress=progress)

@@ -7,6 +7,7 @@ from peftlab.data import Ledger, Rows
 from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import Recipe
+from peftlab.store import Adapter
 from peftlab.tasks import Task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
@@ -15,6 +16,7 @@ from peftlab.tuning.objective import with_objective
 from peftlab.tuning.packing import check_packing
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
+from peftlab.tuning.starting import begin_with
 
 
 def prepare(
@@ -28,8 +30,9 @@ def prepare(
     processes: Processes,
     device: str,
     sharded: bool,
+    start: Adapter | None = None,
 ) -> Run:
-    """All that training needs, in memory; see `Run`.
+    """All that training needs, in memory, with the weights of `start` if there is one; see `Run`.
 
     Raises:
         RecipeError: base, method and rows do not go together, or too much of the rows would be lost.
@@ -49,10 +52,13 @@ def prepare(
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train
+    started = begin_with(start, model, base, task) if start else None
+    if started:
+        progress.note(str(started))
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
     shared = (processes, choose_device(device), sharded)
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared, started)
     if training.packing:
         check_packing(run)
     return run

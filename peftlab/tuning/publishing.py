@@ -96,6 +96,7 @@ def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference
         },
         "head_modules": run.base.head_modules,
         "method": run.recipe.method.type,
+        **({"started_from": run.start.as_dict()} if run.start else {}),
         "max_length": run.max_length,
         "parameters": {"trained": run.trained, "base": run.base.parameters},
         "data": {
