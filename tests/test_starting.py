@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import peftlab
 from peftlab.errors import RecipeError, TuningInterrupted
+from peftlab.runtime import merge
 from peftlab.runtime.adapter_files import WEIGHTS
 from peftlab.store import Store
 from peftlab.tuning.training import evaluate
@@ -281,3 +282,35 @@ def test_a_recipe_moves_with_what_it_starts_from(store, base, tmp_path):
     told = Losses()
     peftlab.check(tmp_path / "elsewhere" / "recipe.yaml", device="cpu", progress=told)
     assert told.warnings == []
+
+
+# --- or the domain stays below
+
+
+def test_a_domain_below_a_task_answers_as_one_model_with_both_deltas(store, base, tmp_path):
+    """Oracle: the domain merged into the base's own weights, and the classifier on these by plain PEFT."""
+    adapter = publish_fresh(store, recipe_for(tmp_path / "classes", base, "classes"), {}, seed=2)
+    text, top, both = "the train was late .", "classes", "letters+classes"
+    folder = merge("letters", tmp_path / "merged", store=store, device="cpu").folder
+    inputs = transformers.AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")
+    with torch.inference_mode():
+        expected = plain_model(folder, adapter)(**inputs).logits[0].softmax(-1).tolist()
+    bank = peftlab.load(both, store=store, device="cpu")
+    assert bank.names == ["letters", top, both]
+    alone, stacked = (bank.predict(text, adapters=name)[0].prediction for name in (top, both))
+    assert list(stacked.chances.values()) == pytest.approx(expected, abs=1e-5)
+    assert list(stacked.chances.values()) != pytest.approx(list(alone.chances.values()), abs=1e-3)
+
+    told = run("predict", both, text, "--store", store, "--json")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout) == {"adapter": both, **stacked.as_dict()}
+    assert both not in run("predict", both, text, "--store", store).output  # the only one that was asked
+    scored = run("evaluate", both, "--data", tmp_path / "classes" / "test.jsonl", "--store", store)
+    assert "through letters@1+classes@1" in one_line(scored.output)
+
+
+@pytest.mark.parametrize("name", ["letters+nobody", "nobody+letters", "letters+", "+letters"])
+def test_a_stack_with_a_part_that_is_not_there_is_told(store, name):
+    told = run("predict", name, "Ada", "--store", store)
+    assert told.exit_code == 3
+    assert "There: letters" in one_line(told.output)
