@@ -55,6 +55,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         },
         "task": {"type": "token-classification", "labels": None, "tag_scheme": "auto"},
         "method": {
+            "start_from": None,
             "type": "lora",
             "r": 8,
             "lora_alpha": 16,

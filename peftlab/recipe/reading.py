@@ -153,5 +153,5 @@ def _resolve_paths(draft: Draft) -> None:
         typed = any(key[:depth] in draft.overridden for depth in range(1, len(key) + 1))
         folder = Path.cwd() if typed else draft.file.parent
         path = os.path.abspath(folder / Path(value).expanduser())
-        if key in DATA_FILES or (key in ADAPTERS and "/" in value) or os.path.isdir(path):
+        if key in DATA_FILES or ("/" in value if key in ADAPTERS else os.path.isdir(path)):
             draft.parent(key)[key[-1]] = path

@@ -186,7 +186,8 @@ class DomainAdaptation(Section):
     """masked-lm: share of a text's tokens that is masked, anew in every epoch; null takes 0.15. Scores always mask
     0.15."""
     generation: Generation | None = None
-    """causal-lm: how texts go on when the adapter is asked; null takes the defaults."""
+    """causal-lm: how texts go on when the adapter is asked; null takes the defaults, but at most half of the longest
+    input for new tokens."""
 
     @field_validator("mask_probability", "generation")
     @classmethod

@@ -37,8 +37,8 @@ def domain_adaptation(
 ) -> Task:
     """The task of an objective; without one, a task that only reads rows, which are the same for both."""
     if objective == MASKED:
-        return MaskedTextTask(mask_probability=mask_probability)
-    return ForeseenTextTask(generation=generation)
+        return MaskedTextTask(labels=labels, mask_probability=mask_probability)
+    return ForeseenTextTask(labels=labels, generation=generation)
 
 
 def read_text(row: Row) -> Passage:

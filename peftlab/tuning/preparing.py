@@ -52,7 +52,8 @@ def prepare(
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train
-    started = begin_with(start, model, base, task) if start else None
+    trusted = recipe.base.trust_remote_code
+    started = begin_with(start, model, base, task, trust_remote_code=trusted) if start else None
     if started:
         progress.note(str(started))
     trained = trained_parameters(model)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.base import Base, blank_with_head
 from peftlab.errors import AdapterNotFoundError, IntegrityError, Problem, Problems
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter, Store
@@ -17,8 +18,7 @@ from peftlab.tasks import Task
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
-
-    from peftlab.base import Base
+    from transformers import PreTrainedModel
 
 KEY = "method.start_from"
 IN_FILES = "base_model.model."
@@ -79,7 +79,9 @@ def find_start(recipe: Recipe, shelf: Store, problems: Problems) -> Adapter | No
     return adapter
 
 
-def begin_with(adapter: Adapter, model: "PeftModel", base: "Base", task: Task) -> Start:
+def begin_with(
+    adapter: Adapter, model: "PeftModel", base: Base, task: Task, *, trust_remote_code: bool = False
+) -> Start:
     """Put the adapter's weights into a fresh `model` of the run.
 
     Raises:
@@ -90,26 +92,33 @@ def begin_with(adapter: Adapter, model: "PeftModel", base: "Base", task: Task) -
     from safetensors.torch import load_file
 
     theirs, mine = load_file(adapter.folder / WEIGHTS), get_peft_model_state_dict(model, save_embedding_layers=False)
+    _check_fitting(adapter, model, base)
+    blank = blank_with_head(base.files, adapter.task, trust_remote_code=trust_remote_code)
     with Problems() as problems:
-        for problem in (*_of_another_base(adapter, base), *_shaped_otherwise(adapter, model)):
-            problems.add(problem.message, key=problem.key, hint=problem.hint)
-        problems.stop()
-        places = _Places(adapter, base, model)
-        anew, left = places.apart(set(mine), set(theirs), problems)
+        anew, left = _Places(adapter, base, model, blank).apart(set(mine), set(theirs), problems)
     why = _why_no_head(adapter, task)
     held = () if not why else (*adapter.manifest["head_modules"], *base.head_modules)
     taken = {name: tensor for name, tensor in theirs.items() if name in mine and not _inside(name, held)}
+    _check_shapes(adapter, taken, mine)
+    set_peft_model_state_dict(model, {**mine, **taken})  # PEFT wants a head in any case
+    _check_taken(adapter, taken, get_peft_model_state_dict(model, save_embedding_layers=False))
+    return Start(adapter, sum(not _inside(name, base.head_modules) for name in taken), not why, why, anew, left)
+
+
+def _check_fitting(adapter: Adapter, model: "PeftModel", base: Base) -> None:
+    with Problems() as problems:
+        for problem in (*_of_another_base(adapter, base), *_shaped_otherwise(adapter, model)):
+            problems.add(problem.message, key=problem.key, hint=problem.hint)
+
+
+def _check_shapes(adapter: Adapter, taken: Mapping[str, "Tensor"], mine: Mapping[str, "Tensor"]) -> None:
     with Problems() as problems:
         for name in (name for name, tensor in taken.items() if tensor.shape != mine[name].shape):
             shapes = f"{tuple(taken[name].shape)} in {adapter}, and {tuple(mine[name].shape)} here"
             problems.add(f"{name.removeprefix(IN_FILES)} is {shapes}.", key=KEY)
-    set_peft_model_state_dict(model, {**mine, **taken})  # PEFT wants a head in any case
-    _check_taken(adapter, taken, get_peft_model_state_dict(model, save_embedding_layers=False))
-    delta = sum(not _inside(name, base.head_modules) for name in taken)
-    return Start(adapter, delta, not why, why, anew, left)
 
 
-def _of_another_base(adapter: Adapter, base: "Base") -> Iterator[Problem]:
+def _of_another_base(adapter: Adapter, base: Base) -> Iterator[Problem]:
     told = adapter.manifest["base"]
     for what, theirs, mine in (
         ("weights", told["fingerprint"], base.fingerprint),
@@ -139,17 +148,16 @@ def _plain(value: Any) -> Any:
 
 
 class _Places:
-    """The modules that hold the deltas of an adapter and of a run, and those that each of their models has at all."""
+    """The modules that hold the deltas of an adapter and of a run, and those that each of their models has at all.
 
-    def __init__(self, adapter: Adapter, base: "Base", model: "PeftModel") -> None:
+    `blank` is the adapter's own, without weights.
+    """
+
+    def __init__(self, adapter: Adapter, base: Base, model: "PeftModel", blank: "PreTrainedModel") -> None:
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-
-        from peftlab.base import blank_with_head
 
         self._adapter, self._mark = adapter, f".{PEFT_TYPE_TO_PREFIX_MAPPING[model.peft_config['default'].peft_type]}"
         self._heads = (*adapter.manifest["head_modules"], *base.head_modules)
-        trusted = bool(adapter.manifest["base"]["trust_remote_code"])
-        blank = blank_with_head(base.files, adapter.task, trust_remote_code=trusted)
         self._theirs = {name for name, _ in blank.named_modules()}
         self._mine = {name for name, _ in model.get_base_model().named_modules()}
 
