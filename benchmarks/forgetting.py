@@ -98,7 +98,12 @@ def untuned(data: Path, stories: list[str]) -> Point:
 def articles(data: Path, split: str) -> list[str]:
     """Paragraphs of wikitext, without its headings."""
     file, characters = SIZES[split]
-    lines = (data / "lm_wikitext2_validtest" / file).read_text(encoding="utf8")[:characters].splitlines()
+    return paragraphs(data / "lm_wikitext2_validtest" / file, 0, characters)
+
+
+def paragraphs(file: Path, start: int, end: int) -> list[str]:
+    """Those of one file of wikitext between two characters, without headings."""
+    lines = file.read_text(encoding="utf8")[start:end].splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("=")]
 
 

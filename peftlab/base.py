@@ -64,9 +64,14 @@ class BaseFiles:
     revision: str | None = None
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Transformers' configuration of it, as it is written."""
+        return dict(json.loads((self.folder / "config.json").read_text(encoding="utf8")))
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the configuration and every weight file, without the keys that only tell who saved it."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf8"))
+        config = self.config
         for volatile in ("_name_or_path", "transformers_version"):
             config.pop(volatile, None)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -79,9 +84,9 @@ class BaseFiles:
 class Base:
     """A base in memory, with its tokenizer and, on top of it, a fresh head for one task.
 
-    `head_modules` names every module whose parameters the checkpoint does not hold: they are new, so they must be
-    trained and saved with the adapter. `parameters` counts those that the checkpoint holds, and `bytes` is the memory
-    they take, in fp32 or quantized; `max_length` is the longest input in tokens.
+    `head_modules` names every module whose parameters the checkpoint does not hold, and what else their head has: they
+    must be trained and saved with the adapter. `parameters` counts those of the base without them, and `bytes` is the
+    memory these take, in fp32 or quantized; `max_length` is the longest input in tokens.
     """
 
     files: BaseFiles
@@ -177,7 +182,8 @@ def _check_class(section: BaseSection, files: BaseFiles, task: "Task") -> None:
 def _refuse_headless(section: BaseSection, task: "Task", new: set[str]) -> None:
     with Problems() as problems:
         message = f"'{section.model}' has no head for {task.type}: its weights lack {', '.join(sorted(new)[:3])}."
-        problems.add(message, key="base.model", hint=f"Take one that was saved as {task.auto_class}.")
+        hint = f"Take one that was saved with it, by a class of {task.auto_class}: mostly the model this was made of."
+        problems.add(message, key="base.model", hint=hint)
 
 
 def load_with_head(
@@ -189,7 +195,7 @@ def load_with_head(
     device: str = "cpu",
     **settings: Any,
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the parameters that are new.
+    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the head's parameters.
 
     `settings` change the model's configuration.
 
@@ -207,6 +213,18 @@ def load_with_head(
     )
 
 
+def blank_with_head(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The same class of model without any weight."""
+    import torch
+    import transformers
+
+    trusted = {"trust_remote_code": trust_remote_code}
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
+        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, **trusted)
+    return model
+
+
 def tensors_named(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
     """Those of the checkpoint's tensors that have these names."""
     from safetensors import safe_open
@@ -220,8 +238,7 @@ def tensors_named(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.
 
 def _no_dropout(files: BaseFiles) -> dict[str, Any]:
     """Every probability of dropout in the configuration, under any of its names, set to 0."""
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf8"))
-    return {key: 0.0 for key, value in config.items() if "drop" in key and isinstance(value, float)}
+    return {key: 0.0 for key, value in files.config.items() if "drop" in key and isinstance(value, float)}
 
 
 def load_backbone(
@@ -243,7 +260,7 @@ def load_backbone(
 def _loaded(
     auto_class: str, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The model on its device, and the names of the parameters that the checkpoint lacks."""
+    """The model on its device, and the names of the parameters of a head that is new, wholly or in part."""
     import transformers
 
     place = choose_device(device)
@@ -251,20 +268,33 @@ def _loaded(
     with quietly():
         if quantization is None:
             model, report = load()
-            return model.to(place), set(report["missing_keys"])
+            return model.to(place), _whole_head(model, set(report["missing_keys"]))
         # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
         blank, report = load(device_map={"": "meta"})
-        new = set(report["missing_keys"])
-        whole = {name.rpartition(".")[0] for name in new} | set(_vocabulary_head(blank))
+        new = _whole_head(blank, set(report["missing_keys"]))
+        whole = {name.rpartition(".")[0] for name in new} | set(own_head(blank))
         model, _ = load(**quantized_loading(quantization, whole, place))
     keep_unpacked(model)
     return model, new
 
 
-def _vocabulary_head(model: "PreTrainedModel") -> Iterator[str]:
-    """The name of a language model's own head, mostly the embeddings once more, which stay whole as well."""
-    head = model.get_output_embeddings()
-    return (name for name, module in model.named_modules() if head is not None and module is head)
+def _whole_head(model: "PreTrainedModel", new: set[str]) -> set[str]:
+    """`new`, and the rest of a head that is new in part, as a classifier upon ModernBERT's own `head`: both are one."""
+    inside = f"{model.base_model_prefix}."
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
+    own = model.get_output_embeddings() is not None or not hasattr(model, model.base_model_prefix)
+    return new if own or new.isdisjoint(outside) else new | outside
+
+
+def own_head(model: "PreTrainedModel") -> Iterator[str]:
+    """Names of the modules of a language model's own head, all that is not its backbone, which stays as it is.
+
+    The last of them is mostly the embeddings once more.
+    """
+    if model.get_output_embeddings() is None:
+        return
+    inside = model.base_model_prefix
+    yield from (name for name, _ in model.named_modules() if name and not f"{name}.".startswith(f"{inside}."))
 
 
 def head_config(task: "Task") -> dict[str, Any]:
@@ -303,8 +333,7 @@ def load_tokenizer(
 
 def _is_embedded(token: Any, files: BaseFiles) -> bool:
     """Whether the base has an embedding for a token: one that a tokenizer's class adds may have none."""
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf8"))
-    return bool(token < config.get("vocab_size", math.inf))
+    return bool(token < files.config.get("vocab_size", math.inf))
 
 
 def _begin_words_with_a_blank(tokenizer: "PreTrainedTokenizerBase") -> None:

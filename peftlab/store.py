@@ -33,6 +33,8 @@ RUN = "run"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 FULL = 1_000_000  # bytes; less than one checkpoint needs
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+ON = "+"
+"""Between the names of adapters of which each stands on the one before."""
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 from peftlab.data import load_rows
 from peftlab.errors import Problems
-from peftlab.recipe import read_recipe
+from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
+from peftlab.store import Store
 from peftlab.tasks import build_task
 from peftlab.tuning import Processes, Progress
 from peftlab.tuning.preparing import prepare
+from peftlab.tuning.starting import find_start
 
 
-def prepared_run(file, overrides=None):
-    """The run of the recipe in `file`, on the CPU."""
+def prepared_run(file, overrides=None, store="adapters"):
+    """The run of the recipe in `file`, on the CPU; an adapter that it starts from is in `store`."""
     with Problems() as problems:
         recipe = read_recipe(file, overrides, problems)
-        rows = load_rows(recipe.data, problems)
+        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         understood = build_task(recipe.task, rows, problems)
-    return prepare(recipe, rows, *understood, Progress(), processes=Processes(), device="cpu", sharded=False)
+        start = find_start(recipe, Store(store), problems)
+    place = {"processes": Processes(), "device": "cpu", "sharded": False}
+    return prepare(recipe, rows, *understood, Progress(), **place, start=start)
 
 
 class Losses(Progress):

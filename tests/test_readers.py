@@ -429,3 +429,41 @@ def test_json_and_tsv_are_told_apart_by_what_is_in_them(write, name, content, ki
 
 def test_a_mark_of_utf16_is_read_by_its_encoding(write):
     assert guess_format(write("a.json", codecs.BOM_UTF16_LE + '[{"a": 1}]'.encode("utf-16-le")), "utf-16") == "json"
+
+
+# --- text as it stands
+
+PROSE = "\ufeffAda [wrote](LOC) to x-\r\n\r\n  London . O\r\nit-\n \n\n\nRome O"
+
+
+def test_a_line_of_plain_text_is_a_row_and_no_mark_in_it_means_anything(load):
+    rows, problems = load("train.txt", PROSE, format="text")
+    assert problems == []
+    found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
+    assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O", "3"), ("it-", "4"), ("Rome O", "8")]
+
+
+def test_a_paragraph_ends_at_a_blank_line(load):
+    rows, problems = load("train.txt", PROSE, format="paragraphs")
+    assert problems == []
+    found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
+    assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O\nit-", "3"), ("Rome O", "8")]
+
+
+@pytest.mark.parametrize("kind", ["text", "paragraphs"])
+def test_a_file_of_blank_lines_holds_no_rows(load, kind):
+    assert load("train.txt", "\n \n", format=kind)[1] == ["data.train: train.txt holds no rows."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.txt", "Ada left O\nRome x-\n", "text"),
+        ("a.txt", '{"text": "Ada"}\n', "jsonl"),
+        ("a.csv", "text\nAda\n", "csv"),
+        ("a.tsv", "text\tlabel\nAda\tx\n", "tsv"),
+        ("a", "", "text"),
+    ],
+)
+def test_for_tasks_on_plain_text_lines_are_neither_tagged_nor_marked_up(write, name, content, kind):
+    assert guess_format(write(name, content), plain=True) == kind

@@ -55,6 +55,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         },
         "task": {"type": "token-classification", "labels": None, "tag_scheme": "auto"},
         "method": {
+            "start_from": None,
             "type": "lora",
             "r": 8,
             "lora_alpha": 16,
@@ -141,9 +142,9 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {tpye: head}",
             "method.tpye: unknown key. Did you mean 'type'? Keys here: alpha_pattern, "
             "init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, loraplus_lr_ratio, r, rank_pattern, "
-            "target_modules, trainable_token_indices, type, use_dora, use_rslora.",
+            "start_from, target_modules, trainable_token_indices, type, use_dora, use_rslora.",
         ),
-        ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: type."),
+        ("method: {type: head, r: 8}", "method.r: unknown key. Keys here: start_from, type."),
         (
             "method: {layers_to_transform: last}",
             "method.layers_to_transform: should be a valid list, or a valid integer, not 'last'.",
@@ -169,7 +170,8 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "method: {rr: 8}",
             "method.rr: unknown key. Did you mean 'r'? "
             "Keys here: alpha_pattern, init_lora_weights, layers_to_transform, lora_alpha, lora_dropout, "
-            "loraplus_lr_ratio, r, rank_pattern, target_modules, trainable_token_indices, type, use_dora, use_rslora.",
+            "loraplus_lr_ratio, r, rank_pattern, start_from, target_modules, trainable_token_indices, type, use_dora, "
+            "use_rslora.",
         ),
         (
             "trainig: {}",
@@ -194,8 +196,8 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
             "  type: token-classification",
             "  type: ner",
             "recipe.yaml:5  task.type: unknown type 'ner'. "
-            "Known: causal-lm, preference, question-answering, regression, relation-extraction, text-classification, "
-            "token-classification.",
+            "Known: causal-lm, domain-adaptation, preference, question-answering, regression, relation-extraction, "
+            "summarization, text-classification, token-classification, translation.",
         ),
         ("  train: train.txt", "  {}", "recipe.yaml:6  data.train: missing, and it has no default."),
         (
@@ -207,7 +209,7 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
             "  train: train.txt",
             "  train: a\n  format: jsnl",
             "recipe.yaml:8  data.format: unknown format 'jsnl'. Did you mean 'jsonl'? "
-            "Known: auto, conll, csv, json, jsonl, markup, parquet, squad, tsv.",
+            "Known: auto, conll, csv, json, jsonl, markup, paragraphs, parquet, squad, text, tsv.",
         ),
         ("  train: train.txt", "  train: a\n  validation: 1.5", "recipe.yaml:8  data.validation: should be "),
         ("  train: train.txt", "  train: 3", "recipe.yaml:7  data.train: should be a valid string, not 3."),
@@ -276,8 +278,8 @@ training:
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
         "Keys here: attn_implementation, model, quantization, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
-        "Known: causal-lm, preference, question-answering, regression, relation-extraction, text-classification, "
-        "token-classification.",
+        "Known: causal-lm, domain-adaptation, preference, question-answering, regression, relation-extraction, "
+        "summarization, text-classification, token-classification, translation.",
         "recipe.yaml:7  task.labels: should be a valid list, not 'PER'.",
         "recipe.yaml:9  method.r: should be a valid integer, not '8'.",
         "recipe.yaml:10  method.target_modules: should be 'all-linear', or a valid list, not 3.",
@@ -533,6 +535,8 @@ def test_the_schema_describes_its_fields():
         "squad",
         "conll",
         "markup",
+        "text",
+        "paragraphs",
         "csv",
         "tsv",
         "parquet",

@@ -31,10 +31,13 @@ KEYS = {
     "relation-extraction": "labels, negative_label, type",
     "causal-lm": "generation, system, template, type",
     "preference": "beta, generation, label_smoothing, loss_type, system, template, type",
+    "domain-adaptation": "generation, mask_probability, objective, type",
+    "translation": "bleu_tokenize, generation, prefix, source_language, target_language, type",
+    "summarization": "generation, prefix, rouge_tokenize, type",
 }
 KNOWN = (
-    "Known: causal-lm, preference, question-answering, regression, relation-extraction, text-classification, "
-    "token-classification."
+    "Known: causal-lm, domain-adaptation, preference, question-answering, regression, relation-extraction, "
+    "summarization, text-classification, token-classification, translation."
 )
 
 

@@ -70,6 +70,8 @@ def show(adapter: str, as_json: bool, store: str) -> None:
         out.print(f"        in {quantization}: {held} of memory, in fp32 {whole}")
     trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
     out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
+    if start := manifest.get("started_from"):
+        out.print(f"from    {start['adapter']}, manifest {start['manifest_sha256'][:12]}…")
     out.print(f"data    {_data(manifest)}, inputs of up to {manifest['max_length']} tokens")
     made = "imported by" if "imported" in manifest else "made by"
     out.print(f"{made} {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")

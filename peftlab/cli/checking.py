@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from peftlab.cli.options import device_option, override_option
+from peftlab.cli.options import device_option, override_option, store_option
 
 if TYPE_CHECKING:
     from peftlab.tasks import Feature
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe_path", metavar="RECIPE")
 @override_option
+@store_option
 @device_option
 @click.option(
     "--show-mask",
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     flag_value=3,
     help="Print the tokens of the first training rows (3 without a number), and which of them are learnt.",
 )
-def check(recipe_path: str, overrides: dict[str, Any], device: str, shown: int | None) -> None:
+def check(recipe_path: str, overrides: dict[str, Any], store: str, device: str, shown: int | None) -> None:
     """Do all that `tune` does before it trains: whatever is wrong with RECIPE, its data or its base is told.
 
     Nothing is written. Where the base is not on this machine, recipe and rows are checked as far as they can be.
@@ -36,7 +37,7 @@ def check(recipe_path: str, overrides: dict[str, Any], device: str, shown: int |
     from peftlab.tuning import check as run
 
     with TuningDisplay() as display:
-        checked = run(recipe_path, overrides=overrides, device=device, progress=display)
+        checked = run(recipe_path, overrides=overrides, store=store, device=device, progress=display)
     if checked.run is None:
         out.print(ledger_table(checked.task.targets, checked.ledgers))
         display.warn(f"recipe and rows are right, but the base could not be looked at: {checked.missing}")

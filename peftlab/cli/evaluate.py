@@ -55,6 +55,8 @@ def evaluate(
 ) -> None:
     """Score ADAPTER on labelled rows: the predictions that `peftlab predict` gives, held against the labels.
 
+    ADAPTER is a name, or name@version, or lower+top, one on top of the other.
+
     With --by, the rows of FILE are those of several adapters, and each is scored on its own.
     """
     refuse_beside(by, adapter)
@@ -105,7 +107,7 @@ def _write(predictions: "Iterable[Prediction | Answer]", file: str) -> None:
 
 
 def _described(result: "Evaluation", data: str) -> dict[str, Any]:
-    described = {"adapter": str(result.adapter), "data": data, "rows": result.ledger.used}
+    described = {"adapter": result.name, "data": data, "rows": result.ledger.used}
     return {**described, "scores": result.scores.as_dict()}
 
 
@@ -113,7 +115,7 @@ def _print_evaluation(result: "Evaluation", data: str) -> None:
     from peftlab.cli.display import out, score_tables
 
     ledger = result.ledger
-    out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets}, through {result.adapter}\n")
+    out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets}, through {result.name}\n")
     for what, count in ledger.notes.items():
         out.print(f"  {count} × {what}", style="dim")
     out.print(score_tables(f"Scores on {data}", result.scores))

@@ -77,8 +77,8 @@ def predict(
 ) -> None:
     """Run texts through one adapter, or through several on the same resident base.
 
-    Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version; with
-    --by, each row of --file has its own.
+    Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version, or
+    lower+top, one on top of the other as a task on its domain; with --by, each row of --file has its own.
     Relations are asked as "<e1>Ada</e1> founded <e2>Solwind</e2>." With --json, each row and adapter gives one line
     with `adapter`, what was asked, and the prediction.
     """
@@ -117,7 +117,7 @@ def _print(bank: "Bank", asked: list[tuple[str, Any]], scheme: str | None, as_js
         elif scheme:
             print_conll(answers, scheme)
         else:
-            print_answers(answers, {name: bank.task(name) for name in bank.names})
+            print_answers(answers, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in asked)})
 
 
 def refuse_beside(by: str | None, *names: str | None) -> None:
@@ -132,10 +132,10 @@ def refuse_beside(by: str | None, *names: str | None) -> None:
 
 
 def resolve_first(names: list[str], store: str) -> "dict[str, Task]":
-    """The tasks of adapters; a wrong name is told at once, not after seconds of imports."""
-    from peftlab.store import Store
+    """The tasks of adapters, of a stack its top's; a wrong name is told at once, not after seconds of imports."""
+    from peftlab.store import ON, Store
 
-    return {name: Store(store).verify(name).task for name in names}
+    return {name: [Store(store).verify(part).task for part in name.split(ON)][-1] for name in names}
 
 
 def _names(adapters: str | None) -> list[str]:

@@ -97,6 +97,22 @@ def _stopped(shown: Text, fields: Mapping[str, Any], task: Any) -> Text:
     return shown if fields["finished"] else shown.append(f" … (stopped at {limit} tokens)", style="dim")
 
 
+def language_form(fields: Mapping[str, Any], task: Any) -> Text:
+    """How the text goes on; or the text, and a bar for each token that may stand in the place of each mask."""
+    if "masks" not in fields:
+        return reply_form(fields, task)
+    shown = _asked(fields)
+    for number, mask in enumerate(fields["masks"], start=1):
+        width = max(len(one["token"]) for one in mask)
+        if len(fields["masks"]) > 1:
+            shown.append(f"\n  mask {number}", style="bold")
+        for place, one in enumerate(mask):
+            style = "cyan" if place == 0 else "dim"
+            shown.append(f"\n  {one['token']:<{width}} ", style=f"bold {style}" if place == 0 else style)
+            shown.append(_bar(one["score"]), style=style).append(f" {one['score']:6.1%}", style=style)
+    return shown
+
+
 def number_form(fields: Mapping[str, Any], task: Any) -> Text:
     """The text, and where the number lies between the least and the most of the training rows."""
     least, most = task.learned.get("least", 0.0), task.learned.get("most", 1.0)
@@ -145,6 +161,7 @@ FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
     "translation": rewriting_form,
     "summarization": rewriting_form,
     "preference": reply_form,
+    "domain-adaptation": language_form,
 }
 
 

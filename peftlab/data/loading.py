@@ -12,6 +12,7 @@ from peftlab.data.conll import read_conll, split_columns
 from peftlab.data.json_files import read_json, read_jsonl, read_squad
 from peftlab.data.markup import read_markup
 from peftlab.data.parallel import parallel_paths, read_parallel
+from peftlab.data.plain_text import read_lines, read_paragraphs
 from peftlab.data.rows import Row, RowError, Rows, Split
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
 from peftlab.errors import NotFoundError, Problems, suggest
@@ -26,6 +27,8 @@ FORMATS: dict[str, Reader] = {
     "squad": read_squad,
     "conll": read_conll,
     "markup": read_markup,
+    "text": read_lines,
+    "paragraphs": read_paragraphs,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,
@@ -42,11 +45,14 @@ SHOWN_PER_SPLIT = 5
 _PLACED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
-def load_rows(section: DataSection, problems: Problems) -> Rows:
-    """Rows of each split, read or carved; what cannot be read is added to `problems`."""
+def load_rows(section: DataSection, problems: Problems, *, plain: bool = False) -> Rows:
+    """Rows of each split, read or carved; what cannot be read is added to `problems`.
+
+    With `plain`, files that are no tables hold text as it stands, and not markup.
+    """
     named = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
-        name: read_split(section, source, problems, key=f"data.{name}")
+        name: read_split(section, source, problems, key=f"data.{name}", plain=plain)
         for name, source in named.items()
         if isinstance(source, str)
     }
@@ -55,8 +61,11 @@ def load_rows(section: DataSection, problems: Problems) -> Rows:
     return Rows({name: splits[name] for name in named if name in splits})
 
 
-def guess_format(path: Path, encoding: str = "utf-8-sig") -> str:
-    """The format by the file's ending, or else by its first lines: JSON, token-and-tag columns, or markup."""
+def guess_format(path: Path, encoding: str = "utf-8-sig", *, plain: bool = False) -> str:
+    """The format by the file's ending, or else by its first lines: JSON, token-and-tag columns, or markup.
+
+    Of `plain` text, lines are neither tagged nor marked up.
+    """
     ending = path.suffix.lower()
     if ending in ENDINGS:
         return ENDINGS[ending]
@@ -66,6 +75,8 @@ def guess_format(path: Path, encoding: str = "utf-8-sig") -> str:
         return _guess_json(lines)
     if lines and all(line.lstrip().startswith("{") for line in lines):
         return "jsonl"
+    if plain and ending != ".tsv":
+        return "text"
     last_columns = [split_columns(line)[-1] for line in lines]
     tagged = sum(tag == "O" or tag[1:2] == "-" for tag in last_columns)
     untagged = "tsv" if ending == ".tsv" else "markup"
@@ -83,10 +94,15 @@ def _guess_json(lines: list[str]) -> str:
     return "squad" if "data" in first else "jsonl"
 
 
-def read_split(section: DataSection, source: str, problems: Problems, *, key: str) -> Split:
-    """The rows of one file or dataset split, their columns under our names; problems are told at the recipe's `key`."""
+def read_split(section: DataSection, source: str, problems: Problems, *, key: str, plain: bool = False) -> Split:
+    """The rows of one file or dataset split, their columns under our names; problems are told at the recipe's `key`.
+
+    `plain` is as for `load_rows`.
+    """
     found = (
-        _read_dataset(section, key, source, problems) if section.dataset else _read_file(section, key, source, problems)
+        _read_dataset(section, key, source, problems)
+        if section.dataset
+        else _read_file(section, key, source, problems, plain=plain)
     )
     add_row_problems([error for error in found or () if isinstance(error, RowError)], problems)
     if found is not None and not found:
@@ -136,7 +152,9 @@ def _read_dataset(section: DataSection, key: str, split: str, problems: Problems
         return None
 
 
-def _read_file(section: DataSection, key: str, source: str, problems: Problems) -> list[Row | RowError] | None:
+def _read_file(
+    section: DataSection, key: str, source: str, problems: Problems, *, plain: bool
+) -> list[Row | RowError] | None:
     path = Path(source)
     if path.is_dir():
         problems.add(f"{path} is a folder.", key=key, hint="Name a file in it, or load it as a dataset: data.dataset.")
@@ -146,7 +164,7 @@ def _read_file(section: DataSection, key: str, source: str, problems: Problems) 
         encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a mark
         if pair := parallel_paths(path):
             return list(read_parallel(pair, encoding))
-        kind = guess_format(path, encoding) if section.format == "auto" else section.format
+        kind = guess_format(path, encoding, plain=plain) if section.format == "auto" else section.format
         return list(FORMATS[kind](path, encoding, section.header))
     except FileNotFoundError as error:
         path = Path(error.filename or path)

@@ -3,7 +3,7 @@
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.base import Base
+from peftlab.base import Base, own_head
 from peftlab.errors import Problems, suggest
 from peftlab.recipe import AdaLora, Lora, OtherMethod
 
@@ -32,9 +32,9 @@ def linears_of(base: Base) -> list[str]:
 
 def modules_of(base: Base, kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.Module,)) -> list[str]:
     """Full names of the base's modules of some kinds."""
-    vocabulary = base.model.get_output_embeddings()  # a language model's own head, mostly the embeddings once more
-    found = ((name, module) for name, module in base.model.named_modules() if name and isinstance(module, kinds))
-    return [name for name, module in found if module is not vocabulary and not _inside(name, base.head_modules)]
+    head = [*base.head_modules, *own_head(base.model)]
+    found = (name for name, module in base.model.named_modules() if name and isinstance(module, kinds))
+    return [name for name in found if not _inside(name, head)]
 
 
 def layer_names(model: torch.nn.Module) -> list[str]:

@@ -2,12 +2,14 @@
 
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
 from peftlab.recipe.schema import (
+    PLAIN_TEXT_TASKS,
     SHARDING,
     AdaLora,
     BaseSection,
     BitFit,
     Bottleneck,
     DataSection,
+    DomainAdaptation,
     Full,
     Generation,
     Head,
@@ -33,6 +35,7 @@ from peftlab.recipe.schema import (
 from peftlab.recipe.together import REFUSED_ON, refusal
 
 __all__ = [
+    "PLAIN_TEXT_TASKS",
     "REFUSED_ON",
     "SHARDING",
     "AdaLora",
@@ -40,6 +43,7 @@ __all__ = [
     "BitFit",
     "Bottleneck",
     "DataSection",
+    "DomainAdaptation",
     "Full",
     "Generation",
     "Head",

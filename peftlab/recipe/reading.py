@@ -16,6 +16,7 @@ from peftlab.recipe.schema import TEMPLATE_ENDING, Recipe
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
 TEMPLATE: Key = ("task", "template")
 MAYBE_FOLDERS: tuple[Key, ...] = (("base", "model"), ("data", "dataset"))
+ADAPTERS: tuple[Key, ...] = (("method", "start_from"),)  # paths where there is a slash in them, else names in the store
 
 
 def read_recipe(
@@ -58,7 +59,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
     """The recipe with every default filled in, its paths relative to `folder`, where the text is meant to lie."""
     values = recipe.model_dump()
-    for section, name in (*DATA_FILES, *MAYBE_FOLDERS, TEMPLATE):
+    for section, name in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS, TEMPLATE):
         value = values[section].get(name)
         if isinstance(value, str) and os.path.isabs(value):
             values[section][name] = os.path.relpath(value, folder)
@@ -146,7 +147,7 @@ def _yaml_line(value: Any) -> str:
 
 def _resolve_paths(draft: Draft) -> None:
     """Make paths absolute, so that nothing after this depends on where the recipe lies."""
-    for key in (*DATA_FILES, *MAYBE_FOLDERS, TEMPLATE):
+    for key in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS, TEMPLATE):
         value = draft.get(key)
         if not isinstance(value, str) or (key in DATA_FILES and draft.get(("data", "dataset"))):
             continue
@@ -154,5 +155,6 @@ def _resolve_paths(draft: Draft) -> None:
         folder = Path.cwd() if typed else draft.file.parent
         path = os.path.abspath(folder / Path(value).expanduser())
         is_file = key in DATA_FILES or (key == TEMPLATE and value.endswith(TEMPLATE_ENDING))
-        if is_file or (key in MAYBE_FOLDERS and os.path.isdir(path)):
+        is_folder = (key in ADAPTERS and "/" in value) or (key in MAYBE_FOLDERS and os.path.isdir(path))
+        if is_file or is_folder:
             draft.parent(key)[key[-1]] = path

@@ -247,6 +247,30 @@ class Summarization(Section):
     """How summaries are made; published with the adapter."""
 
 
+class DomainAdaptation(Section):
+    """Plain text of a domain, from which the base goes on learning as it was pretrained (DAPT, TAPT)."""
+
+    type: Literal["domain-adaptation"]
+    objective: Literal["masked-lm", "causal-lm"] | None = None
+    """masked-lm finds masked tokens, causal-lm foresees each next one; null takes what the base was pretrained for."""
+    mask_probability: Share | None = None
+    """masked-lm: share of a text's tokens that is masked, anew in every epoch; null takes 0.15. Scores always mask
+    0.15."""
+    generation: Generation | None = None
+    """causal-lm: how texts go on when the adapter is asked; null takes the defaults, but at most half of the longest
+    input for new tokens."""
+
+    @field_validator("mask_probability", "generation")
+    @classmethod
+    def _of_its_objective(cls, value: Any, info: ValidationInfo) -> Any:
+        fitting = "causal-lm" if info.field_name == "generation" else "masked-lm"
+        if value is not None and info.data.get("objective", fitting) not in (None, fitting):
+            raise ValueError(f"should come with objective: {fitting}")
+        return value
+
+
+PLAIN_TEXT_TASKS = ("causal-lm", "domain-adaptation")
+"""Tasks for which a file that is no table holds text as it stands; for others it has markup."""
 TaskSection = Annotated[
     TokenClassification
     | TextClassification
@@ -256,15 +280,19 @@ TaskSection = Annotated[
     | CausalLm
     | Translation
     | Summarization
-    | Preference,
+    | Preference
+    | DomainAdaptation,
     Field(discriminator="type"),
 ]
 SCORED_BY_WRITING = ("translation", "summarization")
-WRITING = ("causal-lm", "preference", *SCORED_BY_WRITING)
-"""Tasks that write with the base's own head."""
 
 
 class Method(Section):
+    start_from: str | None = None
+    """A published adapter whose weights this one begins with, whatever its task: `name` or `name@version` in the store,
+    or the path of its folder, relative to the recipe, as in ../adapters/name. Base, method and its shape must be the
+    same; the head is taken only where task and labels are."""
+
     @property
     def usual_learning_rate(self) -> float:
         """Where the recipe names none: the best of a small grid on validation rows of two sample sets (0014)."""
@@ -535,8 +563,11 @@ class DataSection(Section):
     """Hub id, or a local folder, that `datasets` loads; train, validation and test then name its splits."""
     subset: str | None = None
     """Configuration of that Hub dataset."""
-    format: Literal["auto", "jsonl", "json", "squad", "conll", "markup", "csv", "tsv", "parquet"] = "auto"
-    """File format; auto goes by the file's ending, then by its first lines."""
+    format: Literal[
+        "auto", "jsonl", "json", "squad", "conll", "markup", "text", "paragraphs", "csv", "tsv", "parquet"
+    ] = "auto"
+    """File format; auto goes by the file's ending, then by its first lines. text has a row a line, paragraphs one up to
+    each blank line."""
     header: Labels | None = None
     """Column names of csv and tsv files that have no header line of their own."""
     encoding: str = "utf-8"
@@ -573,7 +604,8 @@ class TrainingSection(Section):
     """tokens puts rows of about the same length into batches of about the same number of tokens, of as many rows on
     average as the batch size says; random takes rows as they come."""
     packing: bool = False
-    """causal-lm: put several texts into one row of a batch, each as if it stood alone, instead of padding them."""
+    """causal-lm, as task or objective: put several texts into one row of a batch, each as if it stood alone, instead of
+    padding them."""
     bf16: bool | None = None
     """Compute training steps in bfloat16, though what trains stays in fp32; null does where the device is faster so."""
     fp16: bool | None = None

@@ -1,9 +1,22 @@
 """What one section of a recipe forbids in another: told with its line, before anything is loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from peftlab.errors import Problem, Problems
-from peftlab.recipe.schema import SCORED_BY_WRITING, SHARDING, WRITING, Lora, MethodSection, Quantization, Recipe
+from peftlab.recipe.schema import (
+    SCORED_BY_WRITING,
+    SHARDING,
+    CausalLm,
+    DomainAdaptation,
+    Lora,
+    MethodSection,
+    Preference,
+    Quantization,
+    Recipe,
+    Summarization,
+    TaskSection,
+    Translation,
+)
 
 _OTHER: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
@@ -50,6 +63,13 @@ def refusal(method: str, quantization: Quantization | None) -> str:
     return f"'{method}' does not go with a base in {quantization}: {reason}." if reason else ""
 
 
+_NOT_STARTING = {
+    "head": "'head' has no delta that could begin with another's.",
+    "adalora": "'adalora' shares its ranks out while it trains, and one that is trained has given most of them away.",
+}
+"""Methods that cannot begin with the weights of a published adapter, and why not."""
+
+
 def check_together(recipe: Recipe, problems: Problems) -> None:
     """Note every key that cannot stand beside what the recipe says elsewhere."""
     for problem in _clashes(recipe):
@@ -59,10 +79,11 @@ def check_together(recipe: Recipe, problems: Problems) -> None:
 def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
-    refused = _NOT_REWRITING if recipe.task.type in SCORED_BY_WRITING else _NOT_WRITING
-    if recipe.task.type in WRITING and recipe.method.type in refused:
-        message = refused[recipe.method.type].format(task=recipe.task.type)
+    if reason := _not_going_with(recipe.task).get(recipe.method.type):
+        message = reason.format(task=recipe.task.type)
         yield Problem(message, key="method.type", hint="Take lora, or another method.")
+    if recipe.method.start_from and (reason := _NOT_STARTING.get(recipe.method.type)):
+        yield Problem(reason, key="method.start_from", hint="Take it out, or take another method.")
     if recipe.task.type == "preference" and recipe.training.distributed in SHARDING:
         message = "what the base makes of each answer is computed apart from training, where no process has all of it."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
@@ -78,6 +99,15 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 
+def _not_going_with(task: TaskSection) -> Mapping[str, str]:
+    """Methods that do not go with a task, and why not; an objective that is not decided yet is told later."""
+    if isinstance(task, Translation | Summarization):
+        return _NOT_REWRITING
+    if isinstance(task, DomainAdaptation) and task.objective != "causal-lm":
+        return {"head": _NOT_WRITING["head"]}
+    return _NOT_WRITING if isinstance(task, CausalLm | Preference | DomainAdaptation) else {}
+
+
 def _against_trained_tokens(recipe: Recipe) -> Iterator[Problem]:
     if recipe.task.type != "causal-lm":
         message = f"embeddings of single tokens train for causal-lm, not for {recipe.task.type}."
@@ -88,7 +118,10 @@ def _against_trained_tokens(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _against_packing(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.task.type != "causal-lm":
+    if getattr(recipe.task, "objective", None) == "masked-lm":
+        message = "masked tokens are found with all that is beside them, so each text needs a row of its own."
+        yield Problem(message, key="training.packing", hint="Take it out.")
+    elif not isinstance(recipe.task, CausalLm | DomainAdaptation):
         message = f"each text of {recipe.task.type} needs a row of its own."
         yield Problem(message, key="training.packing", hint="Take it out.")
     upper = recipe.method.type == "last-layers" or getattr(recipe.method, "layers_to_transform", None) is not None

@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import TrainableTokensWrapper
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
-from peftlab.base import BaseFiles, head_config, tensors_named
+from peftlab.base import BaseFiles, blank_with_head, load_with_head, tensors_named
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
 from peftlab.runtime.backbones import path_of_backbone, put_backbone
@@ -105,20 +105,21 @@ def _shell(
     task: Task, backbone: transformers.PreTrainedModel, files: BaseFiles, trust_remote_code: bool
 ) -> transformers.PreTrainedModel:
     """The task's own model class on the backbone's weights, its head without any yet."""
-    trusted = {"trust_remote_code": trust_remote_code}
-    with torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
-        model = getattr(transformers, task.auto_class).from_config(config, **trusted)
+    model = blank_with_head(files, task, trust_remote_code=trust_remote_code)
     for flag in PEFT_ASKS:
         setattr(model, flag, getattr(backbone, flag, False))
     put_backbone(model, own_tree(backbone))
     if not task.head_labels:
-        _add_own_head(model, backbone, files)
+        _add_own_head(model, backbone, files, task, trust_remote_code)
     return model
 
 
 def _add_own_head(
-    model: transformers.PreTrainedModel, backbone: transformers.PreTrainedModel, files: BaseFiles
+    model: transformers.PreTrainedModel,
+    backbone: transformers.PreTrainedModel,
+    files: BaseFiles,
+    task: Task,
+    trust_remote_code: bool,
 ) -> None:
     """The base's own head, from its checkpoint, or tied to its embeddings; and how the base ends texts.
 
@@ -128,9 +129,9 @@ def _add_own_head(
     path = path_of_backbone(model)
     wanted = model.state_dict().keys() - {f"{path}{name}" for name in backbone.state_dict()} - set(_tied(model))
     found = tensors_named(files, wanted)
-    absent = wanted - found.keys()
-    biases = {name: buffer for name, buffer in model.named_buffers() if name in absent}
-    found |= {name: torch.zeros(buffer.shape) for name, buffer in biases.items()}  # BART's, zero unless it is saved
+    if wanted - found.keys():  # of other names, such as LayerNorm.gamma of old, which Transformers knows to read
+        whole, new = load_with_head(files, task, trust_remote_code=trust_remote_code)
+        found = {name: tensor for name, tensor in whole.state_dict().items() if name in wanted - new}
     if absent := wanted - found.keys():
         raise IntegrityError(f"base '{files.model}' has no head of its own: {', '.join(sorted(absent))} is not in it.")
     placed = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}

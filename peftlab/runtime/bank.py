@@ -32,7 +32,7 @@ from peftlab.runtime.moulds import Resident
 from peftlab.runtime.request import Answer, Request
 from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
 from peftlab.runtime.tiers import Key, Tiers
-from peftlab.store import Adapter, Edition, Store
+from peftlab.store import ON, Adapter, Edition, Store
 from peftlab.tasks import Task
 from peftlab.tasks.asking import Asked
 from peftlab.tasks.tokenizing import Told
@@ -54,6 +54,7 @@ def load(
 
     Args:
         names: `name`, which means the store's current version at each request, or `name@version`; all of one base.
+            `lower+top` is one on top of the other, with the head of the top.
         store: Folder of the store.
         device: auto, cpu, cuda or mps.
         quantization: Hold the base so, whatever the adapters were tuned on (`Bank.notes` says where that differs); None
@@ -185,6 +186,8 @@ class Bank:
     def add(self, name: str) -> None:
         """Let an adapter join: verify it and bring it into memory; one that is here already stays as it is.
 
+        `lower+top` are two that join, and their stack under that name; see `compose`.
+
         Raises:
             AdapterNotFoundError: no such adapter.
             BaseNotFoundError: its base is nowhere.
@@ -192,7 +195,12 @@ class Bank:
             MemoryBudgetError: it is larger than all the memory for adapters.
         """
         with self._joining:
-            if name in self._current:
+            if name in self.names:
+                return
+            if ON in name:
+                for part in (parts := name.split(ON)):
+                    self.add(part)
+                self.compose(name, "stack", parts)
                 return
             edition = self.store.edition(name)
             if self._base is None:
@@ -364,7 +372,7 @@ class Bank:
     def _names_for(self, rows: int, adapters: str | Sequence[str] | None) -> list[str]:
         if adapters is None:
             if len(self._current) != 1:
-                raise AdapterNotFoundError(f"say which adapter each text goes through: {', '.join(self._current)}.")
+                raise AdapterNotFoundError(f"say which adapter each text goes through: {', '.join(self.names)}.")
             adapters = next(iter(self._current))
         names = [adapters] * rows if isinstance(adapters, str) else list(adapters)
         if len(names) != rows:

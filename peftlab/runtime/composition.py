@@ -116,8 +116,9 @@ def check_alike(edition: ComposedEdition, parts: Sequence[Resident]) -> None:
                 f"{', '.join(first.task.head_labels)}; {part.adapter} ({part.task.type}) has "
                 f"{', '.join(part.task.head_labels)}."
             )
-    if is_ensemble(edition) and first.task.writes:
-        raise IntegrityError(f"{edition} cannot be made: a text cannot go on by several adapters. Take an average.")
+    if is_ensemble(edition) and not first.task.head_labels:
+        what = "a text cannot go on by several adapters" if first.task.writes else "a vocabulary is not averaged"
+        raise IntegrityError(f"{edition} cannot be made: {what}. Take an average.")
 
 
 def _by_module(edition: ComposedEdition, parts: Sequence[Resident]) -> Iterator[tuple[str, list[Own | None]]]:

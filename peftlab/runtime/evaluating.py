@@ -11,11 +11,11 @@ from peftlab.data import Ledger, Split
 from peftlab.data.loading import read_split
 from peftlab.data.named_rows import NamedRow, read_named
 from peftlab.errors import Problem, Problems, RecipeError
-from peftlab.recipe import DataSection, Quantization
+from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection, Quantization
 from peftlab.runtime.bank import load
 from peftlab.runtime.request import Answer
 from peftlab.runtime.resident_base import Precision
-from peftlab.store import Adapter, Store
+from peftlab.store import ON, Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
 from peftlab.tasks.label_sets import refuse_unknown
 from peftlab.tasks.tokenizing import Told
@@ -23,8 +23,12 @@ from peftlab.tasks.tokenizing import Told
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An adapter's scores on rows, with a ledger of them, its predictions in their order, and the bank's `notes`."""
+    """An adapter's scores on rows, with a ledger of them, its predictions in their order, and the bank's `notes`.
 
+    `name` tells its version; of a stack it names all parts, and `adapter` is the top.
+    """
+
+    name: str
     adapter: Adapter
     task: Task
     scores: Scores
@@ -62,7 +66,7 @@ def evaluate(
     """Score an adapter on the labelled rows of a file.
 
     Args:
-        adapter: `name` or `name@version`.
+        adapter: `name` or `name@version`, or `lower+top`, one on top of the other.
         data: A file in any format that a recipe takes.
         data_format: The format, or auto.
         columns: Our column name → the name in the file.
@@ -86,9 +90,11 @@ def evaluate(
     base |= {"precision": precision, "memory": memory, "slots": slots}
     bank = load(adapter, store=store, **base)
     with Problems() as problems:
-        split = read_split(section, str(data), problems, key="")
+        plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
+        split = read_split(section, str(data), problems, key="", plain=plain)
         rows = _labelled(bank.adapter(adapter), split, problems, called="the data")
-    return _scored(rows, bank.run(adapter, rows.examples, told), bank.notes)
+    name = ON.join(str(bank.adapter(part)) for part in adapter.split(ON))
+    return _scored(name, rows, bank.run(adapter, rows.examples, told), bank.notes)
 
 
 def evaluate_mixed(
@@ -135,7 +141,7 @@ def evaluate_mixed(
     predictions: dict[str, list[Prediction]] = {name: [] for name in groups}
     for answer in answers:
         predictions[answer.adapter].append(answer.prediction)
-    scored = {name: _scored(rows, predictions[name], bank.notes) for name, rows in groups.items()}
+    scored = {name: _scored(str(rows.adapter), rows, predictions[name], bank.notes) for name, rows in groups.items()}
     return MixedEvaluation(scored, answers, bank.notes)
 
 
@@ -174,9 +180,9 @@ def _labelled_by_adapter(
     return groups
 
 
-def _scored(rows: _Labelled, predictions: list[Any], notes: list[str]) -> Evaluation:
+def _scored(name: str, rows: _Labelled, predictions: list[Any], notes: list[str]) -> Evaluation:
     scores = rows.task.score(rows.examples, predictions)
-    return Evaluation(rows.adapter, rows.task, scores, rows.ledger, predictions, notes)
+    return Evaluation(name, rows.adapter, rows.task, scores, rows.ledger, predictions, notes)
 
 
 def _section(

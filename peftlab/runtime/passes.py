@@ -125,7 +125,8 @@ def _by_head(
     own = part_of(states, part)
     own = in_fp32(own) if task.head_labels else own  # the base's own head computes as the base does
     logits = task.logits(head_output(resident.model, own, mine)).float()
-    labels = _labels(features, mine["attention_mask"]) if task.writes and features else None
+    scored = not task.head_labels and features and features[0].labels is not None
+    labels = _labels(features, mine["attention_mask"]) if scored else None
     outcome = task.outcome(logits, labels).cpu()
     if not task.per_token:
         yield from outcome

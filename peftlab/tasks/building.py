@@ -1,5 +1,6 @@
 """The task section of a recipe + rows → a task with its labels, and every row read as an example."""
 
+from collections.abc import Callable
 from typing import Any
 
 from peftlab.data import Ledger, Rows, Split
@@ -9,6 +10,7 @@ from peftlab.errors import IntegrityError, Problems, suggest
 from peftlab.recipe import TaskSection
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.contract import Task
+from peftlab.tasks.domain_adaptation import domain_adaptation
 from peftlab.tasks.preference import PreferenceTask
 from peftlab.tasks.question_answering import QuestionAnsweringTask
 from peftlab.tasks.regression import RegressionTask
@@ -18,7 +20,7 @@ from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tasks.translation import TranslationTask
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     "token-classification": TokenClassificationTask,
     "text-classification": TextClassificationTask,
     "regression": RegressionTask,
@@ -28,6 +30,7 @@ TASKS: dict[str, type[Task]] = {
     "translation": TranslationTask,
     "summarization": SummarizationTask,
     "preference": PreferenceTask,
+    "domain-adaptation": domain_adaptation,
 }
 
 Examples = dict[str, list[Any]]

@@ -1,6 +1,5 @@
 """A text that goes on: instructions with their answers, chats, and plain text, for causal language models."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from peftlab.tasks.chats import (
 )
 from peftlab.tasks.columns import chosen_form, question_text, text_column
 from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.foreseeing import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
 from peftlab.tasks.messages import instruction_messages, messages_column
 from peftlab.tasks.sequences import inputs_of
 
@@ -67,20 +67,6 @@ class Reply(Prediction):
         """`text`, `reply`, `finished`, and `cut` where it is so."""
         told = {"text": self.text, "reply": self.reply, "finished": self.finished}
         return told | ({"cut": True} if self.cut else {})
-
-
-@dataclass(frozen=True)
-class Surprise(Prediction):
-    """How well a model foresaw the learnt tokens of a text: `nats` is their negative log likelihood, `foreseen` counts
-    those that it held to be the likeliest."""
-
-    nats: float
-    tokens: int
-    foreseen: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """`text`, `nats`, `tokens` and `foreseen`."""
-        return {"text": self.text, "nats": round(self.nats, 4), "tokens": self.tokens, "foreseen": self.foreseen}
 
 
 class CausalLmTask(Task):
@@ -194,6 +180,9 @@ class CausalLmTask(Task):
             self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
             self._written(split, tokenizer, problems)
+        self._check_room(max_length, problems)
+
+    def _check_room(self, max_length: int, problems: Problems) -> None:
         if (room := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
             message = f"a reply of {self.generation['max_new_tokens']} tokens leaves {max(0, room)} of {max_length}"
             hint = "Take fewer, or raise data.max_length if it is below what the base takes."
@@ -274,21 +263,15 @@ class CausalLmTask(Task):
 
     def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """Mean cross entropy of each learnt token, foreseen from those before it."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        return mean_loss(logits[:, :-1], labels[:, 1:])
 
     def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
         """(batch, tokens, 2): what each learnt token cost, in nats, and whether it was held to be the likeliest."""
-        import torch
         from torch.nn import functional
 
         if labels is None:
             return logits
-        foreseen, came = logits[:, :-1].transpose(1, 2), labels[:, 1:]
-        nats = functional.cross_entropy(foreseen, came, ignore_index=IGNORED, reduction="none")
-        told = torch.stack([nats, (foreseen.argmax(1) == came).to(nats.dtype)], dim=-1)
-        return functional.pad(told, (0, 0, 1, 0))
+        return functional.pad(token_costs(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
@@ -305,15 +288,11 @@ class CausalLmTask(Task):
         if is_asked(example):
             (told,), (feature,) = logits, features
             return Reply(example.text, told.text.strip(), told.finished, feature.cut)
-        nats, foreseen = (sum(float(output[:, i].double().sum()) for output in logits) for i in (0, 1))
-        return Surprise(example.text, nats, sum(map(self.loss_terms, features)), round(foreseen))
+        return summed_costs(example.text, logits, sum(map(self.loss_terms, features)))
 
     def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[Surprise]) -> Scores:
         """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""
-        tokens = sum(prediction.tokens for prediction in predictions) or 1
-        loss = sum(prediction.nats for prediction in predictions) / tokens
-        accuracy = sum(prediction.foreseen for prediction in predictions) / tokens
-        return Scores({"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": accuracy})
+        return foreseeing_scores(predictions)
 
 
 def is_asked(example: Chat | Passage) -> bool:

@@ -1,7 +1,7 @@
 """What every task gives: rows → examples → features → predictions → scores, and the head that goes with it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -64,6 +64,8 @@ def _told_once(values: list[int]) -> int | list[int]:
 
 
 FeatureClass = type[Feature]
+Redraw = Callable[[Feature, str], Feature]
+"""A feature → what it is by a chance that hangs on a text alone."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,6 @@ class Task(ABC):
 
     pipeline_tag: ClassVar[str] = "text-classification"
     """What the Hub calls the task."""
-    example_arguments: ClassVar[str] = '"Your text"'
-    """What to write after `peftlab predict ADAPTER` for a first look."""
     main_score: str
     """The score that picks the best checkpoint."""
     smaller_is_better: ClassVar[bool] = False
@@ -176,6 +176,11 @@ class Task(ABC):
     def input_columns(self) -> tuple[str, ...]:
         """What a row needs for a prediction; a bare string is the first of them."""
         return ("text",)
+
+    @property
+    def example_arguments(self) -> str:
+        """What to write after `peftlab predict ADAPTER` for a first look."""
+        return '"Your text"'
 
     @property
     def reading(self) -> str:
@@ -255,6 +260,13 @@ class Task(ABC):
     def lost(self, example: Any, features: Sequence[Feature]) -> int:
         """How many of the example's targets are not wholly inside its features."""
         return 0
+
+    def redrawing(self, tokenizer: "PreTrainedTokenizerBase") -> Redraw | None:
+        """How a training feature becomes another in every epoch; None where it stays as it is.
+
+        It costs as many `loss_terms` however it is drawn.
+        """
+        return None
 
     def collate(self, features: Sequence[Feature], tokenizer: "PreTrainedTokenizerBase") -> dict[str, "torch.Tensor"]:
         """Inputs padded as the tokenizer does, each (batch, tokens), and `labels`; see `stack_labels`."""

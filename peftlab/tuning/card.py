@@ -17,7 +17,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}{held}
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}{started}{held}
 
 {labels}
 
@@ -90,8 +90,8 @@ _QUANTIZED = {
 def model_card(manifest: dict[str, Any], recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
     task, parameters, quantization = manifest["task"], manifest["parameters"], manifest["base"]["quantization"]
-    new = manifest["head_modules"]
-    skipped = f", llm_int8_skip_modules={json.dumps(new)}" if new else ""  # a base's own head stays whole by default
+    whole = manifest["head_modules"] or _whole_head(manifest["base"])
+    skipped = f", llm_int8_skip_modules={json.dumps(whole)}" if whole else ""
     quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
     made = task_from_manifest(task)
     scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
@@ -109,6 +109,7 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         share=parameters["trained"] / parameters["base"],
         frozen=parameters["base"],
         without_delta=" The base stays as it is: only its head is new." if manifest["method"] == "head" else "",
+        started=_started(manifest.get("started_from")),
         held=_held(manifest["base"]),
         imported=task["auto_class"] + (", BitsAndBytesConfig" if quantization else ""),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
@@ -123,6 +124,12 @@ def model_card(manifest: dict[str, Any], recipe: str) -> str:
         recipe=recipe,
     )
     return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
+
+
+def _whole_head(base: dict[str, Any]) -> list[str]:
+    """Layers of a base's own head that are to stay whole: of a single one Transformers knows that by itself."""
+    own: list[str] = base.get("own_head", [])
+    return own if len(own) > 1 else []
 
 
 def _loading(task: dict[str, Any], base: str, quantized: str) -> str:
@@ -141,6 +148,14 @@ def _registration(method: str) -> str:
 def _signatures(scores: Scores) -> str:
     """How scores were computed, in the words of the library that did."""
     return "\n".join(f"- {name}: `{signature}`" for name, signature in scores.signatures.items())
+
+
+def _started(start: dict[str, Any] | None) -> str:
+    """Which adapter's weights it began with."""
+    if not start:
+        return ""
+    head = " and head" if start["head"] else ""
+    return f" It began with the delta{head} of `{start['adapter']}` (manifest {start['manifest_sha256'][:12]}…)."
 
 
 def _held(base: dict[str, Any]) -> str:

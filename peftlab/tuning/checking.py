@@ -9,10 +9,12 @@ from peftlab.base import find_base
 from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import BaseNotFoundError, Problems
-from peftlab.recipe import Recipe, read_recipe
+from peftlab.recipe import PLAIN_TEXT_TASKS, Recipe, read_recipe
+from peftlab.store import Store
 from peftlab.tasks import Task, build_task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.starting import find_start
 
 if TYPE_CHECKING:
     from peftlab.tuning.run import Run
@@ -37,6 +39,7 @@ def check(
     recipe_path: str | Path,
     *,
     overrides: Mapping[str, Any] | None = None,
+    store: str | Path = "adapters",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Checked:
@@ -48,8 +51,9 @@ def check(
     progress = progress or Progress()
     with Problems() as problems:
         recipe = read_recipe(recipe_path, overrides, problems)
-        rows = load_rows(recipe.data, problems)
+        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         task, examples, ledgers = build_task(recipe.task, rows, problems)
+        start = find_start(recipe, Store(store), problems)
     try:
         find_base(recipe.base)
     except BaseNotFoundError as error:
@@ -58,5 +62,5 @@ def check(
     with heavy_imports():
         from peftlab.tuning.preparing import prepare
 
-    shared: dict[str, Any] = {"processes": Processes(), "device": device, "sharded": False}
+    shared: dict[str, Any] = {"processes": Processes(), "device": device, "sharded": False, "start": start}
     return Checked(recipe, task, ledgers, prepare(recipe, rows, task, examples, ledgers, progress, **shared))

@@ -9,11 +9,12 @@ from typing import Any
 from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import Problems
-from peftlab.recipe import read_recipe
+from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Scores, Task, build_task
 from peftlab.tuning.distributed import Processes, check_engine
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.starting import find_start
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def tune(
 
     with processes.together(), Problems() as problems:  # everything wrong with recipe and data, told at once
         recipe = read_recipe(recipe_path, overrides, problems)
-        rows = load_rows(recipe.data, problems)
+        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
         task, examples, ledgers = build_task(recipe.task, rows, problems)
+        start = find_start(recipe, shelf, problems)
         sharded = check_engine(recipe.training.distributed, processes, device, problems)
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
@@ -74,7 +76,7 @@ def tune(
         from peftlab.tuning.training import evaluate, train
 
     with processes.together():
-        shared: dict[str, Any] = {"processes": processes, "device": device, "sharded": sharded}
+        shared: dict[str, Any] = {"processes": processes, "device": device, "sharded": sharded, "start": start}
         run = prepare(recipe, rows, task, examples, ledgers, progress, **shared)
     with processes.opened_by_first(shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume)) as folder:
         log = train(run, folder, resume=resume, progress=progress)
@@ -85,4 +87,4 @@ def tune(
             lambda: str(shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target)))
         )
     processes.leave()
-    return TuningResult(shelf.resolve(published), scores, ledgers, task, seconds)
+    return TuningResult(shelf.resolve(published), scores, ledgers, run.task, seconds)

@@ -69,6 +69,8 @@ def _remembered(prefix: Prefix, run: Run, folder: Path, progress: Progress) -> I
     Raises:
         Unsuited: there is no room for it, or the model answers otherwise with it.
     """
+    if run.task.redrawing(run.base.tokenizer):
+        raise Unsuited("rows are masked anew in every epoch")
     splits = {split: [one for windows in run.encoded[split] for one in windows] for split in SPLITS}
     if not splits["validation"]:
         raise Unsuited("there is no validation row to try it on")

@@ -7,14 +7,17 @@ from peftlab.data import Ledger, Rows
 from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import Recipe
+from peftlab.store import Adapter
 from peftlab.tasks import Task
 from peftlab.tuning.aligning import check_aligning
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
+from peftlab.tuning.objective import with_objective
 from peftlab.tuning.packing import check_packing
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
+from peftlab.tuning.starting import begin_with
 
 
 def prepare(
@@ -28,14 +31,16 @@ def prepare(
     processes: Processes,
     device: str,
     sharded: bool,
+    start: Adapter | None = None,
 ) -> Run:
-    """All that training needs, in memory; see `Run`.
+    """All that training needs, in memory, with the weights of `start` if there is one; see `Run`.
 
     Raises:
         RecipeError: base, method and rows do not go together, or too much of the rows would be lost.
         BaseNotFoundError: the base model is nowhere.
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
+    recipe, task = with_objective(recipe, task)
     place, training = "cpu" if sharded else device, recipe.training
     with Problems() as problems:
         check_optimizer(training, choose_device(device), problems)
@@ -54,10 +59,14 @@ def prepare(
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
     model = adapt(base, recipe.method, task)  # only delta and head train
+    trusted = recipe.base.trust_remote_code
+    started = begin_with(start, model, base, task, trust_remote_code=trusted) if start else None
+    if started:
+        progress.note(str(started))
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
     shared = (processes, choose_device(device), sharded)
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared)
+    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared, started)
     if training.packing:
         check_packing(run)
     return run

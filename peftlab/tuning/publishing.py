@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
-from peftlab.base import load_with_head
+from peftlab.base import load_with_head, own_head
 from peftlab.errors import IntegrityError
 from peftlab.recipe import recipe_yaml
 from peftlab.tasks import Scores, task_description
@@ -72,6 +73,12 @@ def compare_reloaded(run: Run, folder: Path) -> float:
     return difference
 
 
+def _own_head(run: Run) -> list[str]:
+    """The Linear layers of the base's own head, where the task has no other; a quantized base keeps them whole."""
+    modules = dict(run.base.model.named_modules())
+    return [name for name in own_head(run.base.model) if isinstance(modules[name], torch.nn.Linear)]
+
+
 def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference: float) -> dict[str, Any]:
     return {
         "name": run.recipe.name,
@@ -84,10 +91,12 @@ def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference
             "tokenizer_sha256": run.base.tokenizer_hash,
             "trust_remote_code": run.recipe.base.trust_remote_code,
             "quantization": run.base.quantization,
+            "own_head": _own_head(run),
             "bytes": {"fp32": run.base.bytes_in_fp32, "in memory": run.base.bytes},
         },
         "head_modules": run.base.head_modules,
         "method": run.recipe.method.type,
+        **({"started_from": run.start.as_dict()} if run.start else {}),
         "max_length": run.max_length,
         "parameters": {"trained": run.trained, "base": run.base.parameters},
         "data": {

@@ -1,5 +1,6 @@
 """What one tuning run works with."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.precision import training_dtype
+from peftlab.tuning.starting import Start
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Run:
 
     `encoded` holds the features of each example: of the training split cut at `max_length` tokens, of the others in
     windows. `max_length` is the longest input in tokens, `trained` the number of parameters that train; `processes` are
-    those that share the run, on a `device` each, and with `sharded` each of them holds a part of the base.
+    those that share the run, on a `device` each, and with `sharded` each of them holds a part of the base. `start`
+    tells which adapter's weights it began with, if any.
     """
 
     recipe: Recipe
@@ -38,6 +41,7 @@ class Run:
     processes: Processes
     device: torch.device
     sharded: bool
+    start: Start | None = None
 
     @cached_property
     def features(self) -> list[Feature]:
@@ -53,6 +57,7 @@ class Run:
             "base": self.base.fingerprint,
             "chat template": str(self.task.learned.get("chat_template")),  # a file may have changed
             "number of processes": str(self.processes.count),
+            "adapter that it starts from": json.dumps(self.start.as_dict()) if self.start else "none",
         }
 
     def inputs_of(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:

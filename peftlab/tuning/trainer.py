@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from peftlab.recipe import AdaLora
-from peftlab.tasks import Scores
+from peftlab.tasks import Feature, Scores
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.engines import engine_arguments
 from peftlab.tuning.packing import packed
@@ -40,6 +40,8 @@ class TaskTrainer(Trainer):
             data_collator=self.collator(),
             **kwargs,
         )
+        if isinstance(self.train_dataset, _Rows):
+            self.add_callback(_EachEpoch(self.train_dataset))
         # the loss is the task's, a mean: Trainer is to divide it by the batches that a step sums up
         self.model_accepts_loss_kwargs = False
 
@@ -54,7 +56,7 @@ class TaskTrainer(Trainer):
 
     def dataset(self) -> Dataset[Any]:
         """The same as the collator takes them."""
-        return _Listed(self.rows())
+        return _Rows(self.run)
 
     def loss_terms(self, row: Any) -> int:
         """Over how many terms a batch's loss takes the mean in one of its rows."""
@@ -135,6 +137,32 @@ class TaskTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class _Rows(Dataset[Any]):
+    """Training features, drawn anew in each `epoch` where the task does so, whatever batch they are in."""
+
+    def __init__(self, run: Run) -> None:
+        self.features, self.seed, self.epoch = run.features, run.recipe.training.seed, 0
+        self.redraw = run.task.redrawing(run.base.tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Feature:
+        feature = self.features[index]
+        return self.redraw(feature, f"{self.seed} {self.epoch} {index}") if self.redraw else feature
+
+
+class _EachEpoch(TrainerCallback):
+    """Tells the rows which epoch it is: where a loader goes on in the middle of one, Trainer tells only its sampler."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before its first batch, or the first after those that a checkpoint has done."""
+        self.rows.epoch = int(state.epoch or 0)
 
 
 class _Listed(Dataset[Any]):

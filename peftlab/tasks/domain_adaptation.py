@@ -1,0 +1,303 @@
+"""Continued pretraining on plain text of a domain or task (DAPT and TAPT, Gururangan et al. 2020, arXiv:2004.10964).
+
+The base's own head learns, as it did before, to find masked tokens or to foresee the next one; it stays as it is, and
+the adapter holds what the layers below it learnt. Two tasks in one: the objective decides.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.causal_lm import CausalLmTask, Passage
+from peftlab.tasks.columns import chosen_form, question_text, shown, text_column
+from peftlab.tasks.contract import IGNORED, Feature, Prediction, Redraw, Scores, Task, padded_labels
+from peftlab.tasks.foreseeing import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
+from peftlab.tasks.masking import Masks
+from peftlab.tasks.sequences import inputs_of, numbers_of_windows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+TYPE = "domain-adaptation"
+MASKED, FORESEEN = "masked-lm", "causal-lm"
+MASK_PROBABILITY = 0.15
+LIKELIEST = 5  # fillings told of each mask, as Transformers' fill-mask pipeline does
+
+
+def domain_adaptation(
+    *,
+    labels: list[str] | None = None,
+    objective: str | None = None,
+    mask_probability: float | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Task:
+    """The task of an objective; without one, a task that only reads rows, which are the same for both."""
+    if objective == MASKED:
+        return MaskedTextTask(labels=labels, mask_probability=mask_probability)
+    return ForeseenTextTask(labels=labels, generation=generation)
+
+
+def read_text(row: Row) -> Passage:
+    """A row with `text`, all of which is learnt. Raises RowError."""
+    chosen_form(row, ("text",))
+    return Passage("", row.where, completion=text_column(row, "text"))
+
+
+class ForeseenTextTask(CausalLmTask):
+    """Each next token of a text is learnt, and the end of it; asked, a text goes on."""
+
+    type = TYPE
+    targets = "texts"
+    chats = False
+    input_columns = ("text",)
+
+    def __init__(self, *, labels: list[str] | None = None, generation: Mapping[str, Any] | None = None) -> None:
+        super().__init__(labels=labels, generation=generation)
+        self._asked_for = generation is not None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The objective, and how texts go on."""
+        return {"objective": FORESEEN, "generation": self.generation}
+
+    def read(self, row: Row) -> Passage:
+        """See `read_text`."""
+        return read_text(row)
+
+    def read_input(self, row: Row) -> Passage:
+        """`text`, which is to go on."""
+        chosen_form(row, ("text",))
+        return Passage(question_text(row, "text"), row.where)
+
+    def suit(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        examples: Mapping[str, Sequence[Any]],
+        problems: Problems,
+    ) -> None:
+        """See `Task.suit`; where the recipe does not say how long replies are, they leave half of an input."""
+        if not self._asked_for:
+            self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], max_length // 2)
+        self._check_room(max_length, problems)
+
+    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """The tokenizer's own end, and the recipe's `stop_strings`."""
+        endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        return list(dict.fromkeys(ending for ending in endings if ending))
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A token that may stand in the place of a mask, and how probable it is."""
+
+    token: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Fillings(Prediction):
+    """The likeliest tokens for each mask of a text, in order."""
+
+    masks: tuple[tuple[Filling, ...], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text`, and `masks`, a list of {token, score} for each."""
+        told = [[{"token": one.token, "score": round(one.score, 6)} for one in mask] for mask in self.masks]
+        return {"text": self.text, "masks": told}
+
+
+@dataclass(frozen=True)
+class AskedFeature(Feature):
+    """A window of a text with masks; `positions` are those masks that it decides, with their numbers.
+
+    `written` turns a token into text.
+    """
+
+    written: Callable[[int], str] = str
+
+
+class MaskedTextTask(Task):
+    """Masked tokens of a text are found; asked, those in the place of the tokenizer's mask token."""
+
+    type = TYPE
+    targets = "texts"
+    auto_class = "AutoModelForMaskedLM"
+    peft_task_type = None  # PEFT has no name for it
+    per_token = True
+    whole_text = True
+    empty = "nothing in it that can be masked"
+    pipeline_tag = "fill-mask"
+    main_score = "perplexity"
+    smaller_is_better = True
+
+    def __init__(self, *, labels: list[str] | None = None, mask_probability: float | None = None) -> None:
+        super().__init__(labels=labels)
+        self.mask_probability = mask_probability or MASK_PROBABILITY
+        self.learned = {"mask token": "[MASK]"}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The objective, and how much is masked in training."""
+        return {"objective": MASKED, "mask_probability": self.mask_probability}
+
+    @property
+    def outcome_width(self) -> int:
+        """A token's cost, and whether it was the likeliest."""
+        return 2
+
+    @property
+    def example_arguments(self) -> str:
+        """A text with a mask."""
+        return f'"The {self.learned["mask token"]} was here."'
+
+    def read(self, row: Row) -> Passage:
+        """See `read_text`."""
+        return read_text(row)
+
+    def read_input(self, row: Row) -> Passage:
+        """`text` with masks in it. Raises RowError with what was expected."""
+        chosen_form(row, ("text",))
+        text, mask = question_text(row, "text"), self.learned["mask token"]
+        if mask not in text:
+            raise RowError(f"expected text to hold {mask} where a word is to be found, found {shown(text)}")
+        return Passage(text, row.where)
+
+    def learn(self, examples: Mapping[str, Sequence[Passage]], problems: Problems) -> None:
+        """There is nothing to fix."""
+
+    def suit(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        examples: Mapping[str, Sequence[Any]],
+        problems: Problems,
+    ) -> None:
+        """Take the tokenizer's mask token; see `Task.suit`."""
+        if tokenizer.mask_token is None:
+            message = "the tokenizer of this base has no mask token."
+            problems.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
+        self.learned["mask token"] = tokenizer.mask_token
+
+    def encode_all(
+        self, examples: Sequence[Passage], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+    ) -> list[list[Feature]]:
+        """See `Task.encode_all`.
+
+        All of a text is there, in pieces. To be scored, its masks hang on its tokens alone, so that they are the same
+        in every evaluation. What only asks goes through in windows that overlap by half.
+        """
+        masks = Masks(tokenizer, self.mask_probability if training else MASK_PROBABILITY)
+        made: dict[int, list[Feature]] = {}
+        for asked in (False, True):
+            chosen = [i for i, example in enumerate(examples) if (example.completion is None) == asked]
+            texts = [examples[i].completion or examples[i].text for i in chosen]
+            if asked:
+                made |= zip(chosen, _windows(texts, tokenizer, max_length), strict=True)
+            else:
+                pieces = _pieces(texts, tokenizer, max_length)
+                features = ([masks.masked(piece, str(piece["input_ids"])) for piece in whole] for whole in pieces)
+                made |= zip(chosen, [list(filter(self.loss_terms, whole)) for whole in features], strict=True)
+        return [made[i] for i in range(len(examples))]
+
+    def redrawing(self, tokenizer: "PreTrainedTokenizerBase") -> Redraw | None:
+        """Other masks; see `Task.redrawing`."""
+        return Masks(tokenizer, self.mask_probability).again
+
+    def count(self, example: Passage) -> int:
+        """One text."""
+        return 1
+
+    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
+        """(batch, tokens), padded with -100."""
+        return padded_labels(features, width, left)
+
+    def loss_terms(self, feature: Feature) -> int:
+        """One for each token that is to be found."""
+        return sum(label != IGNORED for label in feature.labels)
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Mean cross entropy of each token that is to be found."""
+        return mean_loss(logits, labels)
+
+    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
+        """(batch, tokens, 2): see `token_costs`; asked, (batch, tokens, 2 × likeliest): probabilities, then tokens."""
+        import torch
+
+        if labels is not None:
+            return token_costs(logits, labels)
+        likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
+        return torch.cat([likeliest.values, likeliest.indices.to(logits.dtype)], dim=-1)
+
+    def decode(self, example: Passage, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Prediction:
+        """Asked, what may stand in the place of each mask; or else how well masked tokens were found."""
+        if example.completion is not None:
+            return summed_costs(example.completion, logits, sum(map(self.loss_terms, features)))
+        found: dict[int, tuple[Filling, ...]] = {}
+        for feature, output in zip(features, logits, strict=True):
+            assert isinstance(feature, AskedFeature)
+            found |= {number: tuple(_fillings(output[token], feature)) for token, number in feature.positions}
+        return Fillings(example.text, tuple(found[number] for number in sorted(found)))
+
+    def score(self, examples: Sequence[Passage], predictions: Sequence[Surprise]) -> Scores:
+        """See `foreseeing_scores`."""
+        return foreseeing_scores(predictions)
+
+
+def _fillings(output: "torch.Tensor", feature: AskedFeature) -> Iterator[Filling]:
+    """Of one token's outcome."""
+    chances, tokens = output.view(2, -1).tolist()
+    for chance, token in zip(chances, tokens, strict=True):
+        yield Filling(feature.written(int(token)), chance)
+
+
+def _pieces(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[list[dict[str, list[int]]]]:
+    """The inputs of each text, one piece after the other."""
+    if not texts:
+        return
+    encoded = tokenizer(
+        list(texts), truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False
+    )
+    for numbers in numbers_of_windows(encoded, len(texts)):
+        yield [inputs_of(encoded, i) for i in numbers]
+
+
+def _windows(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[list[Feature]]:
+    """The windows of each text in which a mask is deepest, with most before and after it."""
+    if not texts:
+        return
+    encoded = tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=max_length,
+        stride=(max_length - tokenizer.num_special_tokens_to_add()) // 2,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    for numbers in numbers_of_windows(encoded, len(texts)):
+        yield list(_deciding([(inputs_of(encoded, i), encoded["offset_mapping"][i]) for i in numbers], tokenizer))
+
+
+def _deciding(
+    windows: Sequence[tuple[dict[str, list[int]], Sequence[tuple[int, int]]]], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[Feature]:
+    """Those of a text's windows, each with its offsets, that decide a mask, known by where it stands in the text."""
+    deepest: dict[int, tuple[int, int, int]] = {}
+    for number, (inputs, places) in enumerate(windows):
+        tokens = inputs["input_ids"]
+        for i, (start, _) in enumerate(places):
+            if tokens[i] == tokenizer.mask_token_id:
+                depth = min(i, len(tokens) - 1 - i)
+                deepest[start] = max(deepest.get(start, (-1, 0, 0)), (depth, number, i))
+    in_order = [deepest[start] for start in sorted(deepest)]
+    for number, (inputs, _) in enumerate(windows):
+        mine = [(token, place) for place, (_, window, token) in enumerate(in_order) if window == number]
+        if mine:
+            yield AskedFeature(inputs, None, mine, written=lambda token: str(tokenizer.decode([token])))
