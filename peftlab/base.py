@@ -150,15 +150,16 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     model, new = load_with_head(files, task, trust_remote_code=trusted, **place, **settings)
     if new and not task.head_labels:
         _refuse_headless(section, task, new)
+    head = _whole_head(model, new)
     model.config.use_cache = False  # keys and values are for writing; while training they only take memory
     tokenizer = load_tokenizer(files, trust_remote_code=trusted, whole_text=task.whole_text)
     return Base(
         files=files,
         model=model,
         tokenizer=tokenizer,
-        head_modules=_whole_modules(model, new),
-        parameters=sum(weights_in(tensor) for name, tensor in model.named_parameters() if name not in new),
-        bytes=bytes_of(model, without=new),
+        head_modules=_whole_modules(model, head),
+        parameters=sum(weights_in(tensor) for name, tensor in model.named_parameters() if name not in head),
+        bytes=bytes_of(model, without=head),
         quantization=quantization,
         max_length=max_input_length(tokenizer, model),
         fingerprint=files.fingerprint,
@@ -195,7 +196,7 @@ def load_with_head(
     device: str = "cpu",
     **settings: Any,
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the head's parameters.
+    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the parameters that are new.
 
     `settings` change the model's configuration.
 
@@ -260,7 +261,7 @@ def load_backbone(
 def _loaded(
     auto_class: str, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The model on its device, and the names of the parameters of a head that is new, wholly or in part."""
+    """The model on its device, and the names of the parameters that the checkpoint lacks."""
     import transformers
 
     place = choose_device(device)
@@ -268,11 +269,11 @@ def _loaded(
     with quietly():
         if quantization is None:
             model, report = load()
-            return model.to(place), _whole_head(model, set(report["missing_keys"]))
+            return model.to(place), set(report["missing_keys"])
         # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
         blank, report = load(device_map={"": "meta"})
-        new = _whole_head(blank, set(report["missing_keys"]))
-        whole = {name.rpartition(".")[0] for name in new} | set(own_head(blank))
+        new = set(report["missing_keys"])
+        whole = {name.rpartition(".")[0] for name in _whole_head(blank, new)} | set(own_head(blank))
         model, _ = load(**quantized_loading(quantization, whole, place))
     keep_unpacked(model)
     return model, new

@@ -81,7 +81,7 @@ def test_every_command_takes_it(head_store, tmp_path):
     assert "head" in run("adapters", "show", "classes", "--store", head_store).output
     assert run("adapters", "verify", "--store", head_store).exit_code == 0
     shown = run("recipe", "show", head_store / "classes" / "1" / "recipe.yaml").output
-    assert "method: type: head data:" in one_line(shown)
+    assert "method: type: head start_from: null data:" in one_line(shown)
 
 
 def test_the_command_says_what_is_computed_once(tiny_base, tmp_path):

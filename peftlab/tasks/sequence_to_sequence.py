@@ -72,7 +72,6 @@ class SequenceToSequenceTask(Task):
     feature_class = SourceFeature
     whole_text = True
     writes = True
-    example_arguments = '"Your text"'
 
     def __init__(
         self,
