@@ -88,8 +88,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
 
 def _publish(store: Any) -> list[str]:
     from peftlab.bench.random_adapters import publish_random
-    from peftlab.recipe import BaseSection
-    from peftlab.recipe.schema import Lora
+    from peftlab.recipe import BaseSection, Lora
     from peftlab.tasks.building import TASKS
 
     labels = {"text-classification": ["bad", "fair", "good"], "token-classification": ["LOC", "ORG", "PER"]}

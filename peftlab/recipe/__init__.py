@@ -1,17 +1,11 @@
-"""The recipe: its schema (one page), and reading one from YAML with every problem at once."""
+"""The recipe: its schema, and reading one from YAML with every problem at once."""
 
-from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
-from peftlab.recipe.schema import (
-    PLAIN_TEXT_TASKS,
-    SHARDING,
+from peftlab.recipe.kinds import bytes_in
+from peftlab.recipe.methods import (
     AdaLora,
-    BaseSection,
     BitFit,
     Bottleneck,
-    DataSection,
-    DomainAdaptation,
     Full,
-    Generation,
     Head,
     Ia3,
     LastLayers,
@@ -21,16 +15,19 @@ from peftlab.recipe.schema import (
     Prefix,
     Prompt,
     PTuning,
-    Quantization,
+)
+from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
+from peftlab.recipe.schema import SHARDING, BaseSection, DataSection, Quantization, Recipe, TrainingSection
+from peftlab.recipe.tasks import (
+    PLAIN_TEXT_TASKS,
+    DomainAdaptation,
+    Generation,
     QuestionAnswering,
-    Recipe,
     Regression,
     RelationExtraction,
     TaskSection,
     TextClassification,
     TokenClassification,
-    TrainingSection,
-    bytes_in,
 )
 from peftlab.recipe.together import REFUSED_ON, refusal
 

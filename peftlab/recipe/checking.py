@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from peftlab.errors import Problems, RecipeError, nearest, suggest
-from peftlab.recipe.schema import Recipe, Section
+from peftlab.recipe.kinds import Section
+from peftlab.recipe.schema import Recipe
 from peftlab.recipe.together import check_together
 
 Key = tuple[str, ...]

@@ -11,7 +11,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from peftlab.errors import Problems, suggest
 from peftlab.recipe.checking import Draft, Key, checked_recipe
-from peftlab.recipe.schema import TEMPLATE_ENDING, Recipe
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.tasks import TEMPLATE_ENDING
 
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
 TEMPLATE: Key = ("task", "template")

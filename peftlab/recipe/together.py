@@ -3,16 +3,13 @@
 from collections.abc import Iterator, Mapping
 
 from peftlab.errors import Problem, Problems
-from peftlab.recipe.schema import (
+from peftlab.recipe.methods import Lora, MethodSection
+from peftlab.recipe.schema import SHARDING, Quantization, Recipe
+from peftlab.recipe.tasks import (
     SCORED_BY_WRITING,
-    SHARDING,
     CausalLm,
     DomainAdaptation,
-    Lora,
-    MethodSection,
     Preference,
-    Quantization,
-    Recipe,
     Summarization,
     TaskSection,
     Translation,

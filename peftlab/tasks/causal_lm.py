@@ -9,7 +9,7 @@ from peftlab.data import Row
 from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
-from peftlab.recipe.schema import TEMPLATE_ENDING
+from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.tasks.chats import (
     ASSISTANT,
     CHAT_TEMPLATES,
