@@ -4,8 +4,10 @@ stories260K (a Llama of 260,000 parameters, trained on TinyStories) is tuned on 
 characters of wikitext-2's validation split, 256 tokens a piece; the first 40,000 of its test split to score) by LoRA
 with r = 1, 8 and 64 on every Linear and by full tuning, 8 epochs. After each epoch two losses are noted: on the
 articles, and on 80 short stories (those in recipes/data/story-helper). Each contender's learning rate is the one of its
-grid that ends with the lowest loss on articles. Beside the table a picture is written: the further left the more was
-learnt, the higher the more was forgotten. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+grid that ends with the lowest loss on articles. Those learn unequally much, so the last column compares what is
+forgotten where all have learnt as much as the one that learnt least: of every epoch at every rate that has, the lowest
+loss on stories. Beside the table a picture is written, with every rate's curve, the chosen one's thick: the further
+left the more was learnt, the higher the more was forgotten. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
 """
 
 import json
@@ -25,7 +27,7 @@ from peftlab.tuning import Progress
 STORIES = Path(__file__).parents[1] / "recipes" / "data" / "story-helper"
 SIZES = {"train": ("valid.txt", 150_000), "validation": ("test.txt", 40_000)}
 TOKENS, EPOCHS = 256, 8
-LORA_RATES, FULL_RATES = (1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3)
+LORA_RATES, FULL_RATES = (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3, 3e-3)
 CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     **{f"LoRA, r = {r}": ({"type": "lora", "r": r, "lora_alpha": 2 * r}, LORA_RATES) for r in (1, 8, 64)},
     "full": ({"type": "full"}, FULL_RATES),
@@ -70,15 +72,14 @@ def main(epochs: int) -> None:
     """Tune all, print and write the table and the picture."""
     data = data_folder()
     stories = sorted({row["input"] for row in _story_rows() if "input" in row})
-    start, curves, rows = untuned(data, stories), {}, []
+    start, tried = untuned(data, stories), dict[str, dict[float, Watching]]()
     for name, (method, rates) in CONTENDERS.items():
-        tried = {rate: tuned(data, stories, method, rate, epochs) for rate in rates}
-        rate, best = min(tried.items(), key=lambda item: item[1].points[-1][0])
-        curves[name] = [start, *best.points]
-        rows.append(_row(name, rate, best.trained, start, best.points[-1]))
-        click.echo(rows[-1])
+        tried[name] = {rate: tuned(data, stories, method, rate, epochs) for rate in rates}
+        click.echo(f"{name}: { ({rate: run.points[-1] for rate, run in tried[name].items()}) }")
+    level = max(min(point[0] for point in _points(runs)) for runs in tried.values())
+    rows = [_row(name, runs, start, level) for name, runs in tried.items()]
     write_result("forgetting", "Learning a new domain, forgetting the old", rows, __doc__ or "")
-    draw(curves, FOLDER / f"{conditions().date}-forgetting.png")
+    draw(tried, start, FOLDER / f"{conditions().date}-forgetting.png")
 
 
 def _story_rows() -> list[dict[str, str]]:
@@ -133,30 +134,47 @@ def tuned(data: Path, stories: list[str], method: dict[str, Any], rate: float, e
     return watching
 
 
-def _row(name: str, rate: float, trained: int, start: Point, end: Point) -> dict[str, Any]:
+def _points(runs: Mapping[float, Watching]) -> list[Point]:
+    return [point for run in runs.values() for point in run.points]
+
+
+def _chosen(runs: Mapping[float, Watching]) -> float:
+    """The rate that ends with the lowest loss on articles."""
+    return min(runs, key=lambda rate: runs[rate].points[-1][0])
+
+
+def _row(name: str, runs: Mapping[float, Watching], start: Point, level: float) -> dict[str, Any]:
+    """`level` is the loss on articles that every contender has reached."""
+    rate = _chosen(runs)
+    end = runs[rate].points[-1]
+    kept = min(stories for articles, stories in _points(runs) if articles <= level)
     return {
         "method": name,
         "learning rate": f"{rate:g}",
-        "trained": f"{trained:,}",
+        "trained": f"{runs[rate].trained:,}",
         "articles, before": start[0],
         "articles, after": end[0],
         "stories, before": start[1],
         "stories, after": end[1],
         "learnt": start[0] - end[0],
         "forgotten": end[1] - start[1],
+        f"forgotten at {level:.2f} on articles": kept - start[1],
     }
 
 
-def draw(curves: Mapping[str, list[Point]], file: Path) -> None:
-    """A curve a method, an epoch a point, from the base on."""
+def draw(tried: Mapping[str, Mapping[float, Watching]], start: Point, file: Path) -> None:
+    """A curve a method and rate, an epoch a point, from the base on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
-    axes.plot(*next(iter(curves.values()))[0], marker="s", color="black")
-    axes.annotate("base", next(iter(curves.values()))[0], textcoords="offset points", xytext=(-6, 8), ha="right")
+    for number, (name, runs) in enumerate(tried.items()):
+        for rate, run in runs.items():
+            wide = {"linewidth": 1.6, "label": f"{name} ({rate:g})"} if rate == _chosen(runs) else {"linewidth": 0.6}
+            points = zip(start, *run.points, strict=True)
+            axes.plot(*points, marker="o", markersize=2.5, color=f"C{number}", **wide)
+    axes.plot(*start, marker="s", color="black")
+    axes.annotate("base", start, textcoords="offset points", xytext=(-6, 8), ha="right")
     axes.set(xlabel="loss on articles, which are learnt", ylabel="loss on stories, which are forgotten")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

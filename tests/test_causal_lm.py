@@ -40,6 +40,8 @@ METHODS = {
     "houlsby": {"type": "bottleneck", "variant": "houlsby"},
     "prefix": {"type": "prefix", "num_virtual_tokens": 3},
     "last-layers": {"type": "last-layers", "layers": 1},
+    "prompt": {"type": "prompt", "num_virtual_tokens": 3},
+    "p-tuning": {"type": "p-tuning", "num_virtual_tokens": 2},
 }
 
 
@@ -76,6 +78,25 @@ def test_a_greedy_reply_is_that_of_plain_peft(bank, base, name):
     for question in QUESTIONS:
         reply = bank.predict(question, adapters=name)[0].prediction.reply
         assert reply == plain_reply(base, bank.adapter(name), question)
+
+
+@pytest.mark.parametrize("name", ["prompt", "p-tuning", "prefix"])
+def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, base, name):
+    """The same code writes in the bank and through plain PEFT; without a cache each step computes all anew."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, bank.adapter(name).folder).eval()
+    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task(name).learned["chat_template"]
+    for question in QUESTIONS:
+        tokens = tokenizer.apply_chat_template(
+            asking(question), chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        begun = tokens.shape[1]
+        while tokens.shape[1] < begun + 12 and tokens[0, -1] != tokenizer.eos_token_id:
+            with torch.inference_mode():
+                logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+        expected = tokenizer.decode(tokens[0, begun:], skip_special_tokens=True).strip()
+        assert bank.predict(question, adapters=name)[0].prediction.reply == expected
 
 
 def test_adapters_reply_differently(bank):
@@ -305,7 +326,6 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
         ("task.template", "chatlm", "chatml"),
         ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for what it replies to"),
         ("method.type", "head", "'head' trains the head alone"),
-        ("method", {"type": "prompt"}, "cannot let a text go on after virtual tokens yet"),
         ("method.target_modules", ["lm_head"], "'lm_head' fits no Linear layer of this base"),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -396,8 +396,6 @@ def encoder_with_decoder(folder):
         ("masked", {"task.mask_probability": 1.0}, "task.mask_probability: should be less than 1"),
         ("masked", {"training.packing": True}, "masked tokens are found with all that is beside them"),
         ("masked", {"method": {"type": "head"}}, "'head' trains the head alone"),
-        ("written", {"method": {"type": "prompt"}}, "cannot let a text go on after virtual tokens yet"),
-        ("written", {"task.objective": "causal-lm", "method": {"type": "p-tuning"}}, "after virtual tokens yet"),
         ("masked", {"method": {"type": "lora", "target_modules": ["decoder"]}}, "'decoder' fits no Linear layer"),
         ("unmasked", {}, "task.objective: the tokenizer of this base has no mask token"),
     ],

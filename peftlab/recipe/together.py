@@ -43,12 +43,12 @@ REFUSED_ON: dict[str, dict[Quantization, str]] = {
 docs/matrix.md shows it."""
 _NOT_WRITING = {
     "head": "'head' trains the head alone, and a language model writes with the base's own.",
-    "prompt": "peftlab cannot write after virtual tokens yet, so 'prompt' does not go with {task}.",
-    "p-tuning": "peftlab cannot write after virtual tokens yet, so 'p-tuning' does not go with {task}.",
 }
 """Methods that do not go with tasks that write, and why not."""
 _NOT_REWRITING = _NOT_WRITING | {
     "full": "'full' trains each module for itself, and encoder and decoder share their embeddings.",
+    "prompt": "virtual tokens go into one input, and 'prompt' cannot tell the encoder's from the decoder's.",
+    "p-tuning": "virtual tokens go into one input, and 'p-tuning' cannot tell the encoder's from the decoder's.",
 }
 """Those that do not go with bases that have an encoder and a decoder."""
 _KEYS = {"dora": "use_dora", "orthogonal": "init_lora_weights"}
