@@ -7,7 +7,8 @@ articles, and on 80 short stories (those in recipes/data/story-helper). Each con
 grid that ends with the lowest loss on articles. Those learn unequally much, so the last column compares what is
 forgotten where all have learnt as much as the one that learnt least: of every epoch at every rate that has, the lowest
 loss on stories. Beside the table a picture is written, with every rate's curve, the chosen one's thick: the further
-left the more was learnt, the higher the more was forgotten. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+left the more was learnt, the higher the more was forgotten. Data is looked for in $PEFTLAB_DATA, or else in
+../shared/data.
 """
 
 import json
