@@ -72,7 +72,8 @@ def test_who_stops_listening_stops_the_writing(store):
 
 
 def test_what_cannot_reply_is_refused_in_words(bank):
-    with pytest.raises(ValueError, match="ner-tiny@1 is for token-classification; a chat needs one that writes"):
+    told = "ner-tiny@1 is for token-classification; a chat needs one that answers messages"
+    with pytest.raises(ValueError, match=told):
         next(bank.reply(CHAT, adapter="ner-tiny"))
     with pytest.raises(ValueError, match="beams@1 searches by beams, which are not heard before they end"):
         next(bank.reply(CHAT, adapter="beams"))

@@ -35,7 +35,7 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
     tasks = resolve_first(names, store)
     for name, task in tasks.items():
         if not task.chats:
-            raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm.")
+            raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm or preference.")
 
     from peftlab.cli.display import out, print_notes
     from peftlab.runtime import load
