@@ -162,6 +162,11 @@ def test_beams_are_told_to_be_left_out(store, tokenizers):
     assert all(f"# {note}\n" in made.text("a.gguf") for note in made.notes)
 
 
+def test_a_rule_against_repeating_is_told_to_be_left_out(store, tokenizers):
+    made = modelfile(store, tokenizers["none"], no_repeat_ngram_size=3)
+    assert any("No run of 3 tokens comes twice here, and Ollama knows no such rule" in note for note in made.notes)
+
+
 def test_replies_end_where_they_end_here(store, tokenizers):
     text = modelfile(store, tokenizers["none"], stop_strings=["\n\n", 'say "so"']).text("a.gguf")
     stops = [value for name, value in commands(text) if name == "PARAMETER stop"]

@@ -108,6 +108,8 @@ class Modelfile:
     def _otherwise(self) -> Iterator[str]:
         if (beams := self._generation["num_beams"]) > 1:
             yield f"It searches by {beams} beams here, and Ollama knows none: replies will be others."
+        if size := self._generation["no_repeat_ngram_size"]:
+            yield f"No run of {size} tokens comes twice here, and Ollama knows no such rule: replies may be others."
         if self._chats:
             yield "Ollama joins messages in a row of one role, and keeps blanks around messages; peftlab does neither."
         if self._template and self._begins_by_itself and "bos_token" not in go_template(self._template):
