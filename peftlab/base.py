@@ -292,9 +292,12 @@ def own_head(model: "PreTrainedModel") -> Iterator[str]:
 
     The last of them is mostly the embeddings once more.
     """
-    if model.get_output_embeddings() is None:
+    vocabulary, inside = model.get_output_embeddings(), model.base_model_prefix
+    if vocabulary is None:
         return
-    inside = model.base_model_prefix
+    if inside not in model._modules:  # T5 holds its backbone itself
+        yield from (name for name, module in model.named_modules() if module is vocabulary)
+        return
     yield from (name for name, _ in model.named_modules() if name and not f"{name}.".startswith(f"{inside}."))
 
 

@@ -189,7 +189,7 @@ class DomainAdaptation(Section):
         return value
 
 
-PLAIN_TEXT_TASKS = ("causal-lm", "domain-adaptation")
+PLAIN_TEXT_TASKS = ("causal-lm", "domain-adaptation", "translation", "summarization")
 """Tasks for which a file that is no table holds text as it stands; for others it has markup."""
 TaskSection = Annotated[
     TokenClassification
