@@ -470,7 +470,7 @@ def test_what_only_asks_is_asked_as_of_causal_lm(task):
         ({"task.bta": 0.1}, "Did you mean 'beta'?"),
         ({"method.type": "head"}, "'head' trains the head alone"),
         ({"method": {"type": "prompt"}}, "so 'prompt' does not go with preference"),
-        ({"training.packing": True}, "preference says something of each text as a whole"),
+        ({"training.packing": True}, "each text of preference needs a row of its own"),
         ({"training.distributed": "fsdp"}, "is computed apart from training, where no process has all of it"),
     ],
     ids=str,

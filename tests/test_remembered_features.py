@@ -20,7 +20,7 @@ from peftlab.data import load_rows
 from peftlab.errors import Problems
 from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
-from peftlab.tasks.predicting import forward, predict_examples, predict_features
+from peftlab.tasks.predicting import outcomes, predict_examples, predict_features
 from peftlab.tasks.tokenizing import encode_examples
 from peftlab.tuning import remembering, tune
 from peftlab.tuning.encoding import encode
