@@ -129,7 +129,7 @@ def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind
     features = encode_examples(task, base.tokenizer, rows, max_length=20, training=False)
     told = []
     through = partial(
-        forward, task, model, base.tokenizer, batch_size=5, told=lambda done, total: told.append((done, total))
+        outcomes, task, model, base.tokenizer, batch_size=5, told=lambda done, total: told.append((done, total))
     )
     apart = predict_features(task, rows, features, through)
     assert apart == predict_examples(task, model, base.tokenizer, rows, max_length=20, batch_size=5)
