@@ -99,6 +99,14 @@ def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, 
         assert bank.predict(question, adapters=name)[0].prediction.reply == expected
 
 
+def test_the_bare_base_replies_in_the_place_of_any_adapter(bank, base):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    for name in METHODS:
+        template = bank.task(name).learned["chat_template"]
+        expected = plain_writing(model, tokenizer, asking(QUESTIONS[0]), template)
+        assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, bare=True)).strip() == expected
+
+
 def test_adapters_reply_differently(bank):
     assert len({bank.predict(QUESTIONS[0], adapters=name)[0].prediction.reply for name in METHODS}) > 4
 

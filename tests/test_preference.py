@@ -59,6 +59,7 @@ METHODS = {
     "vera": {"type": "vera"},
     "pfeiffer": {"type": "bottleneck"},
     "prefix": {"type": "prefix", "num_virtual_tokens": 3},
+    "prompt": {"type": "prompt", "num_virtual_tokens": 3},
     "last-layers": {"type": "last-layers", "layers": 1},
     "full": {"type": "full"},
 }
@@ -469,7 +470,6 @@ def test_what_only_asks_is_asked_as_of_causal_lm(task):
         ({"task.beta": 0.0}, "should be greater than 0"),
         ({"task.bta": 0.1}, "Did you mean 'beta'?"),
         ({"method.type": "head"}, "'head' trains the head alone"),
-        ({"method": {"type": "prompt"}}, "so 'prompt' does not go with preference"),
         ({"training.packing": True}, "each text of preference needs a row of its own"),
         ({"training.distributed": "fsdp"}, "is computed apart from training, where no process has all of it"),
     ],

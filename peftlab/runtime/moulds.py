@@ -45,7 +45,7 @@ class Resident:
     @property
     def bare(self) -> "Resident":
         """The base alone, with the same head, or its own."""
-        return replace(self, own={}, model=cast(PreTrainedModel, without_rows(self.model)))
+        return replace(self, own={}, model=cast(PreTrainedModel, without_rows(self.model)), routed=True)
 
     @property
     def updates(self) -> Iterator[LowRankUpdate]:
