@@ -4,8 +4,10 @@ import json
 import math
 
 import pytest
+import sacrebleu
 import torch
 from peft import PeftModel
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftlab
@@ -322,6 +324,33 @@ def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message)
 def test_a_chat_that_ends_with_an_answer_asks_nothing(bank):
     with pytest.raises(RecipeError, match="expected the last message to be another's than the assistant's"):
         bank.predict({"messages": turn("Who?", "Ada.")}, adapters="lora")
+
+
+@pytest.mark.parametrize(("by", "main"), [("rouge", "rougeL"), ("bleu", "bleu")])
+def test_scored_by_replies_it_is_compared_with_the_last_answers(base, tmp_path, by, main):
+    recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": by}, method={"type": "lora", "r": 16})
+    result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
+    bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
+    asked = [{k: v for k, v in row.items() if k != "output"} for row in ROWS * 3]
+    replies = [answer.prediction.reply for answer in bank.predict(asked)]
+    answers = [row["output"] for row in ROWS * 3]
+    if by == "rouge":
+        scorer = RougeScorer(["rougeL"])
+        told = [scorer.score(*both)["rougeL"].fmeasure for both in zip(answers, replies, strict=True)]
+        expected = sum(told) / len(told)
+    else:
+        expected = sacrebleu.corpus_bleu(replies, [answers]).score
+    assert result.task.main_score == main
+    assert result.scores["validation"].values[main] == pytest.approx(expected)
+    again = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
+    assert again.scores == result.scores["validation"]
+
+
+def test_plain_text_has_no_reply_to_be_scored_by(base, tmp_path):
+    recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": "rouge"})
+    (tmp_path / "rows" / "rows.jsonl").write_text('{"text": "It rained in Rome."}\n' * 4)
+    with pytest.raises(RecipeError, match="4 rows of validation are plain text, which asks nothing that could be"):
+        peftlab.tune(recipe, store=tmp_path / "store")
 
 
 def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base):

@@ -29,7 +29,7 @@ KEYS = {
     "regression": "loss, type",
     "question-answering": "doc_stride, max_answer_length, type",
     "relation-extraction": "labels, negative_label, type",
-    "causal-lm": "generation, system, template, type",
+    "causal-lm": "generation, scored_by, system, template, type",
     "preference": "beta, generation, label_smoothing, loss_type, system, template, type",
     "domain-adaptation": "generation, mask_probability, objective, type",
     "translation": "bleu_tokenize, generation, prefix, source_language, target_language, type",

@@ -111,6 +111,8 @@ class CausalLm(Writing):
     """A text that goes on: instructions with their answers, chats, or plain text."""
 
     type: Literal["causal-lm"]
+    scored_by: Literal["perplexity", "rouge", "bleu"] = "perplexity"
+    """perplexity of the answers, or replies compared with them, the last of each chat: by ROUGE, or BLEU and chrF."""
 
 
 class Preference(Writing):

@@ -86,7 +86,8 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
-    if recipe.task.type in SCORED_BY_WRITING and recipe.training.distributed in SHARDING:
+    compares = getattr(recipe.task, "scored_by", "perplexity") != "perplexity"
+    if (compares or recipe.task.type in SCORED_BY_WRITING) and recipe.training.distributed in SHARDING:
         message = f"{recipe.task.type} is scored by what is written, and each process holds a part of the base."
         yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
     if isinstance(recipe.method, Lora) and recipe.method.trainable_token_indices:

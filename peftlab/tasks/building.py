@@ -8,7 +8,7 @@ from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, Problems, suggest
 from peftlab.recipe import TaskSection
-from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.compared_replies import causal_lm
 from peftlab.tasks.contract import Task
 from peftlab.tasks.domain_adaptation import domain_adaptation
 from peftlab.tasks.preference import PreferenceTask
@@ -26,7 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "regression": RegressionTask,
     "question-answering": QuestionAnsweringTask,
     "relation-extraction": RelationExtractionTask,
-    "causal-lm": CausalLmTask,
+    "causal-lm": causal_lm,
     "translation": TranslationTask,
     "summarization": SummarizationTask,
     "preference": PreferenceTask,
