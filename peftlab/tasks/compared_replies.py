@@ -1,4 +1,4 @@
-"""Replies compared with the answers that the rows have: causal-lm scored by what is written, not by what is foreseen."""
+"""Replies compared with the answers of the rows: causal-lm scored by what is written, not by what is foreseen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ def causal_lm(*, scored_by: str = PERPLEXITY, **written: Any) -> CausalLmTask:
 
 
 class ComparedRepliesTask(CausalLmTask):
-    """Learns as `CausalLmTask` does. To be scored it replies, and of a chat the last answer is what it is compared with."""
+    """Learns as `CausalLmTask` does. To be scored it replies; of a chat, to what comes before its last answer."""
 
     smaller_is_better = False
 
