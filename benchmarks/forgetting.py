@@ -57,11 +57,14 @@ class Watching(Progress):
 def loss_on(base: Base, texts: list[str]) -> float:
     """Mean loss of a language model on texts, in nats a token."""
     from peftlab.data import Row
+    from peftlab.errors import Problems
+    from peftlab.tasks import Ground
     from peftlab.tasks.causal_lm import CausalLmTask
     from peftlab.tasks.predicting import predict_examples
 
     task = CausalLmTask()
-    task.suit(base.tokenizer, base.max_length, {}, None)  # type: ignore[arg-type]  # there are no rows to complain of
+    with Problems() as problems:
+        task.suit(Ground(base.tokenizer, base.model.config, base.max_length), {}, problems)
     examples = [task.read(Row({"text": text}, "")) for text in texts]
     told = predict_examples(task, base.model, base.tokenizer, examples, max_length=TOKENS)
     return task.score(examples, told).values["loss"]

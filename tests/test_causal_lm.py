@@ -17,7 +17,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
 from peftlab.runtime import merge
 from peftlab.tasks.causal_lm import CausalLmTask
-from peftlab.tasks.contract import IGNORED
+from peftlab.tasks.contract import IGNORED, Ground
 from tests import task_stores
 from tests.language_models import (
     END,
@@ -240,7 +240,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def task(tokenizer):
     made = CausalLmTask(template="chatml")
-    made.suit(tokenizer, 256, {}, None)
+    made.suit(Ground(tokenizer, None, 256), {}, None)
     return made
 
 

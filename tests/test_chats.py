@@ -7,7 +7,7 @@ import pytest
 from peftlab.data import Row
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.chats import CHAT_TEMPLATES, ChatError, ChatTemplate, learnt_tokens
-from peftlab.tasks.contract import IGNORED
+from peftlab.tasks.contract import IGNORED, Ground
 from tests.language_models import BEGIN, END, save_byte_tokenizer
 
 SPECIAL = {"bos_token": BEGIN, "eos_token": END}
@@ -87,7 +87,7 @@ def test_a_prompt_is_the_chat_up_to_the_answer(name):
 def test_the_learnt_tokens_say_the_marked_text_and_nothing_else(name, tmp_path):
     tokenizer = save_byte_tokenizer(tmp_path)
     task = CausalLmTask(template=name)
-    task.suit(tokenizer, 256, {}, None)
+    task.suit(Ground(tokenizer, None, 256), {}, None)
     example = task.read(Row({"messages": CHAT}, "rows.jsonl:1"))
     (feature,) = task.encode(example, tokenizer, 256, training=True)
     text, spans = read_marks(MARKED[name])

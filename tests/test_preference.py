@@ -26,7 +26,7 @@ from peftlab.recipe import read_recipe
 from peftlab.store import Store
 from peftlab.tasks.causal_lm import Passage, Reply
 from peftlab.tasks.chats import CHAT_TEMPLATES
-from peftlab.tasks.contract import IGNORED
+from peftlab.tasks.contract import IGNORED, Ground
 from peftlab.tasks.predicting import forward
 from peftlab.tasks.preference import PreferenceTask
 from peftlab.tuning import Processes, Progress
@@ -343,7 +343,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def task(tokenizer):
     made = PreferenceTask(template="chatml")
-    made.suit(tokenizer, 256, {}, None)
+    made.suit(Ground(tokenizer, None, 256), {}, None)
     return made
 
 

@@ -1,6 +1,7 @@
 """Translation and summarization: rows, losses and what is written, against plain Transformers and PEFT."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import sacrebleu
@@ -14,7 +15,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
 from peftlab.runtime import Bank, merge
 from peftlab.store import Store
-from peftlab.tasks.contract import IGNORED
+from peftlab.tasks.contract import IGNORED, Ground
 from peftlab.tasks.predicting import forward
 from peftlab.tasks.summarization import SummarizationTask
 from peftlab.tasks.translation import TranslationTask
@@ -165,8 +166,7 @@ def tokenizer(tmp_path_factory):
 
 
 def suited(task, tokenizer):
-    task.suit_model(type("Config", (), {"decoder_start_token_id": 1})(), None)
-    task.suit(tokenizer, 64, {}, None)
+    task.suit(Ground(tokenizer, SimpleNamespace(decoder_start_token_id=1), 64), {}, None)
     return task
 
 

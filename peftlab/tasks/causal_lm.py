@@ -21,7 +21,7 @@ from peftlab.tasks.chats import (
     read_template,
 )
 from peftlab.tasks.columns import chosen_form, question_text, text_column
-from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.contract import IGNORED, Example, Feature, Ground, Prediction, Scores, Task, padded_labels
 from peftlab.tasks.foreseeing import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
 from peftlab.tasks.messages import instruction_messages, messages_column
 from peftlab.tasks.sequences import inputs_of
@@ -161,15 +161,9 @@ class CausalLmTask(Task):
         chats = sum(isinstance(example, Chat) for example in examples["train"])
         self.learned["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
 
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.suit`."""
-        own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        own = ground.tokenizer.chat_template if isinstance(ground.tokenizer.chat_template, str) else None
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
             problems.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
@@ -179,8 +173,8 @@ class CausalLmTask(Task):
         elif not self.template_file:  # which was read with the rows
             self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
-            self._written(split, tokenizer, problems)
-        self._check_room(max_length, problems)
+            self._written(split, ground.tokenizer, problems)
+        self._check_room(ground.max_length, problems)
 
     def _check_room(self, max_length: int, problems: Problems) -> None:
         if (room := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:

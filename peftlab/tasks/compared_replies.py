@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import Problems
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_asked
-from peftlab.tasks.contract import Feature, Scores
+from peftlab.tasks.contract import Feature, Ground, Scores
 from peftlab.tasks.overlap_scores import bleu_and_chrf, rouge
 
 if TYPE_CHECKING:
@@ -35,15 +35,9 @@ class ComparedRepliesTask(CausalLmTask):
         """And how replies are scored."""
         return {**super().options, "scored_by": self.scored_by}
 
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """See `CausalLmTask.suit`; plain text asks nothing."""
-        super().suit(tokenizer, max_length, examples, problems)
+        super().suit(ground, examples, problems)
         for split, chosen in examples.items():
             plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
             if plain and split != "train":

@@ -132,6 +132,15 @@ def padded_labels(features: Sequence[Feature], width: int, left: bool) -> "torch
     return torch.tensor(labels)
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What a task stands on: the base's tokenizer and configuration, and inputs of at most `max_length` tokens."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    config: "PreTrainedConfig"
+    max_length: int
+
+
 class Task(ABC):
     """One task type, made from the keys of its recipe section.
 
@@ -214,22 +223,9 @@ class Task(ABC):
     def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
-    def suit_model(self, config: "PreTrainedConfig", problems: Problems) -> None:
-        """Fix what comes from the base's configuration; what does not go with it is a problem."""
-        return
-
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
-        """Fix what comes from the base's tokenizer.
-
-        What does not go with it, or with inputs of `max_length` tokens, is a problem; so are examples, by split, that
-        cannot be written for it.
-        """
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+        """Fix what comes from the base; what does not go with it is a problem, and so are examples, by split, that
+        cannot be written for it."""
         return
 
     @abstractmethod

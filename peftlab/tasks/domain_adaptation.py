@@ -13,7 +13,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.tasks.causal_lm import CausalLmTask, Passage
 from peftlab.tasks.columns import chosen_form, question_text, shown, text_column
-from peftlab.tasks.contract import IGNORED, Feature, Prediction, Redraw, Scores, Task, padded_labels
+from peftlab.tasks.contract import IGNORED, Feature, Ground, Prediction, Redraw, Scores, Task, padded_labels
 from peftlab.tasks.foreseeing import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
 from peftlab.tasks.masking import Masks
 from peftlab.tasks.sequences import inputs_of, numbers_of_windows
@@ -73,17 +73,11 @@ class ForeseenTextTask(CausalLmTask):
         chosen_form(row, ("text",))
         return Passage(question_text(row, "text"), row.where)
 
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """See `Task.suit`; where the recipe does not say how long replies are, they leave half of an input."""
         if not self._asked_for:
-            self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], max_length // 2)
-        self._check_room(max_length, problems)
+            self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], ground.max_length // 2)
+        self._check_room(ground.max_length, problems)
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
@@ -170,18 +164,12 @@ class MaskedTextTask(Task):
     def learn(self, examples: Mapping[str, Sequence[Passage]], problems: Problems) -> None:
         """There is nothing to fix."""
 
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """Take the tokenizer's mask token; see `Task.suit`."""
-        if tokenizer.mask_token is None:
+        if ground.tokenizer.mask_token is None:
             message = "the tokenizer of this base has no mask token."
             problems.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
-        self.learned["mask token"] = tokenizer.mask_token
+        self.learned["mask token"] = ground.tokenizer.mask_token
 
     def encode_all(
         self, examples: Sequence[Passage], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool

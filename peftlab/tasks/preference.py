@@ -17,7 +17,7 @@ from peftlab.errors import Problems
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
 from peftlab.tasks.chats import ASSISTANT, Message
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, text_column
-from peftlab.tasks.contract import Example, Feature, Prediction, Scores
+from peftlab.tasks.contract import Example, Feature, Ground, Prediction, Scores
 from peftlab.tasks.messages import instruction_messages, messages_column
 
 if TYPE_CHECKING:
@@ -115,15 +115,9 @@ class PreferenceTask(CausalLmTask):
         """See `CausalLmTask.learn`."""
         super().learn({"train": [pair.chosen for pair in examples["train"]]}, problems)
 
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """See `CausalLmTask.suit`."""
-        super().suit(tokenizer, max_length, {split: _sides(pairs) for split, pairs in examples.items()}, problems)
+        super().suit(ground, {split: _sides(pairs) for split, pairs in examples.items()}, problems)
 
     def encode_all(
         self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool

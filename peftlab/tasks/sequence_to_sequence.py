@@ -8,11 +8,11 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
-from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Task
+from peftlab.tasks.contract import IGNORED, Example, Feature, Ground, Prediction, Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 128
 Frame = tuple[list[int], list[int]]
@@ -119,20 +119,11 @@ class SequenceToSequenceTask(Task):
         """Nothing comes from the rows."""
         return
 
-    def suit_model(self, config: "PreTrainedConfig", problems: Problems) -> None:
-        """The token by which the base begins to write; see `Task.suit_model`."""
-        self.learned["decoder_start"] = getattr(config, "decoder_start_token_id", None)
-
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
-        """The special tokens around sources and targets; see `Task.suit`."""
-        self.learned["source"] = _frame(tokenizer, "text")
-        self.learned["target"] = _frame(tokenizer, "text_target")
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+        """The special tokens around sources and targets, and the one by which the base begins; see `Task.suit`."""
+        self.learned["source"] = _frame(ground.tokenizer, "text")
+        self.learned["target"] = _frame(ground.tokenizer, "text_target")
+        self.learned["decoder_start"] = getattr(ground.config, "decoder_start_token_id", None)
 
     def encode_all(
         self,

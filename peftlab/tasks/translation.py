@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import Problems, suggest
-from peftlab.tasks.contract import Scores
+from peftlab.tasks.contract import Ground, Scores
 from peftlab.tasks.overlap_scores import bleu_and_chrf
 from peftlab.tasks.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
 
@@ -48,20 +49,14 @@ class TranslationTask(SequenceToSequenceTask):
         languages = {"source_language": self.source_language, "target_language": self.target_language}
         return {**super().options, **languages, "bleu_tokenize": self.bleu_tokenize}
 
-    def suit(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        examples: Mapping[str, Sequence[Any]],
-        problems: Problems,
-    ) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
         """Tell the tokenizer the languages, and take what it writes around texts in them; see `Task.suit`."""
-        tokenizer = copy.deepcopy(tokenizer)  # others share it
+        tokenizer = copy.deepcopy(ground.tokenizer)  # others share it
         for side, theirs in SIDES.items():
             self._tell(tokenizer, side, theirs, problems)
         if problems.found:
             return
-        super().suit(tokenizer, max_length, examples, problems)
+        super().suit(replace(ground, tokenizer=tokenizer), examples, problems)
         if self.target_language:
             self._begin_with(tokenizer.convert_tokens_to_ids(self.target_language))
 

@@ -8,7 +8,7 @@ from peftlab.errors import Problems
 from peftlab.methods import adapt, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
-from peftlab.tasks import Task
+from peftlab.tasks import Ground, Task
 from peftlab.tuning.aligning import check_aligning
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.encoding import encode, input_length
@@ -53,8 +53,7 @@ def prepare(
             f"this base takes inputs of any length; the recipe names no data.max_length: {max_length} tokens."
         )
     with Problems() as problems:
-        task.suit_model(base.model.config, problems)
-        task.suit(base.tokenizer, max_length, examples, problems)
+        task.suit(Ground(base.tokenizer, base.model.config, max_length), examples, problems)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
