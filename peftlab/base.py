@@ -170,9 +170,9 @@ def _check_class(section: BaseSection, files: BaseFiles, task: "Task") -> None:
     """Refuse a base whose architecture Transformers has no class of for the task; its own code may bring one."""
     import transformers
 
-    kind = json.loads((files.folder / "config.json").read_text(encoding="utf8")).get("model_type", "unknown")
-    known = getattr(transformers, task.auto_class)._model_mapping.keys()
-    if section.trust_remote_code or any(config.model_type == kind for config in known):
+    kind = files.config.get("model_type", "unknown")
+    names = getattr(transformers, task.auto_class)._model_mapping._model_mapping  # its keys() import every architecture
+    if section.trust_remote_code or kind in names:
         return
     with Problems() as problems:
         hint = f"Take one that Transformers loads as {task.auto_class}."

@@ -77,8 +77,7 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
     if reason := _not_going_with(recipe.task).get(recipe.method.type):
-        message = reason.format(task=recipe.task.type)
-        yield Problem(message, key="method.type", hint="Take lora, or another method.")
+        yield Problem(reason, key="method.type", hint="Take lora, or another method.")
     if recipe.method.start_from and (reason := _NOT_STARTING.get(recipe.method.type)):
         yield Problem(reason, key="method.start_from", hint="Take it out, or take another method.")
     if recipe.task.type == "preference" and recipe.training.distributed in SHARDING:

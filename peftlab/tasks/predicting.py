@@ -80,7 +80,7 @@ def outcomes(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [features[i] for i in chosen]
-            made = written(task, _bare(model), tokenizer, batch) if writes else forward(task, model, tokenizer, batch)
+            made = written(task, _bare(model), tokenizer, batch) if writes else _computed(task, model, tokenizer, batch)
             given |= zip(chosen, made, strict=True)
             told(len(given), len(order))
     return [given[i] for i in range(len(order))]
@@ -101,11 +101,17 @@ def forward(
     task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
 ) -> list[torch.Tensor]:
     """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
+    with in_mode(model, training=False):
+        return _computed(task, model, tokenizer, features)
+
+
+def _computed(
+    task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
+) -> list[torch.Tensor]:
     device = next(model.parameters()).device
     batch = task.collate(features, tokenizer)
     labels = batch.pop("labels", None)
-    with in_mode(model, training=False):
-        output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
+    output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
     outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
     if not task.per_token:
         return list(outcome)
