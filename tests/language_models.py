@@ -3,6 +3,7 @@
 import json
 
 from tests.conftest import SENTENCES
+from tests.recipes import write_merged
 
 POSITIONS = 256
 BEGIN, END = "<s>", "</s>"
@@ -93,10 +94,7 @@ def instruction_recipe(folder, model, **changes):
         "data": {"train": "rows.jsonl", "validation": "rows.jsonl"},
         "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
     }
-    for section, content in changes.items():
-        values[section] = {**values.get(section, {}), **content} if isinstance(content, dict) else content
-    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf8")  # JSON is YAML
-    return folder / "recipe.yaml"
+    return write_merged(folder / "recipe.yaml", values, changes)
 
 
 def plain_writing(model, tokenizer, chat, template=None, **settings):

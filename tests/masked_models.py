@@ -1,11 +1,11 @@
 """Tiny random language models that find masked tokens, with their heads, of several architectures; plain text, and
 recipes for it."""
 
-import json
 from functools import partial
 
 from tests.architectures import build
 from tests.conftest import SENTENCES
+from tests.recipes import write_merged
 
 LIVELY = 0.2  # or else every mask is filled by the same tokens
 KINDS = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "electra"]
@@ -39,10 +39,7 @@ def text_recipe(folder, model, **changes):
         "data": {split: f"{split}.txt" for split in TEXTS},
         "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
     }
-    for section, content in changes.items():
-        values[section] = {**values.get(section, {}), **content} if isinstance(content, dict) else content
-    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf8")  # JSON is YAML
-    return folder / "recipe.yaml"
+    return write_merged(folder / "recipe.yaml", values, changes)
 
 
 def plain_fillings(model, tokenizer):

@@ -3,6 +3,7 @@
 import json
 
 from tests.language_models import save_byte_tokenizer
+from tests.recipes import write_merged
 
 PAIRS = [
     ("the train was late", "der Zug war alt"),
@@ -60,8 +61,4 @@ def translation_recipe(folder, model, *, times=3, **changes):
         "data": {"train": "rows.jsonl", "validation": "pairs.jsonl"},
         "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
     }
-    for section, content in changes.items():
-        kept = {} if section == "method" else values.get(section, {})
-        values[section] = {**kept, **content}
-    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf8")  # JSON is YAML
-    return folder / "recipe.yaml"
+    return write_merged(folder / "recipe.yaml", values, changes, replaced=["method"])
