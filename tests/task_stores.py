@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 
 from peftlab.cli import cli
 from peftlab.tuning import tune
+from tests.recipes import write_merged
 
 PEOPLE = ["Ada Lovelace", "Grace Hopper", "Alan Turing"]
 PLACES = ["London", "Paris", "Rome"]
@@ -86,6 +86,10 @@ KINDS = {
     "relations": ({"type": "relation-extraction"}, _relations()),
 }
 COUNTS = {"train": 100, "validation": 6, "test": 8}
+LEARNING = {
+    "characters": {},
+    "rating": {"num_train_epochs": 20},  # the correlation of what hardly differs would hang on rounding
+}
 
 
 def lines_of(rows):
@@ -106,17 +110,13 @@ def recipe_for(folder: Path, base: Path, kind: str, **changes) -> Path:
         "data": {split: f"{split}.jsonl" for split in COUNTS},
         "training": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 5e-3},
     }
-    for section, content in changes.items():
-        values[section] = {**values.get(section, {}), **content}
-    with (folder / "recipe.yaml").open("w", encoding="utf8") as file:
-        YAML().dump(values, file)
-    return folder / "recipe.yaml"
+    return write_merged(folder / "recipe.yaml", values, changes)
 
 
 @cache
 def _tuned(base: Path, folder: Path) -> Path:
     for kind in KINDS:
-        training = {"num_train_epochs": 6, "learning_rate": 2e-2} if kind != "characters" else {}
+        training = LEARNING.get(kind, {"num_train_epochs": 6, "learning_rate": 2e-2})
         tune(recipe_for(folder / kind, base, kind, training=training), store=folder / "store")
     return folder / "store"
 

@@ -201,7 +201,7 @@ def test_tuned_and_scored_as_plain_peft_scores(base, tmp_path):
     with model.disable_adapter():
         assert curve["loss"] < plain_loss(model, base, template) - 0.1  # its tiny embeddings allow no more
     told = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
-    assert told.scores.values == pytest.approx(result.scores["validation"].values, abs=1e-5)
+    assert told.scores.values == pytest.approx(result.scores["validation"].values, rel=1e-5)
 
 
 def plain_loss(model, base, template):
