@@ -16,7 +16,7 @@ swap: $(VENV)/.demo  ## 2,000 shuffled rows for seven adapters of three tasks, t
 	$(BIN)/peftlab evaluate --by adapter --data mixed.jsonl
 
 test: $(VENV)/.test  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Small real things for the tests: a tiny BERT with its tokenizer, data to learn from, a recipe that joins them."""
 
+import gc
 import hashlib
 import os
 import re
@@ -12,9 +13,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test reaches for the network
 
 import pytest
-from ruamel.yaml import YAML
+
+from tests.recipes import write_merged
 
 HUB_ID = "peftlab-tests/tiny-bert"
+BLANK_PNG = b"\x89PNG\r\n\x1a\n"
 SENTENCES = {
     "train": """\
 [Ada Lovelace](PER) wrote to [London](LOC) .
@@ -51,6 +54,20 @@ def answers_in_fp32():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", lambda: {**there, "amx_bf16": False})
         yield
+
+
+@pytest.fixture(autouse=True)
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of runs draw two pictures each, half a second of work: in tests they are made up but not painted."""
+    from matplotlib.figure import Figure
+
+    if "painted" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: Path(file).write_bytes(BLANK_PNG))
+
+
+@pytest.fixture
+def painted() -> None:
+    """Asked for by tests of what is to be seen."""
 
 
 def build_tiny_bert(folder: Path, *, positions: int = 64, layers: int = 2, seed: int = 0) -> Path:
@@ -103,6 +120,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("whole_matrix")]
 
 
+def pytest_collection_finish() -> None:
+    """What the tests import is there to stay: Trainer collects garbage after each run, and need not look through it."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The page of the matrix, from what became of its cells."""
     if config.getoption("--whole-matrix"):
@@ -138,11 +160,7 @@ def recipe_in(folder: Path, base_model: str | Path, name: str = "recipe.yaml", *
         "data": {split: f"{split}.txt" for split in SENTENCES},
         "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 5e-3},
     }
-    for section, content in changes.items():
-        values[section] = {**values[section], **content} if isinstance(content, dict) else content
-    with (folder / name).open("w", encoding="utf8") as file:
-        YAML().dump(values, file)
-    return folder / name
+    return write_merged(folder / name, values, changes)
 
 
 @pytest.fixture

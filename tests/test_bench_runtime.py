@@ -2,12 +2,15 @@
 
 import json
 
+from peftlab.bench import serving
+from tests.measured_here import call_here
 from tests.task_stores import one_line, run
 
 SMALL = ("--rows", 4, "--tokens", 8, "--rounds", 2, "--adapters", "1,3", "--registered", "1,2")
 
 
-def test_every_case_is_measured_beside_the_bare_base(tiny_base):
+def test_every_case_is_measured_beside_the_bare_base(tiny_base, monkeypatch):
+    monkeypatch.setattr(serving, "measure_call", call_here)
     told = run("bench", "runtime", tiny_base, *SMALL, "--json")
     assert told.exit_code == 0, told.output
     measured = json.loads(told.stdout)
@@ -17,6 +20,13 @@ def test_every_case_is_measured_beside_the_bare_base(tiny_base):
     assert all(seconds > 0 for seconds in measured["seconds"].values())
     assert [load["registered"] for load in measured["loads"]] == [1, 2]
     assert all(0 < load["ready"] < min(load["from_disk"], load["growing"]) for load in measured["loads"])
+
+
+def test_loads_are_measured_in_processes_of_their_own(tiny_base, monkeypatch):
+    monkeypatch.setattr(serving, "TURNS", 1)
+    told = run("bench", "runtime", tiny_base, "--registered", "1", "--only", "loads")
+    assert told.exit_code == 0, told.output
+    assert "Bringing an adapter" in told.output
 
 
 def test_people_get_tables_and_other_methods_are_not_held_against_peft(tiny_base):

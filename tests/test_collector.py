@@ -17,11 +17,9 @@ def python(code):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "module", ["peftlab.tuning.training", "peftlab.tuning.publishing", "peftlab.tuning.encoding", "peftlab.runtime"]
-)
-def test_pictures_and_metrics_are_not_imported_before_they_are_needed(module):
-    assert python(f"import sys, {module}; print([name for name in {LATE} if name in sys.modules])") == "[]\n"
+def test_pictures_and_metrics_are_not_imported_before_they_are_needed():
+    modules = "peftlab.tuning.training, peftlab.tuning.publishing, peftlab.tuning.encoding, peftlab.runtime"
+    assert python(f"import sys, {modules}; print([name for name in {LATE} if name in sys.modules])") == "[]\n"
 
 
 def test_tasks_and_tokenizing_are_imported_without_torch():
