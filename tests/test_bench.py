@@ -3,16 +3,17 @@
 import json
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 from click.testing import CliRunner
 
-from peftlab.bench import Measured, TimedRun, measure, steps, summarize, tuning, ways_of_tuning
+from peftlab.bench import TimedRun, measure, steps, summarize, tuning, ways_of_tuning
 from peftlab.bench.processes import measure_call
 from peftlab.cli import cli
 from peftlab.cli.bench import print_ways
 from peftlab.errors import PeftlabError
+from peftlab.tuning.fast import compiling
+from tests.measured_here import call_here
 
 ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
 
@@ -25,14 +26,8 @@ def _two_ways(monkeypatch):
 
 @pytest.fixture
 def _in_this_process(monkeypatch):
-    """Calls stay here: a fresh interpreter takes seconds to import torch and its friends."""
-
-    def call(module, name, *, environment=None, **given):
-        value = getattr(import_module(module), name)(**json.loads(json.dumps(given)))
-        return Measured(100.0, 10**9, json.dumps(value))
-
     for module in (tuning, steps):
-        monkeypatch.setattr(module, "measure_call", call)
+        monkeypatch.setattr(module, "measure_call", call_here)
     monkeypatch.setattr(tuning, "warm_up", lambda: None)
 
 
@@ -121,6 +116,14 @@ def test_json_is_one_object_with_runs_ways_and_steps(write_recipe):
     assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab"}
     assert {one["precision"] for one in told["steps"]} == {"fp32", "bf16"}
     assert all(one["ratio"] == 1 for one in told["steps"] if one["way"] == "limit")
+
+
+@pytest.mark.usefixtures("_two_ways", "_in_this_process")
+def test_torch_compile_is_measured_on_demand(write_recipe, monkeypatch):
+    monkeypatch.setattr(compiling, "OPTIONS", {"backend": "eager"})
+    told = json.loads(run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--compile").stdout)
+    assert [one["way"] for one in told["ways"]] == ["plain", "+ precision", "torch.compile"]
+    assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab", "torch.compile"}
 
 
 @pytest.mark.usefixtures("_two_ways")

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from peftlab.base import Base, choose_device, head_config, load_base
 from peftlab.bench.checking import learned_task
-from peftlab.bench.steps import LIMIT
+from peftlab.bench.steps import COMPILED, COMPILING, LIMIT
 from peftlab.methods import adapt, peft_config
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.tasks import Task
@@ -27,7 +27,13 @@ WARM_UP = 2
 
 
 def step_times(
-    recipe_path: str, settings: list[dict[str, Any]], batch: int, tokens: int, rounds: int, device: str
+    recipe_path: str,
+    settings: list[dict[str, Any]],
+    batch: int,
+    tokens: int,
+    rounds: int,
+    device: str,
+    compiled: bool,
 ) -> list[dict[str, Any]]:
     """The fields of a `StepTime` for each of `settings` (precision, dropout, overrides) and each way."""
     told = []
@@ -36,6 +42,9 @@ def step_times(
         bf16, dropout = setting["precision"] == "bf16", setting["dropout"] != "none"
         with ExitStack() as stack:
             steps = _steps(recipe, bf16, dropout, (batch, tokens), device, stack)
+            if compiled:
+                changed = read_recipe(recipe_path, {**setting["overrides"], **COMPILING})
+                steps[COMPILED] = _method_step(changed, (batch, tokens), stack, device)
             rows = _in_turn(steps, rounds, choose_device(device))
         named = {"precision": setting["precision"], "dropout": setting["dropout"]}
         told += [{**named, "way": way, **_medians(rows, way)} for way in steps]
@@ -84,9 +93,9 @@ def method_steps(recipes: Mapping[str, str | Path], shape: tuple[int, int], stac
     return {name: _method_step(read_recipe(path), shape, stack) for name, path in recipes.items()}
 
 
-def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack) -> Step:
+def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack, device: str = "auto") -> Step:
     task, settings = learned_task(recipe), recipe.training
-    base = load_base(recipe.base, task, seed=settings.seed, dropout=settings.base_dropout)
+    base = load_base(recipe.base, task, seed=settings.seed, device=device, dropout=settings.base_dropout)
     bf16 = training_dtype(settings, base.model.device) == torch.bfloat16
     return _peftlab_step(recipe, base, task, _inputs(base, shape), bf16, stack)
 

@@ -11,6 +11,8 @@ from peftlab.errors import Problems
 from peftlab.recipe import Recipe
 
 LIMIT = "limit"
+COMPILED, COMPILING = "torch.compile", {"training.torch_compile": True, "training.fused_lora": None}
+"""The recipe with torch.compile in the place of our own functions."""
 PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {"training.bf16": False}, "bf16": {"training.bf16": True}}
 DROPOUTS: dict[str, dict[str, Any]] = {
     "none": {"training.base_dropout": False, "method.lora_dropout": 0.0},
@@ -41,6 +43,7 @@ def time_steps(
     tokens: int = 64,
     rounds: int = 10,
     device: str = "auto",
+    compiled: bool = False,
 ) -> list[StepTime]:
     """Steps of the recipe's base and method: the limit, plain PEFT and peftlab, by precision and dropout.
 
@@ -54,6 +57,7 @@ def time_steps(
         tokens: Tokens of each input; at most what the base takes.
         rounds: How often each way takes a step, after two that do not count.
         device: auto, cpu, cuda or mps.
+        compiled: Also through torch.compile; what compiling takes does not count.
 
     Raises:
         RecipeError: the recipe or the data cannot be used.
@@ -75,6 +79,7 @@ def time_steps(
         tokens=tokens,
         rounds=rounds,
         device=device,
+        compiled=compiled,
     )
     return [StepTime(**told) for told in measured.value]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from peftlab.bench.checking import check_ways
 from peftlab.bench.processes import measure_call, warm_up
+from peftlab.bench.steps import COMPILED, COMPILING
 from peftlab.bench.summary import TimedRun
 
 PLAIN = "plain"
@@ -32,11 +33,15 @@ class Way:
     overrides: Mapping[str, Any]
 
 
-def ways_of_tuning() -> list[Way]:
-    """From plain to the recipe as it stands; each way leaves one more thing to the recipe than the one before."""
+def ways_of_tuning(*, compiled: bool = False) -> list[Way]:
+    """From plain to the recipe as it stands; each way leaves one more thing to the recipe than the one before.
+
+    After them, if asked for, that recipe `compiled`: by torch.compile in the place of our own functions.
+    """
     names = [PLAIN, *(f"+ {name}" for name in SWITCHES)]
     off = list(SWITCHES.values())
-    return [Way(name, _joined(off[count:])) for count, name in enumerate(names)]
+    ways = [Way(name, _joined(off[count:])) for count, name in enumerate(names)]
+    return [*ways, Way(COMPILED, COMPILING)] if compiled else ways
 
 
 def compare_ways(

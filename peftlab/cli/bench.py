@@ -35,6 +35,7 @@ def bench() -> None:
 )
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Steps that each way takes.")
 @click.option("--only", type=click.Choice(["runs", "steps"]), help="Measure whole runs only, or single steps only.")
+@click.option("--compile", "compiled", is_flag=True, help="Also by torch.compile, in the place of our own functions.")
 @json_option
 @device_option
 def tuning(
@@ -43,6 +44,7 @@ def tuning(
     seeds: list[int] | None,
     rounds: int,
     only: str | None,
+    compiled: bool,
     as_json: bool,
     device: str,
 ) -> None:
@@ -52,24 +54,25 @@ def tuning(
     another left to peftlab, and last the recipe as it stands. And single training steps of 32 × 64 tokens, beside the
     least they can take: one forward and one activation backward of the frozen base. Nothing is published.
     """
-    from peftlab.bench import compare_ways, conditions, summarize, time_steps
+    from peftlab.bench import compare_ways, conditions, summarize, time_steps, ways_of_tuning
     from peftlab.bench.tuning import PLAIN
 
     runs: list[TimedRun] = []
     steps: list[StepTime] = []
     with bar_for("tuning", quiet=as_json) as told:
         if only != "steps":
-            runs = compare_ways(recipe_path, overrides=overrides, seeds=seeds, device=device, told=told)
+            ways = ways_of_tuning(compiled=compiled)
+            runs = compare_ways(recipe_path, overrides=overrides, ways=ways, seeds=seeds, device=device, told=told)
         if only != "runs":
-            steps = time_steps(recipe_path, overrides=overrides, rounds=rounds, device=device)
-    ways = summarize(runs, PLAIN)
+            steps = time_steps(recipe_path, overrides=overrides, rounds=rounds, device=device, compiled=compiled)
+    summaries = summarize(runs, PLAIN)
     if as_json:
-        measured = {"runs": _plain(runs), "ways": _plain(ways), "steps": _plain(steps)}
+        measured = {"runs": _plain(runs), "ways": _plain(summaries), "steps": _plain(steps)}
         click.echo(json.dumps({"recipe": recipe_path, **asdict(conditions()), **measured}, ensure_ascii=False))
         return
     out.print(escape(f"{recipe_path}\n{conditions()}"))
-    if ways:
-        print_ways(ways)
+    if summaries:
+        print_ways(summaries)
     if steps:
         print_steps(steps)
 
@@ -169,6 +172,8 @@ def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str
 
 def print_ways(ways: "list[Summary]") -> None:
     """Whole runs: ratios to the first way and to the one above, and where the time goes."""
+    from peftlab.bench.steps import COMPILED
+
     made = table("\nWhole runs", "way", "time ÷ plain", "÷ above", "memory ÷ plain", "score", "seconds")
     for above, way in zip([ways[0], *ways], ways, strict=False):
         made.add_row(
@@ -180,7 +185,8 @@ def print_ways(ways: "list[Summary]") -> None:
             f"{way.seconds:.1f}",
         )
     out.print(made)
-    out.print("The last way is the recipe as it stands.", style="dim")
+    as_it_stands = [way.way for way in ways if way.way != COMPILED][-1]
+    out.print(f"The way named {as_it_stands} is the recipe as it stands.", style="dim")
     parts = table("\nWhere the time goes, as shares of plain's whole time", "way", *ways[0].parts)
     for way in ways:
         parts.add_row(way.way, *(f"{share:.2f}" for share in way.parts.values()))

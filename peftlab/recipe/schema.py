@@ -95,6 +95,9 @@ class TrainingSection(Section):
     """The same in float16 with a scaled loss, on CUDA; null does where there is no bfloat16."""
     fused_lora: bool | None = None
     """Compute LoRA layers by our own fused function instead of PEFT's; null does where it is faster, on CPUs."""
+    torch_compile: bool = False
+    """Have torch.compile make kernels of the base's layers in the place of our own functions: minutes of compiling, for
+    steps that `peftlab bench tuning --compile` compares."""
     base_dropout: bool = True
     """Leave the base's own dropout on while training."""
     distributed: Literal["ddp", "fsdp", "deepspeed"] | None = None

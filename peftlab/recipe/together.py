@@ -80,20 +80,16 @@ def _clashes(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(reason, key="method.type", hint="Take lora, or another method.")
     if recipe.method.start_from and (reason := _NOT_STARTING.get(recipe.method.type)):
         yield Problem(reason, key="method.start_from", hint="Take it out, or take another method.")
-    if recipe.task.type == "preference" and recipe.training.distributed in SHARDING:
-        message = "what the base makes of each answer is computed apart from training, where no process has all of it."
-        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
-    compares = getattr(recipe.task, "scored_by", "perplexity") != "perplexity"
-    if (compares or recipe.task.type in SCORED_BY_WRITING) and recipe.training.distributed in SHARDING:
-        message = f"{recipe.task.type} is scored by what is written, and each process holds a part of the base."
-        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
-    if isinstance(recipe.method, Lora) and recipe.method.trainable_token_indices:
-        yield from _against_trained_tokens(recipe)
-    if recipe.method.type == "adalora" and recipe.training.distributed in SHARDING:
-        message = "adalora weighs the directions of whole layers, and each process holds a part of them."
-        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+    if recipe.training.torch_compile:
+        yield from _against_compiling(recipe)
+    if _trains_tokens(recipe.method) and recipe.task.type != "causal-lm":
+        message = f"embeddings of single tokens train for causal-lm, not for {recipe.task.type}."
+        yield Problem(message, key="method.trainable_token_indices", hint="Take it out.")
+    if recipe.training.distributed in SHARDING:
+        for reason in _needing_the_whole_base(recipe):
+            yield Problem(reason, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 
 def _not_going_with(task: TaskSection) -> Mapping[str, str]:
@@ -105,13 +101,32 @@ def _not_going_with(task: TaskSection) -> Mapping[str, str]:
     return _NOT_WRITING if isinstance(task, CausalLm | Preference | DomainAdaptation) else {}
 
 
-def _against_trained_tokens(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.task.type != "causal-lm":
-        message = f"embeddings of single tokens train for causal-lm, not for {recipe.task.type}."
-        yield Problem(message, key="method.trainable_token_indices", hint="Take it out.")
-    if recipe.training.distributed in SHARDING:
-        message = "PEFT takes rows of whole embeddings, and each process holds a part of them."
-        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+def _trains_tokens(method: MethodSection) -> bool:
+    return isinstance(method, Lora) and bool(method.trainable_token_indices)
+
+
+def _needing_the_whole_base(recipe: Recipe) -> Iterator[str]:
+    """What cannot be where each process holds a part of the base, and why not."""
+    engine, task = recipe.training.distributed, recipe.task
+    if task.type == "preference":
+        yield "what the base makes of each answer is computed apart from training, where no process has all of it."
+    compares = getattr(task, "scored_by", "perplexity") != "perplexity"
+    if compares or task.type in SCORED_BY_WRITING:
+        yield f"{task.type} is scored by what is written, and each process holds a part of the base."
+    if _trains_tokens(recipe.method):
+        yield "PEFT takes rows of whole embeddings, and each process holds a part of them."
+    if recipe.method.type == "adalora":
+        yield "adalora weighs the directions of whole layers, and each process holds a part of them."
+    if recipe.base.quantization:
+        yield f"{engine} cannot share out a base in {recipe.base.quantization}."
+    if recipe.training.torch_compile:
+        yield f"{engine} takes layers apart that torch.compile has compiled as they are."
+
+
+def _against_compiling(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.training.fused_lora:
+        message = "torch.compile makes kernels of PEFT's layers in the place of the fused function."
+        yield Problem(message, key="training.fused_lora", hint="Take one of the two out.")
 
 
 def _against_packing(recipe: Recipe) -> Iterator[Problem]:
@@ -138,9 +153,6 @@ def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
     if training.fused_lora:
         message = f"the fused function computes plain Linear layers, and those of this base are in {quantization}."
         yield Problem(message, key="training.fused_lora", hint="Take it out: PEFT's own layers compute.")
-    if training.distributed in SHARDING:
-        message = f"{training.distributed} cannot share out a base in {quantization}."
-        yield Problem(message, key="training.distributed", hint="Take ddp: each process holds the whole base.")
 
 
 def _kind(method: MethodSection) -> str:

@@ -1,4 +1,5 @@
-"""What makes a training step fast without changing what is learnt: precision, LoRA, dropout, attention, walks.
+"""What makes a training step fast without changing what is learnt: precision, LoRA, dropout, attention, walks; or
+`torch.compile` in the place of LoRA, dropout and attention.
 
 Each is a context in which the model computes otherwise, and after which it is as it was.
 """
@@ -11,6 +12,7 @@ from peft import PeftModel
 
 from peftlab.recipe import Recipe
 from peftlab.tuning.fast.attention import short_attention
+from peftlab.tuning.fast.compiling import compiled_layers
 from peftlab.tuning.fast.dropout import cheap_dropout
 from peftlab.tuning.fast.lora import fused_lora
 from peftlab.tuning.fast.walks import short_walks
@@ -31,6 +33,20 @@ def fast_steps(
         dtype: What frozen weights are in; run the model under autocast to it.
         inputs: Any inputs of the model, for one forward pass.
     """
+    with ExitStack() as stack:
+        if not recipe.training.torch_compile:
+            stack.enter_context(_own_functions(model, recipe, inputs))
+        stack.enter_context(frozen_weights_in(model, dtype))
+        stack.enter_context(short_walks(model))
+        if recipe.training.torch_compile:
+            with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+                stack.enter_context(compiled_layers(model, inputs))
+        yield
+
+
+@contextmanager
+def _own_functions(model: PeftModel, recipe: Recipe, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """LoRA, dropout and attention of our own, each where it is faster."""
     on_cpu = model.device.type == "cpu"  # elsewhere torch's own ways are fast
     fused = recipe.training.fused_lora
     with ExitStack() as stack:
@@ -40,6 +56,4 @@ def fast_steps(
             masks = stack.enter_context(cheap_dropout(model, recipe.training.seed))
             if recipe.base.attn_implementation is None:
                 stack.enter_context(short_attention(model.get_base_model(), masks))
-        stack.enter_context(frozen_weights_in(model, dtype))
-        stack.enter_context(short_walks(model))
         yield
