@@ -3,9 +3,10 @@
 all-MiniLM-L6-v2; CrossNER politics (entity F1, 20 epochs, the first 200 sentences for validation) with every method,
 FDU-MTL books (accuracy, 3 epochs, 256 tokens) with a few. Each method's learning rate is the best by validation score
 at seed 1, of a grid that grows while its best lies at an end; then seeds 2 and 3 follow. Test score of the best epoch
-by validation, no early stop. Each run is a process of its own: its peak memory is what the system counted. Runs that
-are done stand in benchmarks/results/methods-SET.jsonl and are not repeated, so it may be stopped and started again.
-`--steps` times training steps (16 × 32 tokens) of all methods in turn, beside full fine-tuning's. Data is looked for in
+by validation, no early stop. Runs that are done stand in benchmarks/results/methods-SET.jsonl, each with the number
+format it computed in, which is the machine's choice, and are not repeated: it may be stopped and started again,
+elsewhere too. `--steps` times training steps (16 × 32 tokens) of all methods in turn, beside full fine-tuning's, and
+then lets each take some in a process of its own, whose peak memory is what the system counted. Data is looked for in
 $PEFTLAB_DATA, or else in ../shared/data.
 """
 
@@ -22,7 +23,7 @@ import click
 from benchmarks.ner_scores import SETS as ENTITY_SETS
 from benchmarks.results import FOLDER, data_folder, write_result
 from benchmarks.task_scores import books
-from peftlab.bench import warm_up
+from peftlab.bench import conditions, warm_up
 from peftlab.bench.processes import measure_call
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -89,7 +90,8 @@ SETS: dict[str, tuple[Callable[[Path, Path], Overrides], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: main scores on validation and test, parameters that train, size of the adapter, peak of the process."""
+    """One run: main scores on validation and test, parameters that train, size of the adapter, peak of the process, and
+    the number format of its training steps, which the first ones did not note."""
 
     contender: str
     rate: float
@@ -99,13 +101,14 @@ class Outcome:
     trained: int
     adapter_bytes: int
     peak_bytes: int
+    precision: str = "bfloat16"
 
 
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(CONTENDERS)), help="Only these.")
 @click.option("--run/--no-run", default=True, show_default=True, help="Do the runs that are missing.")
-@click.option("--steps/--no-steps", default=False, show_default=True, help="Time training steps; nothing else may run.")
+@click.option("--steps/--no-steps", default=False, show_default=True, help="Time steps; nothing else may run.")
 def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: bool) -> None:
     """Do what is missing, set by set; print each table and write it."""
     warm_up()
@@ -115,7 +118,7 @@ def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: boo
             for contender in asked:
                 run_missing(name, contender)
         if steps:
-            time_all(name, asked)
+            measure_steps(name, asked)
         write_result(f"methods-{name}", f"Methods on {name}", list(_rows(name)), __doc__ or "")
 
 
@@ -168,7 +171,11 @@ def _file(name: str) -> Path:
 
 def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Overrides:
     """One run, in a process of its own → what an `Outcome` says of it, but for its memory."""
+    import torch
+
+    from peftlab.recipe import read_recipe
     from peftlab.tuning import tune
+    from peftlab.tuning.precision import training_dtype
 
     with tempfile.TemporaryDirectory() as work:
         recipe = _write_recipe(data_set, contender, rate, seed, Path(work))
@@ -176,7 +183,12 @@ def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Override
         validation, test = (result.scores[split].values[result.task.main_score] for split in ("validation", "test"))
         trained, weights = result.adapter.manifest["parameters"]["trained"], "adapter_model.safetensors"
         size = (result.adapter.folder / weights).stat().st_size
-    return {"validation": validation, "test": test, "trained": trained, "adapter_bytes": size}
+        asked = read_recipe(recipe)
+    dtype = training_dtype(asked.training, torch.device("cpu"), asked.base.quantization)
+    precision = str(dtype).removeprefix("torch.")
+    return {
+        "validation": validation, "test": test, "trained": trained, "adapter_bytes": size, "precision": precision,
+    }  # fmt: skip
 
 
 def _write_recipe(name: str, contender: str, rate: float | None, seed: int, work: Path) -> Path:
@@ -194,11 +206,16 @@ def _write_recipe(name: str, contender: str, rate: float | None, seed: int, work
     return file
 
 
-def time_all(name: str, contenders: list[str]) -> None:
-    """Note each contender's median step time over full fine-tuning's, in one process."""
+def measure_steps(name: str, contenders: list[str]) -> None:
+    """Note each contender's median step time over full fine-tuning's, in one process, and its memory in its own."""
     given = ["full", *(contender for contender in contenders if contender != "full")]
-    measured = measure_call(MODULE, "step_ratios", data_set=name, contenders=given)
-    _steps_file(name).write_text(json.dumps(measured.value, indent=1), encoding="utf8")
+    ratios = measure_call(MODULE, "step_ratios", data_set=name, contenders=given).value
+    told = {c: {"ratio": ratios[c], "peak_bytes": _peak_of_steps(name, c)} for c in given}
+    _steps_file(name).write_text(json.dumps({"measured": str(conditions()), **told}, indent=1), encoding="utf8")
+
+
+def _peak_of_steps(name: str, contender: str) -> int:
+    return measure_call(MODULE, "step_ratios", data_set=name, contenders=[contender], rounds=3).peak_bytes or 0
 
 
 def step_ratios(data_set: str, contenders: list[str], rounds: int = 15) -> dict[str, float]:
@@ -225,12 +242,12 @@ def _steps_file(name: str) -> Path:
 def _rows(name: str) -> Iterator[dict[str, Any]]:
     """The table: a contender a row, by test score."""
     done, steps = _done(name), _steps_file(name)
-    ratios = json.loads(steps.read_text(encoding="utf8")) if steps.exists() else {}
-    rows = [_row(done, contender, ratios.get(contender)) for contender in dict.fromkeys(o.contender for o in done)]
+    measured = json.loads(steps.read_text(encoding="utf8")) if steps.exists() else {}
+    rows = [_row(done, contender, measured.get(contender)) for contender in dict.fromkeys(o.contender for o in done)]
     yield from sorted(rows, key=lambda row: -row["test"])
 
 
-def _row(done: list[Outcome], contender: str, ratio: float | None) -> dict[str, Any]:
+def _row(done: list[Outcome], contender: str, steps: dict[str, float] | None) -> dict[str, Any]:
     rate = best_rate(done, contender)
     runs = [outcome for outcome in done if (outcome.contender, outcome.rate) == (contender, rate)]
     tests = [outcome.test for outcome in runs]
@@ -243,8 +260,9 @@ def _row(done: list[Outcome], contender: str, ratio: float | None) -> dict[str, 
         "sd": statistics.stdev(tests) if len(tests) > 1 else "–",
         "trained": f"{runs[0].trained:,}",
         "adapter": f"{runs[0].adapter_bytes / 1e6:.2f} MB",
-        "step ÷ full's": "–" if ratio is None else f"{ratio:.2f}",
-        "peak memory": f"{max(outcome.peak_bytes for outcome in runs) / 1e6:.0f} MB",
+        "in": "/".join(sorted({outcome.precision for outcome in runs})),
+        "step ÷ full's": f"{steps['ratio']:.2f}" if steps else "–",
+        "peak memory": f"{steps['peak_bytes'] / 1e6:.0f} MB" if steps else "–",
     }
 
 
