@@ -101,6 +101,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
             "bf16": None,
             "fp16": None,
             "fused_lora": None,
+            "torch_compile": False,
             "base_dropout": True,
             "distributed": None,
             "seed": 42,
