@@ -1,19 +1,22 @@
 """What a language model learns of a new domain, and forgets of its old one: `python -m benchmarks.forgetting`.
 
-stories260K (a Llama of 260,000 parameters, trained on TinyStories) is tuned on encyclopedia articles (the first 150,000
-characters of wikitext-2's validation split, 256 tokens a piece; the first 40,000 of its test split to score) by LoRA
-with r = 1, 8 and 64 on every Linear and by full tuning, 8 epochs. After each epoch two losses are noted: on the
-articles, and on 80 short stories (those in recipes/data/story-helper). Each contender's learning rate is the one of its
-grid that ends with the lowest loss on articles. Those learn unequally much, so the last column compares what is
-forgotten where all have learnt as much as the one that learnt least: of every epoch at every rate that has, the lowest
-loss on stories. Beside the table a picture is written, with every rate's curve, the chosen one's thick: the further
-left the more was learnt, the higher the more was forgotten. Data is looked for in $PEFTLAB_DATA, or else in
+stories260K (a Llama of 260,000 parameters, 64 wide, trained on TinyStories) is tuned on encyclopedia articles (the
+first `--characters` of wikitext-2's validation split, 256 tokens a piece; the first 40,000 of its test split to score)
+by LoRA with r = 1, 8 and 64 on every Linear and by full tuning. After each epoch two losses are noted: on the articles,
+and on 80 short stories (those in recipes/data/story-helper). The learning rate and the epoch of each contender are
+those with the lowest loss on articles, as `tune` takes its best epoch. They learn unequally much, so the last columns
+compare what is forgotten where equally much is learnt: where a curve first comes down to a loss on articles, straight
+between epochs; of all rates the one that forgets least there. Beside the table a picture is written, with every rate's
+curve, the chosen one's thick: the further left the more was learnt, the higher the more was forgotten. Runs that are
+done stand in benchmarks/results/forgetting.jsonl and are not repeated. Data is looked for in $PEFTLAB_DATA, or else in
 ../shared/data.
 """
 
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,44 @@ from peftlab.bench import conditions
 from peftlab.tuning import Progress
 
 STORIES = Path(__file__).parents[1] / "recipes" / "data" / "story-helper"
-SIZES = {"train": ("valid.txt", 150_000), "validation": ("test.txt", 40_000)}
-TOKENS, EPOCHS = 256, 8
-LORA_RATES, FULL_RATES = (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3, 3e-3)
+SCORED = 40_000  # characters
+TOKENS, EPOCHS, CHARACTERS = 256, 4, 400_000
+LEVELS = (4.0, 3.75, 3.5, 3.25)  # on articles
+RUNS = FOLDER / "forgetting.jsonl"
+LORA_RATES, FULL_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    **{f"LoRA, r = {r}": ({"type": "lora", "r": r, "lora_alpha": 2 * r}, LORA_RATES) for r in (1, 8, 64)},
+    **{
+        f"LoRA, r = {r}": ({"type": "lora", "r": r, "lora_alpha": 2 * r}, rates)
+        for r, rates in ((1, LORA_RATES), (8, LORA_RATES), (64, LORA_RATES[:-1]))
+    },
     "full": ({"type": "full"}, FULL_RATES),
 }
 Point = tuple[float, float]
 """Losses, in nats a token, on the new domain and on the old."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contender at one rate: parameters that train, and both losses before training and after each epoch."""
+
+    contender: str
+    rate: float
+    characters: int
+    epochs: int
+    trained: int
+    points: list[Point]
+
+    @property
+    def best(self) -> Point:
+        """Where it had learnt most."""
+        return min(self.points)
+
+    def stories_at(self, level: float) -> float | None:
+        """The loss on stories where that on articles first comes down to `level`, straight between epochs."""
+        for (above, before), (below, after) in pairwise(self.points):
+            if below <= level <= above:
+                return before + (after - before) * (above - level) / (above - below)
+        return None
 
 
 class Watching(Progress):
@@ -71,19 +103,33 @@ def loss_on(base: Base, texts: list[str]) -> float:
 
 
 @click.command(help=__doc__)
+@click.option("--characters", default=CHARACTERS, show_default=True)
 @click.option("--epochs", default=EPOCHS, show_default=True)
-def main(epochs: int) -> None:
-    """Tune all, print and write the table and the picture."""
+def main(characters: int, epochs: int) -> None:
+    """Tune what is missing, print and write the table and the picture."""
     data = data_folder()
     stories = sorted({row["input"] for row in _story_rows() if "input" in row})
-    start, tried = untuned(data, stories), dict[str, dict[float, Watching]]()
-    for name, (method, rates) in CONTENDERS.items():
-        tried[name] = {rate: tuned(data, stories, method, rate, epochs) for rate in rates}
-        click.echo(f"{name}: { ({rate: run.points[-1] for rate, run in tried[name].items()}) }")
-    level = max(min(point[0] for point in _points(runs)) for runs in tried.values())
-    rows = [_row(name, runs, start, level) for name, runs in tried.items()]
+    for contender, (_, rates) in CONTENDERS.items():
+        for rate in rates:
+            if not any((run.contender, run.rate) == (contender, rate) for run in _done(characters, epochs)):
+                _note(tuned(data, stories, contender, rate, characters, epochs))
+    done = _done(characters, epochs)
+    tried = {name: [run for run in done if run.contender == name] for name in CONTENDERS}
+    rows = [_row(runs) for runs in tried.values()]
     write_result("forgetting", "Learning a new domain, forgetting the old", rows, __doc__ or "")
-    draw(tried, start, FOLDER / f"{conditions().date}-forgetting.png")
+    draw(tried, FOLDER / f"{conditions().date}-forgetting.png")
+
+
+def _done(characters: int, epochs: int) -> list[Run]:
+    lines = RUNS.read_text(encoding="utf8").splitlines() if RUNS.exists() else []
+    runs = [Run(**json.loads(line)) for line in lines]
+    return [run for run in runs if (run.characters, run.epochs) == (characters, epochs)]
+
+
+def _note(run: Run) -> None:
+    with RUNS.open("a", encoding="utf8") as file:
+        file.write(json.dumps(asdict(run)) + "\n")
+    click.echo(f"{run.contender}, {run.rate:g}: {run.best}")
 
 
 def _story_rows() -> list[dict[str, str]]:
@@ -97,13 +143,11 @@ def untuned(data: Path, stories: list[str]) -> Point:
     from peftlab.tasks.causal_lm import CausalLmTask
 
     base = load_base(BaseSection(model=str(data / "stories260K")), CausalLmTask(), seed=0, device="cpu")
-    return loss_on(base, articles(data, "validation")), loss_on(base, stories)
+    return loss_on(base, _scored(data)), loss_on(base, stories)
 
 
-def articles(data: Path, split: str) -> list[str]:
-    """Paragraphs of wikitext, without its headings."""
-    file, characters = SIZES[split]
-    return paragraphs(data / "lm_wikitext2_validtest" / file, 0, characters)
+def _scored(data: Path) -> list[str]:
+    return paragraphs(data / "lm_wikitext2_validtest" / "test.txt", 0, SCORED)
 
 
 def paragraphs(file: Path, start: int, end: int) -> list[str]:
@@ -112,18 +156,19 @@ def paragraphs(file: Path, start: int, end: int) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("=")]
 
 
-def tuned(data: Path, stories: list[str], method: dict[str, Any], rate: float, epochs: int) -> Watching:
+def tuned(data: Path, stories: list[str], contender: str, rate: float, characters: int, epochs: int) -> Run:
     """What was noted of one run."""
     watching = Watching(stories)
     with tempfile.TemporaryDirectory() as folder:
-        for split in SIZES:
-            rows = (json.dumps({"text": text}) for text in articles(data, split))
+        learnt = paragraphs(data / "lm_wikitext2_validtest" / "valid.txt", 0, characters)
+        for split, texts in {"train": learnt, "validation": _scored(data)}.items():
+            rows = (json.dumps({"text": text}) for text in texts)
             (Path(folder) / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf8")
         sections = {
             "name": "articles",
             "base": {"model": str(data / "stories260K")},
             "task": {"type": "causal-lm"},
-            "method": method,
+            "method": CONTENDERS[contender][0],
             "data": {"train": "train.jsonl", "validation": "validation.jsonl", "max_length": TOKENS},
             "training": {
                 "learning_rate": rate,
@@ -135,48 +180,49 @@ def tuned(data: Path, stories: list[str], method: dict[str, Any], rate: float, e
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(json.dumps(sections), encoding="utf8")  # JSON is YAML
         peftlab.tune(recipe, store=Path(folder) / "store", progress=watching)
-    return watching
+    start = untuned(data, stories)
+    return Run(contender, rate, characters, epochs, watching.trained, [start, *watching.points])
 
 
-def _points(runs: Mapping[float, Watching]) -> list[Point]:
-    return [point for run in runs.values() for point in run.points]
+def _chosen(runs: list[Run]) -> Run:
+    """The one that comes to the lowest loss on articles."""
+    return min(runs, key=lambda run: run.best)
 
 
-def _chosen(runs: Mapping[float, Watching]) -> float:
-    """The rate that ends with the lowest loss on articles."""
-    return min(runs, key=lambda rate: runs[rate].points[-1][0])
-
-
-def _row(name: str, runs: Mapping[float, Watching], start: Point, level: float) -> dict[str, Any]:
-    """`level` is the loss on articles that every contender has reached."""
-    rate = _chosen(runs)
-    end = runs[rate].points[-1]
-    kept = min(stories for articles, stories in _points(runs) if articles <= level)
+def _row(runs: list[Run]) -> dict[str, Any]:
+    chosen = _chosen(runs)
+    (articles, stories), (learnt, kept) = chosen.points[0], chosen.best
     return {
-        "method": name,
-        "learning rate": f"{rate:g}",
-        "trained": f"{runs[rate].trained:,}",
-        "articles, before": start[0],
-        "articles, after": end[0],
-        "stories, before": start[1],
-        "stories, after": end[1],
-        "learnt": start[0] - end[0],
-        "forgotten": end[1] - start[1],
-        f"forgotten at {level:.2f} on articles": kept - start[1],
+        "method": chosen.contender,
+        "learning rate": f"{chosen.rate:g}",
+        "trained": f"{chosen.trained:,}",
+        "articles, before": articles,
+        "articles, after": learnt,
+        "stories, before": stories,
+        "stories, after": kept,
+        "learnt": articles - learnt,
+        "forgotten": kept - stories,
+        **{f"forgotten at {level} on articles": _forgotten(runs, level) for level in LEVELS},
     }
 
 
-def draw(tried: Mapping[str, Mapping[float, Watching]], start: Point, file: Path) -> None:
+def _forgotten(runs: list[Run], level: float) -> float | str:
+    """By the rate that forgets least there; none may come so far."""
+    at = [there - run.points[0][1] for run in runs if (there := run.stories_at(level)) is not None]
+    return min(at, default="–")
+
+
+def draw(tried: Mapping[str, list[Run]], file: Path) -> None:
     """A curve a method and rate, an epoch a point, from the base on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, runs) in enumerate(tried.items()):
-        for rate, run in runs.items():
-            wide = {"linewidth": 1.6, "label": f"{name} ({rate:g})"} if rate == _chosen(runs) else {"linewidth": 0.6}
-            points = zip(start, *run.points, strict=True)
-            axes.plot(*points, marker="o", markersize=2.5, color=f"C{number}", **wide)
+        for run in runs:
+            wide = {"linewidth": 1.6, "label": f"{name} ({run.rate:g})"} if run is _chosen(runs) else {"linewidth": 0.6}
+            axes.plot(*zip(*run.points, strict=True), marker="o", markersize=2.5, color=f"C{number}", **wide)
+    start = next(iter(tried.values()))[0].points[0]
     axes.plot(*start, marker="s", color="black")
     axes.annotate("base", start, textcoords="offset points", xytext=(-6, 8), ha="right")
     axes.set(xlabel="loss on articles, which are learnt", ylabel="loss on stories, which are forgotten")
