@@ -22,13 +22,6 @@ def test_every_case_is_measured_beside_the_bare_base(tiny_base, monkeypatch):
     assert all(0 < load["ready"] < min(load["from_disk"], load["growing"]) for load in measured["loads"])
 
 
-def test_loads_are_measured_in_processes_of_their_own(tiny_base, monkeypatch):
-    monkeypatch.setattr(serving, "TURNS", 1)
-    told = run("bench", "runtime", tiny_base, "--registered", "1", "--only", "loads")
-    assert told.exit_code == 0, told.output
-    assert "Bringing an adapter" in told.output
-
-
 def test_people_get_tables_and_other_methods_are_not_held_against_peft(tiny_base):
     told = run("bench", "runtime", tiny_base, *SMALL, "--method", "{type: ia3}", "--only", "batches")
     assert told.exit_code == 0, told.output

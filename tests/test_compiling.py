@@ -87,7 +87,7 @@ def tiny_encoder(tmp_path):
     return build_tiny_bert(tmp_path / "one-layer", layers=1)
 
 
-@pytest.mark.parametrize("method", ["bottleneck", "prefix", "last-layers"])
+@pytest.mark.parametrize("method", ["bottleneck", "last-layers"])
 def test_a_compiled_run_learns_what_ours_does(tmp_path, tiny_base, traced, method):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     common = {"training.base_dropout": False, "training.bf16": False, "method": {"type": method}}

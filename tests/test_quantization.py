@@ -235,11 +235,17 @@ AS_USUAL = ["adamw_torch", "adamw_8bit", "adamw_bnb_8bit"]  # in bytes only from
 OTHERS = ["adafactor", "adagrad", "rmsprop", "sgd", "lion_32bit", "lion_8bit"]
 
 
+@pytest.fixture(scope="module")
+def usual(tiny_base, tmp_path_factory):
+    """The weights that the usual optimizer comes to."""
+    folder = tmp_path_factory.mktemp("usual")
+    return learned(recipe_for(folder / "rows", tiny_base, "classes"), folder / "store")[0]
+
+
 @pytest.mark.parametrize("optim", [*AS_USUAL, *OTHERS])
-def test_every_optimizer_moves_the_weights(tiny_base, tmp_path, optim):
+def test_every_optimizer_moves_the_weights(tiny_base, usual, tmp_path, optim):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     changed, losses = learned(recipe, tmp_path / "store", training__optim=optim)
-    usual, _ = learned(recipe, tmp_path / "store")
     assert losses
     assert all(tensor.isfinite().all() for tensor in changed.values())
     far = [name for name in usual if not torch.allclose(usual[name], changed[name], atol=1e-6)]

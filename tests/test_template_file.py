@@ -81,7 +81,7 @@ def problem(recipe, **changes):
 def test_one_that_is_not_there_is_told_with_the_nearest(recipe):
     (recipe.parent / "mine.jinja").rename(recipe.parent / "mien.jinja")
     told = problem(recipe)
-    assert f"{recipe}:1  task.template: there is no {recipe.parent / 'mine.jinja'}. Did you mean 'mien.jinja'?" in told
+    assert f"{recipe}:8  task.template: there is no {recipe.parent / 'mine.jinja'}. Did you mean 'mien.jinja'?" in told
 
 
 def test_one_that_is_no_jinja_is_told_with_its_line_beside_all_else_that_is_wrong(recipe):
