@@ -3,7 +3,6 @@
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 
 import peftlab
 from peftlab.errors import RecipeError
@@ -14,7 +13,7 @@ from tests.architectures import build
 from tests.conftest import build_tiny_bert
 from tests.runs import Losses
 from tests.task_stores import recipe_for
-from tests.test_fast_steps import assert_same, batch, linears, step, with_lora
+from tests.test_fast_steps import assert_same, batch, encoder_with_decoder, linears, step, with_lora
 
 COMPILED = {"training.torch_compile": True}
 
@@ -32,13 +31,6 @@ def traced(monkeypatch):
     return runs
 
 
-def t5():
-    config = transformers.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2, vocab_size=50)
-    config.decoder_start_token_id = 0
-    base = transformers.T5ForConditionalGeneration(config)
-    return get_peft_model(base, LoraConfig(r=4, target_modules=["q", "v"], init_lora_weights=False))
-
-
 @pytest.mark.parametrize("name", ["bert", "deberta-v2", "modernbert"])
 def test_compiled_layers_give_the_same_logits_and_gradients(tmp_path, traced, name):
     folder = build(name, tmp_path)
@@ -54,8 +46,7 @@ def test_compiled_layers_give_the_same_logits_and_gradients(tmp_path, traced, na
 
 
 def test_encoder_and_decoder_are_compiled_both(traced):
-    model = t5().eval()
-    inputs = batch() | {"decoder_input_ids": batch(tokens=6)["input_ids"]}
+    model, inputs = encoder_with_decoder()
     plain = step(model, inputs)
     with compiled_layers(model, inputs) as layers:
         assert layers == 4
@@ -73,7 +64,7 @@ def test_predictions_are_not_compiled(tmp_path, traced):
 
 
 def test_the_real_compiler_gives_them_too(tiny_encoder):
-    """Kernels of one layer alone: compiling them takes half a minute."""
+    """Kernels of one layer alone: compiling them takes seconds a layer."""
     model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(tiny_encoder)).eval()
     plain = step(model, batch())
     torch.compiler.reset()

@@ -155,13 +155,18 @@ def test_query_key_and_value_are_computed_together_and_the_others_alone(encoders
     assert sizes == {"query": 3, "key": 3, "value": 3, "dense": 1}
 
 
-def test_cross_attention_is_grouped_by_what_it_is_given(tmp_path):
+def encoder_with_decoder():
+    """A tiny T5 with LoRA on every Linear, and inputs for it."""
     config = transformers.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2, vocab_size=50)
     config.decoder_start_token_id = 0
     base = transformers.T5ForConditionalGeneration(config)
     targets = [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
     model = get_peft_model(base, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
-    inputs = batch() | {"decoder_input_ids": batch(tokens=6)["input_ids"]}
+    return model, batch() | {"decoder_input_ids": batch(tokens=6)["input_ids"]}
+
+
+def test_cross_attention_is_grouped_by_what_it_is_given():
+    model, inputs = encoder_with_decoder()
     plain = step(model, inputs)
     with fused_lora(model, inputs):
         assert_same(plain, step(model, inputs), rtol=1e-4, atol=1e-4)
