@@ -78,6 +78,18 @@ def layers_in_4bit(model: "torch.nn.Module") -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
 
 
+def is_quantized(layer: "torch.nn.Module") -> bool:
+    """Whether `layer` is a Linear in 8 or 4 bits."""
+    return str(getattr(getattr(layer, "weight", None), "dtype", "")) in ("torch.int8", "torch.uint8")
+
+
+def whole_weight(layer: Any) -> "torch.Tensor":
+    """What the weight of a quantized Linear stands for: (out, in), in the dtype that it was quantized from."""
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+
+
 def weights_in(parameter: "torch.Tensor") -> int:
     """How many weights a parameter stands for: two in each byte of a 4-bit one."""
     state = getattr(parameter, "quant_state", None)

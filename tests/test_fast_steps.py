@@ -5,17 +5,19 @@ import copy
 import pytest
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
 from torch import nn
 
 import peftlab
 from peftlab.errors import RecipeError
+from peftlab.quantization import keep_unpacked, quantized_loading
 from peftlab.recipe import TrainingSection
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.fast.attention import NAME, short_attention
 from peftlab.tuning.fast.dropout import Masks, cheap_dropout
-from peftlab.tuning.fast.lora import FusedLora, fused_lora
+from peftlab.tuning.fast.lora import fused_lora
 from peftlab.tuning.fast.walks import short_walks
 from peftlab.tuning.precision import frozen_weights_in, training_dtype
 from tests.architectures import ARCHITECTURES, build
@@ -23,6 +25,7 @@ from tests.runs import Losses, prepared_run
 from tests.task_stores import recipe_for
 
 ENCODERS = [name for name in ARCHITECTURES if name != "bert-without-pooler"]
+QUANTIZED = (Linear4bit, Linear8bitLt)
 CPU = torch.device("cpu")
 
 
@@ -99,9 +102,25 @@ def assert_same(first, second, **tolerances):
 def test_fused_lora_gives_pefts_logits_and_gradients(encoders, name):
     model = with_lora(encoder(encoders, name)).eval()
     plain = step(model, batch())
-    with fused_lora(model, batch()) as layers:
-        assert layers == sum(isinstance(module, lora.Linear) for module in model.modules()) > 0
+    with fused_lora(model, batch()) as groups:
+        assert sum(map(len, groups)) == sum(isinstance(module, lora.Linear) for module in model.modules()) > 0
         assert_same(plain, step(model, batch()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+@pytest.mark.parametrize("name", ["bert", "modernbert"])  # with biases and without
+def test_fused_lora_gives_them_on_a_quantized_base_too(encoders, name, quantization):
+    base = encoder(encoders, name, **quantized_loading(quantization, ["classifier", "head.dense"], CPU))
+    keep_unpacked(base)
+    kept = {key: tensor.clone() for key, tensor in base.state_dict().items()}
+    model = with_lora(base).eval()
+    plain = step(model, batch())
+    with fused_lora(model, batch()) as groups:
+        assert sum(map(len, groups)) == sum(isinstance(module, QUANTIZED) for module in model.modules()) > 0
+        assert_same(plain, step(model, batch()), rtol=1e-4, atol=1e-5)
+    after = model.unload().state_dict()
+    assert after.keys() == kept.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in kept.items())
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -150,8 +169,8 @@ def test_fifty_steps_have_pefts_losses(encoders):
 def test_query_key_and_value_are_computed_together_and_the_others_alone(encoders):
     model = with_lora(encoder(encoders, "bert"))
     names = {module: name.split(".")[-1] for name, module in model.named_modules()}
-    with fused_lora(model, batch()):
-        sizes = {names[m]: len(m.together.layers) for m in model.modules() if isinstance(m, FusedLora)}
+    with fused_lora(model, batch()) as groups:
+        sizes = {names[layer]: len(group) for group in groups for layer in group}
     assert sizes == {"query": 3, "key": 3, "value": 3, "dense": 1}
 
 
@@ -199,14 +218,14 @@ def test_the_backward_pass_stops_at_the_lowest_adapted_layer(encoders):
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 def test_variants_are_left_to_peft(encoders, options):
     model = with_lora(encoder(encoders, "bert"), **options).eval()
-    with fused_lora(model, batch()) as layers:
-        assert layers == 0
+    with fused_lora(model, batch()) as groups:
+        assert groups == []
 
 
 def test_the_transposed_linear_of_gpt2_is_left_to_peft():
     model = with_lora(decoder("gpt2"), targets=["c_attn"], fan_in_fan_out=True)
-    with fused_lora(model, batch()) as layers:
-        assert layers == 0
+    with fused_lora(model, batch()) as groups:
+        assert groups == []
 
 
 def test_disabled_and_merged_adapters_answer_as_pefts(encoders):

@@ -96,7 +96,7 @@ def method_steps(recipes: Mapping[str, str | Path], shape: tuple[int, int], stac
 def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack, device: str = "auto") -> Step:
     task, settings = learned_task(recipe), recipe.training
     base = load_base(recipe.base, task, seed=settings.seed, device=device, dropout=settings.base_dropout)
-    bf16 = training_dtype(settings, base.model.device) == torch.bfloat16
+    bf16 = training_dtype(settings, base.model.device, recipe.base.quantization) == torch.bfloat16
     return _peftlab_step(recipe, base, task, _inputs(base, shape), bf16, stack)
 
 

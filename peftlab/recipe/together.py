@@ -144,15 +144,11 @@ def _against_packing(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
-    training = recipe.training
     kind, other = _kind(recipe.method), _OTHER[quantization]
     if reason := refusal(kind, quantization):
         key = f"method.{_KEYS.get(kind, 'type')}"
         instead = "lora" if refusal(kind, other) else f"lora or {other}"
         yield Problem(reason, key=key, hint=f"Take {instead}, or take base.quantization out.")
-    if training.fused_lora:
-        message = f"the fused function computes plain Linear layers, and those of this base are in {quantization}."
-        yield Problem(message, key="training.fused_lora", hint="Take it out: PEFT's own layers compute.")
 
 
 def _kind(method: MethodSection) -> str:

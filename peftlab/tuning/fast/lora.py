@@ -3,11 +3,13 @@
 PEFT computes `base(x) + B(A(dropout(x))) * scaling` as separate operations, of which autograd keeps every intermediate
 result, in fp32 where the base is in bfloat16. Here the base's Linear and the update are one function: it adds in place,
 keeps `x` and the r numbers a token that A makes of it, and where query, key and value are computed from the same tensor
-it multiplies with their A's at once and adds up one gradient. The numbers are PEFT's but for rounding.
+it multiplies with their A's at once and adds up one gradient. A quantized Linear computes its output by its own kernel,
+and its weight is made whole for the gradient, one layer at a time. The numbers are PEFT's but for rounding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,24 +18,13 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its name everywhere)
 
+from peftlab.quantization import is_quantized, whole_weight
 from peftlab.tasks.predicting import in_mode
 from peftlab.tuning.fast.dropout import dropout_mask
 
-Layers = tuple["FusedLora", ...]
+Layers = tuple[lora.LoraLayer, ...]
 Masks = Sequence[Any]
 """One dropout mask (tokens, in) a layer, or one None a layer."""
-
-
-class FusedLora(lora.Linear):
-    """PEFT's LoRA Linear with another way to compute it; made by `fused_lora`, never directly."""
-
-    together: "SharedInput"
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(…, in) → (…, out); whatever is not plain LoRA training or prediction is left to PEFT."""
-        if args or kwargs or self.disable_adapters or self.merged:
-            return super().forward(x, *args, **kwargs)
-        return self.together.output(self, x)
 
 
 class SharedInput:
@@ -42,10 +33,12 @@ class SharedInput:
     def __init__(self, layers: Layers) -> None:
         self.layers = layers
         self.input: Tensor | None = None
-        self.waiting: dict[FusedLora, Tensor] = {}
+        self.waiting: dict[lora.LoraLayer, Tensor] = {}
 
-    def output(self, layer: FusedLora, x: Tensor) -> Tensor:
-        """(…, in) → (…, out) of `layer`."""
+    def forward(self, layer: Any, pefts: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(…, in) → (…, out) of `layer`; whatever is not plain LoRA training or prediction is left to `pefts`."""
+        if args or kwargs or layer.disable_adapters or layer.merged:
+            return pefts(x, *args, **kwargs)
         if x is not self.input or layer not in self.waiting:
             layers = self.layers if layer is self.layers[0] else (layer,)
             self.input, self.waiting = x, dict(zip(layers, apply_together(layers, x), strict=True))
@@ -60,16 +53,13 @@ def apply_together(layers: Layers, x: Tensor) -> tuple[Tensor, ...]:
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     x = x.to(dtype)
     rows = x.reshape(-1, x.shape[-1])
-    names = [layer.active_adapters[0] for layer in layers]
-    named = list(zip(layers, names, strict=True))
+    named = [(layer, layer.active_adapters[0]) for layer in layers]
     masks = [dropout_mask(layer.lora_dropout[name], rows) for layer, name in named]
-    bases = [layer.get_base_layer() for layer in layers]
     outputs = _Together.apply(
         rows,
         masks,
         [layer.scaling[name] for layer, name in named],
-        [base.weight.to(dtype) for base in bases],
-        [None if base.bias is None else base.bias.to(dtype) for base in bases],
+        [layer.get_base_layer() for layer in layers],
         *[layer.lora_A[name].weight for layer, name in named],
         *[layer.lora_B[name].weight for layer, name in named],
     )
@@ -85,40 +75,48 @@ class _Together(torch.autograd.Function):
         x: Tensor,
         masks: Masks,
         scales: Sequence[float],
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
+        bases: Sequence[Any],
         *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            downs = [factor.to(x.dtype) for factor in factors[: len(weights)]]
+            downs = [factor.to(x.dtype) for factor in factors[: len(bases)]]
             # scaled and laid out as (r, out): three of the four products with it are fastest so
-            ups = [(b.t() * s).to(x.dtype) for b, s in zip(factors[len(weights) :], scales, strict=True)]
+            ups = [(b.t() * s).to(x.dtype) for b, s in zip(factors[len(bases) :], scales, strict=True)]
             hidden = _shrink(x, masks, downs)
-            outputs = tuple(
-                F.linear(x, weight, bias).addmm_(h, up)
-                for weight, bias, h, up in zip(weights, biases, hidden, ups, strict=True)
-            )
-        ctx.save_for_backward(x, *masks, *weights, *downs, *ups, *hidden)
-        ctx.scales, ctx.dtypes = scales, [factor.dtype for factor in factors]
+            outputs = tuple(_base_output(base, x).addmm_(h, up) for base, h, up in zip(bases, hidden, ups, strict=True))
+        ctx.save_for_backward(x, *masks, *downs, *ups, *hidden)
+        ctx.bases, ctx.scales, ctx.dtypes = bases, scales, [factor.dtype for factor in factors]
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         n = len(gradients)
         x, *saved = ctx.saved_tensors
-        masks, weights, downs, ups, hidden = (saved[i * n : (i + 1) * n] for i in range(5))
+        masks, downs, ups, hidden = (saved[i * n : (i + 1) * n] for i in range(4))
         with torch.autocast(x.device.type, enabled=False):
             shrunk = [F.linear(dy, up) for dy, up in zip(gradients, ups, strict=True)]
             downs_grad = _expand_gradients(x, masks, shrunk)
             ups_grad = [(h.t() @ dy).t() * s for h, dy, s in zip(hidden, gradients, ctx.scales, strict=True)]
             x_grad = None
             if ctx.needs_input_grad[0]:
-                x_grad = gradients[0] @ weights[0]
-                for dy, weight in zip(gradients[1:], weights[1:], strict=True):
-                    x_grad.addmm_(dy, weight)
+                x_grad = gradients[0] @ _base_weight(ctx.bases[0], x.dtype)
+                for dy, base in zip(gradients[1:], ctx.bases[1:], strict=True):
+                    x_grad.addmm_(dy, _base_weight(base, x.dtype))
                 _add_update(x_grad, masks, shrunk, downs)
         factors = [grad.to(dtype) for grad, dtype in zip([*downs_grad, *ups_grad], ctx.dtypes, strict=True)]
-        return (x_grad, None, None, None, None, *factors)
+        return (x_grad, None, None, None, *factors)
+
+
+def _base_output(base: Any, x: Tensor) -> Tensor:
+    """(tokens, in) → (tokens, out), a tensor of its own, in the dtype of `x`."""
+    if is_quantized(base):
+        return base(x)
+    return F.linear(x, base.weight.to(x.dtype), None if base.bias is None else base.bias.to(x.dtype))
+
+
+def _base_weight(base: Any, dtype: torch.dtype) -> Tensor:
+    """(out, in)."""
+    return (whole_weight(base) if is_quantized(base) else base.weight).to(dtype)
 
 
 def _shrink(x: Tensor, masks: Masks, downs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -149,10 +147,10 @@ def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 @contextmanager
-def fused_lora(model: PeftModel, batch: Mapping[str, Tensor]) -> Iterator[int]:
-    """Inside the block, `model` computes its LoRA layers by fused functions; gives how many of them can.
+def fused_lora(model: PeftModel, batch: Mapping[str, Tensor]) -> Iterator[list[Layers]]:
+    """Inside the block, `model` computes its LoRA layers by fused functions; gives them in groups by input.
 
-    Left to PEFT are DoRA and other variants, layers of other types (quantized ones, Conv1D) and several adapters.
+    Left to PEFT are DoRA and other variants, layers of other types (Conv1D) and several adapters.
 
     Args:
         model: What trains.
@@ -163,21 +161,23 @@ def fused_lora(model: PeftModel, batch: Mapping[str, Tensor]) -> Iterator[int]:
     for group in groups:
         together = SharedInput(group)
         for layer in group:
-            layer.__class__, layer.together = FusedLora, together
+            layer.forward = partial(together.forward, layer, layer.forward)
     try:
-        yield len(layers)
+        yield groups
     finally:
         for layer in layers:
-            layer.__class__ = lora.Linear
-            del layer.together
+            del layer.forward  # the module's own is its class's
 
 
 def _can_fuse(module: Any) -> bool:
-    """Plain LoRA with one adapter on a frozen Linear."""
-    if type(module) is not lora.Linear or type(module.get_base_layer()) is not nn.Linear:
+    """Plain LoRA with one adapter on a frozen Linear, whole or quantized."""
+    if not isinstance(module, lora.LoraLayer):
+        return False
+    base = module.get_base_layer()
+    if not is_quantized(base) and not (type(module) is lora.Linear and type(base) is nn.Linear):
         return False
     names = module.active_adapters
-    frozen = not any(parameter.requires_grad for parameter in module.get_base_layer().parameters())
+    frozen = not any(parameter.requires_grad for parameter in base.parameters())
     return frozen and len(names) == 1 and names[0] not in module.lora_variant and not module.lora_bias[names[0]]
 
 

@@ -1,0 +1,70 @@
+"""LoRA's steps by our fused function beside PEFT's own layers: `python -m benchmarks.fused_lora`.
+
+all-MiniLM-L6-v2 with LoRA r=8 on every Linear and `lora_dropout: 0.1`, batches of 16 × 32 random tokens, all else as
+`peftlab tune` does it. Both ways step in turn in one process: the median of their ratios. Then each takes some steps in
+a process of its own, whose peak memory is what the system counted.
+"""
+
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.method_scores import MODEL
+from benchmarks.results import data_folder, write_result
+from benchmarks.task_scores import banking77
+from peftlab.bench import warm_up
+from peftlab.bench.processes import measure_call
+
+BASES = {"whole": None, "8bit": "8bit", "4bit": "4bit"}
+WAYS = {"PEFT's layers": False, "fused": True}
+MODULE = "benchmarks.fused_lora"
+BATCH = (16, 32)
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", default=30, show_default=True, help="Steps of each way that are timed.")
+def main(rounds: int) -> None:
+    """Measure base by base; print the table and write it."""
+    warm_up()
+    write_result("fused-lora", "LoRA's steps, fused or PEFT's", [_row(base, rounds) for base in BASES], __doc__ or "")
+
+
+def _row(base: str, rounds: int) -> dict[str, Any]:
+    both = measure_call(MODULE, "ratios", base=base, ways=list(WAYS), rounds=rounds).value
+    peaks = {way: measure_call(MODULE, "ratios", base=base, ways=[way], rounds=3).peak_bytes or 0 for way in WAYS}
+    return {
+        "base": base,
+        "step, fused ÷ PEFT's": both["fused"],
+        **{f"peak memory, {way}": f"{peak / 1e6:.0f} MB" for way, peak in peaks.items()},
+    }
+
+
+def ratios(base: str, ways: list[str], rounds: int) -> dict[str, float]:
+    """Median step time of each way over the first one's, steps taken in turn."""
+    from peftlab.bench.stepping import method_steps, ratios_in_turn
+
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        recipes = {way: _write_recipe(Path(work), base, way) for way in ways}
+        return ratios_in_turn(method_steps(recipes, BATCH, stack), rounds)
+
+
+def _write_recipe(work: Path, base: str, way: str) -> Path:
+    said = banking77(data_folder(), work)
+    sections = {
+        "name": "steps",
+        "base": {"model": MODEL, "quantization": BASES[base]},
+        **said,
+        "method": {"type": "lora", "r": 8, "lora_dropout": 0.1},
+        "training": {**said["training"], "fused_lora": WAYS[way]},
+    }
+    file = work / f"{list(WAYS).index(way)}.yaml"
+    file.write_text(json.dumps(sections), encoding="utf8")  # JSON is YAML
+    return file
+
+
+if __name__ == "__main__":
+    main()
