@@ -5,7 +5,6 @@ of the time that imports take, and more than half of what reading remembered fea
 """
 
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,17 +19,3 @@ def collector_off() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-@contextmanager
-def heavy_imports() -> Iterator[None]:
-    """Import torch and its friends inside the block: near a million functions and classes, which stay for good.
-
-    Where torch comes with this block, they are frozen at its end, so that no later collection walks over them either.
-    Nothing large can be frozen along: before torch there are no tensors.
-    """
-    first = "torch" not in sys.modules
-    with collector_off():
-        yield
-        if first:
-            gc.freeze()

@@ -22,7 +22,7 @@ LAYERS = [
     {"quantization"},
     {"tasks"},
     {"data"},
-    {"recipe"},
+    {"recipe", "imports"},
     {"cache", "collector", "errors"},
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
@@ -31,6 +31,7 @@ LIGHT = [
     "cache",
     "errors",
     "collector",
+    "imports",
     "recipe",
     "data",
     "store",

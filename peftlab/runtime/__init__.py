@@ -1,6 +1,6 @@
 """The bank: adapters in memory beside one resident base; scores on labelled rows; adapters from and to elsewhere."""
 
-from peftlab.collector import heavy_imports
+from peftlab.imports import heavy_imports
 
 with heavy_imports():
     from peftlab.runtime.bank import Bank, load

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.base import find_base
-from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import BaseNotFoundError, Problems
+from peftlab.imports import heavy_imports
 from peftlab.recipe import PLAIN_TEXT_TASKS, Recipe, read_recipe
 from peftlab.store import Store
 from peftlab.tasks import Task, build_task

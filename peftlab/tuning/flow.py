@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.collector import heavy_imports
 from peftlab.data import Ledger, load_rows
 from peftlab.errors import Problems
+from peftlab.imports import heavy_imports
 from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Scores, Task, build_task
