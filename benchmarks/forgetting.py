@@ -15,7 +15,7 @@ done stand in benchmarks/results/forgetting.jsonl and are not repeated. Data is 
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 import peftlab
-from benchmarks.results import FOLDER, data_folder, write_result
+from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_result
 from peftlab.base import Base
 from peftlab.bench import conditions
 from peftlab.tuning import Progress
@@ -32,7 +32,7 @@ STORIES = Path(__file__).parents[1] / "recipes" / "data" / "story-helper"
 SCORED = 40_000  # characters
 TOKENS, EPOCHS, CHARACTERS = 256, 4, 400_000
 LEVELS = (4.0, 3.75, 3.5, 3.25)  # on articles
-RUNS = FOLDER / "forgetting.jsonl"
+RUNS = "forgetting"
 LORA_RATES, FULL_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     **{
@@ -121,14 +121,11 @@ def main(characters: int, epochs: int) -> None:
 
 
 def _done(characters: int, epochs: int) -> list[Run]:
-    lines = RUNS.read_text(encoding="utf8").splitlines() if RUNS.exists() else []
-    runs = [Run(**json.loads(line)) for line in lines]
-    return [run for run in runs if (run.characters, run.epochs) == (characters, epochs)]
+    return [run for run in runs_done(RUNS, Run) if (run.characters, run.epochs) == (characters, epochs)]
 
 
 def _note(run: Run) -> None:
-    with RUNS.open("a", encoding="utf8") as file:
-        file.write(json.dumps(asdict(run)) + "\n")
+    note_run(RUNS, run)
     click.echo(f"{run.contender}, {run.rate:g}: {run.best}")
 
 

@@ -14,14 +14,14 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.ner_scores import SETS as ENTITY_SETS
-from benchmarks.results import FOLDER, data_folder, write_result
+from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_result
 from benchmarks.task_scores import books
 from peftlab.bench import conditions, warm_up
 from peftlab.bench.processes import measure_call
@@ -159,19 +159,12 @@ def _run_once(name: str, contender: str, rate: float, seed: int) -> None:
         return
     measured = measure_call(MODULE, "tune_once", data_set=name, contender=contender, rate=rate, seed=seed)
     outcome = Outcome(contender, rate, seed, **measured.value, peak_bytes=measured.peak_bytes or 0)
-    with _file(name).open("a", encoding="utf8") as file:
-        file.write(json.dumps(asdict(outcome)) + "\n")
+    note_run(f"methods-{name}", outcome)
     click.echo(f"{name}, {contender}, {rate:g}, seed {seed}: {outcome.validation:.4f}, test {outcome.test:.4f}")
 
 
 def _done(name: str) -> list[Outcome]:
-    file = _file(name)
-    lines = file.read_text(encoding="utf8").splitlines() if file.exists() else []
-    return [Outcome(**json.loads(line)) for line in lines]
-
-
-def _file(name: str) -> Path:
-    return FOLDER / f"methods-{name}.jsonl"
+    return runs_done(f"methods-{name}", Outcome)
 
 
 def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Overrides:

@@ -1,14 +1,17 @@
 """A benchmark's outcome: printed as a table, and kept in benchmarks/results/ with its date, versions and conditions."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from peftlab.bench import conditions as measured_under
 
 FOLDER = Path(__file__).parent / "results"
+Run = TypeVar("Run")
 
 
 def data_folder() -> Path:
@@ -17,6 +20,23 @@ def data_folder() -> Path:
     if not folder.is_dir():
         raise click.ClickException(f"no data in {folder}; set PEFTLAB_DATA to the folder that holds it.")
     return folder
+
+
+def runs_done(name: str, kind: type[Run]) -> list[Run]:
+    """What `note_run` noted under that name, in any session, as objects of the dataclass `kind`."""
+    file = _runs_file(name)
+    lines = file.read_text(encoding="utf8").splitlines() if file.exists() else []
+    return [kind(**json.loads(line)) for line in lines]
+
+
+def note_run(name: str, run: Any) -> None:
+    """Note a run that took long, a dataclass: one line of benchmarks/results/NAME.jsonl; several processes may."""
+    with _runs_file(name).open("a", encoding="utf8") as file:
+        file.write(json.dumps(asdict(run)) + "\n")
+
+
+def _runs_file(name: str) -> Path:
+    return FOLDER / f"{name}.jsonl"
 
 
 def write_result(name: str, title: str, rows: list[dict[str, Any]], conditions: str) -> Path:
