@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import transformers
 from peft import PeftModel
@@ -38,6 +38,17 @@ from peftlab.tasks.asking import Asked
 from peftlab.tasks.tokenizing import Told
 
 QUANTIZATIONS = ("none", *get_args(Quantization))
+
+
+class Serving(TypedDict, total=False):
+    """How a bank holds its base and adapters: the keywords of `load`, for whoever hands them on."""
+
+    device: str
+    quantization: Literal["none"] | Quantization | None
+    precision: Precision
+    memory: int | None
+    slots: int | None
+    trust_remote_code: bool
 
 
 def load(

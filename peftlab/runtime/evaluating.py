@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -11,10 +11,9 @@ from peftlab.data import Ledger, Split
 from peftlab.data.loading import read_split
 from peftlab.data.named_rows import NamedRow, read_named
 from peftlab.errors import Problem, Problems, RecipeError
-from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection, Quantization
-from peftlab.runtime.bank import load
+from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection
+from peftlab.runtime.bank import Serving, load
 from peftlab.runtime.request import Answer
-from peftlab.runtime.resident_base import Precision
 from peftlab.store import ON, Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
 from peftlab.tasks.label_sets import refuse_unknown
@@ -55,13 +54,8 @@ def evaluate(
     header: Sequence[str] | None = None,
     encoding: str = "utf-8",
     store: str | Path = "adapters",
-    device: str = "auto",
-    quantization: Literal["none"] | Quantization | None = None,
-    precision: Precision = "auto",
-    memory: int | None = None,
-    slots: int | None = None,
-    trust_remote_code: bool = False,
     told: Told = lambda done, total: None,
+    **serving: Unpack[Serving],
 ) -> Evaluation:
     """Score an adapter on the labelled rows of a file.
 
@@ -73,11 +67,8 @@ def evaluate(
         header: Column names of a csv or tsv file without a header line.
         encoding: Of a text file.
         store: Folder of the store.
-        device: auto, cpu, cuda or mps.
-        quantization: Hold the base so; None takes it as the adapter was tuned on; see `load`.
-        precision, memory, slots: As for `load`.
-        trust_remote_code: Run Python code that comes with the base, if the adapter was tuned with it.
         told: Hears how many inputs are done, and of how many.
+        serving: device, quantization, precision, memory, slots, trust_remote_code: as for `load`.
 
     Raises:
         AdapterNotFoundError: no such adapter.
@@ -86,9 +77,7 @@ def evaluate(
         RecipeError: rows cannot be read, or have labels that the adapter does not know; lists every problem.
     """
     section = _section(data, data_format, columns, header, encoding)
-    base: dict[str, Any] = {"device": device, "quantization": quantization, "trust_remote_code": trust_remote_code}
-    base |= {"precision": precision, "memory": memory, "slots": slots}
-    bank = load(adapter, store=store, **base)
+    bank = load(adapter, store=store, **serving)
     with Problems() as problems:
         plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
         split = read_split(section, str(data), problems, key="", plain=plain)
@@ -106,21 +95,15 @@ def evaluate_mixed(
     header: Sequence[str] | None = None,
     encoding: str = "utf-8",
     store: str | Path = "adapters",
-    device: str = "auto",
-    quantization: Literal["none"] | Quantization | None = None,
-    precision: Precision = "auto",
-    memory: int | None = None,
-    slots: int | None = None,
-    trust_remote_code: bool = False,
     told: Told = lambda done, total: None,
+    **serving: Unpack[Serving],
 ) -> MixedEvaluation:
     """Score several adapters, of any tasks, on the labelled rows of one file, in one pass of one bank.
 
     Args:
         data: A file in any format that a recipe takes; each row has the columns of its own adapter's task.
         by: The column that names each row's adapter: `name` or `name@version`.
-        data_format, columns, header, encoding, store, device, quantization, precision, memory, slots,
-            trust_remote_code: As for `evaluate`.
+        data_format, columns, header, encoding, store, serving: As for `evaluate`.
         told: Hears how many rows are done, and of how many.
 
     Raises:
@@ -133,9 +116,7 @@ def evaluate_mixed(
     with Problems() as problems:
         named = read_named(section, str(data), by, problems, find=shelf.edition)
         groups = _labelled_by_adapter(named, Path(data).name, shelf, problems)
-    base: dict[str, Any] = {"device": device, "quantization": quantization, "trust_remote_code": trust_remote_code}
-    base |= {"precision": precision, "memory": memory, "slots": slots}
-    bank = load(*groups, store=store, **base)
+    bank = load(*groups, store=store, **serving)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}
     answers = list(bank.run_each([(name, next(examples[name])) for name, _ in named], told))
     predictions: dict[str, list[Prediction]] = {name: [] for name in groups}
