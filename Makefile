@@ -40,5 +40,5 @@ bench: $(VENV)/.test  ## scores and times side by side with plain Transformers +
 $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "Installing peftlab with its '$*' extra into $(VENV): about two minutes the first time …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]' -c constraints.txt
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -e '.[$*]' -c constraints.txt
 	@touch $@

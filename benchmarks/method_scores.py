@@ -54,6 +54,7 @@ CONTENDERS: dict[str, Contender] = {
     "adalora": Contender({"type": "adalora"}),
     "houlsby": Contender({"type": "bottleneck", "variant": "houlsby"}),
     "pfeiffer": Contender({"type": "bottleneck", "variant": "pfeiffer"}),
+    "pfeiffer, twice as wide": Contender({"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 8}),
     "parallel": Contender({"type": "bottleneck", "variant": "parallel"}, LOW),
     "ia3": Contender({"type": "ia3"}, HIGH),
     "prefix": Contender({"type": "prefix"}, HIGH),
@@ -124,7 +125,9 @@ def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: boo
                 run_missing(name, contender)
         if steps:
             measure_steps(name, asked)
-        write_result(f"methods-{name}", f"Methods on {name}", list(_rows(name)), __doc__ or "")
+        measured = _steps_measured(name)
+        said = f"{__doc__}\nSteps: {measured['measured']}" if measured else __doc__ or ""
+        write_result(f"methods-{name}", f"Methods on {name}", list(_rows(name, measured)), said)
 
 
 def run_missing(name: str, contender: str) -> None:
@@ -237,11 +240,16 @@ def _steps_file(name: str) -> Path:
     return FOLDER / f"methods-{name}-steps.json"
 
 
-def _rows(name: str) -> Iterator[dict[str, Any]]:
+def _steps_measured(name: str) -> dict[str, Any]:
+    """What `measure_steps` noted; empty before."""
+    file = _steps_file(name)
+    return json.loads(file.read_text(encoding="utf8")) if file.exists() else {}
+
+
+def _rows(name: str, steps: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The table: a contender a row, by test score."""
-    done, steps = _done(name), _steps_file(name)
-    measured = json.loads(steps.read_text(encoding="utf8")) if steps.exists() else {}
-    rows = [_row(done, contender, measured.get(contender)) for contender in dict.fromkeys(o.contender for o in done)]
+    done = _done(name)
+    rows = [_row(done, contender, steps.get(contender)) for contender in dict.fromkeys(o.contender for o in done)]
     yield from sorted(rows, key=lambda row: -row["test"])
 
 
