@@ -37,8 +37,10 @@ bench: $(VENV)/.test  ## scores and times side by side with plain Transformers +
 	$(BIN)/python -m benchmarks.task_scores
 	$(BIN)/python -m benchmarks.tuning_speed
 
+# pip would compile on one core; and a machine that lets Python write no bytecode would compile at every import
 $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "Installing peftlab with its '$*' extra into $(VENV): about two minutes the first time …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -e '.[$*]' -c constraints.txt
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # templates of code among them cannot be
 	@touch $@

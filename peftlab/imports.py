@@ -1,6 +1,7 @@
 """The import of torch and all that is built on it, in two thirds of the seconds that it takes by itself."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,10 @@ from typing import Any
 
 from peftlab.collector import collector_off
 
+KERNELS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+"""How many oneDNN keeps, by its own names, for the environment: it reads them when it multiplies first."""
+FEW_KERNELS = "256"
+
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
@@ -18,11 +23,19 @@ def heavy_imports() -> Iterator[None]:
     Where torch comes with this block, they are frozen at its end, so that no later collection walks over them either.
     Nothing large can be frozen along: before torch there are no tensors.
     """
+    _keep_few_kernels()
     first = "torch" not in sys.modules
     with collector_off(), _compiled_when_called():
         yield
         if first:
             gc.freeze()
+
+
+def _keep_few_kernels() -> None:
+    """Have oneDNN keep the kernels of some ten batches: it compiles one for each shape of a product in bfloat16, of up
+    to two megabytes, and would keep the last 1024, few of which are ever used again (decision 0015)."""
+    if not any(name in os.environ for name in KERNELS_KEPT):
+        os.environ[KERNELS_KEPT[0]] = FEW_KERNELS
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """What is imported when, and that the garbage collector and torch.compile are left as they were."""
 
 import gc
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from peftlab.imports import heavy_imports
+from peftlab.imports import KERNELS_KEPT, heavy_imports
 
 LATE = [
     "matplotlib",
@@ -34,13 +35,24 @@ def test_tasks_and_tokenizing_are_imported_without_torch():
 
 def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():
     code = (
-        "import gc; from peftlab.imports import heavy_imports\n"
+        "import gc; from peftlab.imports import KERNELS_KEPT, heavy_imports\n"
         "with heavy_imports(): import torch; print(gc.isenabled())\n"
         "frozen = gc.get_freeze_count(); print(gc.isenabled(), frozen > 100_000)\n"
         "with heavy_imports(): kept = [[] for _ in range(1000)]\n"
         "print(gc.get_freeze_count() <= frozen)"
     )
     assert python(code).split() == ["False", "True", "True", "True"]
+
+
+@pytest.mark.parametrize("asked", [{}, *({name: "7"} for name in KERNELS_KEPT)])
+def test_onednn_keeps_few_kernels_unless_the_environment_says_how_many(monkeypatch, asked):
+    for name in KERNELS_KEPT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", {**os.environ, **asked})
+    with heavy_imports():
+        pass
+    told = {name: os.environ[name] for name in KERNELS_KEPT if name in os.environ}
+    assert told == (asked or {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"})
 
 
 def test_a_collector_that_was_off_stays_off_and_an_error_turns_it_on_again():

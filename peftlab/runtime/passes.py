@@ -49,8 +49,8 @@ def outcomes_of(
 
 
 def _batches(asked: Asked[Key], most: int) -> Iterator[list[int]]:
-    """Places in `asked`, by length; within a batch those of an adapter together, the most frequent first."""
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][1]))
+    """Places in `asked`, the longest first; within a batch those of an adapter together, the most frequent first."""
+    order = sorted(range(len(asked)), key=lambda i: -len(asked[i][1]))
     batch: list[int] = []
     keys: set[Key] = set()
     for i in order:

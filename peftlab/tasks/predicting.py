@@ -71,10 +71,11 @@ def outcomes(
 ) -> list[Outcome]:
     """The task's outcome of each feature, in order: what is written, if the task writes and they only ask.
 
-    Features are sorted by length, so that a batch pads little.
+    Features are sorted by length, so that a batch pads little; the longest come first, and later batches find room in
+    the memory that theirs left.
     """
     writes = asks(task, features)
-    order = sorted(range(len(features)), key=lambda i: len(features[i]))
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]))
     given: dict[int, Outcome] = {}
     with in_mode(model, training=False):
         for start in range(0, len(order), batch_size):

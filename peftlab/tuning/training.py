@@ -17,7 +17,7 @@ from peftlab.tuning.distributed import noticing_losses
 from peftlab.tuning.engines import idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
-from peftlab.tuning.memory import layers_computed_again
+from peftlab.tuning.memory import layers_computed_again, return_freed_memory
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.rank_allocation import RankAllocation
 from peftlab.tuning.reference import referred, through
@@ -48,6 +48,7 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
         stopped = True
     if stopped:
         raise _interrupted(trainer, folder)
+    return_freed_memory()
     progress.training_ended(stopped_early=trainer.state.global_step < trainer.state.max_steps)
     return list(trainer.state.log_history)
 
