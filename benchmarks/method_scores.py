@@ -67,9 +67,12 @@ CONTENDERS: dict[str, Contender] = {
     "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
     **{
         name: Contender({"type": name})
-        for name in ("beft", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr")
+        for name in ("beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha")
     },
-    **{name: Contender({"type": name}) for name in ("miss", "peanut", "psoft", "randlora", "road", "shira", "waveft")},
+    **{
+        name: Contender({"type": name})
+        for name in ("lokr", "miss", "peanut", "psoft", "randlora", "road", "shira", "vblora", "waveft")
+    },
 }
 
 

@@ -1,14 +1,17 @@
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForTokenClassification, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
 from peftlab.methods import METHODS, adapt, trained_parameters
-from peftlab.recipe import BaseSection, Head, Lora, MethodSection
+from peftlab.methods.targets import widths
+from peftlab.recipe import BaseSection, Head, Lora, MethodSection, OtherMethod
 from peftlab.tasks.token_classification import TokenClassificationTask
 
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
@@ -98,6 +101,24 @@ def test_layers_that_are_not_there_are_told_with_those_that_are(base, fields, to
     with pytest.raises(RecipeError) as error:
         adapt(base, Lora(**fields), TASK)
     assert f"method.layers_to_transform: {told}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("c3a", "block_size"), ("road", "group_size"), ("vblora", "vector_length")]
+)
+def test_a_part_of_the_layers_is_fitted_to_their_widths_unless_the_recipe_tells_it(base, kind, field):
+    """PEFT's defaults, 64 and 256, do not divide layers 32 and 64 wide."""
+    assert getattr(adapt(base, OtherMethod(type=kind), TASK).peft_config["default"], field) == 32
+
+
+def test_a_part_that_the_recipe_tells_is_taken(base):
+    assert adapt(base, OtherMethod(type="c3a", block_size=8), TASK).peft_config["default"].block_size == 8
+
+
+def test_widths_are_inputs_then_outputs_also_of_a_transposed_linear():
+    layers = torch.nn.ModuleDict({"plain": torch.nn.Linear(3, 5), "transposed": Conv1D(5, 3)})
+    base = SimpleNamespace(model=layers)
+    assert widths(base, "plain") == widths(base, "transposed") == (3, 5)
 
 
 def test_with_head_only_the_head_trains(base):

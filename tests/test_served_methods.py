@@ -84,7 +84,9 @@ def test_files_say_what_they_are(store):
     assert "import peftlab.methods" not in (store / "lora" / "1" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PEFTLAB_METHODS if kind not in OTHERS] + ["hra", "vera"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in PEFTLAB_METHODS if kind not in OTHERS] + ["c3a", "hra", "vblora", "vera"]
+)
 def test_the_command_line_takes_the_method_alone(tiny_base, tmp_path, kind):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "entities")
     changed = recipe.read_text().replace("method:\n  r: 4\n", "")

@@ -3,6 +3,7 @@
 What they are and where they come from: https://huggingface.co/docs/peft. tests/test_method_matrix.py tries each.
 """
 
+import math
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -12,15 +13,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftlab.base import Base
 from peftlab.errors import Problems, as_problem, suggest
-from peftlab.methods.targets import resolve_targets
+from peftlab.methods.targets import resolve_targets, widths
 from peftlab.recipe import OtherMethod
 
 OURS = {"target_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"}
 """Fields that peftlab fills in; `bias` would train what the files of an adapter do not all hold."""
+DIVIDES_WIDTHS = {"c3a": "block_size", "road": "group_size", "vblora": "vector_length"}
+"""Method → its field that must divide the widths of every layer it adapts, as PEFT's default does on wide models."""
 
 
 def other_config(base: Base, section: OtherMethod, **shared: Any) -> PeftConfig:
     """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+
+    A field that must divide the widths of the layers is, unless the recipe sets it, the largest part of PEFT's default
+    that does.
 
     Raises:
         RecipeError: a field is not the method's, or holds what it cannot; the base has no such module or layer.
@@ -29,8 +35,16 @@ def other_config(base: Base, section: OtherMethod, **shared: Any) -> PeftConfig:
     with Problems() as problems:
         _check_fields(section.type, section.extras, _types(config), problems)
     targets = resolve_targets(base, section)
+    values = {**_dividing_widths(base, section.type, targets, config), **section.extras}
     with as_problem(f"PEFT refuses these fields of '{section.type}'", TypeError, ValueError, key="method"):
-        return config(target_modules=targets, **section.extras, **shared)
+        return config(target_modules=targets, **values, **shared)
+
+
+def _dividing_widths(base: Base, method: str, targets: list[str], config: type[PeftConfig]) -> dict[str, int]:
+    if method not in DIVIDES_WIDTHS:
+        return {}
+    name = DIVIDES_WIDTHS[method]
+    return {name: math.gcd(getattr(config, name), *(width for target in targets for width in widths(base, target)))}
 
 
 def _types(config: type[PeftConfig]) -> dict[str, Any]:

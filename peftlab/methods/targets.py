@@ -37,6 +37,12 @@ def modules_of(base: Base, kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.
     return [name for name in found if not _inside(name, head)]
 
 
+def widths(base: Base, name: str) -> tuple[int, int]:
+    """How wide the inputs and the outputs of one of `linears_of` are."""
+    linear = base.model.get_submodule(name)
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+
+
 def layer_names(model: torch.nn.Module) -> list[str]:
     """Full names of the repeated layers, lowest first: of the list of modules that holds most parameters.
 
