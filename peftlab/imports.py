@@ -33,7 +33,7 @@ def heavy_imports() -> Iterator[None]:
 
 def _keep_few_kernels() -> None:
     """Have oneDNN keep the kernels of some ten batches: it compiles one for each shape of a product in bfloat16, of up
-    to two megabytes, and would keep the last 1024, few of which are ever used again (decision 0015)."""
+    to two megabytes, and would keep the last 1024, few of which are ever used again (decision 0030)."""
     if not any(name in os.environ for name in KERNELS_KEPT):
         os.environ[KERNELS_KEPT[0]] = FEW_KERNELS
 

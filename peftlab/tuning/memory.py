@@ -62,7 +62,7 @@ def layers_computed_again(model: PreTrainedModel, *, wanted: bool) -> Iterator[N
 def return_freed_memory() -> None:
     """Hand back to the system what freed tensors of ever other sizes have left, where the C library is glibc.
 
-    It keeps such holes for later: on a small base as much as scoring needs (decision 0015).
+    It keeps such holes for later: on a small base as much as scoring needs (decision 0030).
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))
