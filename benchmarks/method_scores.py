@@ -144,8 +144,8 @@ def run_missing(name: str, contender: str) -> None:
 
 
 def best_rate(outcomes: Iterable[Outcome], contender: str) -> float:
-    """Of the rates at the first seed, by validation score."""
-    return max(_grid(outcomes, contender), key=lambda outcome: outcome.validation).rate
+    """Of the rates at the first seed, by validation score; the lower of two that do equally, as where none learns."""
+    return max(_grid(outcomes, contender), key=lambda outcome: (outcome.validation, -outcome.rate)).rate
 
 
 def _grid(outcomes: Iterable[Outcome], contender: str) -> list[Outcome]:
