@@ -25,6 +25,7 @@ from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_r
 from benchmarks.task_scores import books
 from peftlab.bench import conditions, warm_up
 from peftlab.bench.processes import measure_call
+from peftlab.methods.adapting import OTHERS
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MODULE = "benchmarks.method_scores"
@@ -63,16 +64,8 @@ CONTENDERS: dict[str, Contender] = {
     "bitfit": Contender({"type": "bitfit"}),
     "lora, 8bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
     "lora, 4bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
-    "oft": Contender({"type": "oft"}),
+    **{name: Contender({"type": name}) for name in OTHERS},
     "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
-    **{
-        name: Contender({"type": name})
-        for name in ("beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha")
-    },
-    **{
-        name: Contender({"type": name})
-        for name in ("lokr", "miss", "peanut", "psoft", "randlora", "road", "shira", "vblora", "waveft")
-    },
 }
 
 

@@ -35,7 +35,7 @@ def test_tasks_and_tokenizing_are_imported_without_torch():
 
 def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():
     code = (
-        "import gc; from peftlab.imports import KERNELS_KEPT, heavy_imports\n"
+        "import gc; from peftlab.imports import heavy_imports\n"
         "with heavy_imports(): import torch; print(gc.isenabled())\n"
         "frozen = gc.get_freeze_count(); print(gc.isenabled(), frozen > 100_000)\n"
         "with heavy_imports(): kept = [[] for _ in range(1000)]\n"

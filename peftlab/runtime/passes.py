@@ -14,7 +14,7 @@ from peftlab.runtime.routing import Router, head_output, in_fp32, part_of, runs
 from peftlab.runtime.writing import continuations
 from peftlab.tasks import Feature
 from peftlab.tasks.contract import IGNORED
-from peftlab.tasks.predicting import Outcome, forward
+from peftlab.tasks.predicting import Outcome, forward, longest_first
 from peftlab.tasks.tokenizing import Told
 
 Key = TypeVar("Key")
@@ -50,10 +50,9 @@ def outcomes_of(
 
 def _batches(asked: Asked[Key], most: int) -> Iterator[list[int]]:
     """Places in `asked`, the longest first; within a batch those of an adapter together, the most frequent first."""
-    order = sorted(range(len(asked)), key=lambda i: -len(asked[i][1]))
     batch: list[int] = []
     keys: set[Key] = set()
-    for i in order:
+    for i in longest_first([feature for _, feature in asked]):
         if len(batch) == BATCH or len(keys | {asked[i][0]}) > most:
             yield _together(batch, asked)
             batch, keys = [], set()

@@ -71,11 +71,10 @@ def outcomes(
 ) -> list[Outcome]:
     """The task's outcome of each feature, in order: what is written, if the task writes and they only ask.
 
-    Features are sorted by length, so that a batch pads little; the longest come first, and later batches find room in
-    the memory that theirs left.
+    Features are sorted by length, so that a batch pads little.
     """
     writes = asks(task, features)
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]))
+    order = longest_first(features)
     given: dict[int, Outcome] = {}
     with in_mode(model, training=False):
         for start in range(0, len(order), batch_size):
@@ -85,6 +84,11 @@ def outcomes(
             given |= zip(chosen, made, strict=True)
             told(len(given), len(order))
     return [given[i] for i in range(len(order))]
+
+
+def longest_first(features: Sequence[Feature]) -> list[int]:
+    """Places in `features` by length: what short batches need fits into the memory that long ones have left."""
+    return sorted(range(len(features)), key=lambda i: -len(features[i]))
 
 
 def asks(task: Task, features: Sequence[Feature]) -> bool:

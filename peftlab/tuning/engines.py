@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from peftlab.base import load_base
 from peftlab.methods import adapt
 from peftlab.tasks import Continuation, Feature, Task
-from peftlab.tasks.predicting import Outcome, Through, asks
+from peftlab.tasks.predicting import Outcome, Through, asks, longest_first
 from peftlab.tuning.checkpoints import STATE, last_checkpoint
 from peftlab.tuning.distributed import Processes
 from peftlab.tuning.run import Run
@@ -104,8 +104,7 @@ def divided(alone: Through, task: Task, processes: Processes, *, sharded: bool) 
         return alone
 
     def through(features: Sequence[Feature]) -> Sequence[Outcome]:
-        by_length = sorted(range(len(features)), key=lambda i: len(features[i]))
-        mine = by_length[processes.index :: processes.count]
+        mine = longest_first(features)[processes.index :: processes.count]
         made: dict[int, Any] = dict(zip(mine, alone([features[i] for i in mine]), strict=True))
         if asks(task, features):
             return _all_texts(made, processes)
