@@ -62,6 +62,7 @@ CONTENDERS: dict[str, Contender] = {
     "prompt": Contender({"type": "prompt"}, (3e-2, 1e-1, 3e-1)),
     "p-tuning": Contender({"type": "p-tuning"}, LOW),
     "bitfit": Contender({"type": "bitfit"}),
+    "ln-tuning": Contender({"type": "ln-tuning"}),
     "lora, 8bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
     "lora, 4bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
     **{name: Contender({"type": name}) for name in OTHERS},

@@ -37,6 +37,7 @@ SMALL = {  # PEFT's defaults are for wider layers than these
     "road": {"group_size": 16},
     "shira": {"r": 2, "random_seed": 1},
     "randlora": {"r": 4, "randlora_alpha": 40},
+    "supertuning": {"sparsity": 0.9},
     "vblora": {"num_vectors": 32, "vector_length": 16, "r": 4},
     "vera": {"r": 16},
     "waveft": {"n_frequency": 100},
@@ -58,6 +59,7 @@ METHODS = {
     "p-tuning-lstm": {"type": "p-tuning", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM"},
     **{name: {"type": name, **SMALL.get(name, {})} for name in OTHERS},
     "bitfit": {"type": "bitfit"},
+    "ln-tuning": {"type": "ln-tuning"},
     "head": {"type": "head"},
     "last-layers": {"type": "last-layers", "layers": 1},
     "full": {"type": "full"},
@@ -66,7 +68,7 @@ BASES = ["bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert",
 QUANTIZATIONS = [None, "8bit", "4bit"]
 LINEAR_ONLY = [
     *("beft", "c3a", "delora", "glora", "hra", "lily", "loha"),
-    *("lokr", "miss", "oft", "peanut", "psoft", "road", "shira"),
+    *("lokr", "miss", "oft", "peanut", "psoft", "road", "shira", "supertuning"),
 ]
 REFUSED = {
     **{(method, "gpt2", None): f"PEFT cannot put '{method}' on this base: .*Conv1D" for method in LINEAR_ONLY},

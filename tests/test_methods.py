@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftType, get_peft_model
 from transformers import AutoModelForTokenClassification, set_seed
 from transformers.pytorch_utils import Conv1D
 
@@ -11,7 +11,7 @@ from peftlab.base import load_base
 from peftlab.errors import RecipeError
 from peftlab.methods import METHODS, adapt, trained_parameters
 from peftlab.methods.targets import widths
-from peftlab.recipe import BaseSection, Head, Lora, MethodSection, OtherMethod
+from peftlab.recipe import NOT_TAKEN, BaseSection, Head, Lora, MethodSection, OtherMethod
 from peftlab.tasks.token_classification import TokenClassificationTask
 
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
@@ -139,3 +139,13 @@ def test_a_base_without_a_new_head_has_nothing_to_train_with_head(base, tmp_path
 def test_every_method_of_the_schema_is_in_the_table():
     kinds = get_args(get_args(MethodSection)[0])
     assert set(METHODS) == {name for kind in kinds for name in get_args(kind.model_fields["type"].annotation)}
+
+
+def test_every_type_of_peft_is_a_method_or_is_refused_with_the_reason():
+    here = {
+        *(name.replace("-", "_") for name in METHODS),
+        "attention_prefix",
+        "input_prompt",
+    }  # ours of prefix and prompt
+    assert {kind.value.lower() for kind in PeftType} <= here | NOT_TAKEN.keys()
+    assert not NOT_TAKEN.keys() & METHODS.keys()

@@ -137,7 +137,12 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         (
             "method: {type: lra}",
             "method.type: unknown type 'lra'. Did you mean 'lora'? Known: adalora, beft, bitfit, bottleneck, c3a, "
-            "deft, delora, fourierft, full, glora, gralora, head, hira, hra, ia3 and 18 more.",
+            "deft, delora, fourierft, full, glora, gralora, head, hira, hra, ia3 and 20 more.",
+        ),
+        (
+            "method: {type: boft, r: 8}",
+            "method.type: 'boft' cannot be taken: it compiles a CUDA extension when it is used; oft is its simpler "
+            "form. Take lora, or another method.",
         ),
         (
             "method: {tpye: head}",

@@ -15,6 +15,7 @@ from peftlab.methods.full import full_config
 from peftlab.methods.head import head_config
 from peftlab.methods.ia3 import ia3_config
 from peftlab.methods.last_layers import last_layers_config
+from peftlab.methods.ln_tuning import ln_tuning_config
 from peftlab.methods.lora import lora_config
 from peftlab.methods.other import other_config
 from peftlab.methods.prefix import prefix_config
@@ -33,6 +34,7 @@ METHODS: dict[str, Callable[..., PeftConfig]] = {
     "prompt": prompt_config,
     "p-tuning": p_tuning_config,
     "bitfit": bitfit_config,
+    "ln-tuning": ln_tuning_config,
     "head": head_config,
     "last-layers": last_layers_config,
     "full": full_config,

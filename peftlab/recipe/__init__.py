@@ -2,6 +2,7 @@
 
 from peftlab.recipe.kinds import bytes_in
 from peftlab.recipe.methods import (
+    NOT_TAKEN,
     AdaLora,
     BitFit,
     Bottleneck,
@@ -9,6 +10,7 @@ from peftlab.recipe.methods import (
     Head,
     Ia3,
     LastLayers,
+    LnTuning,
     Lora,
     MethodSection,
     OtherMethod,
@@ -32,6 +34,7 @@ from peftlab.recipe.tasks import (
 from peftlab.recipe.together import REFUSED_ON, refusal
 
 __all__ = [
+    "NOT_TAKEN",
     "PLAIN_TEXT_TASKS",
     "REFUSED_ON",
     "SHARDING",
@@ -46,6 +49,7 @@ __all__ = [
     "Head",
     "Ia3",
     "LastLayers",
+    "LnTuning",
     "Lora",
     "MethodSection",
     "OtherMethod",

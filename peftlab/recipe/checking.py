@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from peftlab.errors import Problems, RecipeError, nearest, suggest
 from peftlab.recipe.kinds import Section
+from peftlab.recipe.methods import NOT_TAKEN
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.together import check_together
 
@@ -201,8 +202,14 @@ def _repair_type_key(draft: Draft, fault: Fault, problems: Problems) -> bool:
 
 def _repair_unknown_name(draft: Draft, fault: Fault, problems: Problems) -> None:
     known = re.findall(r"'([^']*)'", fault.expected)
-    problems.add(f"unknown {fault.key[-1]} '{fault.value}'.", key=fault.dotted, hint=suggest(fault.value, known))
-    section, meant = draft.parent(fault.key), nearest(fault.value, known)
+    reason = NOT_TAKEN.get(fault.value) if fault.dotted == "method.type" else None
+    if reason:
+        problems.add(
+            f"'{fault.value}' cannot be taken: {reason}.", key=fault.dotted, hint="Take lora, or another method."
+        )
+    else:
+        problems.add(f"unknown {fault.key[-1]} '{fault.value}'.", key=fault.dotted, hint=suggest(fault.value, known))
+    section, meant = draft.parent(fault.key), None if reason else nearest(fault.value, known)
     if fault.key[-1] == "type" and not meant:
         section.clear()  # its other keys belong to a type that nobody knows
         problems.unguessed.add(fault.dotted)

@@ -208,7 +208,7 @@ class OtherMethod(Method):
 
     type: Literal[
         "beft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr", "miss",
-        "oft", "peanut", "psoft", "randlora", "road", "shira", "vblora", "vera", "waveft",
+        "oft", "peanut", "psoft", "randlora", "road", "shira", "supertuning", "vblora", "vera", "waveft",
     ]  # fmt: skip
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """As for lora."""
@@ -232,6 +232,14 @@ class BitFit(Method):
     def usual_learning_rate(self) -> float:
         """See `Method`."""
         return 1e-2
+
+
+class LnTuning(Method):
+    """Every norm of the base trains, as a copy of the adapter's own."""
+
+    type: Literal["ln-tuning"]
+    layers_to_transform: list[Count] | Count | None = None
+    """Only in these of the base's layers, counted from 0; null takes all."""
 
 
 class Head(Method):
@@ -264,12 +272,53 @@ class Full(Method):
         return 1e-4
 
 
+_CALLED = "peftlab calls it"
+_REWRITES = "it rewrites the base's own weights, which others are served from"
+_NAMELESS = "its files name no layer, so that nothing tells which ones it changes"
+_BY_TASK = "it needs a task's number with each row"
+NOT_TAKEN = {
+    "adamss": "its files do not say how it has clustered the rows of a weight, and another machine may cluster others",
+    "adaption_prompt": "PEFT has it for the attention of Llama, Mistral and GPT-2 alone",
+    "boft": "it compiles a CUDA extension when it is used; oft is its simpler form",
+    "bone": f"{_CALLED} miss, as PEFT does now",
+    "cartridge": "it learns from what the base says of one long text, not from rows with answers",
+    "cpt": "its prompt is made of labelled examples, which a recipe's rows are not",
+    "frod": _REWRITES,
+    "ln_tuning": f"{_CALLED} ln-tuning",
+    "multitask_prompt_tuning": _BY_TASK,
+    "osf": _REWRITES,
+    "p_tuning": f"{_CALLED} p-tuning",
+    "poly": _BY_TASK,
+    "prefix_tuning": f"{_CALLED} prefix",
+    "prompt_tuning": f"{_CALLED} prompt",
+    "pvera": "it draws numbers, and does not answer alike when it is loaded again",
+    "shadow": "it is a second network with a loss of its own, beside decoders alone",
+    "tinylora": _NAMELESS,
+    "trainable_tokens": "lora has it as method.trainable_token_indices",
+    "unilora": _NAMELESS,
+    "xlora": "it mixes adapters that are there; peftlab serves each row through its own",
+}
+"""Names of PEFT that are no type here, and why not (0014, 0018). The tests hold this against PEFT's list."""
+
+
 def _lora_by_default(section: Any) -> Any:
     return {"type": "lora", **section} if isinstance(section, dict) else section
 
 
 MethodSection = Annotated[
-    Lora | AdaLora | Bottleneck | Ia3 | Prefix | Prompt | PTuning | OtherMethod | BitFit | Head | LastLayers | Full,
+    Lora
+    | AdaLora
+    | Bottleneck
+    | Ia3
+    | Prefix
+    | Prompt
+    | PTuning
+    | OtherMethod
+    | BitFit
+    | LnTuning
+    | Head
+    | LastLayers
+    | Full,
     Field(discriminator="type"),
     BeforeValidator(_lora_by_default),
 ]

@@ -37,6 +37,7 @@ REFUSED_ON: dict[str, dict[Quantization, str]] = {
     "hra": {"8bit": _NO_FORM, "4bit": _NO_FORM},
     "peanut": {"8bit": _NO_FORM, "4bit": _NO_FORM},
     "psoft": {"8bit": _NO_FORM, "4bit": _NO_FORM},
+    "supertuning": {"8bit": _NO_FORM, "4bit": _NO_FORM},
 }
 """Method → the quantizations that it does not take, and why not; lora with use_dora is `dora`, with that beginning
 `orthogonal`. A method that is not here takes both. tests/test_method_matrix.py holds every line against what happens;
