@@ -11,6 +11,7 @@ PeftlabError              1   anything below, and the last resort
 ├── MemoryBudgetError     5   an adapter is larger than what adapters may take of memory
 ├── StoreError            5   the store cannot be written
 ├── ProcessLostError      6   another process of the same run has ended, or the launcher failed
+├── TuningDiverged        7   training left the numbers behind, before there was anything to keep
 └── TuningInterrupted   130   the user stopped the run
 """
 
@@ -74,6 +75,12 @@ class ProcessLostError(PeftlabError):
     """A run in several processes cannot go on, because one of them ended; the sentence says how to go on."""
 
     exit_code = 6
+
+
+class TuningDiverged(PeftlabError):
+    """The weights were no numbers any more before an epoch was scored; the sentence says what to change."""
+
+    exit_code = 7
 
 
 class TuningInterrupted(PeftlabError):

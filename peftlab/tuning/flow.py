@@ -56,6 +56,7 @@ def tune(
         StoreError: the store cannot be written, checked before training.
         IntegrityError: the adapter, reloaded into a fresh base, does not answer as it did in training.
         TuningInterrupted: the user stopped the run; the message says how to go on.
+        TuningDiverged: the weights were no numbers any more before an epoch was scored; the message says what to do.
         ProcessLostError: another process of the run has ended; the message says how to go on.
     """
     began, shelf, processes = time.monotonic(), Store(store), Processes.join(device)
@@ -70,6 +71,7 @@ def tune(
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
     with heavy_imports():
+        from peftlab.tuning.divergence import warn_of_collapse
         from peftlab.tuning.engines import whole
         from peftlab.tuning.preparing import prepare
         from peftlab.tuning.publishing import write_adapter
@@ -82,6 +84,7 @@ def tune(
         log = train(run, folder, resume=resume, progress=progress)
         run = whole(run, folder)
         scores = {split: evaluate(run, split) for split in examples if split != "train"}
+        warn_of_collapse(run.recipe, run.task, scores["validation"], progress)
         seconds = time.monotonic() - began
         published = processes.from_first(
             lambda: str(shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target)))

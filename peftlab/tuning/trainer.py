@@ -207,6 +207,7 @@ def training_arguments(
         metric_for_best_model=run.task.main_score,
         greater_is_better=not run.task.smaller_is_better,
         logging_steps=max(1, rows // batch // LOGS_PER_EPOCH),
+        logging_nan_inf_filter=False,  # what diverges is to be seen, see `divergence`
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",

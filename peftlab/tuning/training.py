@@ -14,6 +14,7 @@ from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.callbacks import Interruption, Patience, Telling
 from peftlab.tuning.checkpoints import how_to_go_on, note_run
 from peftlab.tuning.distributed import noticing_losses
+from peftlab.tuning.divergence import Divergence
 from peftlab.tuning.engines import idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
@@ -31,14 +32,16 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
     Raises:
         RecipeError: `resume` is asked for, but recipe, data or base are not those of the interrupted run.
         TuningInterrupted: the user stopped it; a checkpoint is saved first.
+        TuningDiverged: the weights were no numbers any more before an epoch was scored.
         ProcessLostError: another process of the run has ended.
     """
     if idle := idle_gpus(run):
         progress.warn(idle)
     checkpoint = run.processes.from_first(lambda: note_run(folder, run.identity, progress, resume=resume))
     trainer = _trainer(run, folder, progress)
-    interruption = Interruption(run.processes)
+    interruption, divergence = Interruption(run.processes), Divergence(run)
     trainer.add_callback(interruption)
+    trainer.add_callback(divergence)
     run.processes.differ_by_chance(run.recipe.training.seed)
     try:
         with _computed_so(run, folder, progress), interruption.listening(), noticing_losses(lambda: _lost(folder)):
@@ -48,6 +51,7 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
         stopped = True
     if stopped:
         raise _interrupted(trainer, folder)
+    divergence.settle(trainer.state, progress)
     return_freed_memory()
     progress.training_ended(stopped_early=trainer.state.global_step < trainer.state.max_steps)
     return list(trainer.state.log_history)
