@@ -15,6 +15,7 @@ TREE = {
     "MemoryBudgetError": ("PeftlabError", 5),
     "StoreError": ("PeftlabError", 5),
     "ProcessLostError": ("PeftlabError", 6),
+    "TuningDiverged": ("PeftlabError", 7),
     "TuningInterrupted": ("PeftlabError", 130),
 }
 
