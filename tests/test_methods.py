@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 from typing import get_args
 
@@ -9,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
-from peftlab.methods import METHODS, adapt, trained_parameters
+from peftlab.methods import METHODS, adapt, heavier_than_its_base, saved_bytes, trained_parameters
 from peftlab.methods.targets import widths
-from peftlab.recipe import NOT_TAKEN, BaseSection, Head, Lora, MethodSection, OtherMethod
+from peftlab.recipe import NOT_TAKEN, BaseSection, Full, Head, Lora, MethodSection, OtherMethod
 from peftlab.tasks.token_classification import TokenClassificationTask
 
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
@@ -149,3 +150,22 @@ def test_every_type_of_peft_is_a_method_or_is_refused_with_the_reason():
     }  # ours of prefix and prompt
     assert {kind.value.lower() for kind in PeftType} <= here | NOT_TAKEN.keys()
     assert not NOT_TAKEN.keys() & METHODS.keys()
+
+
+@pytest.mark.parametrize(("kept", "told"), [(True, "the adapter will hold . MB, more than its base"), (False, "^$")])
+def test_an_adapter_larger_than_its_base_is_told_before_training(base, kept, told):
+    section = OtherMethod(type="randlora", save_projection=kept, r=1)
+    model = adapt(base, section, TASK)
+    assert re.search(told, heavier_than_its_base(model, base, section))
+
+
+def test_the_size_of_an_adapter_is_that_of_its_file(base, tmp_path):
+    model = adapt(base, OtherMethod(type="vera", r=16), TASK)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    header = 20_000
+    assert saved_bytes(model) < (tmp_path / "adapter_model.safetensors").stat().st_size < saved_bytes(model) + header
+
+
+def test_full_is_no_larger_than_what_trains(base):
+    section = Full(type="full")
+    assert heavier_than_its_base(adapt(base, section, TASK), base, section) == ""

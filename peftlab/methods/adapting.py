@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from peftlab.base import Base
 from peftlab.errors import as_problem
@@ -70,3 +70,18 @@ def peft_config(base: Base, section: MethodSection, task: Task) -> PeftConfig:
 def trained_parameters(model: torch.nn.Module) -> int:
     """How many parameters train: delta and head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def saved_bytes(model: PeftModel) -> int:
+    """Size of the adapter's weights in its file: delta and head, and what a method keeps beside that does not train."""
+    return sum(tensor.nbytes for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values())
+
+
+def heavier_than_its_base(model: PeftModel, base: Base, section: MethodSection) -> str:
+    """What to say of an adapter that, for what does not train in it, takes more disk than its base; else nothing."""
+    size = saved_bytes(model)
+    if size < max(base.bytes_in_fp32, 8 * trained_parameters(model)):  # `full` holds its base, but trains it all
+        return ""
+    told = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
+    drawn_anew = " With method.save_projection: false, PEFT draws that part anew on loading."
+    return told + drawn_anew * (section.type == "randlora")

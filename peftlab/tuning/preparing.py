@@ -5,7 +5,7 @@ from typing import Any
 from peftlab.base import UNLIMITED, choose_device, load_base
 from peftlab.data import Ledger, Rows
 from peftlab.errors import Problems
-from peftlab.methods import adapt, trained_parameters
+from peftlab.methods import adapt, heavier_than_its_base, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
 from peftlab.tasks import Ground, Task
@@ -64,6 +64,8 @@ def prepare(
         progress.note(str(started))
     trained = trained_parameters(model)
     progress.base_loaded(base, trained)
+    if heavy := heavier_than_its_base(model, base, recipe.method):
+        progress.warn(heavy)
     shared = (processes, choose_device(device), sharded)
     run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared, started)
     if training.packing:

@@ -11,6 +11,7 @@ from peft import PeftModel
 
 from peftlab.base import Base
 from peftlab.data import Ledger, Rows
+from peftlab.methods import saved_bytes
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
 from peftlab.tuning.distributed import Processes
@@ -77,5 +78,5 @@ class Run:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Disk space the run may need: weights and two Adam moments in fp32, for three checkpoints and the adapter."""
-        return self.trained * 4 * 3 * 4 + 10_000_000
+        """Disk space the run may need: three checkpoints, with two Adam moments in fp32, and the adapter."""
+        return 4 * (saved_bytes(self.model) + 2 * 4 * self.trained) + 10_000_000
