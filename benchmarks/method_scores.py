@@ -76,6 +76,7 @@ CONTENDERS: dict[str, Contender] = {
     "lora, 8bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
     "lora, 4bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
     **{name: Contender({"type": name}) for name in OTHERS},
+    "delora, delora_lambda 1": Contender({"type": "delora", "delora_lambda": 1}),
     "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
 }
 
