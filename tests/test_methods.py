@@ -1,4 +1,6 @@
+import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -11,10 +13,12 @@ from transformers.pytorch_utils import Conv1D
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
 from peftlab.methods import METHODS, adapt, heavier_than_its_base, saved_bytes, trained_parameters
+from peftlab.methods.adapting import OTHERS
 from peftlab.methods.targets import widths
 from peftlab.recipe import NOT_TAKEN, BaseSection, Full, Head, Lora, MethodSection, OtherMethod
 from peftlab.tasks.token_classification import TokenClassificationTask
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "methods-politics.jsonl"
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
 
 
@@ -169,3 +173,18 @@ def test_the_size_of_an_adapter_is_that_of_its_file(base, tmp_path):
 def test_full_is_no_larger_than_what_trains(base):
     section = Full(type="full")
     assert heavier_than_its_base(adapt(base, section, TASK), base, section) == ""
+
+
+def best_on_politics(method):
+    """The best rate by validation at the first seed, a step lower where the next step up learnt nothing (0029)."""
+    lines = RESULTS.read_text(encoding="utf8").splitlines()
+    runs = [run for run in map(json.loads, lines) if (run["contender"], run["seed"]) == (method, 1)]
+    tried = {run["rate"]: run["validation"] for run in sorted(runs, key=lambda run: run["rate"])}
+    best = max(tried, key=lambda rate: (tried[rate], -rate))
+    lower, higher = ([rate for rate in tried if before(rate)] for before in (best.__gt__, best.__lt__))
+    return lower[-1] if higher and tried[higher[0]] < 0.1 else best
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_usual_rates_of_peft_s_methods_are_what_was_measured(method):
+    assert OtherMethod(type=method).usual_learning_rate == best_on_politics(method)
