@@ -595,8 +595,8 @@ def test_a_name_that_cannot_be_one_is_told_in_words(write, told, name):
 @pytest.mark.parametrize(
     ("method", "rate"),
     [
-        *(("lora", 1e-3), ("bottleneck", 1e-2), ("ia3", 3e-2), ("head", 3e-2), ("last-layers", 1e-3), ("oft", 1e-3)),
-        *(("prefix", 3e-2), ("prompt", 1e-1), ("p-tuning", 3e-3)),
+        *(("lora", 1e-3), ("bottleneck", 1e-2), ("ia3", 3e-2), ("head", 3e-2), ("last-layers", 1e-3), ("oft", 3e-3)),
+        *(("prefix", 3e-2), ("prompt", 1e-1), ("p-tuning", 3e-3), ("ln-tuning", 1e-2), ("deft", 1e-3)),
     ],
 )
 def test_each_method_has_its_learning_rate_which_a_written_recipe_tells(write, tmp_path, method, rate):

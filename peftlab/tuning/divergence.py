@@ -47,17 +47,18 @@ class Divergence(TrainerCallback):
         if not self.seen:
             return
         told = f"training diverged: at step {state.global_step} of {state.max_steps} weights were no numbers any more"
+        way_out = f"Lower training.learning_rate: {_rates(self.run.recipe)}"
         if state.best_metric is None:
-            raise TuningDiverged(f"{told}; nothing was published. {_lower_rate(self.run.recipe)}")
-        progress.warn(f"{told}; the best epoch before is kept. {_lower_rate(self.run.recipe)}")
+            raise TuningDiverged(f"{told}; nothing was published. {way_out}")
+        progress.warn(f"{told}; the best epoch before is kept. {way_out}")
 
 
 def warn_of_collapse(recipe: Recipe, task: Task, scores: Scores, progress: Progress) -> None:
     """Say so where the best epoch's answers to validation rows show nothing of what was to be learnt."""
     if told := _collapse(task, scores):
-        high = (recipe.training.learning_rate or 0.0) > recipe.method.usual_learning_rate
-        hint = _lower_rate(recipe) if high else "Train for longer, or at another training.learning_rate."
-        progress.warn(f"{told}: nothing was learnt. {hint}")
+        progress.warn(
+            f"{told}: nothing was learnt. Train for longer, or at another training.learning_rate: {_rates(recipe)}"
+        )
 
 
 def _collapse(task: Task, scores: Scores) -> str:
@@ -71,9 +72,9 @@ def _collapse(task: Task, scores: Scores) -> str:
     return f"every validation row is answered '{given[0]}'" if len(given) == 1 < len(asked) else ""
 
 
-def _lower_rate(recipe: Recipe) -> str:
+def _rates(recipe: Recipe) -> str:
     rate, usual = recipe.training.learning_rate, recipe.method.usual_learning_rate
-    return f"Lower training.learning_rate: it is {rate:g}, and {usual:g} where a recipe of this method names none."
+    return f"it is {rate:g}, and {usual:g} where a recipe of this method names none."
 
 
 def _all_numbers(model: torch.nn.Module) -> bool:
