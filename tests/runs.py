@@ -22,7 +22,7 @@ def prepared_run(file, overrides=None, store="adapters"):
 
 
 class Losses(Progress):
-    """The mean losses that a run tells, and its warnings."""
+    """The mean losses that a run tells, its warnings, and whether it lost patience."""
 
     def __init__(self):
         self.losses, self.warnings = [], []
@@ -33,3 +33,6 @@ class Losses(Progress):
 
     def warn(self, message):
         self.warnings.append(message)
+
+    def training_ended(self, stopped_early):
+        self.stopped_early = stopped_early

@@ -67,6 +67,7 @@ def test_the_best_epoch_before_is_kept(recipe, tmp_path, loses_its_numbers):
     done = peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=heard)
     (warning,) = [told for told in heard.warnings if "diverged" in told]
     assert "at step 8 of 12 weights were no numbers any more; the best epoch before is kept." in warning
+    assert not heard.stopped_early
     assert done.scores["test"].values["accuracy"] > 0
     assert peftlab.load("classes", store=tmp_path / "store", device="cpu").predict("it rained .")
 

@@ -53,7 +53,8 @@ def train(run: Run, folder: Path, *, resume: bool, progress: Progress) -> list[d
         raise _interrupted(trainer, folder)
     divergence.settle(trainer.state, progress)
     return_freed_memory()
-    progress.training_ended(stopped_early=trainer.state.global_step < trainer.state.max_steps)
+    impatient = trainer.state.global_step < trainer.state.max_steps and not divergence.seen
+    progress.training_ended(stopped_early=impatient)
     return list(trainer.state.log_history)
 
 
