@@ -34,9 +34,9 @@ LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (1e-2, 3e-2, 1e-1)
 VALIDATED = 200  # sentences of CrossNER's 541: validating after each of 20 epochs would take longer than training
 Overrides = dict[str, Any]
-ATTENTION, FEED_FORWARD = (
-    [f"encoder.layer.{layer}.{end}.dense" for layer in range(6)] for end in ("attention.output", "output")
-)
+ONE_PLACE = {"type": "bottleneck", "variant": "houlsby", "reduction_factor": 8}  # as many numbers as Houlsby's two
+AFTER_ATTENTION = [f"encoder.layer.{layer}.attention.output.dense" for layer in range(6)]
+AFTER_FEED_FORWARD = [f"encoder.layer.{layer}.output.dense" for layer in range(6)]
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ CONTENDERS: dict[str, Contender] = {
     "houlsby": Contender({"type": "bottleneck", "variant": "houlsby"}),
     "pfeiffer": Contender({"type": "bottleneck", "variant": "pfeiffer"}),
     "pfeiffer, twice as wide": Contender({"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 8}),
-    "houlsby, after attention alone": Contender(
-        {"type": "bottleneck", "variant": "houlsby", "reduction_factor": 8, "target_modules": ATTENTION}
-    ),
-    "houlsby, after feed-forward alone": Contender(
-        {"type": "bottleneck", "variant": "houlsby", "reduction_factor": 8, "target_modules": FEED_FORWARD}
-    ),
+    "houlsby, after attention alone": Contender({**ONE_PLACE, "target_modules": AFTER_ATTENTION}),
+    "houlsby, after feed-forward alone": Contender({**ONE_PLACE, "target_modules": AFTER_FEED_FORWARD}),
     "parallel": Contender({"type": "bottleneck", "variant": "parallel"}, LOW),
     "parallel, scaled by 1": Contender({"type": "bottleneck", "variant": "parallel", "scaling": 1.0}),
     "ia3": Contender({"type": "ia3"}, HIGH),

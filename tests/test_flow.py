@@ -247,7 +247,8 @@ def test_a_small_loss_is_only_a_warning(write_recipe, tmp_path):
     listener = Listener()
     tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=listener)
     assert listener.ledgers["train"].lost_share > 0.05
-    assert [told for told in listener.warnings if "train loses" in told] == listener.warnings[:1]
+    about_rows = [told for told in listener.warnings if "nothing was learnt" not in told]  # one epoch of 12 rows
+    assert len(about_rows) == 1
 
 
 def test_a_max_length_beyond_the_base_is_refused(write_recipe, tmp_path):

@@ -1,6 +1,4 @@
-import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -10,15 +8,16 @@ from peft import LoraConfig, PeftType, get_peft_model
 from transformers import AutoModelForTokenClassification, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.method_scores import LADDER, Outcome, best_rate
+from benchmarks.results import runs_done
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
 from peftlab.methods import METHODS, adapt, heavier_than_its_base, saved_bytes, trained_parameters
 from peftlab.methods.adapting import OTHERS
 from peftlab.methods.targets import widths
-from peftlab.recipe import NOT_TAKEN, BaseSection, Full, Head, Lora, MethodSection, OtherMethod
+from peftlab.recipe import NOT_TAKEN, BaseSection, Full, Head, LnTuning, Lora, MethodSection, OtherMethod
 from peftlab.tasks.token_classification import TokenClassificationTask
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "methods-politics.jsonl"
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
 
 
@@ -147,13 +146,16 @@ def test_every_method_of_the_schema_is_in_the_table():
 
 
 def test_every_type_of_peft_is_a_method_or_is_refused_with_the_reason():
-    here = {
-        *(name.replace("-", "_") for name in METHODS),
-        "attention_prefix",
-        "input_prompt",
-    }  # ours of prefix and prompt
-    assert {kind.value.lower() for kind in PeftType} <= here | NOT_TAKEN.keys()
+    ours = {"attention_prefix", "input_prompt"}  # what `prefix` and `prompt` are to PEFT
+    taken = {name.replace("-", "_") for name in METHODS} | ours
+    assert {kind.value.lower() for kind in PeftType} <= taken | NOT_TAKEN.keys()
     assert not NOT_TAKEN.keys() & METHODS.keys()
+
+
+def test_ln_tuning_without_norms_is_refused(base, monkeypatch):
+    monkeypatch.setattr("peftlab.methods.ln_tuning._is_norm", lambda module: False)
+    with pytest.raises(RecipeError, match=r"method.type: no norm of this 'bert' has weights. Take lora or ia3."):
+        adapt(base, LnTuning(type="ln-tuning"), TASK)
 
 
 @pytest.mark.parametrize(("kept", "told"), [(True, "the adapter will hold . MB, more than its base"), (False, "^$")])
@@ -177,12 +179,11 @@ def test_full_is_no_larger_than_what_trains(base):
 
 def best_on_politics(method):
     """The best rate by validation at the first seed, a step lower where the next step up learnt nothing (0029)."""
-    lines = RESULTS.read_text(encoding="utf8").splitlines()
-    runs = [run for run in map(json.loads, lines) if (run["contender"], run["seed"]) == (method, 1)]
-    tried = {run["rate"]: run["validation"] for run in sorted(runs, key=lambda run: run["rate"])}
-    best = max(tried, key=lambda rate: (tried[rate], -rate))
-    lower, higher = ([rate for rate in tried if before(rate)] for before in (best.__gt__, best.__lt__))
-    return lower[-1] if higher and tried[higher[0]] < 0.1 else best
+    runs = runs_done("methods-politics", Outcome)
+    place = LADDER.index(best_rate(runs, method))
+    tried = {run.rate: run.validation for run in runs if (run.contender, run.seed) == (method, 1)}
+    learnt_nothing = any(tried.get(rate, 1) < 0.1 for rate in LADDER[place + 1 : place + 2])
+    return LADDER[place - learnt_nothing]
 
 
 @pytest.mark.parametrize("method", OTHERS)

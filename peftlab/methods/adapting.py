@@ -84,4 +84,4 @@ def heavier_than_its_base(model: PeftModel, base: Base, section: MethodSection) 
         return ""
     told = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
     drawn_anew = " With method.save_projection: false, PEFT draws that part anew on loading."
-    return told + drawn_anew * (section.type == "randlora")
+    return told + drawn_anew if section.type == "randlora" else told

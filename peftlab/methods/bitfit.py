@@ -5,9 +5,8 @@ from typing import Any
 import torch
 
 from peftlab.base import Base
-from peftlab.errors import Problems
 from peftlab.methods.bias_tuner import BitFitConfig
-from peftlab.methods.targets import in_layers, modules_of
+from peftlab.methods.targets import every
 from peftlab.recipe import BitFit
 
 
@@ -17,11 +16,9 @@ def bitfit_config(base: Base, section: BitFit, **shared: Any) -> BitFitConfig:
     Raises:
         RecipeError: the base has no bias in these layers, or none at all, as Llama.
     """
-    modules = dict(base.model.named_modules())
-    biased = [name for name in modules_of(base) if isinstance(getattr(modules[name], "bias", None), torch.Tensor)]
-    with Problems() as problems:
-        targets = in_layers(biased, biased, section.layers_to_transform, problems)
-        if not biased:
-            kind = base.model.config.model_type
-            problems.add(f"no module of this '{kind}' has a bias.", key="method.type", hint="Take lora or ia3.")
-    return BitFitConfig(target_modules=targets, **shared)
+    lacking = f"no module of this '{base.model.config.model_type}' has a bias."
+    return BitFitConfig(target_modules=every(base, section, _has_bias, lacking), **shared)
+
+
+def _has_bias(module: torch.nn.Module) -> bool:
+    return isinstance(getattr(module, "bias", None), torch.Tensor)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+import torch
 from peft import LNTuningConfig
 
 from peftlab.base import Base
-from peftlab.errors import Problems
-from peftlab.methods.targets import in_layers, modules_of
+from peftlab.methods.targets import every
 from peftlab.recipe import LnTuning
 
 
@@ -16,15 +16,10 @@ def ln_tuning_config(base: Base, section: LnTuning, **shared: Any) -> LNTuningCo
     Raises:
         RecipeError: the base has no norm with weights in these layers, or none at all.
     """
-    norms = [name for name in modules_of(base) if _is_norm(base.model.get_submodule(name))]
-    with Problems() as problems:
-        targets = in_layers(norms, norms, section.layers_to_transform, problems)
-        if not norms:
-            kind = base.model.config.model_type
-            problems.add(f"no norm of this '{kind}' has weights.", key="method.type", hint="Take lora or ia3.")
-    return LNTuningConfig(target_modules=targets, **shared)
+    lacking = f"no norm of this '{base.model.config.model_type}' has weights."
+    return LNTuningConfig(target_modules=every(base, section, _is_norm, lacking), **shared)
 
 
-def _is_norm(module: Any) -> bool:
+def _is_norm(module: torch.nn.Module) -> bool:
     """LayerNorm, RMSNorm and what architectures make of them for themselves, as LlamaRMSNorm."""
-    return type(module).__name__.endswith("Norm") and any(True for _ in module.parameters())
+    return type(module).__name__.endswith("Norm") and next(module.parameters(), None) is not None

@@ -1,11 +1,13 @@
 """The modules of a base that a method is to adapt, by full name, and never one of the head."""
 
+from collections.abc import Callable
+
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.base import Base, own_head
 from peftlab.errors import Problems, suggest
-from peftlab.recipe import AdaLora, Lora, OtherMethod
+from peftlab.recipe import AdaLora, BitFit, LnTuning, Lora, OtherMethod
 
 LINEAR = (torch.nn.Linear, Conv1D)  # Conv1D is GPT-2's transposed Linear
 
@@ -35,6 +37,20 @@ def modules_of(base: Base, kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.
     head = [*base.head_modules, *own_head(base.model)]
     found = (name for name, module in base.model.named_modules() if name and isinstance(module, kinds))
     return [name for name in found if not _inside(name, head)]
+
+
+def every(base: Base, section: BitFit | LnTuning, fits: Callable[[torch.nn.Module], bool], lacking: str) -> list[str]:
+    """Full names of the base's modules that `fits`, in the layers that the section wants.
+
+    Raises:
+        RecipeError: a wanted layer is not there or holds none of them; the base has none at all, which is `lacking`.
+    """
+    found = [name for name in modules_of(base) if fits(base.model.get_submodule(name))]
+    with Problems() as problems:
+        targets = in_layers(found, found, section.layers_to_transform, problems)
+        if not found:
+            problems.add(lacking, key="method.type", hint="Take lora or ia3.")
+    return targets
 
 
 def widths(base: Base, name: str) -> tuple[int, int]:

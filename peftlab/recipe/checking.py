@@ -202,14 +202,12 @@ def _repair_type_key(draft: Draft, fault: Fault, problems: Problems) -> bool:
 
 def _repair_unknown_name(draft: Draft, fault: Fault, problems: Problems) -> None:
     known = re.findall(r"'([^']*)'", fault.expected)
-    reason = NOT_TAKEN.get(fault.value) if fault.dotted == "method.type" else None
-    if reason:
-        problems.add(
-            f"'{fault.value}' cannot be taken: {reason}.", key=fault.dotted, hint="Take lora, or another method."
-        )
-    else:
-        problems.add(f"unknown {fault.key[-1]} '{fault.value}'.", key=fault.dotted, hint=suggest(fault.value, known))
-    section, meant = draft.parent(fault.key), None if reason else nearest(fault.value, known)
+    message, hint = f"unknown {fault.key[-1]} '{fault.value}'.", suggest(fault.value, known)
+    section, meant = draft.parent(fault.key), nearest(fault.value, known)
+    if fault.dotted == "method.type" and fault.value in NOT_TAKEN:
+        message, hint = f"'{fault.value}' cannot be taken: {NOT_TAKEN[fault.value]}.", "Take lora, or another method."
+        meant = None
+    problems.add(message, key=fault.dotted, hint=hint)
     if fault.key[-1] == "type" and not meant:
         section.clear()  # its other keys belong to a type that nobody knows
         problems.unguessed.add(fault.dotted)

@@ -71,11 +71,10 @@ def tune(
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
     with heavy_imports():
-        from peftlab.tuning.divergence import warn_of_collapse
         from peftlab.tuning.engines import whole
         from peftlab.tuning.preparing import prepare
         from peftlab.tuning.publishing import write_adapter
-        from peftlab.tuning.training import evaluate, train
+        from peftlab.tuning.training import score, train
 
     with processes.together():
         shared: dict[str, Any] = {"processes": processes, "device": device, "sharded": sharded, "start": start}
@@ -83,8 +82,7 @@ def tune(
     with processes.opened_by_first(shelf.tuning_run(recipe.name, run.checkpoint_bytes, resume=resume)) as folder:
         log = train(run, folder, resume=resume, progress=progress)
         run = whole(run, folder)
-        scores = {split: evaluate(run, split) for split in examples if split != "train"}
-        warn_of_collapse(run.recipe, run.task, scores["validation"], progress)
+        scores = score(run, progress)
         seconds = time.monotonic() - began
         published = processes.from_first(
             lambda: str(shelf.publish(recipe.name, lambda target: write_adapter(run, log, scores, seconds, target)))

@@ -14,7 +14,7 @@ from peftlab.tasks.predicting import predict_features
 from peftlab.tuning.callbacks import Interruption, Patience, Telling
 from peftlab.tuning.checkpoints import how_to_go_on, note_run
 from peftlab.tuning.distributed import noticing_losses
-from peftlab.tuning.divergence import Divergence
+from peftlab.tuning.divergence import Divergence, warn_of_collapse
 from peftlab.tuning.engines import idle_gpus
 from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.frozen_prefix import frozen_prefix
@@ -73,6 +73,13 @@ def _computed_so(run: Run, folder: Path, progress: Progress) -> Iterator[None]:
 
 def _lost(folder: Path) -> str:
     return f"Nothing was published. {how_to_go_on(folder)}"
+
+
+def score(run: Run, progress: Progress) -> dict[str, Scores]:
+    """Scores of every split but the training one; it is said where validation shows that nothing was learnt."""
+    scores = {split: evaluate(run, split) for split in run.examples if split != "train"}
+    warn_of_collapse(run.recipe, run.task, scores["validation"], progress)
+    return scores
 
 
 def evaluate(run: Run, split: str) -> Scores:
