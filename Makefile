@@ -26,7 +26,7 @@ lint: $(VENV)/.dev  ## style and types
 check: lint test  ## all that CI runs
 
 matrix: $(VENV)/.test  ## every method on every architecture in every quantization; writes docs/matrix.md
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/test_method_matrix.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/methods/test_method_matrix.py
 
 fix: $(VENV)/.dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -92,7 +92,7 @@ def loss_on(base: Base, texts: list[str]) -> float:
     from peftlab.errors import Problems
     from peftlab.tasks import Ground
     from peftlab.tasks.causal_lm import CausalLmTask
-    from peftlab.tasks.predicting import predict_examples
+    from peftlab.tasks.prediction import predict_examples
 
     task = CausalLmTask()
     with Problems() as problems:

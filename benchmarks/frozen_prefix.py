@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def main(names: tuple[str, ...], epochs: int, overrides: dict[str, Any]) -> None:
     """Tune with and without; print times, scores and the difference of weights, and write them."""
     import peftlab.methods
-    import peftlab.tuning.publishing
+    import peftlab.tuning.publish
     import peftlab.tuning.training  # noqa: F401  # all that `tune` imports
 
     for name in names:

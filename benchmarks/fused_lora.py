@@ -45,7 +45,7 @@ def _row(base: str, rounds: int) -> dict[str, Any]:
 
 def ratios(base: str, ways: list[str], rounds: int) -> dict[str, float]:
     """Median step time of each way over the first one's, steps taken in turn."""
-    from peftlab.bench.stepping import method_steps, ratios_in_turn
+    from peftlab.bench.step_worker import method_steps, ratios_in_turn
 
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         recipes = {way: _write_recipe(Path(work), base, way) for way in ways}

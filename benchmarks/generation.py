@@ -62,7 +62,7 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
     import peftlab
     from peftlab.bench.random_adapters import publish_random
     from peftlab.recipe import BaseSection, Lora
-    from peftlab.runtime.writing import continuations
+    from peftlab.runtime.generation import continuations
     from peftlab.store import Store
     from peftlab.tasks import Feature
     from peftlab.tasks.causal_lm import CausalLmTask

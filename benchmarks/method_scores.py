@@ -25,7 +25,7 @@ from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_r
 from benchmarks.task_scores import books
 from peftlab.bench import conditions, warm_up
 from peftlab.bench.processes import measure_call
-from peftlab.methods.adapting import OTHERS
+from peftlab.methods.registry import OTHERS
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MODULE = "benchmarks.method_scores"
@@ -227,7 +227,7 @@ def step_ratios(data_set: str, contenders: list[str], rounds: int = 15) -> dict[
     """Median step time of each contender over the first one's, steps taken in turn."""
     from contextlib import ExitStack
 
-    from peftlab.bench.stepping import method_steps, ratios_in_turn
+    from peftlab.bench.step_worker import method_steps, ratios_in_turn
 
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         folders = {contender: _made(Path(work) / str(i)) for i, contender in enumerate(contenders)}

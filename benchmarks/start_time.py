@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from benchmarks.results import write_result
-from peftlab.cli.tuning_display import TuningDisplay
+from peftlab.cli.progress import TuningDisplay
 from peftlab.data import Ledger
 from peftlab.tasks import Task
-from peftlab.tasks.tokenizing import Told
+from peftlab.tasks.inputs.encoding import Told
 from peftlab.tuning import tune
 
 CONDITIONS = """

@@ -38,7 +38,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
     import torch
 
     from peftlab.runtime import Bank
-    from peftlab.runtime.passes import outcomes_of
+    from peftlab.runtime.forward import outcomes_of
     from peftlab.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
 def _publish(store: Any) -> list[str]:
     from peftlab.bench.random_adapters import publish_random
     from peftlab.recipe import BaseSection, Lora
-    from peftlab.tasks.building import TASKS
+    from peftlab.tasks.registry import TASKS
 
     labels = {"text-classification": ["bad", "fair", "good"], "token-classification": ["LOC", "ORG", "PER"]}
     made: dict[str, Any] = {kind: TASKS[kind](labels=list(names)) for kind, names in labels.items()}

@@ -133,7 +133,7 @@ def learn(model: Any, tokenizer: Any, pairs: Pairs, epochs: int) -> None:
 
 def untuned(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
     """The base as it is, on the test split."""
-    from peftlab.tasks.predicting import predict_examples
+    from peftlab.tasks.prediction import predict_examples
     from peftlab.tuning import check
 
     run = check(write_recipe(work, base, {"type": "lora"}, 1e-3, 1)).run

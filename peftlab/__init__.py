@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftlab.runtime import evaluate, evaluate_mixed, load
-    from peftlab.tuning import TuningResult, check, tune
+    from peftlab.tuning.check import check
+    from peftlab.tuning.tune import TuningResult, tune
 
 __all__ = ["TuningResult", "__version__", "check", "evaluate", "evaluate_mixed", "load", "tune"]
 __version__ = version("peftlab")

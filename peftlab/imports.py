@@ -1,4 +1,9 @@
-"""The import of torch and all that is built on it, in two thirds of the seconds that it takes by itself."""
+"""Heavy libraries: imported on first use by modules that must load fast, and quickly by those that need them at once.
+
+Modules that the command line loads before it knows that there is work to do import heavy libraries from here:
+`from peftlab.imports import torch`. Modules that cannot do without a library import it as usual, at the top, and are
+themselves imported inside `heavy_imports()`.
+"""
 
 import gc
 import os
@@ -6,14 +11,47 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial, wraps
-from types import FunctionType
-from typing import Any
+from importlib import import_module
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
 
-from peftlab.collector import collector_off
+
+class LazyModule(ModuleType):
+    """A module that is imported when one of its attributes is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The attribute of the real module."""
+        return getattr(import_module(self.__name__), name)
+
+
+if TYPE_CHECKING:
+    import datasets as datasets
+    import numpy as numpy
+    import peft as peft
+    import torch as torch
+    import transformers as transformers
+else:
+    datasets = LazyModule("datasets")
+    numpy = LazyModule("numpy")
+    peft = LazyModule("peft")
+    torch = LazyModule("torch")
+    transformers = LazyModule("transformers")
 
 KERNELS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 """How many oneDNN keeps, by its own names, for the environment: it reads them when it multiplies first."""
 FEW_KERNELS = "256"
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Collect no garbage inside the block."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """The page of the matrix, from what became of its cells."""
     if config.getoption("--whole-matrix"):
         from tests.matrix_page import PAGE, matrix_page
-        from tests.test_method_matrix import METHODS
+        from tests.methods.test_method_matrix import METHODS
 
         reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
         PAGE.write_text(matrix_page(reports, METHODS), encoding="utf8")

@@ -6,8 +6,8 @@ from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.store import Store
 from peftlab.tasks import build_task
 from peftlab.tuning import Processes, Progress
-from peftlab.tuning.preparing import prepare
-from peftlab.tuning.starting import find_start
+from peftlab.tuning.setup import prepare
+from peftlab.tuning.warm_start import find_start
 
 
 def prepared_run(file, overrides=None, store="adapters"):

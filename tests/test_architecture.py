@@ -15,39 +15,37 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
     {"bench"},
+    {"interop"},
     {"tuning", "runtime"},
     {"store"},
     {"methods"},
     {"base"},
-    {"quantization"},
     {"tasks"},
     {"data"},
-    {"recipe", "imports"},
-    {"cache", "collector", "errors"},
+    {"recipe"},
+    {"errors", "imports"},
 ]
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "seqeval", "sklearn", "numpy"}
 LIGHT = [
     "cli",
-    "cache",
     "errors",
-    "collector",
     "imports",
     "recipe",
     "data",
     "store",
     "base",
     "tuning/__init__",
-    "tuning/flow",
+    "tuning/tune",
     "tuning/progress",
 ]
-LIGHT_BENCH = [f"bench/{name}" for name in ("__init__", "conditions", "processes", "summary", "steps", "tuning")]
+LIGHT_BENCH = [f"bench/{name}" for name in ("__init__", "environment", "processes", "summary", "step_time", "tuning")]
 LIGHT_TASKS = [
     "tasks/__init__",
-    "tasks/building",
-    "tasks/contract",
+    "tasks/registry",
+    "tasks/task",
     "tasks/token_classification",
-    "tasks/words",
-    "tasks/tag_schemes",
+    "tasks/inputs/words",
+    "tasks/labels/tag_schemes",
 ]
 
 

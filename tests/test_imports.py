@@ -25,12 +25,13 @@ def python(code):
 
 
 def test_pictures_metrics_and_the_compiler_are_not_imported_before_they_are_needed():
-    modules = "peftlab.runtime, peftlab.tuning.training, peftlab.tuning.publishing, peftlab.tuning.encoding"
+    modules = "peftlab.runtime, peftlab.tuning.training, peftlab.tuning.publish, peftlab.tuning.encoding"
     assert python(f"import sys, {modules}; print([name for name in {LATE} if name in sys.modules])") == "[]\n"
 
 
 def test_tasks_and_tokenizing_are_imported_without_torch():
-    assert python("import sys, peftlab.tasks.tokenizing, peftlab.cache; print('torch' in sys.modules)") == "False\n"
+    modules = "peftlab.tasks.inputs.encoding, peftlab.data.cache"
+    assert python(f"import sys, {modules}; print('torch' in sys.modules)") == "False\n"
 
 
 def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():

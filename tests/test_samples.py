@@ -133,7 +133,7 @@ def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
 
     import peftlab
     from peftlab.base import find_base
-    from peftlab.tasks.predicting import forward
+    from peftlab.tasks.prediction import forward
 
     bank = peftlab.load(name, store=ROOT / "adapters", device="cpu")
     adapter, task = bank.adapter(name), bank.task(name)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
 from peftlab.store import MANIFEST, Store
-from peftlab.tuning.publishing import _manifest
+from peftlab.tuning.publish import _manifest
 from tests.runs import prepared_run
 
 ANSWERS = [f"answer {number}" for number in range(40)]

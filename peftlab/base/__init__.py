@@ -1,7 +1,6 @@
 """The frozen base: found and fingerprinted, loaded with its tokenizer, with or without a head."""
 
 from peftlab.base.device import choose_device
-from peftlab.base.finding import PACKAGES, PARTLY, BaseFiles, Package, file_sha256, find_base, hub_snapshot
 from peftlab.base.heads import head_config, own_head
 from peftlab.base.loading import (
     BEYOND_FP16,
@@ -13,6 +12,7 @@ from peftlab.base.loading import (
     quietly,
     tensors_named,
 )
+from peftlab.base.lookup import PACKAGES, PARTLY, BaseFiles, Package, file_sha256, find_base, hub_snapshot
 from peftlab.base.tokenizer import UNLIMITED, load_tokenizer, max_input_length, tokenizer_hash
 
 __all__ = [

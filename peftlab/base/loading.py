@@ -7,11 +7,11 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from peftlab.base.device import choose_device
-from peftlab.base.finding import BaseFiles, find_base
 from peftlab.base.heads import head_config, own_head, whole_head, whole_modules
+from peftlab.base.lookup import BaseFiles, find_base
+from peftlab.base.quantization import bytes_of, keep_unpacked, quantized_loading, weights_in
 from peftlab.base.tokenizer import load_tokenizer, max_input_length, tokenizer_hash
 from peftlab.errors import Problems
-from peftlab.quantization import bytes_of, keep_unpacked, quantized_loading, weights_in
 from peftlab.recipe import BaseSection, Quantization
 
 if TYPE_CHECKING:

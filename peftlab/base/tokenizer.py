@@ -5,7 +5,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from peftlab.base.finding import BaseFiles
+from peftlab.base.lookup import BaseFiles
 from peftlab.errors import IntegrityError
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """Measurements on the user's own machine: one thing beside another, in one run, as ratios."""
 
-from peftlab.bench.conditions import Conditions, conditions
+from peftlab.bench.environment import Conditions, conditions
 from peftlab.bench.processes import Measured, measure, warm_up
-from peftlab.bench.serving import BatchTime, LoadTime, time_batches, time_loading
-from peftlab.bench.steps import StepTime, time_steps
+from peftlab.bench.runtime import BatchTime, LoadTime, time_batches, time_loading
+from peftlab.bench.step_time import StepTime, time_steps
 from peftlab.bench.summary import Summary, TimedRun, summarize
 from peftlab.bench.tuning import Way, compare_ways, ways_of_tuning
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.bench.checking import check_ways
 from peftlab.bench.processes import measure_call, warm_up
-from peftlab.bench.steps import COMPILED, COMPILING
+from peftlab.bench.step_time import COMPILED, COMPILING
 from peftlab.bench.summary import TimedRun
+from peftlab.bench.validation import check_ways
 
 PLAIN = "plain"
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _timed_run(name: str, recipe_path: str | Path, overrides: Mapping[str, Any], seed: int, device: str) -> TimedRun:
     with tempfile.TemporaryDirectory() as folder:
         measured = measure_call(
-            "peftlab.bench.watched",
+            "peftlab.bench.tuning_worker",
             "tune_watched",
             environment={"PEFTLAB_CACHE": f"{folder}/cache"},
             recipe_path=str(recipe_path),

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from peftlab.base.quantization import quiet_bitsandbytes
 from peftlab.errors import PeftlabError, RecipeError
-from peftlab.quantization import quiet_bitsandbytes
 
 EXIT_CODES = """\b
 Exit codes:
@@ -29,8 +29,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Group.invoke`."""
-        from peftlab.cli.display import print_error, print_problems
-        from peftlab.cli.launching import hand_over, hand_over_fault
+        from peftlab.cli.console import print_error, print_problems
+        from peftlab.cli.launcher import hand_over, hand_over_fault
 
         try:
             return super().invoke(ctx)
@@ -80,12 +80,12 @@ def _register() -> None:
     from peftlab.cli.adapters import adapters
     from peftlab.cli.bench import bench
     from peftlab.cli.chat import chat
-    from peftlab.cli.checking import check
+    from peftlab.cli.check import check
     from peftlab.cli.evaluate import evaluate
     from peftlab.cli.export import export
-    from peftlab.cli.importing import import_adapter
+    from peftlab.cli.import_adapter import import_adapter
     from peftlab.cli.predict import predict
-    from peftlab.cli.recipes import recipe
+    from peftlab.cli.recipe import recipe
     from peftlab.cli.tune import tune
 
     for command in (check, tune, predict, chat, evaluate, export, adapters, recipe, bench):

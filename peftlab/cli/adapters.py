@@ -7,7 +7,7 @@ import click
 from rich.markup import escape
 from rich.text import Text
 
-from peftlab.cli.display import cell, megabytes, out, score_tables, table
+from peftlab.cli.console import cell, megabytes, out, score_tables, table
 from peftlab.cli.options import json_option, store_option
 from peftlab.errors import PeftlabError
 from peftlab.store import Adapter, Store

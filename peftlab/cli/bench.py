@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from peftlab.cli.display import bar_for, cell, out, table
+from peftlab.cli.console import bar_for, cell, out, table
 from peftlab.cli.options import (
     device_option,
     json_option,
@@ -172,7 +172,7 @@ def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str
 
 def print_ways(ways: "list[Summary]") -> None:
     """Whole runs: ratios to the first way and to the one above, and where the time goes."""
-    from peftlab.bench.steps import COMPILED
+    from peftlab.bench.step_time import COMPILED
 
     made = table("\nWhole runs", "way", "time ÷ plain", "÷ above", "memory ÷ plain", "score", "seconds")
     for above, way in zip([ways[0], *ways], ways, strict=False):

@@ -37,7 +37,7 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
         if not task.chats:
             raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm or preference.")
 
-    from peftlab.cli.display import out, print_notes
+    from peftlab.cli.console import out, print_notes
     from peftlab.runtime import load
 
     bank = load(*names, store=store, **settings)
@@ -66,7 +66,7 @@ class Conversation:
                 self._say(line)
 
     def _say(self, line: str) -> None:
-        from peftlab.cli.display import print_error
+        from peftlab.cli.console import print_error
 
         self._chat.append({"role": "user", "content": line})
         said: list[str] = []
@@ -85,7 +85,7 @@ class Conversation:
 
     def _command(self, command: str, rest: str = "") -> bool:
         """Obey, and tell whether to go on."""
-        from peftlab.cli.display import print_error
+        from peftlab.cli.console import print_error
 
         if command not in COMMANDS:
             print_error(f"no command '{command}'. {suggest(command, COMMANDS, what='There')}")
@@ -95,7 +95,7 @@ class Conversation:
 
     def swap(self, name: str) -> None:
         """Another adapter speaks from here on."""
-        from peftlab.cli.display import print_error
+        from peftlab.cli.console import print_error
 
         if name in self._names:
             self._speaker, self._bare = name, False

@@ -71,7 +71,7 @@ def evaluate(
 
 
 def _evaluate_one(adapter: str, data: str, predictions: str | None, as_json: bool, settings: dict[str, Any]) -> None:
-    from peftlab.cli.display import bar_for, print_notes
+    from peftlab.cli.console import bar_for, print_notes
     from peftlab.runtime import evaluate as run
 
     with bar_for("evaluating", quiet=as_json) as told:
@@ -86,7 +86,7 @@ def _evaluate_one(adapter: str, data: str, predictions: str | None, as_json: boo
 
 
 def _evaluate_mixed(data: str, by: str, predictions: str | None, as_json: bool, settings: dict[str, Any]) -> None:
-    from peftlab.cli.display import bar_for, print_notes
+    from peftlab.cli.console import bar_for, print_notes
     from peftlab.runtime import evaluate_mixed as run
 
     with bar_for("evaluating", quiet=as_json) as told:
@@ -112,7 +112,7 @@ def _described(result: "Evaluation", data: str) -> dict[str, Any]:
 
 
 def _print_evaluation(result: "Evaluation", data: str) -> None:
-    from peftlab.cli.display import out, score_tables
+    from peftlab.cli.console import out, score_tables
 
     ledger = result.ledger
     out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets}, through {result.name}\n")
@@ -123,7 +123,7 @@ def _print_evaluation(result: "Evaluation", data: str) -> None:
 
 def _print_evaluations(result: "MixedEvaluation", data: str) -> None:
     """A line for each adapter, in the order in which they come in the rows."""
-    from peftlab.cli.display import out, scores_by_adapter
+    from peftlab.cli.console import out, scores_by_adapter
 
     evaluated = result.by_adapter
     several = "adapters" if len(evaluated) > 1 else "adapter"

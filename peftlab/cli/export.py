@@ -8,8 +8,8 @@ import click
 from peftlab.cli.options import device_option, json_option, store_option, trust_option
 
 if TYPE_CHECKING:
-    from peftlab.runtime.exporting import Merged
-    from peftlab.runtime.handing_over import Form, HandedOver
+    from peftlab.interop.export import Form, HandedOver
+    from peftlab.interop.merge import Merged
 
 FORMS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
 
@@ -45,12 +45,12 @@ def export(
         raise click.UsageError(f"--from is for --to ollama, not for --to {form}.")
     resolve_first([adapter], store)
     if form == "merged":
-        from peftlab.runtime import merge
+        from peftlab.interop import merge
 
         merged = merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
         tell_merged(merged, as_json=as_json)
     else:
-        from peftlab.runtime.handing_over import hand_over
+        from peftlab.interop.export import hand_over
 
         handed = hand_over(adapter, output, cast("Form", form), store=store, base_name=base_name)
         tell_handed_over(handed, form, as_json=as_json)
@@ -58,7 +58,7 @@ def export(
 
 def tell_merged(merged: "Merged", *, as_json: bool) -> None:
     """Where the model is, and how near it answers to the adapter."""
-    from peftlab.cli.display import megabytes, out
+    from peftlab.cli.console import megabytes, out
 
     size = sum(file.stat().st_size for file in merged.folder.iterdir())
     if as_json:
@@ -75,7 +75,7 @@ def tell_merged(merged: "Merged", *, as_json: bool) -> None:
 
 def tell_handed_over(handed: "HandedOver", form: str, *, as_json: bool) -> None:
     """Where the adapter's copy is, and how it is used there."""
-    from peftlab.cli.display import out
+    from peftlab.cli.console import out
 
     if as_json:
         told = {"adapter": str(handed.adapter), "to": form, "folder": str(handed.folder), "command": handed.command}

@@ -22,7 +22,7 @@ from peftlab.cli.options import (
 )
 from peftlab.errors import Problems
 from peftlab.recipe import DataSection
-from peftlab.tasks.asking import read_asked
+from peftlab.tasks.inputs.rows import read_asked
 
 if TYPE_CHECKING:
     from peftlab.data import Row
@@ -97,7 +97,7 @@ def predict(
         for _ in read_asked(asked, tasks, problems):
             pass  # only for the problems: whatever cannot be asked is told before anything is computed
 
-    from peftlab.cli.display import print_notes
+    from peftlab.cli.console import print_notes
     from peftlab.runtime import load
 
     bank = load(*tasks, store=store, **settings)
@@ -107,8 +107,8 @@ def predict(
 
 def _print(bank: "Bank", asked: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
     """Answers as they come, a bar beside those of many rows."""
-    from peftlab.cli.display import answers_bar
-    from peftlab.cli.predictions import print_answers, print_conll, print_json
+    from peftlab.cli.console import answers_bar
+    from peftlab.cli.prediction_view import print_answers, print_conll, print_json
 
     with answers_bar(len(asked)) as moved:
         answers = bank.stream(asked, told=lambda done: moved(done, len(asked)))
@@ -193,7 +193,7 @@ def _rows_by(
     by: str, file: str, data_format: str, columns: dict[str, str], store: str, problems: Problems
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
     """The rows of a file with their adapters' names, and the tasks of these."""
-    from peftlab.data.named_rows import read_named
+    from peftlab.data.adapter_column import read_named
     from peftlab.store import Store
 
     named = read_named(_section(file, data_format, columns), file, by, problems, find=Store(store).edition)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from peftlab.cli.launching import Launched, launch, launched_alone, launcher_words
+from peftlab.cli.launcher import Launched, launch, launched_alone, launcher_words
 from peftlab.cli.options import device_option, override_option, store_option
 from peftlab.recipe import read_recipe
 
@@ -41,7 +41,7 @@ def tune(
         launch(launcher, "tune", ctx.meta["typed"], store, name)
         return
 
-    from peftlab.cli.tuning_display import TuningDisplay, print_result
+    from peftlab.cli.progress import TuningDisplay, print_result
     from peftlab.tuning import Processes
     from peftlab.tuning import tune as run
 

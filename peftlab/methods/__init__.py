@@ -1,6 +1,6 @@
 """METHODS: how a base is adapted. One file a method, one line here."""
 
-from peftlab.methods.adapting import (
+from peftlab.methods.registry import (
     METHODS,
     adapt,
     heavier_than_its_base,

@@ -8,7 +8,7 @@ from typing import Any
 from peft import AdaLoraConfig
 
 from peftlab.base import Base
-from peftlab.methods.targets import resolve_targets
+from peftlab.methods.target_modules import resolve_targets
 from peftlab.recipe import AdaLora
 
 UNKNOWN_STEPS = 10**9  # PEFT wants a number before anyone knows it

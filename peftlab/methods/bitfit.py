@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from peftlab.base import Base
-from peftlab.methods.bias_tuner import BitFitConfig
-from peftlab.methods.targets import every
+from peftlab.methods.target_modules import every
+from peftlab.methods.tuners.bias import BitFitConfig
 from peftlab.recipe import BitFit
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from peftlab.base import Base
 from peftlab.errors import Problems
-from peftlab.methods.bottleneck_tuner import BottleneckConfig
-from peftlab.methods.placement import PLACEMENTS
-from peftlab.methods.targets import in_layers, modules_of, named
+from peftlab.methods.architectures import PLACEMENTS
+from peftlab.methods.target_modules import in_layers, modules_of, named
+from peftlab.methods.tuners.bottleneck import BottleneckConfig
 from peftlab.recipe import Bottleneck
 
 

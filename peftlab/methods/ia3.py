@@ -6,8 +6,8 @@ from peft import IA3Config
 
 from peftlab.base import Base
 from peftlab.errors import Problems
-from peftlab.methods.placement import PLACEMENTS
-from peftlab.methods.targets import linears_of, named
+from peftlab.methods.architectures import PLACEMENTS
+from peftlab.methods.target_modules import linears_of, named
 from peftlab.recipe import Ia3
 
 

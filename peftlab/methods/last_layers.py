@@ -10,7 +10,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from peftlab.base import Base
 from peftlab.errors import Problems
-from peftlab.methods.targets import layer_names
+from peftlab.methods.target_modules import layer_names
 from peftlab.recipe import LastLayers
 
 

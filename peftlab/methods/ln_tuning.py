@@ -6,7 +6,7 @@ import torch
 from peft import LNTuningConfig
 
 from peftlab.base import Base
-from peftlab.methods.targets import every
+from peftlab.methods.target_modules import every
 from peftlab.recipe import LnTuning
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from peftlab.base import Base
 from peftlab.errors import Problems
-from peftlab.methods.targets import named, resolve_targets
+from peftlab.methods.target_modules import named, resolve_targets
 from peftlab.recipe import Lora
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from peftlab.base import Base
 from peftlab.errors import Problems, as_problem
-from peftlab.methods.placement import PLACEMENTS
-from peftlab.methods.prefix_attention import ATTENDS_BY_MASK, key_widths
-from peftlab.methods.prefix_tuner import PrefixConfig
-from peftlab.methods.targets import in_layers, modules_of, named
+from peftlab.methods.architectures import PLACEMENTS
+from peftlab.methods.target_modules import in_layers, modules_of, named
+from peftlab.methods.tuners.prefix import PrefixConfig
+from peftlab.methods.tuners.prefix_attention import ATTENDS_BY_MASK, key_widths
 from peftlab.recipe import Prefix
 
 

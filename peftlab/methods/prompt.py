@@ -5,7 +5,7 @@ from typing import Any
 
 from peftlab.base import Base
 from peftlab.errors import Problems
-from peftlab.methods.prompt_tuner import PromptConfig
+from peftlab.methods.tuners.prompt import PromptConfig
 from peftlab.recipe import Prompt, PTuning
 
 

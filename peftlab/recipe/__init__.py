@@ -1,6 +1,6 @@
 """The recipe: its schema, and reading one from YAML with every problem at once."""
 
-from peftlab.recipe.kinds import bytes_in
+from peftlab.recipe.compatibility import REFUSED_ON, refusal
 from peftlab.recipe.methods import (
     NOT_TAKEN,
     AdaLora,
@@ -31,7 +31,7 @@ from peftlab.recipe.tasks import (
     TextClassification,
     TokenClassification,
 )
-from peftlab.recipe.together import REFUSED_ON, refusal
+from peftlab.recipe.types import bytes_in
 
 __all__ = [
     "NOT_TAKEN",

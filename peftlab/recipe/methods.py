@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from peftlab.recipe.kinds import Count, Positive, Section, Share
+from peftlab.recipe.types import Count, Positive, Section, Share
 
 
 class Method(Section):

@@ -10,9 +10,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from peftlab.errors import Problems, suggest
-from peftlab.recipe.checking import Draft, Key, checked_recipe
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.tasks import TEMPLATE_ENDING
+from peftlab.recipe.validation import Draft, Key, checked_recipe
 
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
 TEMPLATE: Key = ("task", "template")

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from peftlab.recipe.kinds import AdapterName, Labels, Positive, Section, Share, Size
 from peftlab.recipe.methods import Lora, MethodSection
 from peftlab.recipe.tasks import TaskSection
+from peftlab.recipe.types import AdapterName, Labels, Positive, Section, Share, Size
 
 Quantization = Literal["8bit", "4bit"]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]

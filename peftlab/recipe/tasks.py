@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from peftlab.recipe.kinds import Count, Labels, Positive, Section, Share
+from peftlab.recipe.types import Count, Labels, Positive, Section, Share
 
 TEMPLATE_ENDING = ".jinja"
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")

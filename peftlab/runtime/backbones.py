@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftlab.runtime.trees import with_children
+from peftlab.runtime.module_clone import with_children
 
 Model = TypeVar("Model", bound=nn.Module)
 

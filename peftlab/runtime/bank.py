@@ -19,7 +19,9 @@ from peft import PeftModel
 from peftlab.data import Row
 from peftlab.errors import AdapterNotFoundError, suggest
 from peftlab.recipe import Quantization
+from peftlab.runtime.adapter_cache import Key, Tiers
 from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.adapter_template import Resident
 from peftlab.runtime.composition import (
     ComposedEdition,
     Composition,
@@ -28,14 +30,12 @@ from peftlab.runtime.composition import (
     composition,
     is_ensemble,
 )
-from peftlab.runtime.moulds import Resident
 from peftlab.runtime.request import Answer, Request
 from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
-from peftlab.runtime.tiers import Key, Tiers
 from peftlab.store import ON, Adapter, Edition, Store
 from peftlab.tasks import Task
-from peftlab.tasks.asking import Asked
-from peftlab.tasks.tokenizing import Told
+from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.inputs.rows import Asked
 
 QUANTIZATIONS = ("none", *get_args(Quantization))
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.errors import IntegrityError, suggest
+from peftlab.runtime.adapter_template import Resident
 from peftlab.runtime.low_rank import LowRankUpdate, joined_updates
-from peftlab.runtime.moulds import Resident
+from peftlab.runtime.module_clone import with_child, with_tensors
 from peftlab.runtime.routing import Own
-from peftlab.runtime.token_rows import has_rows
-from peftlab.runtime.trees import with_child, with_tensors
+from peftlab.runtime.token_embeddings import has_rows
 from peftlab.store import Edition
 
 Way = Literal["stack", "average", "ensemble"]

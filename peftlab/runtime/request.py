@@ -10,18 +10,18 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from peftlab.errors import PeftlabError, Problems
+from peftlab.runtime.adapter_cache import Key, Tiers
 from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.adapter_template import Resident
 from peftlab.runtime.composition import is_ensemble, mean_logits
-from peftlab.runtime.moulds import Resident
-from peftlab.runtime.passes import outcomes_of
+from peftlab.runtime.forward import outcomes_of
+from peftlab.runtime.generation import continuations
 from peftlab.runtime.resident_base import ResidentBase
-from peftlab.runtime.speaking import spoken
-from peftlab.runtime.tiers import Key, Tiers
-from peftlab.runtime.writing import continuations
+from peftlab.runtime.streaming import spoken
 from peftlab.tasks import Feature, Prediction
-from peftlab.tasks.asking import Asked, read_asked
-from peftlab.tasks.predicting import Outcome, predict_features, with_reference
-from peftlab.tasks.tokenizing import Told, encode_examples
+from peftlab.tasks.inputs.encoding import Told, encode_examples
+from peftlab.tasks.inputs.rows import Asked, read_asked
+from peftlab.tasks.prediction import Outcome, predict_features, with_reference
 
 AT_A_TIME = 1024  # rows of a long list that are in memory as features
 Item = TypeVar("Item")

@@ -11,7 +11,7 @@ from peftlab.base import BEYOND_FP16, BaseFiles, find_base, load_backbone, load_
 from peftlab.errors import BaseNotFoundError, IntegrityError
 from peftlab.recipe import BaseSection, Quantization, refusal
 from peftlab.runtime.adapter_files import AdapterFiles
-from peftlab.runtime.attaching import Attached, attach
+from peftlab.runtime.adapter_loading import Attached, attach
 from peftlab.runtime.routing import Router
 from peftlab.store import Adapter
 from peftlab.tasks import Task

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from peftlab.runtime.backbones import with_backbone
 from peftlab.runtime.low_rank import LowRankUpdate, with_updates
-from peftlab.runtime.trees import own_tree
+from peftlab.runtime.module_clone import own_tree
 
 Item = TypeVar("Item")
 Own = nn.Module | LowRankUpdate

@@ -10,7 +10,8 @@ from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.recipe.tasks import TEMPLATE_ENDING
-from peftlab.tasks.chats import (
+from peftlab.tasks.chat.messages import instruction_messages, messages_column
+from peftlab.tasks.chat.template import (
     ASSISTANT,
     CHAT_TEMPLATES,
     ChatError,
@@ -20,11 +21,10 @@ from peftlab.tasks.chats import (
     learnt_tokens,
     read_template,
 )
-from peftlab.tasks.columns import chosen_form, question_text, text_column
-from peftlab.tasks.contract import IGNORED, Example, Feature, Ground, Prediction, Scores, Task, padded_labels
-from peftlab.tasks.foreseeing import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
-from peftlab.tasks.messages import instruction_messages, messages_column
-from peftlab.tasks.sequences import inputs_of
+from peftlab.tasks.inputs.columns import chosen_form, question_text, text_column
+from peftlab.tasks.inputs.text_pair import inputs_of
+from peftlab.tasks.metrics.perplexity import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
+from peftlab.tasks.task import IGNORED, Example, Feature, Ground, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch

@@ -12,11 +12,11 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.tasks.causal_lm import CausalLmTask, Passage
-from peftlab.tasks.columns import chosen_form, question_text, shown, text_column
-from peftlab.tasks.contract import IGNORED, Feature, Ground, Prediction, Redraw, Scores, Task, padded_labels
-from peftlab.tasks.foreseeing import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
-from peftlab.tasks.masking import Masks
-from peftlab.tasks.sequences import inputs_of, numbers_of_windows
+from peftlab.tasks.inputs.columns import chosen_form, question_text, shown, text_column
+from peftlab.tasks.inputs.masking import Masks
+from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
+from peftlab.tasks.metrics.perplexity import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
+from peftlab.tasks.task import IGNORED, Feature, Ground, Prediction, Redraw, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch

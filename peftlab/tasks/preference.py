@@ -15,10 +15,10 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
-from peftlab.tasks.chats import ASSISTANT, Message
-from peftlab.tasks.columns import chosen_form, json_cell, question_text, text_column
-from peftlab.tasks.contract import Example, Feature, Ground, Prediction, Scores
-from peftlab.tasks.messages import instruction_messages, messages_column
+from peftlab.tasks.chat.messages import instruction_messages, messages_column
+from peftlab.tasks.chat.template import ASSISTANT, Message
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, text_column
+from peftlab.tasks.task import Example, Feature, Ground, Prediction, Scores
 
 if TYPE_CHECKING:
     import torch

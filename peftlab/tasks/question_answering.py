@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
-from peftlab.tasks.answer_scores import best_threshold, exact_match, f1
-from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, text_column
-from peftlab.tasks.contract import Example, Feature, Prediction, Scores, Task
-from peftlab.tasks.sequences import inputs_of, numbers_of_windows
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, text_column
+from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
+from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
+from peftlab.tasks.task import Example, Feature, Prediction, Scores, Task
 
 if TYPE_CHECKING:
     import torch

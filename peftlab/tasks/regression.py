@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.errors import Problems
-from peftlab.tasks.columns import chosen_form, number_column, text_column
-from peftlab.tasks.contract import Feature, Scores, Task
-from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequences, read_pair, second_text
+from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
+from peftlab.tasks.inputs.text_pair import PairPrediction, TextPair, encode_sequences, read_pair, second_text
+from peftlab.tasks.task import Feature, Scores, Task
 
 if TYPE_CHECKING:
     import torch

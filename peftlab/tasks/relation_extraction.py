@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems, suggest
-from peftlab.tasks.columns import chosen_form, question_text, shown, text_column
-from peftlab.tasks.contract import Confusion, Feature, Prediction, Scores, Task
-from peftlab.tasks.label_sets import learn_labels
-from peftlab.tasks.marked_spans import FORMS, MarkedText, Span, has_marks, marked_text, nearest_text, read_spans
-from peftlab.tasks.sequences import encode_sequences
+from peftlab.tasks.inputs.columns import chosen_form, question_text, shown, text_column
+from peftlab.tasks.inputs.entity_markers import (
+    FORMS,
+    MarkedText,
+    Span,
+    has_marks,
+    marked_text,
+    nearest_text,
+    read_spans,
+)
+from peftlab.tasks.inputs.text_pair import encode_sequences
+from peftlab.tasks.labels.label_set import learn_labels
+from peftlab.tasks.task import Confusion, Feature, Prediction, Scores, Task
 
 if TYPE_CHECKING:
     import torch

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftlab.tasks.contract import Scores
-from peftlab.tasks.overlap_scores import rouge
-from peftlab.tasks.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+from peftlab.tasks.generation.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+from peftlab.tasks.metrics.overlap import rouge
+from peftlab.tasks.task import Scores
 
 
 class SummarizationTask(SequenceToSequenceTask):

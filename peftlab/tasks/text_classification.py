@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
-from peftlab.tasks.columns import chosen_form, json_cell, shown, text_column
-from peftlab.tasks.contract import Confusion, Feature, Scores, Task
-from peftlab.tasks.label_sets import learn_labels
-from peftlab.tasks.sequences import PairPrediction, TextPair, encode_sequences, read_pair, second_text
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
+from peftlab.tasks.inputs.text_pair import PairPrediction, TextPair, encode_sequences, read_pair, second_text
+from peftlab.tasks.labels.label_set import learn_labels
+from peftlab.tasks.task import Confusion, Feature, Scores, Task
 
 if TYPE_CHECKING:
     import torch

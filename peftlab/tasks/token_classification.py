@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import Problems
-from peftlab.tasks.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
-from peftlab.tasks.contract import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
-from peftlab.tasks.label_sets import learn_labels
-from peftlab.tasks.sequences import inputs_of
-from peftlab.tasks.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
-from peftlab.tasks.words import are_characters, join_tokens, split_characters, split_words
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
+from peftlab.tasks.inputs.text_pair import inputs_of
+from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
+from peftlab.tasks.labels.label_set import learn_labels
+from peftlab.tasks.labels.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
+from peftlab.tasks.task import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +196,7 @@ class TokenClassificationTask(Task):
 
     def decode(self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Entities:
         """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
-        from peftlab.tasks.tag_decoding import best_tags
+        from peftlab.tasks.labels.viterbi import best_tags
 
         names = self.head_labels
         chances = self._chances(len(example.words), features, logits)

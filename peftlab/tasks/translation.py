@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import Problems, suggest
-from peftlab.tasks.contract import Ground, Scores
-from peftlab.tasks.overlap_scores import bleu_and_chrf
-from peftlab.tasks.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+from peftlab.tasks.generation.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+from peftlab.tasks.metrics.overlap import bleu_and_chrf
+from peftlab.tasks.task import Ground, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from peftlab.tuning.distributed import Processes
+from peftlab.tuning.distributed.process_group import Processes
 from peftlab.tuning.progress import Progress
 
 

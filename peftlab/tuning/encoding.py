@@ -8,8 +8,8 @@ from peftlab.data import Ledger
 from peftlab.errors import Problems
 from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, Task
+from peftlab.tuning.feature_cache import remembered_features
 from peftlab.tuning.progress import Progress
-from peftlab.tuning.remembering import remembered_features
 
 WARN_LOST = 0.05
 SHORTEST = 8  # tokens, as of data.max_length

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from peftlab.base.quantization import DEVICES
 from peftlab.errors import Problems
-from peftlab.quantization import DEVICES
 from peftlab.recipe import TrainingSection
 
 OF_BITSANDBYTES = ("adamw_8bit", "adamw_bnb_8bit", "lion_8bit", "lion_32bit")

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import (
 from peftlab.base import find_base
 from peftlab.errors import Problem, Problems
 from peftlab.recipe import DomainAdaptation, Recipe
-from peftlab.recipe.together import check_together
+from peftlab.recipe.compatibility import check_together
 from peftlab.tasks import TASKS, Task
 
 HEADS: dict[str, tuple[str, Mapping[str, str], tuple[str, ...]]] = {

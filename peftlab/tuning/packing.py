@@ -11,8 +11,8 @@ from torch import Tensor
 
 from peftlab.errors import Problems
 from peftlab.tasks import Feature
-from peftlab.tasks.contract import IGNORED
-from peftlab.tasks.predicting import in_mode
+from peftlab.tasks.prediction import in_mode
+from peftlab.tasks.task import IGNORED
 from peftlab.tuning.run import Run
 
 TOLERANCE = 1e-4  # of the loss, in nats

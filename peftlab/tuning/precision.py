@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from peftlab.base import BEYOND_FP16
+from peftlab.base.quantization import layers_in_4bit
 from peftlab.errors import Problems
-from peftlab.quantization import layers_in_4bit
 from peftlab.recipe import Quantization, TrainingSection
 
 TOO_LARGE_FOR_FP16 = "activations of {kind} leave the range of fp16."

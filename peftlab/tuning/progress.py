@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from peftlab.data import Ledger
-from peftlab.tasks.contract import Task
-from peftlab.tasks.tokenizing import Told
+from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
     from peftlab.base import Base

@@ -14,9 +14,9 @@ from peftlab.data import Ledger, Rows
 from peftlab.methods import saved_bytes
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
-from peftlab.tuning.distributed import Processes
+from peftlab.tuning.distributed.process_group import Processes
 from peftlab.tuning.precision import training_dtype
-from peftlab.tuning.starting import Start
+from peftlab.tuning.warm_start import Start
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Feature, Scores
+from peftlab.tuning.adalora import orthogonality
 from peftlab.tuning.batching import TokenBatches, TokenLoader
-from peftlab.tuning.engines import engine_arguments
+from peftlab.tuning.distributed.backends import engine_arguments
 from peftlab.tuning.packing import packed
-from peftlab.tuning.rank_allocation import orthogonality
-from peftlab.tuning.reference import as_it_trains
+from peftlab.tuning.preference.reference import as_it_trains
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10

@@ -10,18 +10,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Scores
-from peftlab.tasks.predicting import predict_features
+from peftlab.tasks.prediction import predict_features
+from peftlab.tuning.adalora import RankAllocation
 from peftlab.tuning.callbacks import Interruption, Patience, Telling
 from peftlab.tuning.checkpoints import how_to_go_on, note_run
-from peftlab.tuning.distributed import noticing_losses
+from peftlab.tuning.distributed.backends import idle_gpus
+from peftlab.tuning.distributed.process_group import noticing_losses
 from peftlab.tuning.divergence import Divergence, warn_of_collapse
-from peftlab.tuning.engines import idle_gpus
 from peftlab.tuning.fast import fast_steps
-from peftlab.tuning.frozen_prefix import frozen_prefix
+from peftlab.tuning.frozen.activation_cache import frozen_prefix
 from peftlab.tuning.memory import layers_computed_again, return_freed_memory
+from peftlab.tuning.preference.reference import referred, through
 from peftlab.tuning.progress import Progress
-from peftlab.tuning.rank_allocation import RankAllocation
-from peftlab.tuning.reference import referred, through
 from peftlab.tuning.run import Run
 from peftlab.tuning.trainer import TaskTrainer
 
@@ -111,6 +111,6 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
 def _trainer_class(run: Run) -> type[TaskTrainer]:
     if not run.task.compares_with_base:
         return TaskTrainer
-    from peftlab.tuning.preference_trainer import PreferenceTrainer  # TRL is an extra
+    from peftlab.tuning.preference.trainer import PreferenceTrainer  # TRL is an extra
 
     return PreferenceTrainer

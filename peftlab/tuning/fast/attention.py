@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from peftlab.methods.prefix_attention import ATTENDS_BY_MASK
+from peftlab.methods.tuners.prefix_attention import ATTENDS_BY_MASK
 from peftlab.tuning.fast.dropout import Masks
 
 NAME = "peftlab_short"

@@ -18,8 +18,8 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its name everywhere)
 
-from peftlab.quantization import is_quantized, whole_weight
-from peftlab.tasks.predicting import in_mode
+from peftlab.base.quantization import is_quantized, whole_weight
+from peftlab.tasks.prediction import in_mode
 from peftlab.tuning.fast.dropout import dropout_mask
 
 Layers = tuple[lora.LoraLayer, ...]

@@ -1,0 +1,162 @@
+"""A tuning run on the screen: a live bar in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Self
+
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from peftlab.cli.console import bar_for, megabytes, out, score_tables, table
+from peftlab.data import Ledger
+from peftlab.tasks import Task
+from peftlab.tasks.inputs.encoding import Told
+from peftlab.tuning import Progress as Listener
+from peftlab.tuning import TuningResult
+
+if TYPE_CHECKING:
+    from peftlab.base import Base
+
+
+class TuningDisplay(Listener):
+    """Shows what a run tells. Use it as a context manager, so that the bar is taken down whatever happens."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("[green]{task.fields[score]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=out,
+            disable=not out.is_terminal,
+        )
+        self.task_id: TaskID | None = None
+        self.loss = float("nan")
+        self.epochs = self.total = self.first_step = self.step = 0
+        self.began = time.monotonic()
+        self.main_score = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def encoding(self, split: str) -> AbstractContextManager[Told]:
+        """A bar while it lasts."""
+        return bar_for(f"encoding {split}")
+
+    def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
+        """The ledger as a table."""
+        self.main_score = task.main_score
+        out.print(ledger_table(task.targets, ledgers))
+        for split, ledger in ledgers.items():
+            for what, count in {**ledger.dropped, **ledger.notes}.items():
+                out.print(Text(f"  {split}: {count} × {what}", "dim"))
+
+    def base_loaded(self, base: "Base", trained: int) -> None:
+        """Which base, and how little of it trains."""
+        out.print(f"\n[bold]Base[/]  {escape(base.files.model)}, from {base.files.source}, on {base.model.device}")
+        held = f"in {base.quantization}; in fp32 {megabytes(base.bytes_in_fp32)}" if base.quantization else "in fp32"
+        out.print(f"      {megabytes(base.bytes)} of memory {held}")
+        out.print(
+            f"      {trained:,} parameters train, {trained / base.parameters:.2%} of the base's {base.parameters:,}\n"
+        )
+
+    def warn(self, message: str) -> None:
+        """A line that stands out."""
+        out.print(Text(f"warning: {message}", "yellow"))
+
+    def note(self, message: str) -> None:
+        """A line."""
+        out.print(Text(message, "dim"))
+
+    def freezing(self, split: str) -> AbstractContextManager[Told]:
+        """A bar while it lasts."""
+        return bar_for(f"frozen layers, {split}")
+
+    def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
+        """The bar."""
+        self.epochs, self.total, self.first_step = epochs, total_steps, done_steps
+        self.began = time.monotonic()
+        if done_steps:
+            out.print(f"Resuming after step {done_steps} of {total_steps}.")
+        self.task_id = self.bar.add_task("tuning", total=total_steps, completed=done_steps, loss="–", score="")
+        self.bar.start()
+
+    def step_done(self, step: int, loss: float | None) -> None:
+        """Move the bar."""
+        self.loss, self.step = self.loss if loss is None else loss, step
+        if self.task_id is not None:
+            self.bar.update(self.task_id, completed=step, loss=f"{self.loss:.3f}")
+
+    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+        """One line an epoch, above the bar."""
+        value = scores[self.main_score]
+        mark = "  [green]best so far[/]" if best else ""
+        eta = "" if out.is_terminal else f"  ETA {self._eta()}"
+        out.print(
+            f"epoch {epoch:>4.3g}/{self.epochs}  loss {self.loss:.3f}  "
+            f"validation {self.main_score} [bold]{value:.3f}[/]{mark}{eta}"
+        )
+        if self.task_id is not None:
+            self.bar.update(self.task_id, score=f"{self.main_score} {value:.3f}")
+
+    def training_ended(self, stopped_early: bool) -> None:
+        """Take the bar down."""
+        self.bar.stop()
+        if stopped_early:
+            out.print("Stopped early: the validation score no longer gets better.")
+        out.print("Scoring the best checkpoint, publishing it, and comparing it with a fresh base …\n")
+
+    def _eta(self) -> str:
+        pace = (time.monotonic() - self.began) / max(1, self.step - self.first_step)
+        seconds = round(pace * (self.total - self.step))
+        return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> Table:
+    """What became of the rows, by split."""
+    made = table("Data", "", "rows read", "used", "dropped", "cut", targets, "lost")
+    for split, ledger in ledgers.items():
+        counts = (
+            ledger.read,
+            ledger.used,
+            sum(ledger.dropped.values()),
+            ledger.cut,
+            ledger.targets,
+            ledger.targets_lost,
+        )
+        made.add_row(split, *(f"{count:,}" for count in counts))
+    return made
+
+
+def print_result(result: TuningResult, store: str) -> None:
+    """Scores, where the adapter lies, and the command to use it."""
+    for split, scores in result.scores.items():
+        if split == "test" or "test" not in result.scores:
+            out.print(score_tables(f"{split.capitalize()} scores", scores))
+    adapter = result.adapter
+    minutes, seconds = divmod(round(result.seconds), 60)
+    out.print(
+        f"\n[bold green]Published[/] {adapter} after {minutes}:{seconds:02} min, "
+        f"{megabytes(adapter.size)}, in {escape(str(adapter.folder))}"
+    )
+    out.print(f"Curves    {escape(str(adapter.folder / 'curves.png'))}")
+    option = "" if store == "adapters" else f" --store {escape(store)}"
+    out.print(f"Use it    peftlab predict {adapter.name}{option} {escape(result.task.example_arguments)}")

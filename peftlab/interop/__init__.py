@@ -1,0 +1,9 @@
+"""Adapters from and for other programs: import what plain PEFT saved; export for PEFT, vLLM, llama.cpp and Ollama."""
+
+from peftlab.imports import heavy_imports
+
+with heavy_imports():
+    from peftlab.interop.importer import Imported, import_adapter
+    from peftlab.interop.merge import Merged, merge
+
+__all__ = ["Imported", "Merged", "import_adapter", "merge"]

@@ -1,0 +1,142 @@
+"""Features of any adapters → logits, in as few forward passes of the one base as can be."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.runtime.adapter_template import Resident
+from peftlab.runtime.generation import continuations
+from peftlab.runtime.routing import Router, head_output, in_fp32, part_of, runs
+from peftlab.tasks import Feature
+from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.prediction import Outcome, forward, longest_first
+from peftlab.tasks.task import IGNORED
+
+Key = TypeVar("Key")
+Asked = Sequence[tuple[Key, Feature]]
+"""Features, each with the key of its adapter."""
+Hold = Callable[[Collection[Any]], AbstractContextManager[Mapping[Any, Resident]]]
+"""Brings adapters into memory, and keeps them there inside the block."""
+BATCH = 32
+
+
+@torch.inference_mode()
+def outcomes_of(
+    asked: Asked[Key],
+    hold: Hold,
+    router: Router,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    most: int | None = None,
+    told: Told = lambda done, total: None,
+) -> list[Outcome]:
+    """The outcome of each feature by its adapter, in order.
+
+    They go in batches of like length, so that little is padded, and of at most `most` adapters.
+    """
+    outcomes: dict[int, Outcome] = {}
+    for batch in _batches(asked, most or BATCH):
+        with hold({asked[i][0] for i in batch}) as residents:
+            for chosen, given in _passes(batch, asked, residents, router, tokenizer):
+                outcomes |= zip(chosen, given, strict=True)
+        told(len(outcomes), len(asked))
+    return [outcomes[i] for i in range(len(asked))]
+
+
+def _batches(asked: Asked[Key], most: int) -> Iterator[list[int]]:
+    """Places in `asked`, the longest first; within a batch those of an adapter together, the most frequent first."""
+    batch: list[int] = []
+    keys: set[Key] = set()
+    for i in longest_first([feature for _, feature in asked]):
+        if len(batch) == BATCH or len(keys | {asked[i][0]}) > most:
+            yield _together(batch, asked)
+            batch, keys = [], set()
+        batch.append(i)
+        keys.add(asked[i][0])
+    if batch:
+        yield _together(batch, asked)
+
+
+def _together(batch: list[int], asked: Asked[Key]) -> list[int]:
+    counts = Counter(asked[i][0] for i in batch)
+    rank = {key: place for place, (key, _) in enumerate(counts.most_common())}
+    return sorted(batch, key=lambda i: rank[asked[i][0]])
+
+
+def _passes(
+    batch: Sequence[int],
+    asked: Asked[Key],
+    residents: Mapping[Key, Resident],
+    router: Router,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[tuple[Sequence[int], Sequence[Outcome]]]:
+    """One pass for all that can be routed, and one for each adapter that cannot; texts that go on apart from them."""
+    writing = [i for i in batch if residents[asked[i][0]].task.writes and asked[i][1].labels is None]
+    if writing:
+        yield writing, continuations([(residents[asked[i][0]], asked[i][1]) for i in writing], router, tokenizer)
+    batch = [i for i in batch if i not in writing]
+    shared = [i for i in batch if residents[asked[i][0]].routed]
+    if shared:
+        yield shared, _mixed([(residents[asked[i][0]], asked[i][1]) for i in shared], router, tokenizer)
+    for resident in dict.fromkeys(residents[asked[i][0]] for i in batch):
+        mine = [i for i in batch if residents[asked[i][0]] is resident]
+        if not resident.routed:
+            yield mine, forward(resident.task, resident.model, tokenizer, [asked[i][1] for i in mine])
+
+
+def _mixed(
+    asked: Sequence[tuple[Resident, Feature]], router: Router, tokenizer: PreTrainedTokenizerBase
+) -> list[Tensor]:
+    """The outcome of each feature, from one forward pass of the base; those of an adapter stand together."""
+    features = [feature for _, feature in asked]
+    inputs = padded(features, tokenizer, router.device)
+    return through([resident for resident, _ in asked], inputs, router, features)
+
+
+def through(
+    rows: Sequence[Resident], inputs: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
+) -> list[Tensor]:
+    """The outcome of each row of a batch by its adapter; those of an adapter stand together, padding is left out.
+
+    `features` are those of the rows, for tasks that look at labels.
+    """
+    states = router.states([resident.own for resident in rows], inputs)
+    return [
+        outcome for resident, part in runs(rows) for outcome in _by_head(resident, states, inputs, part, features[part])
+    ]
+
+
+def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Tensor]:
+    """Inputs of the base, (batch, tokens) each."""
+    batch = tokenizer.pad([feature.inputs for feature in features], return_tensors="pt")
+    return {name: cast(Tensor, tensor).to(device) for name, tensor in batch.items()}
+
+
+def _by_head(
+    resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
+) -> Iterator[Tensor]:
+    task, mine = resident.task, {name: tensor[part] for name, tensor in inputs.items()}
+    own = part_of(states, part)
+    own = in_fp32(own) if task.head_labels else own  # the base's own head computes as the base does
+    logits = task.logits(head_output(resident.model, own, mine)).float()
+    scored = not task.head_labels and features and features[0].labels is not None
+    labels = _labels(features, mine["attention_mask"]) if scored else None
+    outcome = task.outcome(logits, labels).cpu()
+    if not task.per_token:
+        yield from outcome
+        return
+    for row, mask in zip(outcome, mine["attention_mask"].cpu(), strict=True):
+        yield row[mask.bool()]
+
+
+def _labels(features: Sequence[Feature], mask: Tensor) -> Tensor:
+    """Labels of each token, (batch, tokens), -100 where there is padding."""
+    labels = torch.full_like(mask, IGNORED)
+    for row, feature in enumerate(features):
+        labels[row, mask[row].bool()] = torch.tensor(feature.labels, dtype=mask.dtype, device=mask.device)
+    return labels

@@ -1,0 +1,1 @@
+"""Chats as text: messages, templates, and which tokens are in the loss."""

@@ -1,0 +1,145 @@
+"""A chat as text, and which parts of that text a model learns: what the assistant says, and that it then ends."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peftlab.errors import Problems, suggest
+
+Message = Mapping[str, str]
+"""`role` and `content`, as Transformers has them."""
+FOLDER = Path(__file__).parent / "templates"
+CHAT_TEMPLATES = {file.stem: file for file in sorted(FOLDER.glob("*.jinja"))}
+ASSISTANT = "assistant"
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GENERATION = re.compile(r"\{%-?[ \t]*(end)?generation[ \t]*-?%\}")  # tags that only Transformers knows
+
+
+def go_template(name: str, **special: str) -> str:
+    """What writes chats as the template of ours of that name does, in the language of Go; see its text/template.
+
+    Special tokens, such as `eos_token`, stand in it by their names until they are given.
+    """
+    text = (FOLDER / f"{name}.gotmpl").read_text(encoding="utf8").removesuffix("\n")
+    for token, written in special.items():
+        text = text.replace(f" {token} }}}}", f" {json.dumps(written, ensure_ascii=False)} }}}}")
+    return text
+
+
+def read_template(file: Path, problems: Problems, *, key: str) -> str | None:
+    """The text of a chat template; that it is not there, or no Jinja, is a problem with `key` of the recipe."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        source = file.read_text(encoding="utf8")
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
+    except FileNotFoundError:
+        beside = [found.name for found in file.parent.glob(f"*{file.suffix}")]
+        problems.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Templates there"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add(f"{file} cannot be read: {error}.", key=key)
+    except TemplateSyntaxError as error:
+        message = f"not valid Jinja: {(error.message or '').removesuffix('.')}."
+        problems.add(message, where=f"{file}:{error.lineno}", key=key)
+    else:
+        return source
+    return None
+
+
+class ChatError(ValueError):
+    """A template cannot write a chat; the message says why."""
+
+
+class Written(NamedTuple):
+    """A text, and the spans of characters in it that are learnt, one for each thing that is answered."""
+
+    text: str
+    learnt: list[tuple[int, int]]
+
+
+class ChatTemplate:
+    """How one family of models writes a chat.
+
+    Args:
+        source: Jinja, as Transformers renders it.
+        special: The tokenizer's special tokens by their names there, such as `eos_token`.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, Any]) -> None:
+        self.source = source
+        self._special = special
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Messages up to where the assistant is to speak. Raises ChatError."""
+        return self._render(messages, add_generation_prompt=True)[0]
+
+    def write(self, messages: Sequence[Message], *, last: int | None = None) -> Written:
+        """A whole chat, and what is learnt of it: where the template marks it with `{% generation %}`, or else by what
+        each answer adds to the chat before it, its end-of-turn token included. Of the `last` answers, or of all.
+
+        Raises:
+            ChatError: the template refuses these messages, or writes a turn differently when others follow, so that
+                it cannot be told which part of the text it is.
+        """
+        written = self._write(messages, last)
+        closed = self.ending or messages[-1]["role"] != ASSISTANT
+        return written if closed else self._with_end(written)
+
+    def _write(self, messages: Sequence[Message], last: int | None = None) -> Written:
+        chosen = slice(last and -last, None)
+        if _MARKED.search(self.source):
+            text, marked = self._render(messages, return_assistant_tokens_mask=True)
+            return Written(text, marked[chosen])
+        text = self._render(messages)[0]
+        turns = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+        return Written(text, [self._turn(messages, i, text) for i in turns[chosen]])
+
+    @cached_property
+    def ending(self) -> str:
+        """What it writes after an answer, such as `<|im_end|>`; empty if nothing."""
+        answer = "answer"
+        written = self._write([{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": answer}])
+        start, end = written.learnt[-1]
+        return written.text[start:end].rpartition(answer)[2]
+
+    def _turn(self, messages: Sequence[Message], number: int, text: str) -> tuple[int, int]:
+        """Where one answer stands in the `text` of all messages."""
+        before = self.prompt(messages[:number]) if number else ""
+        through = self._render(messages[: number + 1])[0]
+        if not (text.startswith(through.rstrip()) and through.startswith(before)):
+            raise ChatError(
+                "the chat template writes a turn differently when others follow, so it cannot be told which part of "
+                "the text is learnt. Name another (task.template), or mark answers in it with {% generation %}"
+            )
+        return len(before), len(through.rstrip())
+
+    def _with_end(self, written: Written) -> Written:
+        """A template that does not end its answers: the tokenizer's own end does."""
+        start, end = written.learnt[-1]
+        text = written.text[:end] + self._special.get("eos_token", "")
+        return Written(text, [*written.learnt[:-1], (start, len(text))])
+
+    def _render(self, messages: Sequence[Message], **how: Any) -> tuple[str, list[tuple[int, int]]]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                [list(map(dict, messages))], chat_template=self.source, **how, **self._special
+            )
+        except TemplateError as error:  # also what a template itself raises, in a sandbox
+            raise ChatError(f"the chat template refuses these messages: {error}") from None
+        return texts[0], [(start, end) for start, end in spans[0]] if spans else []
+
+
+def learnt_tokens(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> Iterator[bool]:
+    """For each token, by where it stands in the text, whether any character of it is learnt."""
+    left = iter(sorted(spans))
+    span = next(left, None)
+    for start, end in offsets:
+        while span and span[1] <= start:
+            span = next(left, None)
+        yield span is not None and start < end and end > span[0]

@@ -1,0 +1,1 @@
+"""Tasks that generate text, and how it is scored."""

@@ -1,0 +1,81 @@
+"""Replies compared with the answers of the rows: causal-lm scored by what is written, not by what is foreseen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from peftlab.errors import Problems
+from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_asked
+from peftlab.tasks.metrics.overlap import bleu_and_chrf, rouge
+from peftlab.tasks.task import Feature, Ground, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PERPLEXITY = "perplexity"
+MAIN_SCORES = {"rouge": "rougeL", "bleu": "bleu"}
+
+
+def causal_lm(*, scored_by: str = PERPLEXITY, **written: Any) -> CausalLmTask:
+    """The task of a recipe that says how it is scored."""
+    return CausalLmTask(**written) if scored_by == PERPLEXITY else ComparedRepliesTask(scored_by=scored_by, **written)
+
+
+class ComparedRepliesTask(CausalLmTask):
+    """Learns as `CausalLmTask` does. To be scored it replies; of a chat, to what comes before its last answer."""
+
+    smaller_is_better = False
+
+    def __init__(self, *, scored_by: str, **written: Any) -> None:
+        super().__init__(**written)
+        self.scored_by, self.main_score = scored_by, MAIN_SCORES[scored_by]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """And how replies are scored."""
+        return {**super().options, "scored_by": self.scored_by}
+
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+        """See `CausalLmTask.suit`; plain text asks nothing."""
+        super().suit(ground, examples, problems)
+        for split, chosen in examples.items():
+            plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
+            if plain and split != "train":
+                message = f"{plain} rows of {split} are plain text, which asks nothing that could be replied to."
+                problems.add(message, key="task.scored_by", hint="Take it out: perplexity is the score of plain text.")
+
+    def encode_all(
+        self,
+        examples: Sequence[Chat | Passage],
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        *,
+        training: bool,
+    ) -> list[list[Feature]]:
+        """See `CausalLmTask.encode_all`; what is to be scored only asks."""
+        asked = examples if training else [_asking(example) for example in examples]
+        return super().encode_all(asked, tokenizer, max_length, training=training)
+
+    def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Any:
+        """The reply."""
+        return super().decode(_asking(example), features, logits)
+
+    def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[Reply]) -> Scores:  # type: ignore[override]
+        """See `rouge` and `bleu_and_chrf`."""
+        replies, answers = [told.reply for told in predictions], [[_answer(example)] for example in examples]
+        return (
+            rouge(replies, answers, "unicode") if self.scored_by == "rouge" else bleu_and_chrf(replies, answers, "13a")
+        )
+
+
+def _asking(example: Chat | Passage) -> Chat | Passage:
+    """Without its last answer."""
+    if is_asked(example):
+        return example
+    if isinstance(example, Passage):
+        return replace(example, completion=None)
+    return replace(example, messages=example.messages[:-1])
+
+
+def _answer(example: Chat | Passage) -> str:
+    return example.completion or "" if isinstance(example, Passage) else example.messages[-1]["content"]

@@ -1,0 +1,224 @@
+"""A text written anew, by an encoder with a decoder: what translation and summarization share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, text_column
+from peftlab.tasks.task import IGNORED, Example, Feature, Ground, Prediction, Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+MAX_NEW_TOKENS = 128
+Frame = tuple[list[int], list[int]]
+"""The special tokens before and after a text."""
+
+
+@dataclass(frozen=True)
+class Source(Example):
+    """A text, and what may be written for it; asked, there is nothing yet."""
+
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceFeature(Feature):
+    """`inputs` are the source's, `labels` the target's tokens; `positions` has the last of these if none is cut off."""
+
+    def __len__(self) -> int:
+        """Tokens of both."""
+        return super().__len__() + len(self.labels or ())
+
+    def learnt(self) -> list[tuple[int, bool]]:
+        """The source's, then the target's, which are."""
+        return [*((token, False) for token in self.inputs["input_ids"]), *((token, True) for token in self.labels)]
+
+
+@dataclass(frozen=True)
+class Rewriting(Prediction):
+    """What was written for a text.
+
+    `finished` says that it came to its end, and not only to `max_new_tokens`; `cut` that the end of the text was left
+    out, for lack of room. `called` is what the task calls it.
+    """
+
+    called: str
+    written: str
+    finished: bool
+    cut: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """`text`, what was written, by its name, `finished`, and `cut` where it is so."""
+        told = {"text": self.text, self.called: self.written, "finished": self.finished}
+        return told | ({"cut": True} if self.cut else {})
+
+
+class SequenceToSequenceTask(Task):
+    """A task whose base reads a text with its encoder, and writes another with its decoder.
+
+    The encoder sees the first `max_length` tokens, the decoder learns the first as many of the target and its end;
+    several references of a row are learnt each. Scores are of what is written, by the adapter's own settings.
+    """
+
+    called: ClassVar[str]
+    """What is written: the column of it, and the key in predictions."""
+    auto_class = "AutoModelForSeq2SeqLM"
+    peft_task_type = "SEQ_2_SEQ_LM"
+    feature_class = SourceFeature
+    whole_text = True
+    writes = True
+
+    def __init__(
+        self,
+        *,
+        labels: list[str] | None = None,
+        prefix: str | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(labels=labels)
+        self.prefix = prefix or ""
+        self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
+        self.learned = {"source": ([], []), "target": ([], []), "decoder_start": None, "forced_bos": None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands before each text, and how targets are written."""
+        return {"prefix": self.prefix, "generation": self.generation}
+
+    @property
+    def opening(self) -> dict[str, int]:
+        """What a target begins with, in the words of `generate`."""
+        names = {"decoder_start_token_id": "decoder_start", "forced_bos_token_id": "forced_bos"}
+        return {name: self.learned[ours] for name, ours in names.items() if self.learned[ours] is not None}
+
+    def read(self, row: Row) -> Source:
+        """`text`, and what is written for it: a string, or a list of several that may be. Raises RowError."""
+        chosen_form(row, ("text", self.called))
+        return Source(text_column(row, "text"), row.where, references=tuple(self._references(row)))
+
+    def _references(self, row: Row) -> list[str]:
+        given = row.fields[self.called]
+        if isinstance(given, str) and given.lstrip().startswith("["):
+            given = json_cell(given, self.called) if given.rstrip().endswith('"]') else given
+        several = given if isinstance(given, list) and given else [given]
+        if not all(isinstance(text, str) and text.strip() for text in several):
+            raise RowError(f"expected {self.called} to hold some text, or a list of texts, found {shown(given)}")
+        return several
+
+    def read_input(self, row: Row) -> Source:
+        """`text` of a row that only asks. Raises RowError."""
+        chosen_form(row, ("text",))
+        return Source(question_text(row, "text"), row.where)
+
+    def learn(self, examples: Mapping[str, Sequence[Source]], problems: Problems) -> None:
+        """Nothing comes from the rows."""
+        return
+
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+        """The special tokens around sources and targets, and the one by which the base begins; see `Task.suit`."""
+        self.learned["source"] = _frame(ground.tokenizer, "text")
+        self.learned["target"] = _frame(ground.tokenizer, "text_target")
+        self.learned["decoder_start"] = getattr(ground.config, "decoder_start_token_id", None)
+
+    def encode_all(
+        self,
+        examples: Sequence[Source],
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        *,
+        training: bool,
+    ) -> list[list[Feature]]:
+        """For training a feature for each reference, both sides cut at `max_length` tokens; else the source alone."""
+        sources = _tokens([f"{self.prefix}{example.text}" for example in examples], tokenizer)
+        if not training:
+            return [[self._feature(source, None, max_length)] for source in sources]
+        targets = iter(_tokens([text for example in examples for text in example.references], tokenizer))
+        return [
+            [self._feature(source, next(targets), max_length) for _ in example.references]
+            for example, source in zip(examples, sources, strict=True)
+        ]
+
+    def _feature(self, source: list[int], target: list[int] | None, max_length: int) -> Feature:
+        (before, after), room = self.learned["source"], max_length - sum(map(len, self.learned["source"]))
+        tokens = [*before, *source[:room], *after]
+        inputs = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+        if target is None:
+            return SourceFeature(inputs, None, cut=len(source) > room)
+        before, after = self.learned["target"]
+        whole = [*before, *target, *after]
+        ends = [(len(whole) - 1, 0)] if len(whole) <= max_length else []
+        return SourceFeature(inputs, whole[:max_length], ends, cut=len(source) > room or not ends)
+
+    def count(self, example: Source) -> int:
+        """How many references it has."""
+        return len(example.references)
+
+    def lost(self, example: Source, features: Sequence[Feature]) -> int:
+        """References whose end is cut off."""
+        return sum(not feature.positions for feature in features)
+
+    def collate(self, features: Sequence[Feature], tokenizer: "PreTrainedTokenizerBase") -> dict[str, "torch.Tensor"]:
+        """Sources (batch, tokens), padded on the right; with targets `labels` and what the decoder begins each with."""
+        import torch
+
+        batch = dict(tokenizer.pad([feature.inputs for feature in features], return_tensors="pt", padding_side="right"))
+        if any(feature.labels is None for feature in features):
+            return batch
+        width = max(len(feature.labels) for feature in features)
+        padded = lambda tokens, by: tokens + [by] * (width - len(tokens))  # noqa: E731
+        batch["labels"] = torch.tensor([padded(feature.labels, IGNORED) for feature in features])
+        begun = [[self._start(feature.labels), *feature.labels[:-1]] for feature in features]
+        batch["decoder_input_ids"] = torch.tensor([padded(tokens, tokenizer.pad_token_id) for tokens in begun])
+        return batch
+
+    def _start(self, target: list[int]) -> int:
+        """What the decoder is given first: the base's own token, or, as mBART has it, the target's last."""
+        start: int | None = self.learned["decoder_start"]
+        return target[-1] if start is None else start
+
+    def loss_terms(self, feature: Feature) -> int:
+        """One for each token of the target."""
+        return len(feature.labels)
+
+    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Mean cross entropy of the targets' tokens."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
+        """(batch, tokens of the longest target): what each token cost, in nats."""
+        from torch.nn import functional
+
+        if labels is None:
+            return logits
+        return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+
+    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """The tokenizer's own end, and the recipe's `stop_strings`."""
+        endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        return [ending for ending in endings if ending]
+
+    def decode(self, example: Source, features: Sequence[Feature], logits: Sequence[Any]) -> Rewriting:
+        """What was written."""
+        (told,), (feature,) = logits, features
+        return Rewriting(example.text, self.called, told.text.strip(), told.finished, feature.cut)
+
+
+def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Without special tokens."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return encoded
+
+
+def _frame(tokenizer: "PreTrainedTokenizerBase", side: str) -> Frame:
+    """What the tokenizer puts around a text of one `side`: its argument's name is text or text_target."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer(**{side: "a"})["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]

@@ -1,0 +1,1 @@
+"""How a task's rows become model inputs, per modality."""

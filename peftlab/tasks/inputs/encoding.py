@@ -1,0 +1,31 @@
+"""Examples → features, so many at a time that the tokenizer works on every core."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from peftlab.tasks.task import Feature, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Told = Callable[[int, int], None]
+"""Is told how many are done, and of how many, after each batch."""
+AT_A_TIME = 512  # what a tokenizer gives for them is held in memory along with the features
+
+
+def encode_examples(
+    task: Task,
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[Any],
+    *,
+    max_length: int,
+    training: bool,
+    told: Told = lambda done, total: None,
+) -> list[list[Feature]]:
+    """The features of each example, in order; see `Task.encode_all`."""
+    features: list[list[Feature]] = []
+    for start in range(0, len(examples), AT_A_TIME):
+        chosen = examples[start : start + AT_A_TIME]
+        features += task.encode_all(chosen, tokenizer, max_length, training=training)
+        told(len(features), len(examples))
+    return features

@@ -1,0 +1,34 @@
+"""What is asked of tasks, as text, columns or row → examples; whatever a task cannot take is told with its place."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks.task import Task
+
+Asked = str | Mapping[str, Any] | Row
+"""A text, or the columns that a task asks for."""
+
+
+def read_asked(
+    asked: Iterable[tuple[str, Asked]], tasks: Mapping[str, Task], problems: Problems, *, first: int = 1
+) -> Iterator[Any]:
+    """The example of each (adapter's name, what it is asked); `first` is the number of the first of them.
+
+    Those that the adapter's task cannot take are left out and added to `problems`.
+    """
+    for number, (name, one) in enumerate(asked, start=first):
+        row = _as_row(one, tasks[name], f"row {number}")
+        try:
+            yield tasks[name].read_input(row)
+        except RowError as error:
+            problems.add(str(error), where=row.where, key=name if len(tasks) > 1 else "")
+
+
+def _as_row(asked: Asked, task: Task, where: str) -> Row:
+    if isinstance(asked, Row):
+        return asked
+    fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)
+    return Row(fields, where)

@@ -1,0 +1,97 @@
+"""A text, or a pair of texts, as inputs of the whole of which one thing is said."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftlab.data import Row
+from peftlab.tasks.inputs.columns import chosen_form, question_text
+from peftlab.tasks.task import Example, Feature, Prediction
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextPair(Example):
+    """A text, and the second one of a pair."""
+
+    text_pair: str | None = None
+
+
+@dataclass(frozen=True)
+class PairPrediction(Prediction):
+    """What is said of a text, or of a pair."""
+
+    text_pair: str | None
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """`text`, and `text_pair` where there is one."""
+        return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
+
+
+def read_pair(row: Row) -> TextPair:
+    """`text` and, where there is one, `text_pair` of a row that only asks. Raises RowError."""
+    chosen_form(row, ("text",))
+    return TextPair(question_text(row, "text"), row.where, text_pair=second_text(row, question_text))
+
+
+def second_text(row: Row, read_text: Callable[[Row, str], str]) -> str | None:
+    """`text_pair`, if the row has one. Raises RowError."""
+    return None if row.fields.get("text_pair") is None else read_text(row, "text_pair")
+
+
+def encode_sequences(
+    texts: Sequence[tuple[str, str | None]],
+    labels: Sequence[Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    *,
+    training: bool,
+) -> list[list[Feature]]:
+    """For training one feature a text or pair, cut at `max_length` tokens; for prediction every overlapping window.
+
+    Of a pair the longer text is cut first; where both are too long, each window of one meets each of the other.
+    """
+    made: list[list[Feature]] = [[] for _ in texts]
+    for paired in (False, True):
+        chosen = [i for i, (_, second) in enumerate(texts) if (second is not None) == paired]
+        windows = _windows([texts[i] for i in chosen], paired, tokenizer, max_length)
+        for i, inputs in zip(chosen, windows, strict=True):
+            kept = inputs[:1] if training else inputs
+            made[i] = [Feature(window, labels[i], cut=len(kept) < len(inputs)) for window in kept]
+    return made
+
+
+def _windows(
+    texts: Sequence[tuple[str, str | None]], paired: bool, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[list[dict[str, list[int]]]]:
+    """The inputs of every window of each text, or of each pair."""
+    if not texts:
+        return []
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=paired)
+    encoded = tokenizer(
+        [first for first, _ in texts],
+        [second for _, second in texts] if paired else None,
+        truncation="longest_first",
+        max_length=max_length,
+        stride=room // 8,  # in tokens; even half of the room, for one text of a pair, holds it
+        return_overflowing_tokens=True,
+        verbose=False,
+    )
+    return [[inputs_of(encoded, i) for i in numbers] for numbers in numbers_of_windows(encoded, len(texts))]
+
+
+def numbers_of_windows(encoded: "BatchEncoding", texts: int) -> list[list[int]]:
+    """Which inputs of a batch with overflowing tokens are those of each of its texts."""
+    numbers: list[list[int]] = [[] for _ in range(texts)]
+    for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
+        numbers[text].append(window)
+    return numbers
+
+
+def inputs_of(encoded: "BatchEncoding", number: int) -> dict[str, list[int]]:
+    """One input of a batch, without what is not for the model."""
+    extra = ("overflow_to_sample_mapping", "offset_mapping")
+    return {name: values[number] for name, values in encoded.items() if name not in extra}

@@ -1,0 +1,1 @@
+"""Scores of decoded predictions, each by a well-kept library."""

@@ -1,0 +1,134 @@
+"""Examples → predictions through a model: the one way, for validation, test and serving alike."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from peftlab.tasks.generation.generate import written
+from peftlab.tasks.inputs.encoding import Told, encode_examples
+from peftlab.tasks.task import Continuation, Feature, Task
+
+Outcome = torch.Tensor | Continuation
+"""What comes of a feature: see `Task.outcome`; of one for which a text is written, that."""
+Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
+"""How features become outcomes: `outcomes` of one model, or a way to share its work out."""
+
+
+def predict_examples(
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Any],
+    *,
+    max_length: int,
+    batch_size: int = 32,
+    told: Told = lambda done, total: None,
+) -> list[Any]:
+    """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
+
+    `told` hears of features that went through the model.
+    """
+    features = encode_examples(task, tokenizer, examples, max_length=max_length, training=False)
+    through = partial(outcomes, task, model, tokenizer, batch_size=batch_size, told=told)
+    return predict_features(task, examples, features, through)
+
+
+def predict_features(
+    task: Task, examples: Sequence[Any], features: Sequence[Sequence[Feature]], through: Through
+) -> list[Any]:
+    """Predictions in the order of `examples`, of which the windows are encoded already."""
+    outputs = iter(through([feature for windows in features for feature in windows]))
+    return [
+        task.decode(example, windows, cast(Any, [next(outputs) for _ in windows]))
+        for example, windows in zip(examples, features, strict=True)
+    ]
+
+
+def with_reference(task: Task, features: Sequence[Sequence[Feature]], through_base: Through) -> list[list[Feature]]:
+    """The features of each example, the labelled ones with what the bare base makes of them, if the task asks."""
+    if not task.compares_with_base:
+        return [list(windows) for windows in features]
+    labelled = [feature for windows in features for feature in windows if feature.labels is not None]
+    told = iter(through_base(labelled))
+    return [
+        [feature if feature.labels is None else task.refer(feature, cast(Any, next(told))) for feature in windows]
+        for windows in features
+    ]
+
+
+@torch.inference_mode()
+def outcomes(
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    features: Sequence[Feature],
+    batch_size: int = 32,
+    told: Told = lambda done, total: None,
+) -> list[Outcome]:
+    """The task's outcome of each feature, in order: what is written, if the task writes and they only ask.
+
+    Features are sorted by length, so that a batch pads little.
+    """
+    writes = asks(task, features)
+    order = longest_first(features)
+    given: dict[int, Outcome] = {}
+    with in_mode(model, training=False):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [features[i] for i in chosen]
+            made = written(task, _bare(model), tokenizer, batch) if writes else _computed(task, model, tokenizer, batch)
+            given |= zip(chosen, made, strict=True)
+            told(len(given), len(order))
+    return [given[i] for i in range(len(order))]
+
+
+def longest_first(features: Sequence[Feature]) -> list[int]:
+    """Places in `features` by length: what short batches need fits into the memory that long ones have left."""
+    return sorted(range(len(features)), key=lambda i: -len(features[i]))
+
+
+def asks(task: Task, features: Sequence[Feature]) -> bool:
+    """Whether a text is to be written for each of `features`, of which all have labels or none has."""
+    return task.writes and any(feature.labels is None for feature in features)
+
+
+def _bare(model: Any) -> Any:
+    """What PEFT has put a method into: it writes as any model of its class."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.inference_mode()
+def forward(
+    task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
+) -> list[torch.Tensor]:
+    """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
+    with in_mode(model, training=False):
+        return _computed(task, model, tokenizer, features)
+
+
+def _computed(
+    task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
+) -> list[torch.Tensor]:
+    device = next(model.parameters()).device
+    batch = task.collate(features, tokenizer)
+    labels = batch.pop("labels", None)
+    output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
+    outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
+    if not task.per_token:
+        return list(outcome)
+    return [row[mask.bool()] for row, mask in zip(outcome, batch["attention_mask"], strict=True)]
+
+
+@contextmanager
+def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Inside the block `model` trains, or predicts; then it is again as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)

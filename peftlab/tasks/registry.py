@@ -1,0 +1,91 @@
+"""The task section of a recipe + rows → a task with its labels, and every row read as an example."""
+
+from collections.abc import Callable
+from typing import Any
+
+from peftlab.data import Ledger, Rows, Split
+from peftlab.data.loading import add_broken_rows
+from peftlab.data.rows import RowError
+from peftlab.errors import IntegrityError, Problems, suggest
+from peftlab.recipe import TaskSection
+from peftlab.tasks.domain_adaptation import domain_adaptation
+from peftlab.tasks.generation.reply_metrics import causal_lm
+from peftlab.tasks.preference import PreferenceTask
+from peftlab.tasks.question_answering import QuestionAnsweringTask
+from peftlab.tasks.regression import RegressionTask
+from peftlab.tasks.relation_extraction import RelationExtractionTask
+from peftlab.tasks.summarization import SummarizationTask
+from peftlab.tasks.task import Task
+from peftlab.tasks.text_classification import TextClassificationTask
+from peftlab.tasks.token_classification import TokenClassificationTask
+from peftlab.tasks.translation import TranslationTask
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "token-classification": TokenClassificationTask,
+    "text-classification": TextClassificationTask,
+    "regression": RegressionTask,
+    "question-answering": QuestionAnsweringTask,
+    "relation-extraction": RelationExtractionTask,
+    "causal-lm": causal_lm,
+    "translation": TranslationTask,
+    "summarization": SummarizationTask,
+    "preference": PreferenceTask,
+    "domain-adaptation": domain_adaptation,
+}
+
+Examples = dict[str, list[Any]]
+
+
+def build_task(section: TaskSection, rows: Rows, problems: Problems) -> tuple[Task, Examples, dict[str, Ledger]]:
+    """The task with its labels, the examples of each split, and a ledger of each."""
+    if problems.unguessed & {"task", "task.type"}:
+        problems.stop()  # rows would be read as those of another task
+    task = TASKS[section.type](**section.model_dump(exclude={"type"}))
+    ledgers = {name: Ledger(source=split.source) for name, split in rows}
+    examples = {name: read_examples(task, split, ledgers[name], problems) for name, split in rows}
+    task.learn(examples, problems)
+    return task, examples, ledgers
+
+
+def read_examples(task: Task, split: Split, ledger: Ledger, problems: Problems) -> list[Any]:
+    """Every row as an example; rows that cannot be understood are added to `problems` with their place."""
+    examples = []
+    broken: list[tuple[str, str]] = []
+    for row in split.rows:
+        ledger.read += 1
+        try:
+            example = task.read(row)
+        except RowError as error:
+            broken.append((row.where, str(error)))
+            continue
+        ledger.targets_lost += example.lost
+        for what, count in example.notes.items():
+            ledger.note(what, count)
+        examples.append(example)
+    add_broken_rows(broken, problems, read=ledger.read)
+    return examples
+
+
+def task_description(task: Task) -> dict[str, Any]:
+    """What a manifest says of a task; the inverse of `task_from_manifest`."""
+    return {
+        "type": task.type,
+        "labels": task.labels,
+        "head_labels": task.head_labels,
+        "auto_class": task.auto_class,
+        "options": task.options,
+        "learned": task.learned,
+    }
+
+
+def task_from_manifest(description: dict[str, Any]) -> Task:
+    """The task that an adapter's manifest describes.
+
+    Raises:
+        IntegrityError: this version of peftlab does not know the task.
+    """
+    if description["type"] not in TASKS:
+        raise IntegrityError(f"unknown task '{description['type']}'. {suggest(description['type'], TASKS)}")
+    task = TASKS[description["type"]](labels=description["labels"], **description.get("options", {}))
+    task.learned |= description.get("learned", {})
+    return task

@@ -1,0 +1,84 @@
+"""Features remembered between runs: the same examples under the same tokenizer are encoded once."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import peftlab.tasks
+from peftlab.base import Base
+from peftlab.data.cache import forget_oldest, recall, remember
+from peftlab.imports import collector_off
+from peftlab.tasks import Feature, Task, task_description
+from peftlab.tasks.inputs.encoding import Told, encode_examples
+
+FOLDER = "features"
+LIMIT = 2 * 2**30  # bytes of all that is remembered
+MADE_BY = ("peftlab", "transformers", "tokenizers")
+
+
+def remembered_features(
+    task: Task,
+    examples: Sequence[Any],
+    base: Base,
+    max_length: int,
+    *,
+    training: bool,
+    told: Told = lambda done, total: None,
+) -> list[list[Feature]]:
+    """The features of each example as `encode_examples` gives them, read from the cache folder if they are there."""
+    name = f"{FOLDER}/{_key(task, examples, base, max_length, training)}.json"
+    with collector_off():
+        features = _read(recall(name), task, len(examples))
+        if features is None:
+            features = encode_examples(
+                task, base.tokenizer, examples, max_length=max_length, training=training, told=told
+            )
+            remember(name, _written(features))
+            forget_oldest(FOLDER, LIMIT)
+    return features
+
+
+def _key(task: Task, examples: Sequence[Any], base: Base, max_length: int, training: bool) -> str:
+    """sha256 over all that features depend on: what each example says, not where it was read, and who encodes it."""
+    tokenizer = base.tokenizer
+    about = {
+        "versions": [importlib.metadata.version(name) for name in MADE_BY],
+        "code": _code_hash(),
+        "tokenizer": [base.tokenizer_hash, type(tokenizer).__name__, tokenizer.truncation_side],
+        "tokens": [tokenizer.model_input_names, tokenizer.special_tokens_map],
+        "task": task_description(task),
+        "max_length": max_length,
+        "training": training,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for example in examples:
+        said = [value for name, value in vars(example).items() if name != "where"]
+        digest.update(repr((type(example).__name__, said)).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+@cache
+def _code_hash() -> str:
+    """sha256 of the code of every task: who changes it need not change the version, nor empty the cache."""
+    files = sorted(Path(*peftlab.tasks.__path__).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _written(features: Sequence[Sequence[Feature]]) -> bytes:
+    """JSON under a line with its sha256."""
+    plain = [[feature.as_dict() for feature in windows] for windows in features]
+    body = json.dumps(plain, separators=(",", ":")).encode()
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _read(content: bytes | None, task: Task, examples: int) -> list[list[Feature]] | None:
+    """The inverse of `_written`; None for what is not there or damaged."""
+    digest, _, body = (content or b"").partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        return None
+    features = [[task.feature_class.from_dict(plain) for plain in windows] for windows in json.loads(body)]
+    return features if len(features) == examples else None

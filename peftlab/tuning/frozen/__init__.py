@@ -1,0 +1,1 @@
+"""Frozen layers below the lowest trainable one, computed once per run."""

@@ -1,0 +1,197 @@
+"""What the layers below the lowest adapted one make of each row, computed once for all epochs.
+
+Layers through which no gradient flows give the same for a row in every epoch, if nothing in them is random. So they run
+without dropout (with the cache or not, that the result be the same), and what leaves the last of them is kept for the
+whole run, for training and validation rows alike. The model's own code still makes masks, positions and everything
+else; only the frozen layers answer from memory. Before they do, logits with and without it are compared.
+
+A run with the cache ends with the weights of a run without, to rounding: a row's activations differ in their last bits
+with the width that its batch is padded to.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.recipe import bytes_in
+from peftlab.tasks import Feature
+from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.prediction import outcomes
+from peftlab.tuning.frozen.activation_file import Activations, Inputs, Writer, first_read, inputs_of
+from peftlab.tuning.frozen.layers import Prefix, Unsuited, alike, extremes, find_prefix, states_of, without_dropout
+from peftlab.tuning.progress import Progress
+from peftlab.tuning.run import Run
+
+SPARE = 100_000_000  # bytes of the disk that stay free
+SPLITS = ("validation", "train")
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def frozen_prefix(run: Run, folder: Path, progress: Progress) -> Iterator["Answering | None"]:
+    """Inside the block, the layers below the lowest adapted one run without dropout, from memory where they can.
+
+    Nothing happens where the lowest layer is adapted, or something below it trains. That activations cannot be kept
+    (no budget, no space, a model that answers otherwise with them) is told, and training goes on without: None.
+    The files lie in `folder` while the block lasts.
+    """
+    prefix, answering = _told_prefix(run, progress), None
+    with ExitStack() as stack:
+        if prefix:
+            stack.enter_context(without_dropout(prefix))
+            try:
+                answering = stack.enter_context(_remembered(prefix, run, folder, progress))
+            except Unsuited as reason:
+                progress.note(f"{prefix}: they run without dropout, but anew in every epoch; {reason}.")
+        yield answering
+
+
+def _told_prefix(run: Run, progress: Progress) -> Prefix | None:
+    try:
+        with run.precision():
+            return find_prefix(run)
+    except Unsuited as reason:
+        progress.note(f"Frozen layers run anew in every epoch, with the base's dropout: {reason}.")
+        return None
+
+
+@contextmanager
+def _remembered(prefix: Prefix, run: Run, folder: Path, progress: Progress) -> Iterator["Answering"]:
+    """Compute what leaves the frozen layers for every training and validation row, and answer with it in the block.
+
+    Raises:
+        Unsuited: there is no room for it, or the model answers otherwise with it.
+    """
+    if run.task.redrawing(run.base.tokenizer):
+        raise Unsuited("rows are masked anew in every epoch")
+    splits = {split: [one for windows in run.encoded[split] for one in windows] for split in SPLITS}
+    if not splits["validation"]:
+        raise Unsuited("there is no validation row to try it on")
+    needed = prefix.token_bytes * sum(len(feature) for features in splits.values() for feature in features)
+    _check_room(needed, run.recipe.training.frozen_cache, folder)
+    progress.note(
+        f"{prefix}: they run without dropout, and what they make of each row is kept ({needed / 1e6:.0f} MB)."
+    )
+    with ExitStack() as stack:
+        kept = []
+        for split, features in splits.items():
+            path = folder / f"frozen-{split}-{run.processes.index}.bin"  # each process keeps its own
+            stack.callback(path.unlink, missing_ok=True)
+            with run.precision(), progress.freezing(split) as told:
+                kept.append(_computed(prefix, run, features, path, told))
+                _check_answers(prefix, run, kept[-1], extremes(features))
+        answering = Answering(prefix, kept)
+        stack.enter_context(_rerouted(prefix, answering))
+        yield answering
+
+
+def _check_room(needed: int, budget: str | None, folder: Path) -> None:
+    if budget is None:
+        raise Unsuited("training.frozen_cache is null")
+    if needed > bytes_in(budget):
+        raise Unsuited(f"keeping them takes {needed / 1e6:.0f} MB, and training.frozen_cache is {budget}")
+    free = disk_usage(folder).free
+    if needed + SPARE > free:
+        raise Unsuited(f"keeping them takes {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
+
+
+def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path, told: Told) -> Activations:
+    """Run `features` through the frozen layers, in batches of like length, into the file at `path`."""
+    size = run.recipe.training.per_device_eval_batch_size
+    try:
+        with path.open("wb") as file:
+            writer = Writer(file)
+            with _rerouted(prefix, Recording(prefix, writer)):
+                outcomes(run.task, run.model, run.base.tokenizer, features, size, told)
+        return Activations(path, writer)
+    except OSError as error:
+        raise Unsuited(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _check_answers(prefix: Prefix, run: Run, kept: Activations, features: list[Feature]) -> None:
+    """Logits with and without what is kept, of each row alone and padded beside the other."""
+    for size in (1, len(features)):
+        through = partial(outcomes, run.task, run.model, run.base.tokenizer, features, size)
+        expected, answering = cast(list[Tensor], through()), Answering(prefix, [kept])
+        with _rerouted(prefix, answering):
+            found = cast(list[Tensor], through())
+        if answering.unknown or not all(alike(a, b, run.dtype) for a, b in zip(expected, found, strict=True)):
+            raise Unsuited("the model answers otherwise when they are kept")
+
+
+class Recording:
+    """A way through the model that writes down what leaves the frozen layers, and skips those above."""
+
+    def __init__(self, prefix: Prefix, writer: Writer) -> None:
+        self.prefix, self.writer = prefix, writer
+        self.inputs: Inputs
+        self.states: Tensor
+
+    def enter(self, model: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
+        """A batch comes to the model."""
+        inputs = inputs_of(arguments, _manner(model))
+        if inputs is None:
+            raise Unsuited("its inputs are not one value a token")
+        self.inputs = inputs
+
+    def layer(self, number: int, forward: Forward, *args: Any, **arguments: Any) -> Any:
+        """In the place of the forward pass of layer `number`."""
+        if number >= self.prefix.frozen:
+            return self.prefix.answer(self.states)
+        output = forward(*args, **arguments)
+        if number == self.prefix.frozen - 1:
+            self.states = states_of(output)
+            self.writer.write(self.inputs, self.states)
+        return output
+
+
+class Answering:
+    """A way through the model on which the frozen layers answer from memory, where every row of a batch is known.
+
+    `unknown` counts the batches that had to be computed.
+    """
+
+    def __init__(self, prefix: Prefix, kept: Sequence[Activations]) -> None:
+        self.prefix, self.kept = prefix, kept
+        self.states: Tensor | None = None
+        self.unknown = 0
+
+    def enter(self, model: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
+        """A batch comes to the model."""
+        inputs = inputs_of(arguments, _manner(model))
+        self.states = first_read(self.kept, inputs) if inputs else None
+        self.unknown += self.states is None
+
+    def layer(self, number: int, forward: Forward, *args: Any, **arguments: Any) -> Any:
+        """In the place of the forward pass of layer `number`."""
+        if number >= self.prefix.frozen or self.states is None:
+            return forward(*args, **arguments)
+        return self.prefix.answer(self.states)
+
+
+@contextmanager
+def _rerouted(prefix: Prefix, way: Recording | Answering) -> Iterator[None]:
+    """Inside the block, the model goes `way`. The layers stay the modules they are: only their forward is replaced."""
+    hook = prefix.model.register_forward_pre_hook(way.enter, with_kwargs=True)
+    for number, layer in enumerate(prefix.layers):
+        layer.forward = partial(way.layer, number, layer.forward)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for layer in prefix.layers:
+            del layer.forward
+
+
+def _manner(model: nn.Module) -> str:
+    """What the same inputs may give other activations by: the precision of the weights and of the computation."""
+    weights = next(model.parameters())
+    kind = weights.device.type
+    return f"{weights.dtype} {torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ''}"

@@ -1,0 +1,27 @@
+"""What preference tuning needs that other tasks do not; without torch, so that it is told at once."""
+
+import importlib.metadata
+
+from peftlab.errors import Problems
+from peftlab.recipe import Recipe
+from peftlab.tuning.distributed.process_group import Processes
+
+TRL = "1.16"
+INSTALL = "pip install 'peftlab[align]'"
+
+
+def check_aligning(recipe: Recipe, processes: Processes, problems: Problems) -> None:
+    """Note what a recipe for preferences needs and this run has not: TRL, and batches of as many rows everywhere."""
+    if recipe.task.type != "preference":
+        return
+    try:
+        found = importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        problems.add("the package trl, which has the losses, is not installed.", key="task.type", hint=INSTALL)
+    else:
+        if not found.startswith(f"{TRL}."):
+            problems.add(f"trl {found} is installed; this needs {TRL}.", key="task.type", hint=INSTALL)
+    if processes.count > 1 and recipe.training.train_sampling_strategy == "tokens":
+        message = "TRL wants batches of as many rows in each process, and those by tokens differ."
+        hint = "Take random: -o training.train_sampling_strategy=random"
+        problems.add(message, key="training.train_sampling_strategy", hint=hint)

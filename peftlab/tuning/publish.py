@@ -1,0 +1,114 @@
+"""What goes into an adapter's folder, and the proof that it works there: reloaded into a fresh base and compared."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from peftlab.base import load_with_head, own_head
+from peftlab.errors import IntegrityError
+from peftlab.recipe import recipe_yaml
+from peftlab.tasks import Scores, task_description
+from peftlab.tasks.prediction import forward
+from peftlab.tuning.report.confusion_matrix import draw_confusion
+from peftlab.tuning.report.model_card import model_card
+from peftlab.tuning.report.training_curves import draw_curves
+from peftlab.tuning.run import Run
+
+PROBED_ROWS = 8
+TOLERANCE = 1e-4
+VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
+
+
+def write_adapter(
+    run: Run, log: Sequence[dict[str, float]], scores: Mapping[str, Scores], seconds: float, folder: Path
+) -> dict[str, Any]:
+    """Write PEFT's files, recipe, curves and model card of a trained run into `folder`; returns the manifest.
+
+    Raises:
+        IntegrityError: reloaded from `folder` into a fresh base, the adapter does not answer as it did in training.
+    """
+    config = run.model.peft_config["default"]
+    # PEFT notes the folder that the base was read from; another machine needs the name
+    config.base_model_name_or_path, config.revision = run.base.files.model, run.base.files.revision
+    run.model.save_pretrained(folder, save_embedding_layers=False)
+    difference = compare_reloaded(run, folder)
+    recipe = recipe_yaml(run.recipe, folder)  # `folder` is renamed in its place, so relative paths stay right
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
+    title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
+    curves, smaller = folder / "curves.png", run.task.smaller_is_better
+    draw_curves(log, run.task.main_score, title, curves, smaller_is_better=smaller)
+    for split, scored in scores.items():
+        if scored.confusion and (split == "test" or "test" not in scores):
+            draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")
+    manifest = _manifest(run, scores, seconds, difference)
+    card = model_card(manifest, recipe)
+    (folder / "README.md").write_text(card, encoding="utf8")
+    return manifest
+
+
+def compare_reloaded(run: Run, folder: Path) -> float:
+    """Largest difference between the logits of the trained model and of the adapter loaded anew with plain PEFT.
+
+    Raises:
+        IntegrityError: it is larger than rounding explains.
+    """
+    section = run.recipe.base
+    place: dict[str, Any] = {"quantization": section.quantization, "device": run.model.device.type}
+    fresh, _ = load_with_head(run.base.files, run.task, trust_remote_code=section.trust_remote_code, **place)
+    reloaded = PeftModel.from_pretrained(fresh, folder).eval()
+    probe = run.features[:PROBED_ROWS]
+    trained, loaded = (forward(run.task, model, run.base.tokenizer, probe) for model in (run.model, reloaded))
+    difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
+    if not difference <= TOLERANCE:  # also for NaN
+        raise IntegrityError(
+            f"the adapter was trained but not published: reloaded into a fresh base, its logits differ by "
+            f"{difference:.3g} (allowed {TOLERANCE:g}). Please report this with the recipe."
+        )
+    return difference
+
+
+def _own_head(run: Run) -> list[str]:
+    """The Linear layers of the base's own head, where the task has no other; a quantized base keeps them whole."""
+    modules = dict(run.base.model.named_modules())
+    return [name for name in own_head(run.base.model) if isinstance(modules[name], torch.nn.Linear)]
+
+
+def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference: float) -> dict[str, Any]:
+    return {
+        "name": run.recipe.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": task_description(run.task),
+        "base": {
+            "model": run.base.files.model,
+            "revision": run.base.files.revision,
+            "fingerprint": run.base.fingerprint,
+            "tokenizer_sha256": run.base.tokenizer_hash,
+            "trust_remote_code": run.recipe.base.trust_remote_code,
+            "quantization": run.base.quantization,
+            "own_head": _own_head(run),
+            "bytes": {"fp32": run.base.bytes_in_fp32, "in memory": run.base.bytes},
+        },
+        "head_modules": run.base.head_modules,
+        "method": run.recipe.method.type,
+        **({"started_from": run.start.as_dict()} if run.start else {}),
+        "max_length": run.max_length,
+        "parameters": {"trained": run.trained, "base": run.base.parameters},
+        "data": {
+            "sha256": run.rows.content_hash,
+            "ledger": {split: ledger.as_dict() for split, ledger in run.ledgers.items()},
+        },
+        "scores": {split: scored.as_dict() for split, scored in scores.items()},
+        "main_score": run.task.main_score,
+        "reload_difference": difference,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        },
+    }

@@ -1,0 +1,1 @@
+"""What a finished run is shown as: model card, curves, confusion matrix."""

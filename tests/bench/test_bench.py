@@ -1,0 +1,166 @@
+"""Measurements: processes, summaries, and `peftlab bench tuning` on a tiny base and tiny data."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from peftlab.bench import TimedRun, measure, step_time, summarize, tuning, ways_of_tuning
+from peftlab.bench.processes import measure_call
+from peftlab.cli import cli
+from peftlab.cli.bench import print_ways
+from peftlab.errors import PeftlabError
+from peftlab.tuning.fast import compiling
+from tests.measured_here import call_here
+
+ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
+
+
+@pytest.fixture
+def _two_ways(monkeypatch):
+    """Two ways are enough."""
+    monkeypatch.setattr(tuning, "SWITCHES", {"precision": {"training.bf16": False}})
+
+
+@pytest.fixture
+def _in_this_process(monkeypatch):
+    for module in (tuning, step_time):
+        monkeypatch.setattr(module, "measure_call", call_here)
+    monkeypatch.setattr(tuning, "warm_up", lambda: None)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["bench", "tuning", *map(str, arguments)], catch_exceptions=False)
+
+
+def timed(way, seed, seconds, peak_bytes=100, score=0.5):
+    parts = {"start": 0.0, "training": seconds / 2, "evaluation": seconds / 4, "end": seconds / 4}
+    return TimedRun(way, seed, seconds, peak_bytes, score, parts)
+
+
+def test_a_process_is_measured_from_outside():
+    measured = measure([sys.executable, "-c", "import time; time.sleep(0.3); print('done')"])
+    assert measured.seconds > 0.3
+    assert measured.output == "done\n"
+
+
+def test_each_process_has_its_own_peak():
+    """Asked by a small process, as the command is: this one holds torch."""
+    code = """
+import sys
+from peftlab.bench import measure
+for size in (300_000_000, 0):
+    print(measure([sys.executable, "-c", f"held = b'x' * {size}"]).peak_bytes)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    large, small = map(int, told.split())
+    assert large - small == pytest.approx(300e6, rel=0.2)
+
+
+def test_a_call_takes_and_gives_plain_values():
+    assert measure_call("os", "getenv", environment={"WHERE": "inside"}, key="WHERE").value == "inside"
+
+
+def test_a_failed_process_tells_its_last_words():
+    with pytest.raises(PeftlabError, match=r"exit code 3:\n  first\n  last"):
+        measure([sys.executable, "-c", "import sys; print('first\\nlast', file=sys.stderr); sys.exit(3)"])
+
+
+def test_a_summary_pairs_runs_by_seed():
+    runs = [timed("a", 1, 10.0), timed("b", 1, 5.0, 50, 0.6), timed("b", 2, 8.0, 50, 0.8), timed("a", 2, 40.0)]
+    first, second = summarize(runs, "a")
+    assert (first.way, first.ratio, first.peak_ratio, first.score, first.score_sd) == ("a", 1.0, 1.0, 0.5, 0.0)
+    assert second.ratio == pytest.approx((0.5 + 0.2) / 2)
+    assert second.peak_ratio == 0.5
+    assert second.score == pytest.approx(0.7)
+    assert second.parts["training"] == pytest.approx((0.25 + 0.1) / 2)
+
+
+def test_a_summary_does_without_peaks_and_spread():
+    (only,) = summarize([timed("a", 1, 10.0, None)], "a")
+    assert (only.peak_ratio, only.peak_bytes, only.score_sd) == (None, None, None)
+
+
+def test_the_tables_of_whole_runs_fit_a_terminal(capsys):
+    runs = [timed(way, seed, seconds) for seed in (1, 2) for way, seconds in (("plain", 60.0), ("+ batching", 15.0))]
+    print_ways(summarize(runs, "plain"))
+    told = capsys.readouterr().out
+    assert "…" not in told
+    _, row = [line for line in told.splitlines() if line.startswith("+ batching")]
+    assert row.split() == ["+", "batching", "0.00", "0.12", "0.06", "0.06"]
+
+
+def test_ways_go_from_all_off_to_the_recipe_as_it_stands():
+    first, *others = ways_of_tuning()
+    assert first.overrides["training.train_sampling_strategy"] == "random"
+    assert [len(way.overrides) for way in (first, *others)] == sorted(
+        (len(way.overrides) for way in (first, *others)), reverse=True
+    )
+    assert others[-1].overrides == {}
+
+
+@pytest.mark.usefixtures("_two_ways", "_in_this_process")
+def test_json_is_one_object_with_runs_ways_and_steps(write_recipe):
+    result = run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--seeds", 3)
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert {"recipe", "date", "versions", "machine", "cores", "threads", "runs", "ways", "steps"} == set(told)
+    assert [one["way"] for one in told["runs"]] == [one["way"] for one in told["ways"]] == ["plain", "+ precision"]
+    for one in told["runs"]:
+        assert set(one["parts"]) == {"start", "training", "evaluation", "end"}
+        assert sum(one["parts"].values()) == pytest.approx(one["seconds"])
+        assert one["seed"] == 3
+    assert told["ways"][0]["ratio"] == told["ways"][0]["peak_ratio"] == 1
+    assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab"}
+    assert {one["precision"] for one in told["steps"]} == {"fp32", "bf16"}
+    assert all(one["ratio"] == 1 for one in told["steps"] if one["way"] == "limit")
+
+
+@pytest.mark.usefixtures("_two_ways", "_in_this_process")
+def test_torch_compile_is_measured_on_demand(write_recipe, monkeypatch):
+    monkeypatch.setattr(compiling, "OPTIONS", {"backend": "eager"})
+    told = json.loads(run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--compile").stdout)
+    assert [one["way"] for one in told["ways"]] == ["plain", "+ precision", "torch.compile"]
+    assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab", "torch.compile"}
+
+
+@pytest.mark.usefixtures("_two_ways")
+def test_tables_give_ratios_before_seconds(write_recipe):
+    """In a process of its own."""
+    result = run(write_recipe(), *ONE_EPOCH, "--only", "steps", "--rounds", 1)
+    assert "Whole runs" not in result.output
+    head = next(line for line in result.output.splitlines() if "time ÷ limit" in line)
+    assert head.index("time ÷ limit") < head.index("milliseconds")
+
+
+@pytest.mark.usefixtures("_two_ways")
+def test_single_steps_on_a_quantized_base_are_refused_in_words(write_recipe):
+    result = run(write_recipe(), "--only", "steps", "-o", "base.quantization=8bit")
+    assert result.exit_code == 2
+    assert "single steps are not measured on a quantized base." in result.output
+
+
+@pytest.mark.usefixtures("_two_ways")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "one"], "'one' is not a list of whole numbers"),
+        (["--seeds", "1,1"], "each once"),
+        (["-o", "training.epochs=1"], "unknown key"),
+        (["-o", "data.train=absent.txt"], "no such file"),
+    ],
+)
+@pytest.mark.parametrize("only", ["runs", "steps"])
+def test_what_cannot_run_is_told_before_the_first_run(write_recipe, only, arguments, message):
+    result = run(write_recipe(), "--only", only, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.usefixtures("_two_ways")
+def test_an_absent_base_and_an_absent_recipe_are_told(write_recipe, tmp_path):
+    assert run(write_recipe(base={"model": "nobody/nothing"})).exit_code == 3
+    absent = run(tmp_path / "absent.yaml")
+    assert (absent.exit_code, "no such recipe" in absent.output) == (2, True)

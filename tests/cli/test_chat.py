@@ -1,0 +1,136 @@
+"""`Bank.reply` and `peftlab chat`: replies piece by piece, swapped speakers, and what cannot chat."""
+
+import threading
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import peftlab
+from peftlab.cli import cli
+from peftlab.errors import RecipeError
+from peftlab.runtime.streaming import until
+from tests.conftest import recipe_in
+from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
+from tests.task_stores import one_line
+from tests.untrained import publish_fresh
+
+CHAT = asking("Who wrote the letter?")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return build_language_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def store(base, tmp_path_factory):
+    """Two adapters that write, one of them by beams, and one that tags."""
+    folder = tmp_path_factory.mktemp("chats")
+    recipe = instruction_recipe(folder / "rows", base)
+    for seed, name in enumerate(("ada", "alan")):
+        publish_fresh(folder / "store", recipe, {"name": name}, seed=seed)
+    publish_fresh(folder / "store", recipe, {"name": "beams", "task.generation.num_beams": 2})
+    (folder / "tags").mkdir()
+    publish_fresh(folder / "store", recipe_in(folder / "tags", base), {})
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def bank(store):
+    return peftlab.load("ada", "alan", "beams", "ner-tiny", store=store, device="cpu")
+
+
+def said(bank, chat, name):
+    return bank.predict({"messages": chat}, adapters=name)[0].prediction.reply
+
+
+def test_the_pieces_of_a_reply_are_the_reply(bank):
+    for name in ("ada", "alan"):
+        assert "".join(bank.reply(CHAT, adapter=name)).strip() == said(bank, CHAT, name)
+    assert said(bank, CHAT, "ada") != said(bank, CHAT, "alan")
+
+
+def test_the_bare_base_replies_as_it_would_alone(bank, base):
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(base),
+    )
+    template = bank.task("ada").learned["chat_template"]
+    expected = plain_writing(model, tokenizer, CHAT, template)
+    assert "".join(bank.reply(CHAT, adapter="ada", bare=True)).strip() == expected != said(bank, CHAT, "ada")
+
+
+def test_who_stops_listening_stops_the_writing(store):
+    bank = peftlab.load("ada", store=store, device="cpu")
+    bank.task("ada").generation["max_new_tokens"] = 200
+    pieces = bank.reply(CHAT)
+    next(pieces)
+    pieces.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "peftlab-writer"]
+
+
+def test_what_cannot_reply_is_refused_in_words(bank):
+    told = "ner-tiny@1 is for token-classification; a chat needs one that answers messages"
+    with pytest.raises(ValueError, match=told):
+        next(bank.reply(CHAT, adapter="ner-tiny"))
+    with pytest.raises(ValueError, match="beams@1 searches by beams, which are not heard before they end"):
+        next(bank.reply(CHAT, adapter="beams"))
+    with pytest.raises(RecipeError, match="expected the last message to be another's than the assistant's"):
+        next(bank.reply([*CHAT, {"role": "assistant", "content": "Ada."}], adapter="ada"))
+
+
+def test_faults_of_the_writer_reach_the_listener(bank, monkeypatch):
+    monkeypatch.setattr("peftlab.runtime.request.continuations", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(bank.reply(CHAT, adapter="ada"))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["  Ada", " wrote", " it."], "Ada wrote it."),
+        (["Ada", "<en", "d> and more"], "Ada"),
+        (["Ada <en", "d", "less"], "Ada <endless"),
+        (["", " ", "<end>"], ""),
+        (["Ada <"], "Ada <"),
+        (["STOP"], ""),
+    ],
+)
+def test_a_text_ends_before_the_first_ending_however_it_is_cut(pieces, expected):
+    assert "".join(until(iter(pieces), ["<end>", "STOP"])) == expected
+
+
+def talk(store, names, *lines):
+    return CliRunner().invoke(cli, ["chat", names, "--store", str(store)], input="".join(f"{line}\n" for line in lines))
+
+
+def test_speakers_are_swapped_within_one_chat(bank, store):
+    told = talk(store, "ada,alan", CHAT[0]["content"], "/swap alan", "Why?", "/quit", "not heard")
+    assert told.exit_code == 0, told.output
+    first = said(bank, CHAT, "ada")
+    second = said(bank, [*CHAT, {"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}], "alan")
+    assert told.stdout.split() == f"{first} {second}".split()
+
+
+def test_messages_are_taken_back_and_forgotten(bank, store):
+    told = talk(store, "ada", "Nobody.", "/undo", "Rome?", "/clear", CHAT[0]["content"], "/system Be brief.", "Who?")
+    assert told.exit_code == 0, told.output
+    chats = [asking(text) for text in ("Nobody.", "Rome?", CHAT[0]["content"], "Who?")]
+    chats[-1].insert(0, {"role": "system", "content": "Be brief."})
+    assert told.stdout.split() == " ".join(said(bank, chat, "ada") for chat in chats).split()
+
+
+def test_wrong_names_and_commands_get_the_nearest(store):
+    told = talk(store, "ada,alan", "/swap alam", "/swpa", "/help")
+    output = one_line(told.output)
+    assert "no adapter 'alam' in this chat. Did you mean 'alan'?" in output
+    assert "no command '/swpa'. Did you mean '/swap'?" in output
+    assert "/system TEXT" in output
+
+
+def test_only_adapters_that_write_can_chat(store):
+    told = talk(store, "ada,ner-tiny", "Who?")
+    assert told.exit_code == 2
+    assert "ner-tiny is for token-classification; a chat needs adapters of causal-lm" in one_line(told.output)

@@ -1,0 +1,464 @@
+"""`peftlab predict` for every task: what people see, what programs get, and how rows come in and are refused."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+import peftlab
+from peftlab.cli.prediction_view import answer_form, classes_form, entities_form, number_form, relation_form
+from peftlab.data.markup import parse_markup
+from peftlab.tasks.labels.tag_schemes import spans_from_tags
+from peftlab.tasks.text_classification import TextClassificationTask
+from tests.task_stores import KINDS, lines_of, one_line, run, task_store  # noqa: F401  # a fixture
+
+ASKED = {
+    "entities": ["Ada Lovelace left Rome ."],
+    "characters": ["北京下雨了。"],
+    "classes": ["the train was late ."],
+    "topics": ["the train was late ."],
+    "rating": ["the train was late ."],
+    "answers": ["who wrote ?", "--context", "Ada Lovelace wrote to Rome ."],
+    "relations": ["<e1>Ada Lovelace</e1> left <e2>Rome</e2> ."],
+}
+KEYS = {
+    "entities": ["text", "entities"],
+    "characters": ["text", "entities"],
+    "classes": ["text", "labels", "scores"],
+    "topics": ["text", "labels", "scores"],
+    "rating": ["text", "value"],
+    "answers": ["question", "context", "answer", "start", "end", "score"],
+    "relations": ["text", "head", "tail", "label", "backward", "score"],
+}
+INPUTS = {
+    "entities": {"text": "Ada Lovelace left Rome ."},
+    "characters": {"text": "北京下雨了。"},
+    "classes": {"text": "the train was late ."},
+    "topics": {"text": "the train was late ."},
+    "rating": {"text": "the train was late .", "text_pair": "it rained ."},
+    "answers": {"question": "who wrote ?", "context": "Ada Lovelace wrote to Rome ."},
+    "relations": {"text": "<e1>Ada Lovelace</e1> left <e2>Rome</e2> ."},
+}
+
+
+@pytest.fixture
+def predict(task_store):  # noqa: F811
+    def predict(adapters, *arguments, stdin=None):
+        return run("predict", adapters, *arguments, "--store", task_store, "--device", "cpu", stdin=stdin)
+
+    return predict
+
+
+@pytest.fixture
+def told(predict):
+    """The objects that `--json` prints."""
+
+    def told(adapters, *arguments, stdin=None):
+        result = predict(adapters, *arguments, "--json", stdin=stdin)
+        assert result.exit_code == 0, result.output
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    return told
+
+
+@pytest.fixture(scope="module")
+def bank(task_store):  # noqa: F811
+    return peftlab.load(*KINDS, store=task_store, device="cpu")
+
+
+def coloured(form):
+    """A form as a terminal with colours prints it."""
+    console = Console(force_terminal=True, color_system="truecolor", width=200)
+    with console.capture() as captured:
+        console.print(form)
+    return captured.get()
+
+
+# --- for people
+
+
+def test_classes_are_told_with_a_bar_for_each_of_the_likeliest(predict, told):
+    [row] = told("classes", *ASKED["classes"])
+    shown = predict("classes", *ASKED["classes"]).output.splitlines()
+    assert shown[0] == row["text"]
+    assert len(shown) == 1 + len(row["scores"])
+    for line, (label, chance) in zip(shown[1:], row["scores"].items(), strict=True):
+        mark, name, bar, percent = re.fullmatch(r"  ([● ]) (\S+) +([█░]{24}) +(\S+)%", line).groups()
+        assert (name, mark == "●") == (label, label in row["labels"])
+        assert float(percent) == pytest.approx(100 * chance, abs=0.06)
+        assert bar.count("█") == pytest.approx(24 * chance, abs=0.51)
+
+
+def test_several_labels_are_marked_and_none_is_said():
+    task = TextClassificationTask(labels=["a", "b", "c", "d", "e", "f"], multi_label=True)
+    scores = dict.fromkeys(task.labels, 0.5)
+    everything = classes_form({"text": "x", "labels": task.labels, "scores": scores}, task).plain
+    assert everything.count("●") == 6
+    nothing = classes_form({"text": "x", "text_pair": "y", "labels": [], "scores": scores}, task).plain.splitlines()
+    assert nothing[:2] == ["x", "y"]
+    assert len(nothing) == 2 + 5 + 1
+    assert nothing[-1] == "  no label"
+
+
+def test_a_number_is_told_with_its_place_in_the_range_of_training(predict, told):
+    [row] = told("rating", *ASKED["rating"])
+    text, line = predict("rating", *ASKED["rating"]).output.splitlines()
+    assert text == row["text"]
+    value, bar = re.fullmatch(r"  (\S+) ([█░]{24}) 1 to 5 in training", line).groups()
+    assert float(value) == pytest.approx(row["value"], abs=0.006)
+    assert bar.count("█") == pytest.approx(24 * max(0, min(1, (row["value"] - 1) / 4)), abs=0.51)
+
+
+@pytest.mark.parametrize(("value", "full"), [(-9.0, 0), (1.0, 0), (3.0, 12), (5.0, 24), (99.0, 24)])
+def test_a_number_beyond_the_range_fills_the_bar_and_no_more(bank, value, full):
+    assert number_form({"text": "x", "value": value}, bank.task("rating")).plain.count("█") == full
+
+
+def test_an_answer_is_told_and_shown_where_it_stands(predict, told):
+    [row] = told("answers", *ASKED["answers"])
+    question, answer, context = predict("answers", *ASKED["answers"]).output.splitlines()
+    assert question == "who wrote ?"
+    assert re.fullmatch(rf"  {re.escape(row['answer'])}  \d+\.\d%", answer)
+    assert row["context"][row["start"] : row["end"]] == row["answer"]
+    start, end = row["start"], row["end"]
+    assert context == f"  {row['context'][:start]}⟦{row['answer']}⟧{row['context'][end:]}"
+
+
+def test_a_long_context_is_shown_around_the_answer_only():
+    fields = {"question": "q", "context": "a" * 100 + " Ada " + "b" * 100, "answer": "Ada", "start": 101, "end": 104}
+    shown = answer_form({**fields, "score": 0.5}, None).plain.splitlines()[2]
+    assert shown == f"  …{'a' * 60} ⟦Ada⟧ {'b' * 60}…"
+
+
+def test_a_question_without_an_answer_is_told_as_such(predict, told):
+    [row] = told("answers", "who wrote ?", "--context", "")
+    assert (row["answer"], set(row)) == (None, {"adapter", "question", "context", "answer", "score"})
+    shown = predict("answers", "who wrote ?", "--context", "").output
+    assert re.fullmatch(r"who wrote \?\n  no answer in the context  \d+\.\d%\n", shown)
+
+
+def test_a_relation_is_told_with_an_arrow(predict, told):
+    [row] = told("relations", *ASKED["relations"])
+    text, line = predict("relations", *ASKED["relations"]).output.splitlines()
+    assert text == row["text"] == "Ada Lovelace left Rome ."
+    head, tail = (re.escape(row[role]["text"]) for role in ("head", "tail"))
+    assert (row["head"]["text"], row["tail"]["text"]) == ("Ada Lovelace", "Rome")
+    label = re.escape(row["label"])
+    arrow = {"Other": f"╌╌ {label} ╌╌", "left(e1,e2)": f"── {label} ─▶", "was-in(e2,e1)": f"◀── {label} ──"}
+    assert re.fullmatch(rf"  {head}  {arrow[row['label']]}  {tail}  \d+\.\d%", line)
+
+
+@pytest.mark.parametrize(
+    ("label", "backward", "arrow"),
+    [
+        ("left(e1,e2)", False, "── left(e1,e2) ─▶"),
+        ("was-in(e2,e1)", True, "◀── was-in(e2,e1) ──"),
+        ("Other", False, "╌╌ Other ╌╌"),
+    ],
+)
+def test_the_arrow_says_which_way_a_relation_goes(bank, label, backward, arrow):
+    spans = {"head": {"start": 7, "end": 11, "text": "Rome"}, "tail": {"start": 0, "end": 3, "text": "Ada"}}
+    shown = relation_form(
+        {"text": "Ada in Rome", **spans, "label": label, "backward": backward, "score": 1.0}, bank.task("relations")
+    )
+    assert shown.plain == f"Ada in Rome\n  Rome  {arrow}  Ada  100.0%"
+
+
+def test_entities_are_told_as_markup_that_reads_back(predict, told):
+    texts = ["Ada Lovelace left Rome .", "[sic] Grace Hopper left \\ Paris ]", "🙂 nobody"]
+    rows = told("entities", *texts)
+    lines = predict("entities", *texts).output.splitlines()
+    assert any(row["entities"] for row in rows)
+    for line, row, text in zip(lines, rows, texts, strict=True):
+        parsed, spans = parse_markup(line)
+        assert parsed == text
+        assert spans == [{key: entity[key] for key in ("start", "end", "label")} for entity in row["entities"]]
+
+
+def test_colours_change_nothing_in_what_is_said(bank, monkeypatch):
+    """Each form in a terminal with colours: escapes, and between them the same words as without."""
+    rows = [INPUTS[kind] for kind in KINDS]
+    answers = bank.predict(rows, adapters=list(KINDS))
+    forms = [entities_form, entities_form, classes_form, classes_form, number_form, answer_form, relation_form]
+    monkeypatch.setattr("peftlab.cli.prediction_view.out", Console(force_terminal=True, color_system="truecolor"))
+    for answer, form in zip(answers, forms, strict=True):
+        shown = form(answer.as_dict(), bank.task(answer.adapter))
+        printed = coloured(shown)
+        assert printed.count("\x1b[") >= (1 if answer.as_dict().get("entities", True) else 0)
+        assert Text.from_ansi(printed.rstrip("\n")).plain == shown.plain.rstrip("\n")
+
+
+def test_entities_in_colour_are_labelled(monkeypatch, bank):
+    monkeypatch.setattr("peftlab.cli.prediction_view.out", Console(force_terminal=True, color_system="truecolor"))
+    ada = {"start": 0, "end": 3, "label": "PER", "text": "Ada"}
+    rome = {"start": 9, "end": 13, "label": "LOC", "text": "Rome"}
+    shown = entities_form({"text": "Ada left Rome .", "entities": [ada, rome]}, bank.task("entities"))
+    assert shown.plain == " Ada PER  left  Rome LOC  ."
+    styles = {str(span.style) for span in shown.spans}
+    assert len(styles) == 4
+
+
+def test_the_real_command_prints_colours_where_they_are_forced_and_several_tasks_at_once(task_store):  # noqa: F811
+    names = "entities,classes,rating,relations"
+    command = [sys.executable, "-m", "peftlab", "predict", names, *ASKED["relations"], "--store", str(task_store)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"},
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert "\x1b[" in done.stdout
+    assert [
+        line.split()[0] for line in Text.from_ansi(done.stdout).plain.splitlines() if line[:1].strip()
+    ] == names.split(",")
+
+
+# --- for programs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_has_the_keys_of_the_task_in_their_order(told, kind):
+    [row] = told(kind, *ASKED[kind])
+    assert list(row) == ["adapter", *KEYS[kind]]
+    assert row["adapter"] == kind
+
+
+def test_probabilities_fall_and_add_up_to_one(told):
+    [row] = told("classes", *ASKED["classes"])
+    chances = list(row["scores"].values())
+    assert chances == sorted(chances, reverse=True)
+    assert sum(chances) == pytest.approx(1, abs=1e-3)
+    assert row["labels"] == [next(iter(row["scores"]))]
+
+
+def test_several_labels_are_those_at_or_above_the_threshold(told):
+    for row in told("topics", "the train was late .", "it rained .", "", "nobody came ."):
+        assert set(row["labels"]) == {label for label, chance in row["scores"].items() if chance >= 0.3}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_says_what_the_python_api_says(told, bank, kind):
+    [row] = told(kind, *ASKED[kind])
+    fields = {name: value for name, value in INPUTS[kind].items() if name != "text_pair"}
+    [answer] = bank.predict(fields, adapters=kind)
+    assert answer.as_dict() == row
+
+
+# --- rows from files
+
+
+def written(folder, kind, form):
+    """The rows of a kind as `predict` is asked them, in a file."""
+    rows = [{name: row[name] for name in row if name in (*KEYS[kind], "text_pair", "tokens")} for row in KINDS[kind][1]]
+    file = folder / f"rows.{form}"
+    if form == "jsonl":
+        file.write_text(lines_of(rows), encoding="utf8")
+    elif form == "json":
+        file.write_text(json.dumps(rows, indent=1), encoding="utf8")
+    else:
+        with file.open("w", encoding="utf8", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]), delimiter="\t" if form == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+    return file, rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_come_alike_from_every_kind_of_file(told, tmp_path, kind):
+    by_form = {}
+    for form in ("jsonl", "csv", "json"):
+        file, rows = written(tmp_path, kind, form)
+        by_form[form] = told(kind, "--file", file)
+        assert len(by_form[form]) == len(rows)
+    assert by_form["jsonl"] == by_form["csv"] == by_form["json"]
+
+
+def test_a_text_file_is_a_text_a_line_empty_ones_too(told, tmp_path):
+    (tmp_path / "texts.txt").write_text("\ufeffthe train .\n\n组织 🙂\n", encoding="utf8")
+    assert [row["text"] for row in told("classes", "-f", tmp_path / "texts.txt")] == ["the train .", "", "组织 🙂"]
+    assert [row["text"] for row in told("classes", stdin="a\n\nb\n")] == ["a", "", "b"]
+
+
+def test_an_empty_file_or_input_asks_nothing(predict, tmp_path):
+    (tmp_path / "texts.txt").write_text("")
+    for result in (predict("classes", "--file", tmp_path / "texts.txt"), predict("classes", stdin="")):
+        assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_squad_file_asks_its_questions(told, tmp_path):
+    questions = [{"id": f"q{n}", "question": "who wrote ?", "answers": []} for n in range(2)]
+    paragraph = {"context": "Ada Lovelace wrote to Rome .", "qas": questions}
+    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}))
+    rows = told("answers", "--file", tmp_path / "dev.json")
+    assert [(row["question"], row["context"]) for row in rows] == [("who wrote ?", paragraph["context"])] * 2
+
+
+def test_a_conll_file_keeps_its_tokens(told, tmp_path):
+    (tmp_path / "rows.conll").write_text("Ada\tO\nleft-over\tO\n\nRome\tO\n")
+    assert [row["text"] for row in told("entities", "--file", tmp_path / "rows.conll")] == ["Ada left-over", "Rome"]
+
+
+def test_a_column_may_have_another_name(told, predict, tmp_path):
+    (tmp_path / "rows.csv").write_text("review,stars\nthe train .,5\n")
+    [row] = told("classes", "--file", tmp_path / "rows.csv", "--column", "text=review")
+    assert row["text"] == "the train ."
+    missing = predict("classes", "--file", tmp_path / "rows.csv", "--column", "text=reviw")
+    assert missing.exit_code == 2
+    assert "Did you mean 'review'?" in missing.output
+    assert predict("classes", "x", "--column", "text").exit_code == 2
+
+
+# --- contexts and pairs
+
+
+def test_a_context_is_given_as_text_or_in_a_file(told, tmp_path):
+    (tmp_path / "context.txt").write_text("Ada Lovelace wrote\nto Rome .\n", encoding="utf8")
+    [typed] = told("answers", "who ?", "--context", "Ada Lovelace wrote\nto Rome .")
+    [read] = told("answers", "who ?", "--context", f"@{tmp_path / 'context.txt'}")
+    assert typed == read
+    [first, second] = told("answers", "who ?", "where ?", "--context", "Rome .")
+    assert (first["question"], second["question"], first["context"]) == ("who ?", "where ?", "Rome .")
+
+
+def test_the_context_of_a_pair_is_its_second_text(told, tmp_path):
+    [row] = told("rating", "the train .", "--context", "it rained .")
+    assert (row["text"], row["text_pair"]) == ("the train .", "it rained .")
+    (tmp_path / "rows.jsonl").write_text('{"text": "the train ."}\n')
+    assert told("rating", "--file", tmp_path / "rows.jsonl", "--context", "it rained .") == [row]
+
+
+@pytest.mark.parametrize("kind", ["entities", "relations"])
+def test_a_context_is_refused_where_the_task_takes_none(predict, kind):
+    result = predict(kind, "x", "--context", "y")
+    assert result.exit_code == 2
+    assert f"--context is nothing that {kind} ({KINDS[kind][0]['type']}) takes." in one_line(result.output)
+
+
+def test_a_context_file_that_is_not_there_is_told(predict, tmp_path):
+    result = predict("answers", "who ?", "--context", f"@{tmp_path / 'absent.txt'}")
+    assert (result.exit_code, "No such file" in result.output) == (2, True)
+
+
+def test_a_context_does_not_hide_the_line_of_a_wrong_row(predict, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "who ?"}\n\n{"question": 3}\n')
+    result = predict("answers", "--file", tmp_path / "rows.jsonl", "--context", "Rome .")
+    assert result.exit_code == 2
+    assert "rows.jsonl:3" in result.output
+
+
+# --- tags
+
+
+@pytest.mark.parametrize("scheme", ["iob1", "iob2", "iobes"])
+def test_tags_read_back_as_the_entities_that_were_found(predict, bank, scheme):
+    texts = ["Ada Lovelace left Rome .", "", "Grace Hopper left Paris . Alan Turing left London ."]
+    printed = predict("entities", *texts, "--conll", scheme).output
+    blocks = [block.splitlines() for block in re.split(r"(?<=\n)\n|^\n", printed)] if printed else []
+    found = [block for block in blocks if block]
+    answers = [answer.prediction for answer in bank.predict(texts, adapters="entities")]
+    assert any(answer.entities for answer in answers)
+    for block, answer in zip(found, [answer for answer in answers if answer.words], strict=True):
+        words, tags = zip(*(line.split("\t") for line in block), strict=True)
+        assert list(words) == [answer.text[start:end] for start, end in answer.words]
+        expected = [(entity.start, entity.end, entity.label) for entity in answer.entities]
+        spans = spans_from_tags(list(tags), scheme)
+        assert [(answer.words[a][0], answer.words[b - 1][1], label) for a, b, label in spans] == expected
+
+
+@pytest.mark.parametrize("kind", ["classes", "rating", "answers", "relations"])
+def test_tags_are_refused_where_the_task_has_none(predict, kind):
+    result = predict(kind, *ASKED[kind], "--conll", "iob2")
+    assert result.exit_code == 2
+    assert f"{kind} has no tags to print; --conll is for token classification." in one_line(result.output)
+
+
+# --- several adapters of several tasks
+
+
+def test_adapters_of_several_tasks_answer_side_by_side(predict, told):
+    text = ASKED["relations"][0]
+    rows = told("entities,classes,topics,rating,relations", text, text)
+    assert [row["adapter"] for row in rows] == ["entities", "classes", "topics", "rating", "relations"] * 2
+    assert rows[:5] == rows[5:]
+    assert rows[1] == told("classes", text)[0]
+    shown = predict("entities,relations", text).output.splitlines()
+    assert shown[0].startswith("entities   ")
+    assert shown[1].startswith("relations  Ada Lovelace left Rome .")
+
+
+def test_a_text_that_one_of_several_tasks_cannot_take_is_told_for_that_one(predict):
+    result = predict("classes,answers", "the train .")
+    assert result.exit_code == 2
+    assert "expected columns question and context" in one_line(result.output)
+
+
+# --- rows that no task can take, and odd ones that each takes
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("entities", {"txt": "x"}, "expected column tokens, or text; found txt. Is 'txt' the text?"),
+        ("entities", {"tokens": 3}, "expected tokens to be a list of strings, found 3"),
+        ("classes", {"text": 3}, "expected text to be a string, found 3"),
+        ("classes", {"text": "x", "text_pair": ["y"]}, "expected text_pair to be a string, found ['y']"),
+        ("rating", {"texts": "x"}, "expected column text; found texts. Is 'texts' the text?"),
+        ("rating", {"text": None}, "expected text to be a string, found None"),
+        ("answers", {"question": "x"}, "expected columns question and context; found question."),
+        ("answers", {"question": "x", "context": 1}, "expected context to be a string, found 1"),
+        ("relations", {"text": "x"}, "expected the two spans marked in the text"),
+        ("relations", {"text": "<e1>a</e1> <e1>b</e1>"}, "once each, found another <e1>"),
+        ("relations", {"text": "ab", "head": {"start": 0, "end": 9}, "tail": {}}, "expected head as {start, end"),
+        ("relations", {"text": "ab", "head": {"start": 0, "end": 2}, "tail": {"start": 1, "end": 2}}, "overlap"),
+        ("relations", {"tokens": ["a", "b"], "tags": ["B-head", "O"]}, "expected one head and one tail"),
+    ],
+)
+def test_a_row_that_the_task_cannot_take_is_told_with_its_line(predict, tmp_path, kind, row, expected):
+    (tmp_path / "rows.jsonl").write_text(lines_of([INPUTS[kind], row]))
+    result = predict(kind, "--file", tmp_path / "rows.jsonl")
+    assert result.exit_code == 2
+    assert "rows.jsonl:2" in result.output
+    assert expected in one_line(result.output)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["entities", "characters", "classes", "topics", "rating"])
+def test_odd_texts_are_answered_in_every_form(predict, told, kind):
+    odd = ["", " ", "🙂", "👩‍🚀🇫🇷", "\u200b", "组织", "x" * 400, "a\tb  c", "[bold]x[/]", "ا"]
+    rows = told(kind, *odd)
+    assert [row["text"] for row in rows] == odd
+    assert predict(kind, *odd).exit_code == 0
+
+
+def test_odd_questions_and_relations_are_answered(told, predict):
+    for context in ("", "🙂", "组织", "x" * 300, "\u200b"):
+        [row] = told("answers", "who ?", "--context", context)
+        if row["answer"] is not None:
+            assert context[row["start"] : row["end"]] == row["answer"]
+        assert told("answers", "", "--context", context)
+        assert predict("answers", "who ?", "--context", context).exit_code == 0
+    for text in ("<e1>🙂</e1><e2>组织</e2>", f"<e1>a</e1> {'far ' * 100}<e2>b</e2>", "<e2> b </e2>[x]<e1>a</e1>"):
+        [row] = told("relations", text)
+        for role in ("head", "tail"):
+            assert row["text"][row[role]["start"] : row[role]["end"]] == row[role]["text"]
+        assert predict("relations", text).exit_code == 0
+
+
+def test_an_adapter_tuned_on_characters_reads_characters(predict, told, bank):
+    assert bank.task("characters").learned == {"unit": "character"}
+    assert bank.task("entities").learned == {"unit": "word"}
+    text = "北京 2026年 ok"
+    tagged = predict("characters", text, "--conll", "iob2").output.splitlines()
+    assert [line.split("\t")[0] for line in tagged if line] == [letter for letter in text if letter != " "]
+    words = predict("entities", text, "--conll", "iob2").output.splitlines()
+    assert [line.split("\t")[0] for line in words if line] == ["北", "京", "2026", "年", "ok"]
+    assert told("characters", text)[0]["text"] == text

@@ -1,0 +1,336 @@
+"""Every method on every architecture: it trains what it may, learns, and is the same after saving; or is refused."""
+
+import functools
+import hashlib
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from peftlab.base import load_with_head
+from peftlab.errors import RecipeError
+from peftlab.methods.architectures import PLACEMENTS
+from peftlab.methods.registry import OTHERS
+from peftlab.recipe import REFUSED_ON
+from peftlab.recipe import refusal as recipe_refusal
+from peftlab.tuning.memory import layers_computed_again
+from tests.architectures import build
+from tests.matrix_page import PAGE, matrix_page
+from tests.runs import prepared_run
+from tests.task_stores import recipe_for
+
+SMALL = {  # PEFT's defaults are for wider layers than these
+    "c3a": {"block_size": 16},
+    "delora": {"delora_lambda": 4},
+    "fourierft": {"n_frequency": 100},
+    "gralora": {"r": 4, "alpha": 8},
+    "hira": {"r": 4},
+    "lily": {"scaling": 0.3},
+    "miss": {"r": 4},
+    "oft": {"oft_block_size": 16},
+    "peanut": {"r": 4},
+    "psoft": {"r": 4},
+    "road": {"group_size": 16},
+    "shira": {"r": 2, "random_seed": 1},
+    "randlora": {"r": 4, "randlora_alpha": 40},
+    "supertuning": {"sparsity": 0.9},
+    "vblora": {"num_vectors": 32, "vector_length": 16, "r": 4},
+    "vera": {"r": 16},
+    "waveft": {"n_frequency": 100},
+}
+METHODS = {
+    "lora": {"type": "lora", "r": 4},
+    "rslora": {"type": "lora", "r": 4, "use_rslora": True},
+    "dora": {"type": "lora", "r": 4, "use_dora": True},
+    "orthogonal": {"type": "lora", "r": 4, "init_lora_weights": "orthogonal"},
+    "adalora": {"type": "adalora", "target_r": 2, "init_r": 4},
+    "houlsby": {"type": "bottleneck", "variant": "houlsby", "reduction_factor": 4},
+    "pfeiffer": {"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 4},
+    "parallel": {"type": "bottleneck", "variant": "parallel"},
+    "ia3": {"type": "ia3"},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 8},
+    "prefix-projected": {"type": "prefix", "num_virtual_tokens": 4, "prefix_projection": True},
+    "prompt": {"type": "prompt", "num_virtual_tokens": 8},
+    "p-tuning": {"type": "p-tuning", "num_virtual_tokens": 4},
+    "p-tuning-lstm": {"type": "p-tuning", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM"},
+    **{name: {"type": name, **SMALL.get(name, {})} for name in OTHERS},
+    "bitfit": {"type": "bitfit"},
+    "ln-tuning": {"type": "ln-tuning"},
+    "head": {"type": "head"},
+    "last-layers": {"type": "last-layers", "layers": 1},
+    "full": {"type": "full"},
+}
+BASES = ["bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert", "llama", "qwen2", "gpt2"]
+QUANTIZATIONS = [None, "8bit", "4bit"]
+LINEAR_ONLY = [
+    *("beft", "c3a", "delora", "glora", "hra", "lily", "loha"),
+    *("lokr", "miss", "oft", "peanut", "psoft", "road", "shira", "supertuning"),
+]
+REFUSED = {
+    **{(method, "gpt2", None): f"PEFT cannot put '{method}' on this base: .*Conv1D" for method in LINEAR_ONLY},
+}
+STEPS = 20
+
+
+def refusal(method, base, quantization):
+    """What is said of a cell that is refused, as a regular expression; None for those that work."""
+    if told := recipe_refusal(method, quantization):
+        return re.escape(told)
+    if method == "ia3" and base in ("modernbert", "gpt2"):
+        return f"no module of '{base}' is known to make keys or values alone"
+    if method == "bitfit" and base in ("modernbert", "llama"):
+        return f"no module of this '{base}' has a bias"
+    return REFUSED.get((method, base, quantization))
+
+
+CELLS = [(method, base, quantization) for quantization in QUANTIZATIONS for method in METHODS for base in BASES]
+
+
+def in_short(method, base, quantization):
+    """Whether a cell runs without --whole-matrix: each method on four bases in fp32, on one each in 8bit and 4bit."""
+    turn = list(METHODS).index(method) + 4 * QUANTIZATIONS.index(quantization)
+    there = (BASES.index(base) - turn) % len(BASES)
+    return there in ((0, 2, 4, 6) if quantization is None else (0,))
+
+
+def cells(*, refused):
+    """The cells that are refused, or those that work."""
+    return [marked(*cell) for cell in CELLS if bool(refusal(*cell)) == refused]
+
+
+def marked(*cell):
+    name = "-".join(part or "fp32" for part in cell)
+    return pytest.param(*cell, id=name, marks=() if in_short(*cell) else pytest.mark.whole_matrix)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    return functools.cache(lambda name: livelier(build(name, tmp_path_factory.mktemp(name))))
+
+
+def livelier(folder):
+    """Weights as large as those of trained bases, so that one text differs from another."""
+    file = folder / "model.safetensors"
+    tensors = {name: 8 * tensor if tensor.dim() > 1 else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def cell(folder_of, tmp_path):
+    def prepared(method, base, quantization=None):
+        recipe = recipe_for(tmp_path / "data", folder_of(base), "classes", training={"base_dropout": False})
+        method = METHODS[method] if isinstance(method, str) else method
+        return prepared_run(recipe, {"method": method, "base.quantization": quantization})
+
+    return prepared
+
+
+def hash_of(tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def frozen(run):
+    """All that must stay as it is: the base's weights, with the statistics of quantized ones."""
+    every = run.model.named_parameters(remove_duplicate=False)  # layers may share what a method holds once
+    trained = {name for name, parameter in every if parameter.requires_grad}
+    return [tensor for name, tensor in sorted(run.model.state_dict().items()) if name not in trained]
+
+
+def learn(run):
+    """Some steps on the training rows, without dropout; the losses."""
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    batch = run.task.collate(run.features, run.base.tokenizer)
+    labels, losses = batch.pop("labels"), []
+    run.model.train()
+    for _ in range(STEPS):
+        loss = run.task.loss(run.task.logits(run.model(**batch)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+@torch.no_grad()
+def logits_of(run, model):
+    return run.task.logits(model.eval()(**run.inputs_of(run.features)))
+
+
+def bare_logits(run):
+    with run.model.disable_adapter():
+        return logits_of(run, run.model)
+
+
+def fresh_base(run):
+    return load_with_head(run.base.files, run.task, quantization=run.base.quantization)[0]
+
+
+@pytest.mark.parametrize(("method", "base", "quantization"), cells(refused=False))
+def test_it_trains_only_what_it_may_learns_and_is_the_same_after_saving(
+    cell, tmp_path, record_property, method, base, quantization
+):
+    record_property("cell", (method, base, quantization))
+    hold_to_the_contract(cell(method, base, quantization), tmp_path)
+
+
+def hold_to_the_contract(run, tmp_path):
+    before, bare = hash_of(frozen(run)), bare_logits(run)
+    losses = learn(run)
+    assert losses[-1] < 0.95 * losses[0]
+    assert hash_of(frozen(run)) == before
+    assert torch.equal(bare_logits(run), bare)
+    assert torch.equal(bare, logits_of(run, with_the_head_of(run, fresh_base(run))))
+    expected = logits_of(run, run.model)
+    assert not torch.equal(expected, bare)
+    assert_same_gradients_with_checkpointing(run)
+    run.model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    reloaded = PeftModel.from_pretrained(fresh_base(run), tmp_path / "saved")
+    assert torch.equal(logits_of(run, reloaded), expected)
+    if run.base.quantization:
+        assert_same_as_on_whole_weights(run, tmp_path / "saved")
+
+
+def assert_same_gradients_with_checkpointing(run):
+    gradients = []
+    for wanted in (False, True):
+        with layers_computed_again(run.model.get_base_model(), wanted=wanted):
+            run.model.train().zero_grad()
+            run.task.logits(run.model(**run.inputs_of(run.features))).pow(2).sum().backward()
+        trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+        gradients.append([None if p.grad is None else p.grad.clone() for p in trained])
+    for one, other in zip(*gradients, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def assert_same_as_on_whole_weights(run, saved):
+    """The adapter does to a quantized base what it does to plain layers that hold the same rounded weights.
+
+    The quantized one trains, without dropout: then its 8-bit layers do not round what they are given.
+    """
+    plain = PeftModel.from_pretrained(fresh_base(run).dequantize(torch.float32), saved)
+    with torch.no_grad():
+        mine = run.task.logits(run.model.train()(**run.inputs_of(run.features)))
+    torch.testing.assert_close(mine, logits_of(run, plain), rtol=1e-3, atol=1e-3)
+
+
+def with_the_head_of(run, plain):
+    """The base without PEFT, under the fresh head that the run began with, which is random."""
+    own = dict(plain.named_parameters())
+    for name, parameter in run.base.model.named_parameters():
+        if ".original_module." in name and (plainly := name.replace(".original_module", "")) in own:
+            own[plainly].data.copy_(parameter)
+    return plain
+
+
+@pytest.mark.parametrize(("method", "base", "quantization"), cells(refused=True))
+def test_what_cannot_work_is_refused_before_training_in_words(cell, record_property, method, base, quantization):
+    record_property("cell", (method, base, quantization))
+    with pytest.raises(RecipeError, match=refusal(method, base, quantization)) as told:
+        cell(method, base, quantization)
+    record_property("refused", told.value.problems[0].message)
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization"), [(method, told) for method, refused in REFUSED_ON.items() for told in refused]
+)
+def test_what_is_refused_on_quantized_bases_would_fail_on_them(cell, tmp_path, monkeypatch, method, quantization):
+    """If this fails, PEFT has learnt it, and a line of `REFUSED_ON` can go."""
+    monkeypatch.setattr("peftlab.recipe.compatibility.REFUSED_ON", {})
+    with pytest.raises(Exception, match=r"\w"):
+        hold_to_the_contract(cell(method, "bert", quantization), tmp_path)
+
+
+def report_of(cell, outcome="passed", **told):
+    properties = [("cell", cell), *told.items()]
+    return SimpleNamespace(when="call", passed=outcome == "passed", user_properties=properties)
+
+
+def test_the_page_tells_what_works_is_refused_fails_and_was_not_run():
+    reports = [
+        report_of(("lora", "bert", None)),
+        report_of(["lora", "gpt2", None], "failed"),
+        report_of(("hra", "gpt2", None), refused="PEFT cannot put 'hra' on this base: no Linear. Only these."),
+        SimpleNamespace(when="call", passed=True, user_properties=[]),
+    ]
+    page = matrix_page(reports)
+    assert "1. PEFT cannot put it on this base: no Linear.\n" in page
+    assert page.endswith(
+        "## A base in fp32\n\n|  | bert | gpt2 |\n| --- | --- | --- |\n| lora | ok | fails |\n| hra | not run | 1 |\n"
+    )
+
+
+def test_the_page_in_docs_has_every_method_and_every_architecture():
+    """If this fails: make matrix."""
+    page = PAGE.read_text(encoding="utf8")
+    assert page.count(f"| {' | '.join(BASES)} |") == len(QUANTIZATIONS)
+    assert all(page.count(f"\n| {method} |") == len(QUANTIZATIONS) for method in METHODS)
+
+
+def test_every_refusal_is_of_a_method_that_there_is():
+    assert REFUSED_ON.keys() <= METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            {"type": "bottleneck", "target_modules": ["output.dens"]},
+            "'output.dens' fits no module of this base. Did you mean 'output'?",
+        ),
+        ({"type": "bottleneck", "layers_to_transform": 7}, "there is no layer 7. Layers of this base: 0 to 1."),
+        ({"type": "last-layers", "layers": 2}, "this base has 2 layers; all but the first can train. Take 1 to 1."),
+        (
+            {"type": "ia3", "target_modules": ["key"], "feedforward_modules": ["fc9"]},
+            "'fc9' fits no Linear layer of this base.",
+        ),
+    ],
+)
+def test_a_wrong_section_is_told_with_what_is_there(cell, method, message):
+    with pytest.raises(RecipeError) as told:
+        cell(method, "bert")
+    assert message in str(told.value)
+
+
+def test_an_unknown_architecture_asks_for_the_modules(cell, monkeypatch):
+    monkeypatch.setattr("peftlab.methods.bottleneck.PLACEMENTS", {"gpt2": None})
+    with pytest.raises(RecipeError, match=r"does not know where the sub-layers of 'bert' end. Name the modules"):
+        cell("pfeiffer", "bert")
+    named = {"type": "bottleneck", "variant": "houlsby", "target_modules": ["output.dense"], "reduction_factor": 4}
+    assert len([m for m in cell(named, "bert").model.modules() if type(m).__name__ == "BottleneckLayer"]) == 4
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_a_known_architecture_has_its_places_in_every_layer(kind):
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind))
+    config, names = model.config, [name for name, _ in model.named_modules()]
+    layers = config.num_hidden_layers + (getattr(config, "num_decoder_layers", None) or 0)
+    if kind in ("bart", "mbart"):
+        layers = config.encoder_layers + config.decoder_layers
+    place = PLACEMENTS[kind]
+    assert len(place.targets("houlsby", names)[0]) == 2 * layers
+    assert len(place.targets("pfeiffer", names)[0]) == layers
+    assert len(place.targets("parallel", names)[0]) == (layers if place.beside else 0)
+    across = layers // 2 if config.is_encoder_decoder else 0  # a decoder's layer attends to the encoder as well
+    outputs, inputs = place.rescaled(names)
+    assert len(outputs) == (2 * (layers + across) if place.keys_and_values else 0)
+    assert len(inputs) == layers
+    modules = dict(model.named_modules())
+    assert all("norm" in type(modules[name]).__name__.lower() for name in place.targets("pfeiffer", names)[0]) == (
+        place.after[1] == "around-norm"
+    )
+
+
+def test_without_a_module_for_the_feed_forward_network_parallel_is_refused(cell, monkeypatch):
+    monkeypatch.setattr("peftlab.methods.bottleneck.PLACEMENTS", {"bert": PLACEMENTS["bart"]})
+    with pytest.raises(RecipeError, match=r"method.variant: 'parallel' has no place in 'bert', .* Take houlsby or pfe"):
+        cell("parallel", "bert")

@@ -1,0 +1,595 @@
+"""The task section of a recipe: what is refused, what the rows of each task must hold, and each tuned end to end."""
+
+import json
+import os
+import shlex
+import signal
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+
+import peftlab
+from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.data import Row, load_rows
+from peftlab.errors import Problems, RecipeError, TuningInterrupted
+from peftlab.recipe import Recipe, read_recipe
+from peftlab.store import Store
+from peftlab.tasks import TASKS, build_task
+from peftlab.tasks.prediction import forward
+from peftlab.tuning import Progress, tune
+from tests.task_stores import KINDS, lines_of, recipe_for, run, task_store  # noqa: F401  # a fixture
+
+KEYS = {
+    "token-classification": "labels, tag_scheme, type",
+    "text-classification": "class_weights, labels, multi_label, threshold, type",
+    "regression": "loss, type",
+    "question-answering": "doc_stride, max_answer_length, type",
+    "relation-extraction": "labels, negative_label, type",
+    "causal-lm": "generation, scored_by, system, template, type",
+    "preference": "beta, generation, label_smoothing, loss_type, system, template, type",
+    "domain-adaptation": "generation, mask_probability, objective, type",
+    "translation": "bleu_tokenize, generation, prefix, source_language, target_language, type",
+    "summarization": "generation, prefix, rouge_tokenize, type",
+}
+KNOWN = (
+    "Known: causal-lm, domain-adaptation, preference, question-answering, regression, relation-extraction, "
+    "summarization, text-classification, token-classification, translation."
+)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """What reading a recipe with this task section complains about; its first line is line 4."""
+
+    def told(task, overrides=None):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"name: my-task\nbase:\n  model: some/model\n{task}\ndata:\n  train: train.txt\n")
+        with pytest.raises(RecipeError) as caught:
+            read_recipe(path, overrides)
+        return [str(problem).replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+
+    return told
+
+
+# --- the section is a union by `type`
+
+
+def test_every_task_has_a_section_and_every_section_a_task():
+    schema = Recipe.model_json_schema()
+    assert set(schema["properties"]["task"]["discriminator"]["mapping"]) == set(TASKS) == set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "meant"),
+    [
+        ("token-classification", "label", "labels"),
+        ("token-classification", "tag_sceme", "tag_scheme"),
+        ("text-classification", "multilabel", "multi_label"),
+        ("text-classification", "class_weight", "class_weights"),
+        ("regression", "los", "loss"),
+        ("question-answering", "docstride", "doc_stride"),
+        ("question-answering", "max_answer_len", "max_answer_length"),
+        ("relation-extraction", "negative_lable", "negative_label"),
+    ],
+)
+def test_an_unknown_key_is_told_with_its_line_the_nearest_and_the_keys_of_that_type(told, kind, key, meant):
+    problems = told(f"task:\n  type: {kind}\n  {key}: null")
+    assert problems[0] == f"recipe.yaml:6  task.{key}: unknown key. Did you mean '{meant}'? Keys here: {KEYS[kind]}."
+
+
+def test_a_key_inside_a_section_of_a_section_gets_its_own_names(told):
+    generation = "task:\n  type: causal-lm\n  generation:\n    max_new_token: 9\n    num_beam: x"
+    first, second, third = told(generation)
+    assert first.startswith("recipe.yaml:7  task.generation.max_new_token: unknown key. Did you mean 'max_new_tokens'?")
+    assert second.startswith("recipe.yaml:8  task.generation.num_beam: unknown key. Did you mean 'num_beams'?")
+    assert third == "recipe.yaml:8  task.generation.num_beams: should be a valid integer, not 'x'."
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_without_a_near_one_lists_the_keys_of_that_type(told, kind):
+    assert told(f"task:\n  type: {kind}\n  xyzzy: 1") == [
+        f"recipe.yaml:6  task.xyzzy: unknown key. Keys here: {KEYS[kind]}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        (kind, other)
+        for kind in KEYS
+        for other in ("tag_scheme", "threshold", "loss", "doc_stride", "negative_label")
+        if other not in KEYS[kind]
+    ],
+)
+def test_the_keys_of_another_task_are_refused(told, kind, other):
+    problem = told(f"task:\n  type: {kind}\n  {other}: null")[0]
+    assert problem.startswith(f"recipe.yaml:6  task.{other}: unknown key.")
+    assert problem.endswith(f"Keys here: {KEYS[kind]}.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "problem"),
+    [
+        ("token-classification", "tag_scheme: bio", "tag_scheme: unknown tag_scheme 'bio'. "),
+        ("token-classification", "labels: []", "labels: "),
+        ("text-classification", "multi_label: yes", "multi_label: should be a valid boolean, not 'yes'."),
+        ("text-classification", "threshold: 1.0", "threshold: should be less than 1, not 1.0."),
+        ("text-classification", "threshold: 0", "threshold: should be greater than 0, not 0."),
+        ("text-classification", "class_weights: balance", "class_weights: unknown class_weights 'balance'. Did "),
+        ("text-classification", "class_weights: [1, 2]", "class_weights: should be 'balanced', not [1, 2]."),
+        ("text-classification", "labels: [a, a]", "labels: should be names, each given once, not ['a', 'a']."),
+        ("text-classification", "labels: [0, 1]", "labels: should be a valid string, not "),
+        ("regression", "loss: rmse", "loss: unknown loss 'rmse'. Did you mean 'mse'? Known: mae, mse."),
+        ("question-answering", "doc_stride: 0", "doc_stride: should be greater than or equal to 1, not 0."),
+        ("question-answering", "doc_stride: 9.5", "doc_stride: should be a valid integer, "),
+        ("question-answering", "max_answer_length: many", "max_answer_length: should be a valid integer, not 'many'."),
+        ("relation-extraction", "negative_label: [a]", "negative_label: should be a valid string, not ['a']."),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_with_its_line(told, kind, line, problem):
+    problems = told(f"task:\n  type: {kind}\n  {line}")
+    assert len(problems) == 1
+    assert problems[0].startswith(f"recipe.yaml:6  task.{problem}")
+
+
+@pytest.mark.parametrize(
+    "section", ["task: {}", "task:\n  type:", "task:\n  multi_label: true", "task:\n  labels: [a]"]
+)
+def test_a_missing_type_is_told_and_no_key_is_judged_by_another_type(told, section):
+    problems = told(section)
+    assert len(problems) == 1, problems
+    assert "task.type: " in problems[0]
+
+
+@pytest.mark.parametrize("key", ["tpye", "Type", "typ"])
+def test_a_misspelled_type_key_is_told_once_and_repaired(told, key):
+    problems = told(f"task:\n  {key}: regression\n  loss: mae")
+    assert len(problems) == 1, problems
+    assert problems[0].startswith(f"recipe.yaml:5  task.{key}: unknown key. Did you mean 'type'?")
+
+
+@pytest.mark.parametrize("section", ["task: regression", "task: [regression]", "task: 3"])
+def test_a_task_that_is_no_section_is_told(told, section):
+    [problem] = told(section)
+    assert problem.startswith("recipe.yaml:4  task: should be ")
+
+
+def test_a_type_that_is_nearly_right_is_repaired_so_that_its_keys_are_checked(told):
+    assert told("task:\n  type: text-clasification\n  multi_label: 3\n  loss: mae") == [
+        f"recipe.yaml:5  task.type: unknown type 'text-clasification'. Did you mean 'text-classification'? {KNOWN}",
+        "recipe.yaml:6  task.multi_label: should be a valid boolean, not 3.",
+        f"recipe.yaml:7  task.loss: unknown key. Keys here: {KEYS['text-classification']}.",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ner", "xyzzy", "3", "[a]"])
+def test_a_type_that_is_like_none_is_told_and_nothing_else_of_it(told, kind):
+    [problem] = told(f"task:\n  type: {kind}\n  multi_label: 3\n  foo: bar")
+    assert problem.startswith("recipe.yaml:5  task.type: unknown type ")
+    assert problem.endswith(KNOWN)
+
+
+def test_no_row_is_judged_by_the_rules_of_a_task_that_was_only_guessed(tmp_path, tiny_base):
+    recipe = recipe_for(tmp_path, tiny_base, "classes")
+    for kind, problems in (("xyzzy", 1), ("text-clasification", 1), ("relation-extractoin", 2)):
+        with pytest.raises(RecipeError) as caught:
+            tune(recipe, store=tmp_path / "store", overrides={"task": {"type": kind}})
+        messages = [problem.message for problem in caught.value.problems]
+        assert messages[0] == f"unknown type '{kind}'."
+        assert (len(messages) >= problems) if problems > 1 else (len(messages) == 1)
+
+
+def test_overrides_reach_into_the_task(told, tmp_path, tiny_base):
+    recipe = recipe_for(tmp_path, tiny_base, "classes")
+    shown = YAML(typ="safe").load(run("recipe", "show", recipe, "-o", "task.multi_label=true").stdout)
+    assert shown["task"] == {
+        "type": "text-classification",
+        "labels": None,
+        "multi_label": True,
+        "threshold": 0.5,
+        "class_weights": "balanced",
+    }
+    assert told("task:\n  type: regression", {"task.multi_label": True}) == [
+        f"-o task.multi_label=true  task.multi_label: unknown key. Keys here: {KEYS['regression']}."
+    ]
+    assert told("task:\n  type: regression", {"task.loss": "mea"})[0].startswith(
+        "-o task.loss=mea  task.loss: unknown loss 'mea'. Did you mean "
+    )
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_show_fills_in_the_defaults_of_each_type_and_is_itself_a_recipe(tmp_path, kind):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: my-task\nbase: {{model: some/model}}\ntask: {{type: {kind}}}\ndata: {{train: a.txt}}\n")
+    shown = run("recipe", "show", path).stdout
+    assert ", ".join(sorted(YAML(typ="safe").load(shown)["task"])) == KEYS[kind]
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert run("recipe", "show", tmp_path / "shown.yaml").stdout == shown
+
+
+def test_the_schema_describes_the_keys_of_every_type():
+    sections = json.loads(run("recipe", "schema").stdout)["$defs"]
+    typed = [section for section in sections.values() if "type" in section["properties"]]
+    by_type = {section["properties"]["type"].get("const"): section for section in typed}
+    for kind, keys in KEYS.items():
+        section = by_type[kind]
+        assert ", ".join(sorted(section["properties"])) == keys
+        assert section["additionalProperties"] is False
+        assert section["required"] == ["type"]
+        for name, described in section["properties"].items():
+            assert name == "type" or described["description"], name
+
+
+# --- rows that a task cannot read
+
+
+@pytest.fixture
+def problems_of(tmp_path, tiny_base):
+    """What is told where the rows of some splits of a kind are others."""
+
+    def problems_of(kind, rows, splits=("train",), **changes):
+        path = recipe_for(tmp_path, tiny_base, kind, **changes)
+        for split in splits:
+            (tmp_path / f"{split}.jsonl").write_text(lines_of(rows), encoding="utf8")
+        problems = Problems()
+        recipe = read_recipe(path, problems=problems)
+        build_task(recipe.task, load_rows(recipe.data, problems), problems)
+        told = [str(problem).replace(f"{tmp_path}/", "") for problem in problems.found]
+        return [problem.removeprefix("recipe.yaml: ") for problem in told]
+
+    return problems_of
+
+
+SPLITS = ("train", "validation", "test")
+NER, CLASSES, TOPICS, RATING, ANSWERS, RELATIONS = (
+    "entities", "classes", "topics", "rating", "answers", "relations"
+)  # fmt: skip
+SPANS = {"text": "Ada left Rome .", "head": {"start": 0, "end": 3}, "tail": {"start": 9, "end": 13}, "label": "Other"}
+ASKED = {"question": "who ?", "context": "Ada met Ada ."}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        # a missing field
+        (NER, {"tokens": ["Ada"]}, "expected columns tokens and tags, or text and entities; found tokens. Map yours"),
+        (CLASSES, {"text": "x"}, "expected columns text and label; found text. Map yours under data.columns"),
+        (TOPICS, {"text": "x", "label": "train"}, "found text, label. Is 'label' the labels? Map yours under data.col"),
+        (RATING, {"label": 3}, "expected columns text and label; found label. "),
+        (ANSWERS, ASKED, "expected columns question and context and answers, or question and context and answer; "),
+        (RELATIONS, {"text": "a b", "label": "Other"}, "expected columns text and head and tail and label, or tokens "),
+        # a wrong type
+        (NER, {"tokens": ["Ada"], "tags": [3]}, "expected tags to be a list of strings, found [3]"),
+        (NER, {"text": "Ada", "entities": {"a": 1}}, "expected entities to be a list of {start, end, label}, found "),
+        (CLASSES, {"text": ["x"], "label": "good"}, "expected text to be a string, found ['x']"),
+        (CLASSES, {"text": "x", "label": True}, "expected label to be a name or a whole number, found True"),
+        (TOPICS, {"text": "x", "labels": [None]}, "expected each of labels to be a name or a whole number, found None"),
+        (RATING, {"text": "x", "label": "3,5"}, "expected label to be a number, found '3,5'"),
+        (RATING, {"text": "x", "label": "nan"}, "expected label to be a number, found 'nan'"),
+        (ANSWERS, {**ASKED, "answers": "Ada"}, "expected answers as JSON; Expecting value at column 1"),
+        (ANSWERS, {**ASKED, "answers": [{"text": "Ada"}]}, "expected answers as a list of {text, answer_start}, "),
+        (RELATIONS, {**SPANS, "head": "Ada"}, "expected head as JSON; Expecting value at column 1"),
+        (RELATIONS, {**SPANS, "label": 3}, "expected label to be the name of a relation, found 3"),
+        # a span out of range
+        (NER, {"text": "Ada", "entities": [{"start": 0, "end": 4, "label": "PER"}]}, "with 0 ≤ start < end ≤ 3, "),
+        (NER, {"text": "Ada", "entities": [{"start": 2, "end": 2, "label": "PER"}]}, "with 0 ≤ start < end ≤ 3, "),
+        (ANSWERS, {**ASKED, "answers": [{"text": "Ada", "answer_start": 5}]}, "expected 'Ada' at character 5 of the"),
+        (ANSWERS, {**ASKED, "answers": [{"text": "Ada", "answer_start": 99}]}, "context (0 to 13); it occurs at 0, 8"),
+        (ANSWERS, {**ASKED, "answer": "Ada"}, "expected answer_start, the place of 'Ada' in the context; it oc"),
+        (RELATIONS, {**SPANS, "tail": {"start": 9, "end": 16}}, "expected tail as {start, end, type?} in characters"),
+        (RELATIONS, {**SPANS, "tail": {"start": 2, "end": 5}}, "expected head and tail apart, but 'Ada' (0–3) and '"),
+        # an empty text
+        (NER, {"text": " ", "entities": []}, "expected text to hold some text, found ' '"),
+        (NER, {"tokens": [], "tags": []}, "expected tokens to hold some text, found none"),
+        (CLASSES, {"text": "", "label": "good"}, "expected text to hold some text, found ''"),
+        (CLASSES, {"text": "x", "text_pair": "", "label": "good"}, "expected text_pair to hold some text, found ''"),
+        (RATING, {"text": "\n", "label": 3}, "expected text to hold some text, found '\\n'"),
+        (ANSWERS, {"question": "", "context": "Ada", "answers": []}, "expected question to hold some text, found ''"),
+        (ANSWERS, {"question": "x", "context": "", "answers": []}, "expected context to hold some text, found ''"),
+        (RELATIONS, {**SPANS, "text": ""}, "expected text to hold some text, found ''"),
+        (RELATIONS, {"text": "<e1> </e1> b <e2>c</e2>", "label": "Other"}, "expected head to hold some text, found "),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_told_with_its_line_and_what_was_expected(problems_of, kind, row, expected):
+    good = KINDS[kind][1]
+    problems = problems_of(kind, [*good[:9], row, *good[9:]])
+    assert len(problems) == 1, problems
+    assert problems[0].startswith("train.jsonl:10: ")
+    assert expected in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "label", "meant"),
+    [
+        (NER, {"tokens": ["Ada"], "tags": ["B-PERS"]}, "PERS", "PER"),
+        (CLASSES, {"text": "x", "label": "goood"}, "goood", "good"),
+        (TOPICS, {"text": "x", "labels": ["train", "trian"]}, "trian", "train"),
+        (RELATIONS, {**SPANS, "label": "left(e2,e1)"}, "left(e2,e1)", "left(e1,e2)"),
+    ],
+)
+def test_a_label_that_training_lacks_is_told_with_its_line_and_the_nearest(problems_of, kind, row, label, meant):
+    [problem] = problems_of(kind, [*KINDS[kind][1][:3], row], ("validation",))
+    assert (
+        f"label '{label}' occurs in validation (1×, first at validation.jsonl:4) but not in the training rows."
+        in problem
+    )
+    assert f"Did you mean '{meant}'?" in problem
+    assert "recipe.yaml:" in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "unknown"),
+    [
+        (NER, ["PER"], "LOC"),
+        (CLASSES, ["good", "bad"], "fair"),
+        (TOPICS, ["train", "rain"], "letter"),
+        (RELATIONS, ["Other", "left(e1,e2)"], "was-in(e2,e1)"),
+    ],
+)
+def test_a_label_that_the_recipe_does_not_list_is_told_for_each_split(problems_of, kind, labels, unknown):
+    problems = problems_of(kind, KINDS[kind][1], SPLITS, task={"labels": labels})
+    for split, problem in zip(SPLITS, problems, strict=True):
+        assert f"label '{unknown}' occurs in {split} (" in problem
+    assert all("but not in task.labels." in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [
+        (NER, "tokens", "token"),
+        (CLASSES, "text", "texts"),
+        (TOPICS, "labels", "lables"),
+        (RATING, "label", "lable"),
+        (ANSWERS, "context", "contxt"),
+        (RELATIONS, "label", "lable"),
+    ],
+)
+def test_a_column_misnamed_in_every_row_is_told_once_with_the_nearest(problems_of, kind, ours, theirs):
+    rows = [{theirs if name == ours else name: value for name, value in row.items()} for row in KINDS[kind][1]]
+    found = ", ".join(rows[0])
+    problems = problems_of(kind, rows, SPLITS)
+    assert [problem.partition(" ")[0] for problem in problems] == [
+        "train.jsonl:1",
+        "validation.jsonl:1",
+        "test.jsonl:1",
+    ]
+    for problem in problems:
+        assert " and every other row: expected column" in problem
+        assert f"; found {found}." in problem
+        assert f" Is '{theirs}' the {ours}? Map yours under data.columns, our name first, as in " in problem
+        assert problem.endswith(f"'{ours}: {theirs}' (--column {ours}={theirs}).")
+    assert problems_of(kind, rows, SPLITS, data={"columns": {ours: theirs}}) == []
+
+
+@pytest.mark.parametrize("kind", [NER, CLASSES, TOPICS, RELATIONS])
+def test_labels_are_not_called_unknown_where_no_training_row_could_be_read(problems_of, kind):
+    [problem] = problems_of(kind, [{"no": 1, "yes": 2}] * 9)
+    assert problem.startswith("train.jsonl:1 and every other row: expected columns ")
+
+
+def test_a_column_misnamed_in_every_row_is_told_once_where_splits_are_carved(problems_of):
+    rows = [{"txt": row["text"], "label": row["label"]} for row in KINDS[CLASSES][1]]
+    problems = problems_of(CLASSES, rows, data={"validation": 0.2, "test": 0.2})
+    assert len(problems) == 1, problems
+
+
+def test_of_many_bad_rows_five_are_told_and_the_others_counted(problems_of):
+    problems = problems_of(RATING, [*KINDS[RATING][1], *({"text": "x", "label": f"no {n}"} for n in range(8))])
+    assert problems[:5] == [f"train.jsonl:{13 + n}: expected label to be a number, found 'no {n}'" for n in range(5)]
+    assert problems[5:] == ["… and 3 more rows like these."]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "expected"),
+    [
+        (NER, [{"tokens": ["a"], "tags": ["O"]}] * 3, "the training rows hold no entity."),
+        (CLASSES, [{"text": "x", "label": "a"}] * 3, "the training rows hold 1 label(s): a; nothing to tell apart."),
+        (TOPICS, [{"text": "x", "labels": []}] * 3, "the training rows hold 0 label(s): none; nothing to tell apart."),
+        (RATING, [{"text": "x", "label": 3}] * 3, "every training row says 3; there is nothing to learn."),
+        (ANSWERS, [{**ASKED, "answers": []}] * 3, "no training row has an answer."),
+        (RELATIONS, [SPANS] * 3, "the training rows hold 1 relation(s); nothing to tell apart."),
+    ],
+)  # fmt: skip
+def test_rows_that_teach_nothing_are_refused(problems_of, kind, rows, expected):
+    [problem] = problems_of(kind, rows, SPLITS)
+    assert problem.endswith(f"data.train: {expected}")
+
+
+def test_a_negative_label_that_no_row_has_is_told(problems_of):
+    [problem] = problems_of(RELATIONS, KINDS[RELATIONS][1], task={"negative_label": "other"})
+    assert "task.negative_label: no training row has the label 'other'. Did you mean 'Other'?" in problem
+
+
+@pytest.mark.parametrize("start", [0, 8, "0", " 8 "])
+def test_an_answer_is_taken_where_its_start_says_the_first_character_too(problems_of, start):
+    rows = []
+    for row in KINDS[ANSWERS][1]:
+        [answer] = row["answers"]
+        asked = {name: row[name] for name in ("question", "context")}
+        rows.append({**asked, "answer": answer["text"], "answer_start": answer["answer_start"]})
+    assert problems_of(ANSWERS, [*rows, {**ASKED, "answer": "Ada", "answer_start": start}]) == []
+
+
+def test_an_answer_that_does_not_start_where_it_says_is_refused_at_the_first_character_too(problems_of):
+    row = {"question": "x", "context": "She met Ada", "answer": "Ada", "answer_start": 0}
+    [problem] = problems_of(ANSWERS, [{**row, "answer_start": 8}, row])
+    assert problem.startswith("train.jsonl:2: expected 'Ada' at character 0 of the context (0 to 11); it occurs at 8")
+
+
+def test_tokens_with_a_comment_that_tells_their_text_are_read_as_tokens(problems_of, tmp_path):
+    """CoNLL-U writes `# text = …` above each sentence."""
+    lines = "# text = Ada left Rome\n# label = {}\nAda\tB-head\nleft\tO\nRome\tB-tail\n\n"
+    (tmp_path / "rows.conll").write_text(lines.format("left(e1,e2)") + lines.format("Other"))
+    files = dict.fromkeys(SPLITS, "rows.conll")
+    assert problems_of(RELATIONS, [], data=files) == []
+
+
+# --- every task end to end
+
+
+OPTIONS = {
+    "entities": ({}, {"unit": "word"}),
+    "characters": ({}, {"unit": "character"}),
+    "classes": ({"multi_label": False, "threshold": 0.5}, {}),
+    "topics": ({"multi_label": True, "threshold": 0.3}, {}),
+    "rating": ({}, {"mean": 17 / 6, "deviation": pytest.approx(1.37437, abs=1e-5), "least": 1.0, "most": 5.0}),
+    "answers": ({"doc_stride": 8, "max_answer_length": 6}, {"null_threshold": None}),
+    "relations": ({"negative_label": "Other"}, {}),
+}
+SCORES = {
+    "entities": ["precision", "recall", "f1"],
+    "characters": ["precision", "recall", "f1"],
+    "classes": ["accuracy", "macro_f1", "micro_f1", "matthews"],
+    "topics": ["micro_f1", "macro_f1", "accuracy"],
+    "rating": ["pearson", "spearman", "rmse", "mae"],
+    "answers": ["exact", "f1"],
+    "relations": ["precision", "recall", "f1", "accuracy"],
+}
+READING = {
+    "entities": "A word's tag is read at its first token",
+    "topics": "A label is given where the sigmoid of its logit reaches 0.3.",
+    "rating": "In the unit of the data, a value is logit × 1.37437 + 2.83333.",
+    "answers": "Every question has an answer: the best span of the context.",
+    "relations": "Spans are marked in the text: ",
+}
+COMMANDS = {
+    "entities": '"Your text"',
+    "classes": '"Your text"',
+    "rating": '"Your text"',
+    "answers": '"Your question" --context "The text that may hold the answer"',
+    "relations": '"<e1>Ada Okafor</e1> founded <e2>Solwind</e2>."',
+}
+
+
+@pytest.fixture(params=KINDS)
+def published(request, task_store):  # noqa: F811
+    return Store(task_store).verify(request.param)
+
+
+def test_the_manifest_says_what_the_task_is_and_what_it_learned(published):
+    task, (section, rows) = published.manifest["task"], KINDS[published.name]
+    options, learned = OPTIONS[published.name]
+    assert task["type"] == section["type"]
+    assert task["options"] == options
+    assert task["learned"] == learned
+    assert task["auto_class"] == TASKS[section["type"]].auto_class
+    assert len(task["head_labels"]) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(
+        published.name, 3
+    )
+    assert published.manifest["data"]["ledger"]["train"]["used"] == len(rows)
+
+
+def test_the_manifest_holds_the_scores_of_the_task(published):
+    scores = published.manifest["scores"]
+    assert list(scores) == ["validation", "test"]
+    for split in scores.values():
+        assert [name for name in split if name not in ("by_label", "confusion")] == SCORES[published.name]
+        assert ("confusion" in split) == (published.name in ("classes", "relations"))
+        assert bool(split["by_label"]) == (published.name != "rating")
+    assert published.manifest["main_score"] in SCORES[published.name]
+
+
+def test_a_confusion_is_drawn_where_the_task_has_one(published):
+    drawn = (published.folder / "confusion.png").is_file()
+    assert drawn == (published.name in ("classes", "relations"))
+    assert ("confusion.png" in published.manifest["files"]) == drawn
+    card = (published.folder / "README.md").read_text(encoding="utf8")
+    assert ("![Confusion of labels, test](confusion.png)" in card) == drawn
+    if drawn:
+        assert (published.folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_tells_labels_reading_and_command(published):
+    card, task = (published.folder / "README.md").read_text(encoding="utf8"), published.manifest["task"]
+    labels = f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}"
+    assert (labels in card) == bool(task["labels"])
+    assert READING.get(published.name, "") in card
+    command = COMMANDS.get(published.name, '"Your text"')
+    assert f"peftlab predict {published.name} {command}\n" in card
+    assert f"from transformers import {task['auto_class']}\n" in card
+    assert "None" not in card
+
+
+def test_the_command_of_the_card_works(published, task_store):  # noqa: F811
+    card = (published.folder / "README.md").read_text(encoding="utf8")
+    [line] = [line for line in card.splitlines() if line.startswith("peftlab predict ")]
+    assert run(*shlex.split(line)[1:], "--store", task_store, "--device", "cpu").exit_code == 0
+
+
+def test_the_recipe_of_the_adapter_repeats_its_task(published):
+    task = YAML(typ="safe").load(published.folder / "recipe.yaml")["task"]
+    assert task.items() >= KINDS[published.name][0].items()
+
+
+def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_base):  # noqa: F811
+    task_of, rows = published.manifest["task"], KINDS[published.name][1][:5]
+    names = dict(enumerate(task_of["head_labels"]))
+    auto_class = getattr(transformers, task_of["auto_class"])
+    model = auto_class.from_pretrained(tiny_base, num_labels=len(names), id2label=names)  # as the card says
+    model = PeftModel.from_pretrained(model, published.folder).eval()
+    bank = peftlab.load(*KINDS, store=task_store, device="cpu")
+    bank.predict([{"text": "<e1>a</e1> <e2>b</e2>"}], adapters="relations")
+    task = bank.task(published.name)
+    tokenizer = load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
+    examples = [task.read_input(Row(row, "x")) for row in rows]
+    features = [feature for example in examples for feature in task.encode(example, tokenizer, 64, training=False)]
+    bank.run(published.name, examples)  # switches it on
+    plain = forward(task, model, tokenizer, features)
+    inside = forward(task, bank.model(published.name), tokenizer, features)
+    assert len(plain) >= 5
+    assert all(torch.equal(one, other) for one, other in zip(plain, inside, strict=True))
+
+
+# --- training options that came with the tasks
+
+
+class Stopping(Progress):
+    """Sends Ctrl-C after a step, and remembers which steps it saw."""
+
+    def __init__(self, at=None):
+        self.at, self.steps = at, []
+
+    def step_done(self, step, loss):
+        if loss is None:
+            self.steps.append(step)
+            if step == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights(adapter):
+    return load_file(adapter.folder / "adapter_model.safetensors")
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_steps_in_bfloat16_leave_weights_in_float32(tmp_path, tiny_base):
+    recipe = recipe_for(tmp_path, tiny_base, "topics")
+    plain = tune(recipe, store=tmp_path / "store", overrides={"training.bf16": False})
+    halved = tune(recipe, store=tmp_path / "store", overrides={"training.bf16": True})
+    assert {tensor.dtype for tensor in weights(halved.adapter).values()} == {torch.float32}
+    assert not equal(weights(plain.adapter), weights(halved.adapter))
+    for name, tensor in weights(plain.adapter).items():
+        assert torch.allclose(weights(halved.adapter)[name], tensor, atol=0.05)
+
+
+@pytest.mark.parametrize("strategy", ["tokens", "random"])
+def test_an_interrupted_run_resumes_to_the_same_adapter_whatever_its_batches(tmp_path, tiny_base, strategy):
+    training = {"train_sampling_strategy": strategy, "num_train_epochs": 3, "early_stopping_patience": None}
+    recipe = recipe_for(tmp_path, tiny_base, "classes", training=training)
+    straight = tune(recipe, store=tmp_path / "straight")
+    with pytest.raises(TuningInterrupted, match="after step 5 of 9"):
+        tune(recipe, store=tmp_path / "store", progress=Stopping(at=5))
+    listener = Stopping()
+    resumed = tune(recipe, store=tmp_path / "store", resume=True, progress=listener)
+    assert listener.steps == [6, 7, 8, 9]
+    assert equal(weights(straight.adapter), weights(resumed.adapter))
+    assert resumed.scores == straight.scores
+    other = {"tokens": "random", "random": "tokens"}[strategy]
+    apart = tune(recipe, store=tmp_path / "store", overrides={"training.train_sampling_strategy": other})
+    assert not equal(weights(straight.adapter), weights(apart.adapter))

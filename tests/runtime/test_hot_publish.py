@@ -1,0 +1,333 @@
+"""Versions are published, rolled back and removed while threads predict: each answer is of one that was current."""
+
+import gc
+import re
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+import peftlab
+from peftlab.errors import AdapterNotFoundError
+from peftlab.runtime import Bank
+from peftlab.runtime.adapter_files import WEIGHTS, AdapterFiles
+from peftlab.runtime.adapter_template import Resident
+from peftlab.store import Store
+from tests.architectures import build
+from tests.methods.test_method_matrix import METHODS, livelier
+from tests.task_stores import recipe_for
+from tests.untrained import ANSWERS, damage, publish_changed, publish_fresh, publish_saying
+
+TEXTS = ("the train was late , it rained .", "nobody came .", "it rained .")
+THREADS = 8
+
+
+@pytest.fixture(scope="module")
+def first_store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hot")
+    recipe = recipe_for(folder / "rows", livelier(build("bert", folder)), "classes")
+    for name in ("lora", "pfeiffer", "prompt"):
+        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
+    return folder / "store"
+
+
+@pytest.fixture
+def store(first_store, tmp_path):
+    """With `news`, which says "answer 0", and `other`, which says "answer 39"."""
+    folder = shutil.copytree(first_store, tmp_path / "store")
+    publish_saying(folder, "lora", "answer 0", name="news")
+    publish_saying(folder, "pfeiffer", "answer 39", name="other")
+    return folder
+
+
+def said(bank, name="news", text=TEXTS[0]):
+    [answer] = bank.predict(text, adapters=name)
+    return answer.prediction.label
+
+
+def wait_for(what):
+    for _ in range(1000):
+        if what():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in ten seconds")
+
+
+def alive(kind):
+    gc.collect()
+    return sum(type(thing) is kind for thing in gc.get_objects())
+
+
+class Current:
+    """What the answers of a name may be: whatever was current at any moment of a call."""
+
+    def __init__(self, answer):
+        self._lock = threading.Lock()
+        self._history = [answer]  # each from the moment when its change began
+        self._settled = 0  # the earliest that may still be answered
+
+    @contextmanager
+    def becomes(self, answer):
+        with self._lock:
+            self._history.append(answer)
+        yield
+        with self._lock:
+            self._settled = len(self._history) - 1
+
+    def at_begin(self):
+        with self._lock:
+            return self._settled
+
+    def since(self, begun):
+        with self._lock:
+            return set(self._history[begun:])
+
+
+@contextmanager
+def asking(*asked):
+    """Threads that call these by turns until the block ends, each at least once; what they raise is raised here."""
+    stop, counts = threading.Event(), [0] * THREADS
+
+    def ask(number):
+        while not stop.is_set():
+            asked[(number + counts[number]) % len(asked)]()
+            counts[number] += 1
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = [pool.submit(ask, number) for number in range(THREADS)]
+
+        def rounds(number=2):
+            """Wait until each thread has asked so often again, or one has failed."""
+            before = list(counts)
+            wait_for(
+                lambda: (
+                    any(job.done() for job in jobs)
+                    or all(now - then >= number for now, then in zip(counts, before, strict=True))
+                )
+            )
+
+        try:
+            yield rounds
+            rounds()
+        finally:
+            stop.set()
+        for job in jobs:
+            job.result()
+
+
+@pytest.mark.parametrize("room", [{}, {"slots": 1}, {"memory": 60_000}], ids=["room", "one slot", "little memory"])
+def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, room):
+    bank = peftlab.load("news", "other", "prompt", store=store, device="cpu", **room)
+    current, prompt = Current("answer 0"), said(bank, "prompt")
+
+    def ask():
+        begun = current.at_begin()
+        names = ["news", "other", "news", "prompt", "news"]
+        given = [answer.prediction.label for answer in bank.predict([*TEXTS[:2], *TEXTS], adapters=names)]
+        assert given[1] == "answer 39"
+        assert len({given[0], given[2], given[4]}) == 1  # one version throughout a call
+        assert given[0] in current.since(begun)
+
+    def ask_about_one():
+        begun = current.at_begin()
+        assert said(bank) in current.since(begun)
+        assert said(bank, "prompt", TEXTS[0]) == prompt
+
+    held = len(bank._tiers._slots), bank.bytes
+    with asking(ask, ask_about_one) as rounds:
+        for number in range(1, 7):
+            with current.becomes(f"answer {number}"):
+                published = publish_saying(store, "lora", f"answer {number}", name="news")
+            rounds(1)
+            if number % 2 == 0:
+                with current.becomes(f"answer {number - 1}"):
+                    Store(store).rollback("news")
+                Store(store).remove(str(published))
+                rounds(1)
+        with current.becomes("answer 0"):
+            Store(store).rollback("news@1")
+    assert said(bank) == "answer 0"
+    assert len(bank._tiers._slots) <= held[0]
+    assert bank.bytes == held[1]
+    assert set(bank._tiers._wanted.values()) == {1}
+    assert not bank._tiers._files._users
+    assert bank.notes == []
+
+
+def test_no_memory_grows_with_the_number_of_versions(store):
+    bank = peftlab.load("news", "other", store=store, device="cpu")
+    before = alive(Resident), alive(AdapterFiles)
+    with asking(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as rounds:
+        for number in range(1, 9):
+            publish_saying(store, "news@1", f"answer {number}")
+            rounds(1)
+    assert said(bank) == "answer 8"
+    assert (alive(Resident), alive(AdapterFiles)) == before
+
+
+def test_a_removed_adapter_is_not_found_and_nothing_else_goes_wrong(store):
+    bank = peftlab.load("news", "other", store=store, device="cpu")
+    outcomes = set()
+
+    def ask():
+        try:
+            outcomes.add(said(bank))
+        except AdapterNotFoundError:
+            outcomes.add(None)
+
+    def ask_another():
+        assert said(bank, "other") == "answer 39"
+
+    with asking(ask, ask_another) as rounds:
+        for _ in range(3):
+            for step in (lambda: bank.remove("news"), lambda: bank.add("news")):
+                step()
+                outcomes.clear()
+                rounds()
+            assert "answer 0" in outcomes
+    bank.remove("news")
+    with pytest.raises(AdapterNotFoundError):
+        said(bank)
+
+
+def test_an_adapter_removed_from_the_store_and_published_anew_is_answered_by_the_new_weights(store):
+    bank = peftlab.load("news", "other", store=store, device="cpu")
+    saved = Store(store)
+    seen, expected = set(), {"answer 0"}
+
+    def ask():
+        try:
+            seen.add(said(bank))
+        except AdapterNotFoundError:
+            seen.add(None)
+
+    def ask_another():
+        assert said(bank, "other") == "answer 39"
+
+    with asking(ask, ask_another) as rounds:
+        for number in range(1, 6):
+            assert saved.remove("news") == [1]
+            rounds()
+            assert str(publish_saying(store, "lora", f"answer {number}", name="news")) == "news@1"
+            rounds()
+            assert said(bank) == f"answer {number}"
+            expected |= {f"answer {number}"}
+    assert seen <= expected | {None}
+    assert bank.notes == []
+    assert len(bank._tiers._slots) == 2
+
+
+def not_tensors(folder):
+    (folder / WEIGHTS).write_bytes(b"no tensors")
+
+
+def another_base(manifest):
+    manifest["base"]["fingerprint"] = "0" * 64
+
+
+def incomplete(manifest):
+    del manifest["task"], manifest["max_length"]
+
+
+def too_few(tensors):
+    return dict(sorted(tensors.items())[1:])
+
+
+WRONG = {
+    "for another base": ({"told": another_base}, "news@2 was tuned on .* One bank holds one base."),
+    "no tensors": ({"finish": not_tensors}, f"news@2: {WEIGHTS} cannot be read: "),
+    "not as its configuration says": ({"change": too_few}, "news@2 does not fit its base:.*missing"),
+    "an incomplete manifest": ({"told": incomplete}, "'task'"),
+}
+
+
+@pytest.mark.parametrize(("how", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_version_does_not_disturb_and_is_noted_once(store, how, message):
+    bank = peftlab.load("news", "other", store=store, device="cpu")
+
+    def ask():
+        assert [answer.prediction.label for answer in bank.predict(TEXTS[:2], adapters=["news", "other"])] == [
+            "answer 0",
+            "answer 39",
+        ]
+
+    with asking(ask) as rounds:
+        rounds()
+        publish_changed(store, "news", **how)
+        rounds(2)
+    [note] = bank.notes
+    assert note.startswith("news still means news@1, since news@2 cannot be served: ")
+    assert re.search(message, note, re.DOTALL)
+    publish_saying(store, "lora", "answer 5", name="news")
+    assert said(bank) == "answer 5"
+    (store / "news" / "current").write_text("2\n")
+    assert said(bank) == "answer 5"  # the one that was served last
+    assert len(bank.notes) == 1
+
+
+def test_a_damaged_version_does_not_disturb_and_is_noted_once(store):
+    bank = peftlab.load("news", "other", store=store, device="cpu")
+    saved = Store(store)
+    publish_saying(store, "news", "answer 1")
+    saved.rollback("news")
+    damage(saved.resolve("news@2"))
+    (store / "news" / "current").write_text("2\n")  # as it is where the damage came after publishing
+    with asking(lambda: said(bank)) as rounds:
+        rounds(2)
+    assert said(bank) == "answer 0"
+    [note] = bank.notes
+    assert note.startswith("news still means news@1, since news@2 cannot be served: news@2 is not what was published")
+    saved.rollback("news")
+    assert said(bank) == "answer 0"
+    assert len(bank.notes) == 1
+
+
+def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
+    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 2)
+    bank = peftlab.load("news", "other", store=store, device="cpu")
+    reads = []
+    read = bank._tiers._read
+    monkeypatch.setattr(bank._tiers, "_read", lambda edition: reads.append(str(edition)) or read(edition))
+    stream = bank.stream(("news", text) for text in TEXTS * 5)
+    given = [next(stream).prediction.label]
+    publish_saying(store, "lora", "answer 1", name="news")
+    assert said(bank) == "answer 1"
+    publish_saying(store, "lora", "answer 2", name="news")
+    Store(store).remove("news@1")
+    given += [next(stream).prediction.label for _ in range(5)]
+    assert said(bank) == "answer 2"
+    bank.remove("news")
+    given += [answer.prediction.label for answer in stream]
+    assert given == ["answer 0"] * 15
+    assert reads == ["news@2", "news@3"]  # what it began with is not read again
+    assert [edition.name for edition in bank._tiers._files._values] == ["other"]
+
+
+def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
+    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 1)
+    bank = peftlab.load("news", store=store, device="cpu")
+    before = alive(Resident)
+    stream = bank.stream(("news", text) for text in TEXTS)
+    next(stream)
+    publish_saying(store, "lora", "answer 1", name="news")
+    assert said(bank) == "answer 1"
+    assert alive(Resident) == before + 1
+    stream.close()
+    bank._tiers._ahead.submit(int).result()
+    assert alive(Resident) == before
+
+
+def test_threads_that_publish_at_once_leave_the_last_one_current(store):
+    bank = Bank(Store(store), device="cpu")
+    bank.add("news")
+    with asking(lambda: ANSWERS.index(said(bank))), ThreadPoolExecutor(4) as publishers:
+        for number in range(1, 9):
+            publishers.submit(publish_saying, store, "lora", f"answer {number}", name="news")
+    last = Store(store).resolve("news")
+    assert last.version == 9
+    alone = peftlab.load("news", store=store, device="cpu")
+    assert said(bank) == said(alone)
+    assert str(bank.adapter("news")) == "news@9"

@@ -1,0 +1,133 @@
+"""Rows of different adapters in one forward pass of the base: each answers as it does alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import peftlab
+from peftlab.runtime import routing
+from tests.architectures import build
+from tests.methods.test_method_matrix import METHODS, livelier, refusal
+from tests.serving import features_of, mixtures_differ, served
+from tests.task_stores import recipe_for
+
+TEXTS = (
+    "it rained .",
+    "the train was late , it rained .",
+    "nobody came .",
+    "the room was clean but the bed too short .",
+)
+ROUTED = ("lora", "dora", "ia3", "pfeiffer", "prefix", "bitfit", "oft", "last-layers", "head")
+KINDS = ("classes", "entities", "rating", "answers")
+TOLERANCE = 1e-5
+
+
+def asked_of(bank, name, text):
+    """A row with the columns of the adapter's task."""
+    columns = bank.task(name).input_columns
+    return dict(zip(columns, (text, TEXTS[0]), strict=False))
+
+
+def first_feature(bank, name, text):
+    return features_of(bank, name, asked_of(bank, name, text))[0]
+
+
+def mixed_rows_differ(bank, names, **how):
+    return mixtures_differ(bank, {(n, text): first_feature(bank, n, text) for n in names for text in TEXTS}, **how)
+
+
+def store_of(base, methods, folder):
+    """An adapter of each method on one base, by turns of each kind of task."""
+    for place, name in enumerate(methods):
+        kind = KINDS[place % len(KINDS)]
+        recipe = recipe_for(folder / kind, base, kind, training={"learning_rate": 2e-2})
+        overrides = {"name": name, "method": METHODS[name]}
+        peftlab.tune(recipe, overrides=overrides, store=folder / "store", device="cpu")
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("routed")
+    base = livelier(build("bert", folder))
+    return peftlab.load(*ROUTED, store=store_of(base, ROUTED, folder), device="cpu")
+
+
+def test_random_mixtures_of_methods_and_tasks_answer_as_each_row_alone(bank):
+    assert mixed_rows_differ(bank, ROUTED, rounds=600) <= TOLERANCE
+
+
+@pytest.mark.parametrize("base", ["roberta", "deberta-v2", "modernbert", "llama", "gpt2"])
+def test_so_they_do_on_other_architectures(tmp_path, base):
+    methods = [name for name in ROUTED if not refusal(name, base, None)]
+    store = store_of(livelier(build(base, tmp_path)), methods, tmp_path)
+    loaded = peftlab.load(*methods, store=store, device="cpu")
+    assert all(map(loaded.routed, methods))
+    assert mixed_rows_differ(loaded, methods, rounds=80) <= TOLERANCE
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_so_they_do_on_a_quantized_base(tmp_path, quantization):
+    methods = [name for name in ("lora", "prefix", "pfeiffer", "head") if not refusal(name, "bert", quantization)]
+    base = build("bert", tmp_path)
+    store = store_of(base, methods, tmp_path)
+    loaded = peftlab.load(*methods, store=store, device="cpu", quantization=quantization)
+    bare = peftlab.load("head", store=store, device="cpu", quantization=quantization)
+    noise = mixed_rows_differ(bare, ["head"], rounds=5)  # 8-bit layers round a row by its neighbours
+    assert mixed_rows_differ(loaded, methods, rounds=5) <= max(TOLERANCE, 20 * noise)
+
+
+def test_many_threads_do_not_mix_their_rows(bank):
+    with ThreadPoolExecutor(32) as pool:
+        jobs = [pool.submit(mixed_rows_differ, bank, ROUTED, rounds=2, seed=seed) for seed in range(32)]
+        assert max(job.result() for job in jobs) <= TOLERANCE
+
+
+def test_as_many_rows_as_tokens_or_as_the_base_is_wide_are_no_trap(bank):
+    feature = first_feature(bank, "lora", TEXTS[0])
+    width = bank.model("lora").config.hidden_size
+    for count in (len(feature), width):
+        names = [ROUTED[i % len(ROUTED)] for i in range(count)]
+        mixed = served(bank, [(name, first_feature(bank, name, TEXTS[0])) for name in names])
+        for name, row in zip(names, mixed, strict=True):
+            alone = served(bank, [(name, first_feature(bank, name, TEXTS[0]))])[0]
+            torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
+
+
+def test_one_pass_of_the_base_serves_them_all(bank):
+    passes = []
+    hook = bank.base.router.tree.embeddings.word_embeddings.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        served(bank, [(name, first_feature(bank, name, text)) for name in ROUTED for text in TEXTS[:2]])
+    finally:
+        hook.remove()
+    assert passes == [1]
+
+
+def test_predictions_come_in_the_order_of_the_rows(bank):
+    names = ["ia3", "lora", "lora", "ia3"]
+    rows = [asked_of(bank, name, text) for name, text in zip(names, TEXTS, strict=True)]
+    answers = bank.predict(rows, adapters=names)
+    assert [answer.adapter for answer in answers] == names
+    for name, row, answer in zip(names, rows, answers, strict=True):
+        [alone] = bank.predict([row], adapters=name)
+        assert type(alone.prediction) is type(answer.prediction)
+
+
+def test_virtual_tokens_have_passes_of_their_own_and_mix_all_the_same(tmp_path):
+    methods = ("lora", "prompt", "p-tuning", "prefix")
+    store = store_of(livelier(build("bert", tmp_path)), methods, tmp_path)
+    loaded = peftlab.load(*methods, store=store, device="cpu")
+    assert [name for name in methods if loaded.routed(name)] == ["lora", "prefix"]
+    assert mixed_rows_differ(loaded, methods, rounds=10) <= TOLERANCE
+
+
+def test_an_error_inside_leaves_no_rows_behind(bank, monkeypatch):
+    features = [(name, first_feature(bank, name, TEXTS[0])) for name in ("lora", "prefix")]
+    expected = served(bank, features)
+    with monkeypatch.context() as broken:
+        broken.setattr(routing, "_joined_bare", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            served(bank, features)
+    assert all(map(torch.equal, served(bank, features), expected))

@@ -1,0 +1,162 @@
+"""`bank.stream`: the answers of `predict`, for rows without end, read no further than they must be."""
+
+import itertools
+
+import pytest
+
+import peftlab
+from peftlab.data import Row
+from peftlab.errors import AdapterNotFoundError, RecipeError
+from tests.architectures import build
+from tests.methods.test_method_matrix import METHODS, livelier
+from tests.task_stores import recipe_for
+from tests.untrained import publish_fresh
+
+TEXTS = ("the train was late , it rained .", "nobody came .", "it rained .", "the room was clean " * 30)
+CHUNK = 4
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", CHUNK)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    """Two tasks, of two texts and of one, and an adapter that cannot be routed."""
+    folder = tmp_path_factory.mktemp("stream")
+    base = livelier(build("bert", folder))
+    for name, method, kind in (
+        ("class", "lora", "classes"),
+        ("rate", "pfeiffer", "rating"),
+        ("soft", "prompt", "topics"),
+    ):
+        recipe = recipe_for(folder / kind, base, kind)
+        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[method]})
+    return peftlab.load("class", "rate", "soft", store=folder / "store", device="cpu")
+
+
+def rows_of(count, names=("class", "rate", "soft", "rate")):
+    for name, text in itertools.islice(zip(itertools.cycle(names), itertools.cycle(TEXTS), strict=False), count):
+        yield name, {"text": text, "text_pair": TEXTS[1]} if name == "rate" else text
+
+
+class Reading:
+    """Rows that are counted as they are read."""
+
+    def __init__(self, rows):
+        self.rows, self.count = iter(rows), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        row = next(self.rows)
+        self.count += 1
+        return row
+
+
+def assert_same(given, expected):
+    assert [answer.adapter for answer in given] == [answer.adapter for answer in expected]
+    for one, other in zip(given, expected, strict=True):
+        mine, theirs = one.as_dict(), other.as_dict()
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            assert mine[key] == (pytest.approx(theirs[key], abs=2e-4) if key in ("scores", "value") else theirs[key])
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 2])
+def test_the_answers_are_those_of_predict_in_order(bank, count):
+    rows = list(rows_of(count))
+    given = list(bank.stream(rows_of(count)))
+    assert len(given) == count
+    alone = [bank.predict(row, adapters=name)[0] for name, row in rows]
+    assert_same(given, alone)
+    assert_same(bank.predict([row for _, row in rows], adapters=[name for name, _ in rows]), alone)
+
+
+def test_a_stream_is_of_rows_of_files_as_well(bank):
+    rows = [("class", Row({"text": text}, f"rows.jsonl:{i}")) for i, text in enumerate(TEXTS * 2)]
+    assert_same(list(bank.stream(rows)), bank.predict(TEXTS * 2, adapters="class"))
+
+
+def test_it_reads_nothing_before_it_is_asked_and_at_most_a_chunk_ahead(bank):
+    reading = Reading(rows_of(10 * CHUNK))
+    stream = bank.stream(reading)
+    assert reading.count == 0
+    for place, _ in enumerate(stream):
+        chunk = place // CHUNK + 1
+        assert reading.count == min((chunk + 1) * CHUNK, 10 * CHUNK)
+    assert place + 1 == reading.count == 10 * CHUNK
+
+
+def test_rows_without_end_can_be_streamed(bank):
+    endless = (("class", text) for text in itertools.cycle(TEXTS))
+    given = list(itertools.islice(bank.stream(endless), 5 * CHUNK + 1))
+    assert_same(given, bank.predict([*TEXTS * 5, TEXTS[0]], adapters="class"))
+
+
+BAD = {"txt": "nobody came ."}
+
+
+@pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 2])
+def test_a_wrong_row_is_told_with_its_number_after_the_answers_to_chunks_before(bank, place):
+    rows = list(rows_of(20))
+    rows[place - 1] = ("class", BAD)
+    given = []
+    with pytest.raises(RecipeError) as told:
+        given.extend(bank.stream(rows))  # what extend took until then stays
+    [problem] = told.value.problems
+    assert problem.where == f"row {place}"
+    assert "text" in problem.message
+    before = (place - 1) // CHUNK * CHUNK
+    assert_same(given, [bank.predict(row, adapters=name)[0] for name, row in rows[:before]])
+
+
+def test_all_wrong_rows_of_a_chunk_are_told_and_rows_of_files_by_their_place(bank):
+    rows = list(rows_of(3 * CHUNK))
+    rows[CHUNK] = ("class", BAD)
+    rows[CHUNK + 2] = ("soft", Row({"no": "text"}, "rows.jsonl:77"))
+    rows[2 * CHUNK] = ("class", BAD)
+    with pytest.raises(RecipeError) as told:
+        list(bank.stream(rows))
+    assert [problem.where for problem in told.value.problems] == [f"row {CHUNK + 1}", "rows.jsonl:77"]
+
+
+@pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
+def test_an_unknown_name_is_told_after_the_answers_to_chunks_before(bank, place):
+    rows = list(rows_of(12))
+    rows[place - 1] = ("clas", TEXTS[0])
+    given = []
+    with pytest.raises(AdapterNotFoundError, match=r"'clas' was not loaded\. Did you mean 'class'"):
+        given.extend(bank.stream(rows))
+    before = (place - 1) // CHUNK * CHUNK
+    assert_same(given, [bank.predict(row, adapters=name)[0] for name, row in rows[:before]])
+
+
+def test_what_reading_the_rows_raises_comes_through(bank):
+    def broken():
+        yield from rows_of(CHUNK + 1)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(bank.stream(broken()))
+
+
+def test_adapters_of_rows_to_come_are_brought_up_meanwhile(bank):
+    small = peftlab.load("class", "soft", store=bank.store.folder, device="cpu", slots=1)
+    asked = []
+    prefetch = small._tiers.prefetch
+    small._tiers.prefetch = lambda editions: asked.extend(map(str, editions)) or prefetch(editions)
+    stream = small.stream([*[("class", TEXTS[0])] * CHUNK, *[("soft", TEXTS[0])] * CHUNK])
+    next(stream)
+    assert asked == ["class@1", "soft@1"]
+    assert len(list(stream)) == 2 * CHUNK - 1
+
+
+def test_after_a_failure_nothing_is_held(bank):
+    with pytest.raises(AdapterNotFoundError):
+        list(bank.stream([("class", TEXTS[0]), ("absent", TEXTS[0])]))
+    bank._tiers._ahead.submit(int).result()
+    assert set(bank._tiers._wanted.values()) == {1}
+    assert not bank._tiers._files._users

@@ -1,0 +1,444 @@
+"""The task causal-lm: rows, what is learnt of them, scores, and replies, against plain Transformers and PEFT."""
+
+import json
+import math
+
+import pytest
+import sacrebleu
+import torch
+from peft import PeftModel
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import peftlab
+from peftlab.base import load_with_head
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import IntegrityError, RecipeError
+from peftlab.interop import merge
+from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.task import IGNORED, Ground
+from tests import task_stores
+from tests.language_models import (
+    END,
+    ROWS,
+    asking,
+    build_language_model,
+    instruction_recipe,
+    plain_writing,
+    save_byte_tokenizer,
+)
+from tests.runs import prepared_run
+from tests.task_stores import one_line
+from tests.untrained import publish_fresh
+
+QUESTIONS = ["Who wrote the letter?", "Where did it rain, and when did it begin to rain there?", "Who?", "Say it."]
+METHODS = {
+    "lora": {"type": "lora", "r": 4},
+    "wide": {"type": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"]},
+    "dora": {"type": "lora", "r": 2, "use_dora": True},
+    "ia3": {"type": "ia3"},
+    "pfeiffer": {"type": "bottleneck", "variant": "pfeiffer"},
+    "houlsby": {"type": "bottleneck", "variant": "houlsby"},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 3},
+    "last-layers": {"type": "last-layers", "layers": 1},
+    "prompt": {"type": "prompt", "num_virtual_tokens": 3},
+    "p-tuning": {"type": "p-tuning", "num_virtual_tokens": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return build_language_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def store(base, tmp_path_factory):
+    """Untrained, stirred adapters of several methods on one tiny Llama."""
+    folder = tmp_path_factory.mktemp("writers")
+    recipe = instruction_recipe(folder / "rows", base)
+    for name, method in METHODS.items():
+        publish_fresh(folder / "store", recipe, {"name": name, "method": method})
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def bank(store):
+    return peftlab.load(*METHODS, store=store, device="cpu")
+
+
+def plain_reply(base, adapter, question, **settings):
+    """What Transformers' `generate` and plain PEFT give for one question, by the template as the adapter keeps it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter.folder).eval()
+    template = adapter.manifest["task"]["learned"]["chat_template"]
+    return plain_writing(model, AutoTokenizer.from_pretrained(base), asking(question), template, **settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_greedy_reply_is_that_of_plain_peft(bank, base, name):
+    for question in QUESTIONS:
+        reply = bank.predict(question, adapters=name)[0].prediction.reply
+        assert reply == plain_reply(base, bank.adapter(name), question)
+
+
+@pytest.mark.parametrize("name", ["prompt", "p-tuning", "prefix"])
+def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, base, name):
+    """The same code writes in the bank and through plain PEFT; without a cache each step computes all anew."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, bank.adapter(name).folder).eval()
+    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task(name).learned["chat_template"]
+    for question in QUESTIONS:
+        tokens = tokenizer.apply_chat_template(
+            asking(question), chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        begun = tokens.shape[1]
+        while tokens.shape[1] < begun + 12 and tokens[0, -1] != tokenizer.eos_token_id:
+            with torch.inference_mode():
+                logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+        expected = tokenizer.decode(tokens[0, begun:], skip_special_tokens=True).strip()
+        assert bank.predict(question, adapters=name)[0].prediction.reply == expected
+
+
+def test_the_bare_base_replies_in_the_place_of_any_adapter(bank, base):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    for name in METHODS:
+        template = bank.task(name).learned["chat_template"]
+        expected = plain_writing(model, tokenizer, asking(QUESTIONS[0]), template)
+        assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, bare=True)).strip() == expected
+
+
+def test_adapters_reply_differently(bank):
+    assert len({bank.predict(QUESTIONS[0], adapters=name)[0].prediction.reply for name in METHODS}) > 4
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_in_a_mixed_batch_each_replies_as_alone(store, beams):
+    bank = peftlab.load(*METHODS, store=store, device="cpu")
+    for name in METHODS:
+        bank.task(name).generation["num_beams"] = beams
+    asked = [(name, question) for question in QUESTIONS for name in METHODS]
+    names, questions = zip(*asked, strict=True)
+    mixed = bank.predict(list(questions), adapters=list(names))
+    for (name, question), answer in zip(asked, mixed, strict=True):
+        assert answer == bank.predict(question, adapters=name)[0]
+        if question == QUESTIONS[1]:
+            expected = plain_reply(bank.base.files.folder, bank.adapter(name), question, num_beams=beams)
+            assert answer.prediction.reply == expected
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("qwen2", True), ("gpt2", True)])
+def test_other_bases_reply_as_plain_peft_does(kind, tied, tmp_path):
+    base = build_language_model(tmp_path / kind, kind, tied=tied)
+    recipe = instruction_recipe(tmp_path / "rows", base)
+    adapter = publish_fresh(tmp_path / "store", recipe, {})
+    bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
+    for question in QUESTIONS:
+        assert bank.predict(question)[0].prediction.reply == plain_reply(base, adapter, question)
+
+
+def test_drawing_follows_the_seed(store):
+    bank = peftlab.load("lora", store=store, device="cpu")
+    bank.task("lora").generation.update(do_sample=True, temperature=1.5, top_k=20)
+    told = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        told.append(bank.predict(QUESTIONS[0])[0].prediction.reply)
+    assert told[0] == told[1] != told[2]
+
+
+def test_a_reply_stops_before_a_stop_string_and_says_whether_it_ended(store):
+    bank = peftlab.load("lora", store=store, device="cpu")
+    whole = bank.predict(QUESTIONS[0])[0].prediction
+    assert not whole.finished
+    stop = whole.reply[4:6]
+    bank.task("lora").generation["stop_strings"] = [stop]
+    ended = bank.predict(QUESTIONS[0])[0].prediction
+    assert ended.finished
+    assert ended.reply == whole.reply[: whole.reply.index(stop)].strip()
+
+
+def test_a_question_longer_than_the_base_takes_is_cut_at_its_beginning_and_says_so(bank):
+    long = bank.predict("Who came? " * 100, adapters="lora")[0].prediction
+    assert long.cut
+    assert long.as_dict()["cut"] is True
+    assert not bank.predict("Who came?", adapters="lora")[0].prediction.cut
+
+
+def test_chats_and_prompts_are_asked_by_their_columns(bank):
+    chat = [{"role": "user", "content": QUESTIONS[0]}]
+    plain = bank.predict(QUESTIONS[0], adapters="lora")[0].prediction
+    assert bank.predict({"messages": chat}, adapters="lora")[0].prediction == plain
+    assert bank.predict({"instruction": QUESTIONS[0], "input": " "}, adapters="lora")[0].prediction == plain
+    assert bank.predict({"prompt": QUESTIONS[0]}, adapters="lora")[0].prediction.reply != plain.reply
+
+
+def test_other_tasks_on_the_same_base_keep_their_words(base, tmp_path):
+    """Chats are tokenized as they stand, tagged words one by one, from one bank and in one batch."""
+    from tests.conftest import recipe_in
+
+    (tmp_path / "tags").mkdir()
+    publish_fresh(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
+    publish_fresh(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
+    both = peftlab.load("ner-tiny", "chat", store=tmp_path / "store", device="cpu")
+    names = ["chat", "ner-tiny", "chat", "ner-tiny"]
+    mixed = both.predict([QUESTIONS[0], "Ada left Rome .", QUESTIONS[1], "Nobody came ."], adapters=names)
+    for name, answer in zip(names, mixed, strict=True):
+        alone = peftlab.load(name, store=tmp_path / "store", device="cpu")
+        assert alone.predict(answer.prediction.text)[0] == answer
+
+
+def test_tuned_and_scored_as_plain_peft_scores(base, tmp_path):
+    recipe = instruction_recipe(tmp_path / "rows", base, training={"num_train_epochs": 10, "learning_rate": 5e-2})
+    result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
+    curve = result.adapter.manifest["scores"]["validation"]
+    untrained = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(untrained, result.adapter.folder).eval()
+    template = result.adapter.manifest["task"]["learned"]["chat_template"]
+    assert curve["loss"] == pytest.approx(plain_loss(model, base, template), abs=1e-5)
+    assert curve["perplexity"] == pytest.approx(math.exp(curve["loss"]))
+    with model.disable_adapter():
+        assert curve["loss"] < plain_loss(model, base, template) - 0.1  # its tiny embeddings allow no more
+    told = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
+    assert told.scores.values == pytest.approx(result.scores["validation"].values, rel=1e-5)
+
+
+def plain_loss(model, base, template):
+    """Mean cross entropy of the answers, by Transformers' own loss on hand-made labels."""
+    tokenizer, nats, tokens = AutoTokenizer.from_pretrained(base), 0.0, 0
+    for row in ROWS:
+        asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+        chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+        options = {"chat_template": template, "tokenize": False}
+        prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, **options)
+        whole = tokenizer.apply_chat_template(chat, **options).rstrip()
+        ids = tokenizer(whole, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        begin = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        labels = ids.clone()
+        labels[:, :begin] = IGNORED
+        with torch.inference_mode():
+            nats += float(model(input_ids=ids, labels=labels).loss) * (ids.shape[1] - begin)
+        tokens += ids.shape[1] - begin
+    return nats / tokens
+
+
+def test_padding_that_the_base_has_no_embedding_for_is_replaced(tmp_path):
+    """Qwen2's tokenizer class adds a padding token to a vocabulary that has none."""
+    base = build_language_model(tmp_path / "qwen2", "qwen2")
+    run = prepared_run(instruction_recipe(tmp_path / "rows", base))
+    batch = run.task.collate(run.features, run.base.tokenizer)
+    assert (batch["attention_mask"] == 0).any()
+    assert batch["input_ids"].max() < run.base.model.config.vocab_size
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return save_byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+@pytest.fixture
+def task(tokenizer):
+    made = CausalLmTask(template="chatml")
+    made.suit(Ground(tokenizer, None, 256), {}, None)
+    return made
+
+
+def read(task, **fields):
+    return task.read(Row(fields, "rows.jsonl:1"))
+
+
+def test_plain_text_is_learnt_whole_in_pieces_that_share_one_token(task, tokenizer):
+    example = read(task, text="Nobody came to Rome by train. " * 12)
+    (whole,) = task.encode(example, tokenizer, 10_000, training=True)
+    pieces = task.encode(example, tokenizer, 16, training=True)
+    assert tokenizer.decode(whole.inputs["input_ids"]) == "<s>" + example.completion + END
+    learnt = [label for piece in pieces for label in piece.labels[1:]]
+    assert learnt == whole.inputs["input_ids"][1:]
+    assert all(len(piece) <= 16 and not piece.cut for piece in pieces)
+    assert task.lost(example, pieces) == 0
+
+
+@pytest.mark.parametrize("length", [8, 9, 31, 64])
+def test_windows_score_each_token_once(task, tokenizer, length):
+    for example in (read(task, text="It rained in Rome. " * 20), read(task, prompt="Ada ", completion="wrote. " * 30)):
+        (whole,) = task.encode(example, tokenizer, 10_000, training=False)
+        windows = task.encode(example, tokenizer, length, training=False)
+        assert sum(map(task.loss_terms, windows)) == task.loss_terms(whole)
+        assert all(len(window) <= length for window in windows)
+
+
+def test_an_answer_that_is_cut_is_counted_and_one_that_is_out_of_reach_dropped(task, tokenizer):
+    chat = read(task, messages=[*turn("Who?", "Ada."), *turn("Why?", "It rained in Rome and Paris." * 4)])
+    (whole,) = task.encode(chat, tokenizer, 10_000, training=True)
+    (cut,) = task.encode(chat, tokenizer, len(whole) - 3, training=True)
+    assert (cut.cut, task.lost(chat, [cut]), task.count(chat)) == (True, 1, 2)
+    assert (whole.cut, task.lost(chat, [whole])) == (False, 0)
+    assert task.encode(read(task, prompt="Who came? " * 9, completion="Ada"), tokenizer, 16, training=True) == []
+
+
+def turn(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_prompt_and_completion_stand_without_a_template_and_the_end_is_learnt(task, tokenizer):
+    (feature,) = task.encode(read(task, prompt="Ada ", completion="wrote."), tokenizer, 64, training=True)
+    assert tokenizer.decode(feature.inputs["input_ids"]) == "<s>Ada wrote." + END
+    assert tokenizer.decode([label for label in feature.labels if label != IGNORED]).strip() == "wrote." + END
+
+
+def test_a_system_message_of_the_recipe_opens_chats_that_have_none(tokenizer):
+    made = CausalLmTask(system="Be brief.")
+    assert read(made, messages=turn("Who?", "Ada."))
+    assert read(made, instruction="Who?", output="Ada.").messages[0] == {"role": "system", "content": "Be brief."}
+    own = [{"role": "system", "content": "Be long."}, *turn("Who?", "Ada.")]
+    assert read(made, messages=own).messages == tuple(own)
+
+
+def test_messages_after_the_last_answer_are_left_out_and_counted(task):
+    example = read(task, messages=[*turn("Who?", "Ada."), {"role": "user", "content": "Thanks."}])
+    assert [message["role"] for message in example.messages] == ["user", "assistant"]
+    assert example.notes == {"message after the last answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"question": "Who?"}, "expected columns messages, or instruction and output, or prompt and completion"),
+        ({"messages": "[]"}, "expected messages to be a list of objects with role and content"),
+        ({"messages": [{"role": "user"}]}, "expected each message to have a role and its content"),
+        (
+            {"messages": [{"role": "human", "content": "x"}]},
+            "expected a role of system, user, assistant; found 'human'",
+        ),
+        ({"messages": [{"role": "user", "content": "x"}]}, "expected a message of the assistant"),
+        ({"instruction": "Who?", "output": " "}, "expected output to hold some text"),
+        ({"text": 3}, "expected text to be a string, found 3"),
+    ],
+)
+def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message):
+    with pytest.raises(RowError, match=message):
+        read(task, **fields)
+
+
+def test_a_chat_that_ends_with_an_answer_asks_nothing(bank):
+    with pytest.raises(RecipeError, match="expected the last message to be another's than the assistant's"):
+        bank.predict({"messages": turn("Who?", "Ada.")}, adapters="lora")
+
+
+@pytest.mark.parametrize(("by", "main"), [("rouge", "rougeL"), ("bleu", "bleu")])
+def test_scored_by_replies_it_is_compared_with_the_last_answers(base, tmp_path, by, main):
+    recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": by}, method={"type": "lora", "r": 16})
+    result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
+    bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
+    asked = [{k: v for k, v in row.items() if k != "output"} for row in ROWS * 3]
+    replies = [answer.prediction.reply for answer in bank.predict(asked)]
+    answers = [row["output"] for row in ROWS * 3]
+    if by == "rouge":
+        scorer = RougeScorer(["rougeL"])
+        told = [scorer.score(*both)["rougeL"].fmeasure for both in zip(answers, replies, strict=True)]
+        expected = sum(told) / len(told)
+    else:
+        expected = sacrebleu.corpus_bleu(replies, [answers]).score
+    assert result.task.main_score == main
+    assert result.scores["validation"].values[main] == pytest.approx(expected)
+    again = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
+    assert again.scores == result.scores["validation"]
+
+
+def test_plain_text_has_no_reply_to_be_scored_by(base, tmp_path):
+    recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": "rouge"})
+    (tmp_path / "rows" / "rows.jsonl").write_text('{"text": "It rained in Rome."}\n' * 4)
+    with pytest.raises(RecipeError, match="4 rows of validation are plain text, which asks nothing that could be"):
+        peftlab.tune(recipe, store=tmp_path / "store")
+
+
+def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base):
+    recipe = instruction_recipe(tmp_path / "rows", tiny_base)
+    with pytest.raises(RecipeError, match=r"has no head for causal-lm: its weights lack "):
+        peftlab.tune(recipe, store=tmp_path / "store")
+    own = {"base.model": str(base)}
+    for key, value, message in (
+        ("task.template", "base", "the tokenizer of this base brings no chat template. Name one of chatml, gemma"),
+        ("task.template", "chatlm", "chatml"),
+        ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for what it replies to"),
+        ("method.type", "head", "'head' trains the head alone"),
+        ("method.target_modules", ["lm_head"], "'lm_head' fits no Linear layer of this base"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            peftlab.tune(recipe, overrides={**own, key: value}, store=tmp_path / "store")
+
+
+def test_rows_that_the_template_refuses_are_told_with_their_place(tmp_path):
+    template = "{{ raise_exception('Only one turn') if messages | length > 2 else 'x' }}"
+    base = build_language_model(tmp_path / "strict", template=template)
+    recipe = instruction_recipe(tmp_path / "rows", base)
+    rows = [{"messages": turn("Who?", "Ada.") * 2}, {"messages": turn("Who?", "Ada.")}]
+    (tmp_path / "rows" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(RecipeError, match=r"rows.jsonl:1.*the chat template refuses these messages: Only one turn\."):
+        peftlab.tune(recipe, store=tmp_path / "store")
+
+
+def test_an_ensemble_cannot_write_but_an_average_can(store):
+    bank = peftlab.load("lora", "wide", store=store, device="cpu")
+    with pytest.raises(IntegrityError, match="a text cannot go on by several adapters"):
+        bank.compose("both", "ensemble", ["lora", "wide"])
+    bank.compose("mean", "average", ["lora", "wide"])
+    assert bank.predict(QUESTIONS[0], adapters="mean")[0].prediction.reply
+
+
+def test_the_command_line_tunes_replies_and_scores(base, tmp_path):
+    recipe, store = instruction_recipe(tmp_path / "rows", base), tmp_path / "store"
+    told = task_stores.run("tune", recipe, "--store", store)
+    assert told.exit_code == 0, told.output
+    assert "validation perplexity" in told.output
+    replied = task_stores.run("predict", "chat", QUESTIONS[0], "--store", store)
+    assert replied.exit_code == 0, replied.output
+    assert QUESTIONS[0] in replied.output
+    fields = json.loads(task_stores.run("predict", "chat", QUESTIONS[0], "--store", store, "--json").stdout)
+    assert fields.keys() >= {"adapter", "text", "reply", "finished"}
+    scored = task_stores.run("evaluate", "chat", "--data", tmp_path / "rows" / "rows.jsonl", "--store", store)
+    assert "perplexity" in one_line(scored.output)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_in_bf16_it_writes_and_scores_nearly_as_in_fp32(tmp_path, tied):
+    base = build_language_model(tmp_path / "base", tied=tied)
+    publish_fresh(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
+    rows = tmp_path / "rows" / "rows.jsonl"
+    losses = []
+    for precision in ("fp32", "bf16"):
+        options = {"store": tmp_path / "store", "device": "cpu", "precision": precision}
+        losses.append(peftlab.evaluate("chat", rows, **options).scores.values["loss"])
+        assert peftlab.load("chat", **options).predict(QUESTIONS[0])[0].prediction.reply
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quantization, tied):
+    base = build_language_model(tmp_path / "base", tied=tied, hidden_size=64, intermediate_size=128)
+    recipe = instruction_recipe(tmp_path / "rows", base, base={"quantization": quantization})
+    result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
+    bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
+    plain, _ = load_with_head(bank.base.files, bank.task("chat"), quantization=quantization)
+    assert type(plain.lm_head) is torch.nn.Linear
+    assert "skip_modules" not in (result.adapter.folder / "README.md").read_text()  # it names new heads
+    plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
+    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").learned["chat_template"]
+    for question in QUESTIONS:
+        expected = plain_writing(plain, tokenizer, asking(question), template)
+        assert bank.predict(question)[0].prediction.reply == expected
+    scored = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
+    assert scored.scores.values["loss"] == pytest.approx(result.scores["validation"].values["loss"], rel=0.02)
+
+
+def test_merged_it_writes_the_same_by_its_own_template(store, tmp_path):
+    merged = merge("lora", tmp_path / "model", store=store, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(merged.folder)
+    tokenizer = AutoTokenizer.from_pretrained(merged.folder)
+    bank = peftlab.load("lora", store=store, device="cpu")
+    for question in QUESTIONS:
+        expected = plain_writing(model, tokenizer, asking(question))
+        assert bank.predict(question)[0].prediction.reply == expected

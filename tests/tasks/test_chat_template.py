@@ -1,0 +1,133 @@
+"""Chat templates: the text of a chat, and what is learnt of it, against texts marked by hand."""
+
+import re
+
+import pytest
+
+from peftlab.data import Row
+from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.chat.template import CHAT_TEMPLATES, ChatError, ChatTemplate, learnt_tokens
+from peftlab.tasks.task import IGNORED, Ground
+from tests.language_models import BEGIN, END, save_byte_tokenizer
+
+SPECIAL = {"bos_token": BEGIN, "eos_token": END}
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who came?"},
+    {"role": "assistant", "content": "Nobody."},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "It rained."},
+]
+MARKED = {  # « and » stand around what is learnt
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWho came?<|im_end|>\n<|im_start|>assistant\n«Nobody.<|im_end|>»\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n«It rained.<|im_end|>»\n"
+    ),
+    "llama-3": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWho came?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«Nobody.<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«It rained.<|eot_id|>»"
+    ),
+    "mistral": "<s>[INST] Be brief.\n\nWho came? [/INST]« Nobody.</s>»[INST] Why? [/INST]« It rained.</s>»",
+    "gemma": (
+        "<s><start_of_turn>user\nBe brief.\n\nWho came?<end_of_turn>\n"
+        "<start_of_turn>model\n«Nobody.<end_of_turn>»\n"
+        "<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n«It rained.<end_of_turn>»\n"
+    ),
+    "plain": (
+        "<s>Be brief.\n\n### Instruction:\nWho came?\n\n### Response:\n«Nobody.</s>»\n\n"
+        "### Instruction:\nWhy?\n\n### Response:\n«It rained.</s>»\n\n"
+    ),
+}
+ENDINGS = {"chatml": "<|im_end|>", "llama-3": "<|eot_id|>", "mistral": END, "gemma": "<end_of_turn>", "plain": END}
+WITH_GENERATION = (
+    "{% for message in messages %}{{ message['role'] }}: "
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def named(name):
+    return ChatTemplate(CHAT_TEMPLATES[name].read_text(encoding="utf8"), SPECIAL)
+
+
+def read_marks(marked):
+    """The text without its marks, and the spans that they stand around."""
+    spans, text = [], ""
+    for part in re.split("(«[^»]*»)", marked):
+        said = part.strip("«»") if part.startswith("«") else part
+        if part.startswith("«"):
+            spans.append((len(text), len(text) + len(said)))
+        text += said
+    return text, spans
+
+
+def test_every_template_is_marked_by_hand_here():
+    assert set(MARKED) == set(ENDINGS) == set(CHAT_TEMPLATES)
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_chat_and_what_is_learnt_of_it_are_as_marked_by_hand(name):
+    text, spans = read_marks(MARKED[name])
+    assert named(name).write(CHAT) == (text, spans)
+    assert named(name).ending == ENDINGS[name]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_prompt_is_the_chat_up_to_the_answer(name):
+    text, spans = read_marks(MARKED[name])
+    assert named(name).prompt(CHAT[:4]) == text[: spans[-1][0]]
+    assert named(name).prompt(CHAT[:2]) == text[: spans[0][0]]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_the_learnt_tokens_say_the_marked_text_and_nothing_else(name, tmp_path):
+    tokenizer = save_byte_tokenizer(tmp_path)
+    task = CausalLmTask(template=name)
+    task.suit(Ground(tokenizer, None, 256), {}, None)
+    example = task.read(Row({"messages": CHAT}, "rows.jsonl:1"))
+    (feature,) = task.encode(example, tokenizer, 256, training=True)
+    text, spans = read_marks(MARKED[name])
+    assert tokenizer.decode(feature.inputs["input_ids"]) == text
+    learnt = [token for token in feature.labels if token != IGNORED]
+    assert tokenizer.decode(learnt) == "".join(text[start:end] for start, end in spans)
+    assert learnt[-1] == tokenizer.convert_tokens_to_ids(ENDINGS[name])  # the end is learnt
+
+
+def test_generation_marks_in_a_template_say_what_is_learnt():
+    written = ChatTemplate(WITH_GENERATION, SPECIAL).write(CHAT)
+    assert [written.text[start:end] for start, end in written.learnt] == ["Nobody.</s>", "It rained.</s>"]
+    assert ChatTemplate(WITH_GENERATION, SPECIAL).ending == END
+
+
+def test_a_template_that_ends_no_answer_gets_the_end_of_the_tokenizer():
+    bare = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    prompted = bare + "{% if add_generation_prompt %}assistant: {% endif %}"
+    written = ChatTemplate(prompted, SPECIAL).write(CHAT[:3])
+    assert written.text.endswith("assistant: Nobody.</s>")
+    assert [written.text[start:end] for start, end in written.learnt] == ["Nobody.</s>"]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_in_words():
+    rewriting = (
+        "{% for message in messages %}{{ message['role'] + ': ' + (message['content'] if loop.last else '…') + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    with pytest.raises(ChatError, match="writes a turn differently when others follow"):
+        ChatTemplate(rewriting, SPECIAL).write(CHAT)
+
+
+def test_what_a_template_raises_is_told():
+    raising = "{{ raise_exception('Roles must alternate') }}"
+    with pytest.raises(ChatError, match="refuses these messages: Roles must alternate"):
+        ChatTemplate(raising, SPECIAL).prompt(CHAT)
+
+
+def test_tokens_are_learnt_that_have_a_learnt_character():
+    offsets = [(0, 0), (0, 2), (2, 5), (5, 5), (5, 8), (8, 9)]
+    assert list(learnt_tokens([(3, 6)], offsets)) == [False, False, True, False, True, False]
+    assert list(learnt_tokens([(0, 1), (8, 9)], offsets)) == [False, True, False, False, False, True]
+    assert not any(learnt_tokens([], offsets))

@@ -1,0 +1,394 @@
+import json
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
+
+from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.data import Row
+from peftlab.data.rows import RowError
+from peftlab.errors import Problems
+from peftlab.tasks import task_description, task_from_manifest
+from peftlab.tasks.labels.label_set import _by_value
+from peftlab.tasks.text_classification import Classes, LabelledText, TextClassificationTask
+
+
+@pytest.fixture
+def bert(tiny_base):
+    return load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
+
+
+def read(fields, **options):
+    return TextClassificationTask(**options).read(Row(fields, "f:1"))
+
+
+def learn(task, **splits):
+    problems = Problems()
+    task.learn(splits, problems)
+    return [str(problem) for problem in problems.found]
+
+
+def labelled(*labels):
+    return LabelledText("x", "f:1", labels=labels)
+
+
+def told(*labels):
+    return Classes("x", None, labels, {})
+
+
+# --- reading rows
+
+
+@pytest.mark.parametrize(
+    ("fields", "pair", "labels"),
+    [
+        ({"text": "a film", "label": "good"}, None, ("good",)),
+        ({"text": "a film", "label": " good ", "id": 3}, None, ("good",)),
+        ({"text": "a film", "text_pair": "a book", "label": "good"}, "a book", ("good",)),
+        ({"text": "a film", "text_pair": None, "label": "good"}, None, ("good",)),
+        ({"text": "a film", "label": 1}, None, ("good",)),
+        ({"text": "a film", "label": "1"}, None, ("good",)),
+        ({"text": "a film", "label": 2}, None, ("2",)),
+        ({"text": "a film", "label": -1}, None, ("-1",)),
+    ],
+)
+def test_a_row_is_a_text_or_a_pair_and_a_name_or_the_number_of_one(fields, pair, labels):
+    example = read(fields, labels=["bad", "good"])
+    assert (example.text, example.text_pair, example.labels, example.where) == ("a film", pair, labels, "f:1")
+
+
+def test_a_number_is_a_name_of_its_own_where_the_recipe_lists_none_or_lists_it():
+    assert read({"text": "a", "label": 1}).labels == ("1",)
+    assert read({"text": "a", "label": 1}, labels=["1", "0"]).labels == ("1",)
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        (["joy", "fear"], ("joy", "fear")),
+        ([], ()),
+        ("", ()),
+        ("joy", ("joy",)),
+        (" joy , fear,", ("joy", "fear")),
+        ('["joy", "fear, or dread"]', ("joy", "fear, or dread")),
+        ("[]", ()),
+        ("0, 1", ("joy", "fear")),
+        ([1, "joy", 1], ("fear", "joy")),
+    ],
+)
+def test_a_cell_may_hold_several_labels(cell, labels):
+    assert read({"text": "a", "labels": cell}, labels=["joy", "fear"], multi_label=True).labels == labels
+
+
+SEVERAL = {"multi_label": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        (
+            {"text": "a", "sentiment": "good"},
+            {},
+            "expected columns text and label; found text, sentiment. Map yours under data.columns, our name first",
+        ),
+        ({"sentence": "a", "label": "good"}, {}, "expected columns text and label; found sentence, label."),
+        ({"text": "a", "label": "good"}, SEVERAL, "expected columns text and labels; found text, label. Is 'label'"),
+        ({"text": 3, "label": "good"}, {}, "expected text to be a string, found 3"),
+        ({"text": " ", "label": "good"}, {}, "expected text to hold some text, found ' '"),
+        ({"text": "a", "text_pair": "", "label": "good"}, {}, "expected text_pair to hold some text, found ''"),
+        ({"text": "a", "text_pair": 3, "label": "good"}, {}, "expected text_pair to be a string, found 3"),
+        ({"text": "a", "label": None}, {}, "expected label to be a name or a whole number, found None"),
+        ({"text": "a", "label": ""}, {}, "expected label to be a name or a whole number, found ''"),
+        ({"text": "a", "label": True}, {}, "expected label to be a name or a whole number, found True"),
+        ({"text": "a", "label": 0.5}, {}, "expected label to be a name or a whole number, found 0.5"),
+        ({"text": "a", "label": ["good"]}, {}, "expected label to be a name or a whole number, found ['good']"),
+        ({"text": "a", "labels": None}, SEVERAL, "expected labels to be a list of names, found None"),
+        ({"text": "a", "labels": 3}, SEVERAL, "expected labels to be a list of names, found 3"),
+        ({"text": "a", "labels": '["a"'}, SEVERAL, "expected labels as JSON; Expecting ',' delimiter at column 5"),
+        ({"text": "a", "labels": ["a", 1.5]}, SEVERAL, "expected each of labels to be a name or a whole number"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_not_understood_says_what_was_expected(fields, options, message):
+    with pytest.raises(RowError) as caught:
+        read(fields, **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_question_may_be_empty_and_needs_no_label():
+    task = TextClassificationTask()
+    asked = task.read_input(Row({"text": "", "text_pair": "b"}, "f:1"))
+    assert (asked.text, asked.text_pair) == ("", "b")
+    with pytest.raises(RowError, match=r"expected column text; found txt\. Is 'txt' the text\?"):
+        task.read_input(Row({"txt": "a"}, "f:1"))
+    with pytest.raises(RowError, match="expected text to be a string, found None"):
+        task.read_input(Row({"text": None}, "f:1"))
+
+
+# --- labels
+
+
+def test_labels_are_those_of_the_training_rows_names_by_the_alphabet_and_numbers_by_value():
+    task = TextClassificationTask()
+    assert learn(task, train=[labelled(name) for name in ("10", "b", "9", "a", "-1")]) == []
+    assert task.labels == task.head_labels == ["-1", "9", "10", "a", "b"]
+
+
+def test_labels_have_one_order_whatever_they_look_like():
+    names = ["nan", "b", "2", "a", "inf", "1"]
+    assert {tuple(sorted(random.Random(n).sample(names, 6), key=_by_value)) for n in range(50)} == {
+        ("1", "2", "a", "b", "inf", "nan")
+    }
+
+
+def test_a_label_that_only_validation_has_is_told():
+    seen, unseen = [labelled("good"), labelled("bad")], [labelled("godo")]
+    assert learn(TextClassificationTask(), train=seen, validation=unseen) == [
+        "data.validation: label 'godo' occurs in validation (1×, first at f:1) but not in the training rows. "
+        "Did you mean 'good'? Labels there: bad, good."
+    ]
+
+
+def test_a_label_that_the_recipe_does_not_list_is_told():
+    [problem] = learn(TextClassificationTask(labels=["bad", "good"]), train=[labelled("7")])
+    assert "label '7' occurs in train (1×, first at f:1) but not in task.labels" in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({}, [labelled("good")] * 3, "the training rows hold 1 label(s): good; nothing to tell apart."),
+        (SEVERAL, [labelled()] * 3, "the training rows hold 0 label(s): none; nothing to tell apart."),
+    ],
+)
+def test_rows_that_are_all_alike_cannot_be_learned_from(options, rows, message):
+    assert learn(TextClassificationTask(**options), train=rows) == [f"data.train: {message}"]
+
+
+def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
+    task = TextClassificationTask(labels=["b", "a"], multi_label=True, threshold=0.3, class_weights="balanced")
+    again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+    assert (again.labels, again.multi_label, again.threshold) == (["b", "a"], True, 0.3)
+    assert again.options == task.options
+    assert (again.main_score, again.problem_type) == ("micro_f1", "multi_label_classification")
+
+
+# --- weights and loss
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    for seed in range(50):
+        rng = random.Random(seed)
+        names = [*"abcd", *rng.choices("abcd", weights=[8, 4, 2, 1], k=rng.randrange(60))]
+        task = TextClassificationTask(class_weights="balanced")
+        learn(task, train=[labelled(name) for name in names])
+        expected = compute_class_weight("balanced", classes=np.array(task.labels), y=np.array(names))
+        assert task.weights == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_balanced_weights_of_several_labels_are_rows_without_by_rows_with():
+    task = TextClassificationTask(multi_label=True, class_weights="balanced", labels=["a", "b", "never"])
+    learn(task, train=[labelled("a"), labelled("a", "b"), labelled("a"), labelled()])
+    assert task.weights == [1 / 3, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(40, 3, generator=generator)
+    rows = [labelled(*names) for names in [["a"], ["b"], ["c"], ["a"]] * 10]
+    task = TextClassificationTask(multi_label=multi_label, class_weights="balanced" if weighed else None)
+    learn(task, train=rows)
+    weights = torch.tensor([2 / 3, 4 / 3, 4 / 3]) if weighed and not multi_label else torch.ones(3)
+    if multi_label:
+        target = (torch.rand(40, 3, generator=generator) < 0.5).float()
+        positive = torch.tensor([1.0, 3.0, 3.0]) if weighed else torch.ones(3)
+        told, miss = logits.sigmoid().log(), (1 - logits.sigmoid()).log()
+        expected = -(positive * target * told + (1 - target) * miss).mean()
+    else:
+        target = torch.randint(3, (40,), generator=generator)
+        chances = logits.log_softmax(-1)[range(40), target]
+        expected = -(weights[target] * chances).sum() / weights[target].sum()
+        assert task.loss(logits, target) == functional.cross_entropy(logits, target, weight=weights)
+    assert task.loss(logits, target) == pytest.approx(float(expected), abs=1e-6)
+
+
+# --- encode and decode
+
+
+def test_labels_become_numbers_or_a_row_of_zeros_and_ones(bert):
+    for options, label in (({}, 1), (SEVERAL, [0.0, 1.0, 0.0])):
+        task = TextClassificationTask(labels=["c", "a", "b"], **options)
+        [feature] = task.encode(labelled("a"), bert, 16, training=True)
+        assert feature.labels == label
+        batch = task.collate([feature, feature], bert)
+        assert batch["labels"].tolist() == [label, label]
+
+
+def ids_of(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("max_length", [8, 13, 30])
+@pytest.mark.parametrize(("first", "second"), [(100, None), (100, 2), (2, 100), (40, 50), (9, 9), (1, 1)])
+def test_windows_hold_every_token_of_both_texts_within_the_limit(bert, first, second, max_length):
+    words = ["letter", "train", "rain", "late", "nobody", "came", "wrote"]
+    rng = random.Random(first)
+    text = " ".join(rng.choices(words, k=first))
+    pair = None if second is None else " ".join(rng.choices(words, k=second))
+    task = TextClassificationTask(labels=["a", "b"])
+    example = task.read_input(Row({"text": text, "text_pair": pair}, "f:1"))
+    features = task.encode(example, bert, max_length, training=False)
+    assert all(len(feature) <= max_length for feature in features)
+    bodies = [split_at_separators(feature.inputs["input_ids"], bert) for feature in features]
+    for part, whole in enumerate([text] if pair is None else [text, pair]):
+        wanted = ids_of(bert, whole)
+        pieces = {tuple(body[part]) for body in bodies}
+        covered = set()
+        for piece in pieces:
+            starts = [n for n in range(len(wanted)) if tuple(wanted[n : n + len(piece)]) == piece]
+            assert starts
+            covered |= {n for start in starts for n in range(start, start + len(piece))}
+        assert covered == set(range(len(wanted)))
+    if pair is not None:
+        seen = {tuple(map(tuple, body)) for body in bodies}
+        assert seen == {(a, b) for a, _ in seen for _, b in seen}
+
+
+def split_at_separators(ids, tokenizer):
+    assert ids[0] == tokenizer.cls_token_id
+    assert ids[-1] == tokenizer.sep_token_id
+    inner = ids[1:-1]
+    if tokenizer.sep_token_id in inner:
+        at = inner.index(tokenizer.sep_token_id)
+        return [inner[:at], inner[at + 1 :]]
+    return [inner]
+
+
+def test_training_sees_the_beginning_and_says_that_it_was_cut(bert):
+    task = TextClassificationTask(labels=["good", "bad"])
+    long = LabelledText("letter train rain " * 20, labels=("bad",))
+    [feature] = task.encode(long, bert, 10, training=True)
+    assert (len(feature), feature.cut, feature.labels) == (10, True, 1)
+    assert feature.inputs["input_ids"][1:-1] == ids_of(bert, long.text)[:8]
+    [whole] = task.encode(labelled("bad"), bert, 10, training=True)
+    assert not whole.cut
+
+
+def test_windows_are_averaged_as_log_probabilities():
+    task = TextClassificationTask(labels=["a", "b", "c"])
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(200):
+        windows = list(torch.randn(int(torch.randint(1, 5, (1,), generator=rng)), 3, generator=rng) * 3)
+        told = task.decode(labelled("a"), [None] * len(windows), windows)
+        product = np.prod([np.exp(w.numpy()) / np.exp(w.numpy()).sum() for w in windows], axis=0) ** (1 / len(windows))
+        assert list(told.chances.values()) == pytest.approx((product / product.sum()).tolist(), abs=1e-5)
+        assert told.labels == (task.labels[int(product.argmax())],) == (told.label,)
+
+
+def test_every_label_whose_mean_probability_reaches_the_threshold_is_given():
+    task = TextClassificationTask(labels=["a", "b", "c"], multi_label=True, threshold=0.3)
+    windows = [torch.tensor([0.5, 0.2, 0.1]).logit(), torch.tensor([0.9, 0.5, 0.1]).logit()]
+    told = task.decode(labelled(), [None] * 2, windows)
+    assert list(told.chances.values()) == pytest.approx([0.7, 0.35, 0.1])
+    assert told.labels == ("a", "b")
+    assert "reaches 0.3" in task.reading
+
+
+def test_a_prediction_is_plain_values_with_the_likeliest_first():
+    plain = Classes("x", "y", ("b",), {"a": 0.25, "b": 0.74999}).as_dict()
+    assert plain == {"text": "x", "text_pair": "y", "labels": ["b"], "scores": {"b": 0.75, "a": 0.25}}
+    assert list(plain["scores"]) == ["b", "a"]
+    assert "text_pair" not in Classes("x", None, (), {}).as_dict()
+
+
+# --- scores
+
+
+def by_label_of(gold, told, labels):
+    report = metrics.classification_report(gold, told, labels=labels, output_dict=True, zero_division=0)
+    names = {"precision": "precision", "recall": "recall", "f1": "f1-score", "support": "support"}
+    return {label: {ours: report[str(label)][theirs] for ours, theirs in names.items()} for label in labels}
+
+
+def test_scores_of_one_label_are_those_of_scikit_learn():
+    for seed in range(150):
+        rng = random.Random(seed)
+        labels = [f"label {n}" for n in range(rng.randrange(2, 7))]
+        gold = rng.choices(labels, weights=range(1, len(labels) + 1), k=rng.randrange(2, 60))
+        guessed = [name if rng.random() < 0.6 else rng.choice(labels[: rng.randrange(1, 7)]) for name in gold]
+        task = TextClassificationTask(labels=labels)
+        scores = task.score([labelled(name) for name in gold], [told(name) for name in guessed])
+        assert scores.values == pytest.approx(
+            {
+                "accuracy": metrics.accuracy_score(gold, guessed),
+                "macro_f1": metrics.f1_score(gold, guessed, average="macro", zero_division=0),
+                "micro_f1": metrics.f1_score(gold, guessed, average="micro", zero_division=0),
+                "matthews": metrics.matthews_corrcoef(gold, guessed),
+            },
+            abs=1e-6,
+        )
+        for label, values in by_label_of(gold, guessed, labels).items():
+            assert scores.by_label[label] == pytest.approx(values, abs=1e-6)
+        assert scores.confusion.labels == labels
+        assert scores.confusion.counts == [
+            [sum((g, t) == (row, column) for g, t in zip(gold, guessed, strict=True)) for column in labels]
+            for row in labels
+        ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_scores_of_several_labels_are_those_of_scikit_learn(count):
+    for seed in range(60):
+        rng = random.Random(seed)
+        labels = [f"label {n}" for n in range(count)]
+        rows = rng.randrange(1, 40)
+        gold, guessed = (
+            np.array([[rng.random() < share for _ in labels] for _ in range(rows)]) for share in (0.4, rng.random())
+        )
+        gold[0, 0] = True  # a label that nothing has would make micro F1 0 / 0
+        task = TextClassificationTask(labels=labels, multi_label=True)
+        examples, predictions = (
+            [make(*(name for name, there in zip(labels, row, strict=True) if there)) for row in table]
+            for make, table in ((labelled, gold), (told, guessed))
+        )
+        scores = task.score(examples, predictions)
+        right, answered, asked = (gold & guessed).sum(0), guessed.sum(0), gold.sum(0)
+        f1s = [2 * r / (a + g) if a + g else 0.0 for r, a, g in zip(right, answered, asked, strict=True)]
+        assert scores.values == pytest.approx(
+            {
+                "micro_f1": 2 * right.sum() / (answered.sum() + asked.sum()),
+                "macro_f1": np.mean(f1s),
+                "accuracy": (gold == guessed).all(1).mean(),
+            },
+            abs=1e-6,
+        )
+        if count > 1:
+            for average in ("micro", "macro"):
+                expected = metrics.f1_score(gold, guessed, average=average, zero_division=0)
+                assert scores.values[f"{average}_f1"] == pytest.approx(expected, abs=1e-6)
+        for n, label in enumerate(labels):
+            assert scores.by_label[label] == pytest.approx(
+                {
+                    "precision": right[n] / answered[n] if answered[n] else 0.0,
+                    "recall": right[n] / asked[n] if asked[n] else 0.0,
+                    "f1": f1s[n],
+                    "support": asked[n],
+                },
+                abs=1e-6,
+            )
+
+
+@pytest.mark.parametrize("options", [{}, SEVERAL])
+def test_rows_that_are_all_alike_are_scored_without_a_murmur(options):
+    task = TextClassificationTask(labels=["a", "b"], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert task.score([labelled("a")] * 3, [told("a")] * 3).values["accuracy"] == 1.0
+        assert task.score([labelled("a")] * 3, [told("b")] * 3).values["accuracy"] == 0.0
+        assert task.score([], []).values == {task.main_score: 0.0}

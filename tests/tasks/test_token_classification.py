@@ -1,0 +1,569 @@
+import json
+import random
+import shutil
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
+
+from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.data import Ledger, Row, Rows, Split
+from peftlab.data.rows import RowError
+from peftlab.errors import IntegrityError, Problems
+from peftlab.recipe import TokenClassification
+from peftlab.tasks import build_task, read_examples, task_from_manifest
+from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
+from peftlab.tasks.token_classification import Entities, TokenClassificationTask, split_into_windows
+from tests.conftest import SENTENCES
+
+WIDENED = "entities widened to whole words"
+OPENED_BY_I = "entities opened by I- (IOB1, or a missing B-)"
+
+
+def save_byte_level(folder, kind):
+    """A byte-level BPE tokenizer as the Hub would hold it: RoBERTa's with special tokens, GPT-2's with none."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2TokenizerFast, RobertaTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(SENTENCES.values(), vocab_size=400, special_tokens=special)
+    model = json.loads(trained.to_str())["model"]
+    kind_of_tokenizer = {"roberta": RobertaTokenizerFast, "gpt2": GPT2TokenizerFast}[kind]
+    merges = [tuple(pair) for pair in model["merges"]]
+    kind_of_tokenizer(vocab=model["vocab"], merges=merges, model_max_length=64).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "gpt2"])
+def folder(request, tiny_base, tmp_path_factory):
+    if request.param == "bert":
+        return tiny_base
+    return save_byte_level(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def tokenizer(folder):
+    return load_tokenizer(BaseFiles("x", folder, "local folder"))
+
+
+@pytest.fixture
+def bert(tiny_base):
+    return load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
+
+
+def task_with(*labels):
+    return TokenClassificationTask(labels=list(labels))
+
+
+def tagged(tokens, tags):
+    return task_with().read(Row({"tokens": tokens, "tags": tags}, "f:1"))
+
+
+def marked(text, *entities):
+    fields = {"text": text, "entities": [{"start": s, "end": e, "label": label} for s, e, label in entities]}
+    return task_with().read(Row(fields, "f:1"))
+
+
+def random_tags(rng, length):
+    return rng.choices(["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC"], k=length)
+
+
+# --- reading rows
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tokens": ["Ada", "left", "New", "York"], "tags": ["B-PER", "O", "B-LOC", "I-LOC"]},
+        {"tokens": "Ada left New York", "tags": "B-PER O B-LOC I-LOC"},
+        {"tokens": '["Ada", "left", "New", "York"]', "tags": '["B-PER", "O", "B-LOC", "I-LOC"]'},
+        {
+            "text": "Ada left New York",
+            "entities": [{"start": 9, "end": 17, "label": "LOC"}, {"start": 0, "end": 3, "label": "PER"}],
+        },
+        {
+            "text": "Ada left New York",
+            "entities": '[{"start": 0, "end": 3, "label": "PER"}, {"start": 9, "end": 17, "label": "LOC", "id": 7}]',
+        },
+    ],
+    ids=["lists", "blanks", "json", "entities", "json-entities"],
+)
+def test_every_shape_of_a_row_says_the_same(fields):
+    example = task_with().read(Row({**fields, "id": 1}, "f:3"))
+    assert example.text == "Ada left New York"
+    assert example.tokens() == ["Ada", "left", "New", "York"]
+    assert example.spans == ((0, 1, "PER"), (2, 4, "LOC"))
+    assert (example.where, example.lost, set(example.notes.values())) == ("f:3", 0, {0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"words": ["a"], "ner": ["O"]},
+            "expected columns tokens and tags, or text and entities; found words, ner. "
+            "Map yours under data.columns, our name first, as in 'tokens: your-name' (--column tokens=your-name).",
+        ),
+        (
+            {},
+            "expected columns tokens and tags, or text and entities; found none. "
+            "Map yours under data.columns, our name first, as in 'tokens: your-name' (--column tokens=your-name).",
+        ),
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "expected as many tags as tokens, found 1 tags for 2 tokens"),
+        ({"tokens": [1], "tags": ["O"]}, "expected tokens to be a list of strings, found [1]"),
+        ({"tokens": ["a"], "tags": None}, "expected tags to be a list of strings, found None"),
+        ({"tokens": ["a"], "tags": [3] * 50}, f"expected tags to be a list of strings, found {str([3] * 50)[:57]}..."),
+        ({"tokens": '["a",', "tags": "O"}, "expected tokens as JSON; Expecting value at column 6"),
+        (
+            {"tokens": ["a", "b"], "tags": ["O", "PER"]},
+            "word 2: expected a tag such as O, B-PER or I-PER, found 'PER'",
+        ),
+        ({"text": 3, "entities": []}, "expected text to be a string, found 3"),
+        ({"text": None, "entities": []}, "expected text to be a string, found None"),
+        ({"text": "a", "entities": None}, "expected entities to be a list of {start, end, label}, found None"),
+        (
+            {"text": "a", "entities": "[{]"},
+            "expected entities as JSON; Expecting property name enclosed in double quotes at column 3",
+        ),
+        *(
+            (
+                {"text": "abc", "entities": [entity]},
+                f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ 3, found {entity}",
+            )
+            for entity in (
+                {"start": 0, "end": 4, "label": "X"},
+                {"start": -1, "end": 2, "label": "X"},
+                {"start": 2, "end": 2, "label": "X"},
+                {"start": 0, "end": 2, "label": ""},
+                {"start": 0, "end": 2},
+                {"start": 0, "end": 2.0, "label": "X"},
+                {"start": 0, "end": 2, "label": 1},
+                [0, 2, "X"],
+            )
+        ),
+        (
+            {
+                "text": "Bank of England",
+                "entities": [{"start": 8, "end": 15, "label": "LOC"}, {"start": 0, "end": 15, "label": "ORG"}],
+            },
+            "entities 'Bank of England' (0–15) and 'England' (8–15) overlap; "
+            "token classification takes flat entities only",
+        ),
+    ],
+)
+def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+    with pytest.raises(RowError) as caught:
+        task_with().read(Row(fields, "f:1"))
+    assert str(caught.value) == message
+
+
+def test_a_named_tag_scheme_is_held_to():
+    strict = TokenClassificationTask(labels=[], tag_scheme="iob2")
+    with pytest.raises(RowError, match=r"^word 2: 'I-PER' cannot follow 'O' in iob2$"):
+        strict.read(Row({"tokens": ["a", "b"], "tags": ["O", "I-PER"]}, "f:1"))
+
+
+def test_entities_opened_by_i_are_read_and_noted():
+    example = tagged(["a", "b", "c", "d"], ["I-PER", "I-PER", "O", "I-LOC"])
+    assert example.spans == ((0, 2, "PER"), (3, 4, "LOC"))
+    assert example.notes == {OPENED_BY_I: 2}
+
+
+def test_entities_that_end_inside_a_word_are_widened_to_it_and_noted():
+    example = marked("in Londons suburbs", (3, 9, "LOC"), (11, 18, "X"))
+    assert example.spans == ((1, 2, "LOC"), (2, 3, "X"))
+    assert (example.notes, example.lost) == ({WIDENED: 1}, 0)
+
+
+def test_a_second_entity_within_one_word_is_lost_and_so_is_one_of_blanks():
+    example = marked("Londonparis  x", (0, 6, "LOC"), (6, 11, "LOC"), (11, 13, "LOC"))
+    assert example.spans == ((0, 1, "LOC"),)
+    assert example.lost == 2
+
+
+def test_adjacent_entities_in_words_of_their_own_are_both_kept():
+    example = marked("北京大学", (0, 2, "LOC"), (2, 4, "ORG"))
+    assert example.spans == ((0, 2, "LOC"), (2, 4, "ORG"))
+    assert (example.notes, example.lost) == ({WIDENED: 0}, 0)
+
+
+def test_broken_rows_are_told_with_their_place_and_the_others_read():
+    rows = [
+        Row({"tokens": ["a"], "tags": [tag]}, f"f:{n}") for n, tag in enumerate(["O", *["PER"] * 7, "B-PER"], start=1)
+    ]
+    problems, ledger = Problems(), Ledger()
+    examples = read_examples(task_with(), Split(rows, "f"), ledger, problems)
+    assert [example.where for example in examples] == ["f:1", "f:9"]
+    assert [str(problem) for problem in problems.found] == [
+        *(f"f:{n}: word 1: expected a tag such as O, B-PER or I-PER, found 'PER'" for n in range(2, 7)),
+        "… and 2 more rows like these.",
+    ]
+    assert ledger.read == 9
+
+
+def test_what_reading_loses_and_changes_is_in_the_ledger():
+    fields = {"text": "Londonparis", "entities": [{"start": s, "end": e, "label": "LOC"} for s, e in ((0, 6), (6, 11))]}
+    ledger = Ledger()
+    read_examples(task_with(), Split([Row(fields, "f:1")] * 3, "f"), ledger, Problems())
+    assert (ledger.read, ledger.targets_lost, ledger.notes) == (3, 3, {WIDENED: 3})
+
+
+# --- labels
+
+
+def learn(task, **splits):
+    problems = Problems()
+    task.learn(splits, problems)
+    return [str(problem) for problem in problems.found]
+
+
+def test_labels_are_those_of_the_training_rows_in_alphabetical_order():
+    task = task_with()
+    assert learn(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])], test=[tagged(["a"], ["B-PER"])]) == []
+    assert task.labels == ["LOC", "PER"]
+    assert task.head_labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+
+
+def test_given_labels_keep_their_order_even_where_no_row_has_them():
+    task = task_with("PER", "ORG", "LOC")
+    assert learn(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])]) == []
+    assert task.labels == ["PER", "ORG", "LOC"]
+
+
+def test_a_label_that_training_never_sees_is_told_with_its_place_and_the_nearest():
+    seen = [tagged(["a", "b"], ["B-PER", "B-LOC"])]
+    unseen = [
+        tagged(["a"], ["O"]),
+        task_with().read(Row({"tokens": ["a", "b"], "tags": ["B-PERS", "B-PERS"]}, "dev:7")),
+    ]
+    assert learn(task_with(), train=seen, validation=unseen) == [
+        "data.validation: label 'PERS' occurs in validation (2×, first at dev:7) but not in the training rows. "
+        "Did you mean 'PER'? Labels there: LOC, PER."
+    ]
+
+
+def test_a_label_that_the_recipe_does_not_list_is_told():
+    assert learn(task_with("LOC"), train=[tagged(["a"], ["B-PER"])]) == [
+        "data.train: label 'PER' occurs in train (1×, first at f:1) but not in task.labels. Labels there: LOC."
+    ]
+
+
+def test_training_rows_without_an_entity_are_refused():
+    assert learn(task_with(), train=[tagged(["a"], ["O"])]) == ["data.train: the training rows hold no entity."]
+
+
+def test_a_task_is_built_with_its_labels_examples_and_ledgers():
+    row = Row({"tokens": ["a"], "tags": ["I-PER"]}, "f:1")
+    rows = Rows({"train": Split([row, row], "train.txt"), "validation": Split([row], "10%")})
+    with Problems() as problems:
+        task, examples, ledgers = build_task(TokenClassification(type="token-classification"), rows, problems)
+    assert task.labels == ["PER"]
+    assert {name: len(found) for name, found in examples.items()} == {"train": 2, "validation": 1}
+    assert [(ledgers[name].source, ledgers[name].read) for name in examples] == [("train.txt", 2), ("10%", 1)]
+
+
+def test_a_task_comes_back_from_a_manifest_and_an_unknown_one_is_refused():
+    assert task_from_manifest({"type": "token-classification", "labels": ["PER"]}).head_labels == [
+        "O",
+        "B-PER",
+        "I-PER",
+    ]
+    with pytest.raises(
+        IntegrityError, match=r"^unknown task 'token-clasification'. Did you mean 'token-classification'\?"
+    ):
+        task_from_manifest({"type": "token-clasification", "labels": []})
+
+
+# --- encode and decode
+
+LONG_WORD = "pneumonoultramicroscopicsilicovolcanoconiosis"
+SENTENCE = "Ada Lovelace wrote to London and Paris , then left for Rome by train with Grace Hopper ."
+SENTENCE_TAGS = "B-PER I-PER O O B-LOC O B-LOC O O O O B-LOC O O O B-PER I-PER O"
+EXAMPLES = {
+    "sentence": tagged(SENTENCE, SENTENCE_TAGS),
+    "single-word": tagged(["Ada"], ["B-PER"]),
+    "no-entity": tagged(["Nobody", "came"], ["O", "O"]),
+    "empty": task_with().read_input(Row({"text": ""}, "f:1")),
+    "blank": task_with().read_input(Row({"text": " \n"}, "f:1")),
+    "neighbours": tagged(["Ada", "Grace", "Rome", "Paris"], ["B-PER", "B-PER", "B-LOC", "I-LOC"]),
+    "one-entity": tagged(["a"] * 40, ["B-PER", *["I-PER"] * 39]),
+    "long-word": tagged([LONG_WORD], ["B-LOC"]),
+    "long-words": tagged(
+        ["Ada", LONG_WORD, "in", LONG_WORD, LONG_WORD, "."], ["B-PER", "I-PER", "O", "B-LOC", "B-PER", "O"]
+    ),
+    "emoji": marked("👩‍🚀 Ada👋🏽in 🇫🇷🇩🇪 ❤️", (0, 7, "PER"), (9, 11, "LOC"), (12, 14, "LOC"), (14, 16, "LOC")),
+    "chinese": marked("我爱北京和上海，也爱东京大学。", (2, 4, "LOC"), (5, 7, "LOC"), (10, 14, "LOC")),
+    "arabic": marked("زارت آدا لوفلايس القاهرة، ثم بغداد.", (5, 16, "PER"), (17, 24, "LOC"), (29, 34, "LOC")),
+}
+
+
+def outputs_of(task, features, tags, seed=0):
+    """What a model that knows the answer would give; noise where no word is decided."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs = []
+    for feature in features:
+        output = torch.randn(len(feature), len(task.head_labels), generator=generator) * 20
+        for position, word in feature.positions:
+            output[position] = 0.0
+            output[position, task.head_labels.index(tags[word])] = 30.0
+        outputs.append(output)
+    return outputs
+
+
+@pytest.mark.parametrize("max_length", [8, 12, 64])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer, name, max_length):
+    example, task = EXAMPLES[name], task_with("LOC", "PER")
+    features = task.encode(example, tokenizer, max_length, training=False)
+    tags = tags_from_spans(list(example.spans), len(example.words))
+    prediction = task.decode(example, features, outputs_of(task, features, tags))
+
+    found = [(entity.start, entity.end, entity.label) for entity in prediction.entities]
+    assert found == [(example.words[a][0], example.words[b - 1][1], label) for a, b, label in example.spans]
+    assert prediction.tags == tuple(tags)
+    assert prediction.text == example.text
+    assert all(entity.score == 1.0 for entity in prediction.entities)
+    if example.spans:
+        assert task.score([example], [prediction]).values == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+
+
+@pytest.mark.parametrize("max_length", [8, 12, 20, 64])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
+    example, task = EXAMPLES[name], task_with("LOC", "PER")
+    features = task.encode(example, tokenizer, max_length, training=False)
+    assert {word for feature in features for _, word in feature.positions} == set(range(len(example.words)))
+    assert all(0 < len(feature) <= max_length for feature in features)
+    assert (task.lost(example, features), any(feature.cut for feature in features)) == (0, False)
+    for one, next_one in pairwise(features):
+        assert next_one.positions[0][1] <= one.positions[-1][1] + 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, training):
+    example, task = EXAMPLES["long-words"], task_with("LOC", "PER")
+    tags = tags_from_spans(list(example.spans), len(example.words))
+    [feature] = task.encode(example, tokenizer, 512, training=training)
+    whole = tokenizer(example.tokens(), is_split_into_words=True)
+    assert feature.inputs == dict(whole)
+    assert [word for _, word in feature.positions] == list(range(len(tags)))
+    assert all(whole.word_ids()[position] == word for position, word in feature.positions)
+    assert all(whole.word_ids().index(word) == position for position, word in feature.positions)
+    labels = {position: task.head_labels.index(tags[word]) for position, word in feature.positions}
+    assert feature.labels == [labels.get(position, -100) for position in range(len(feature))]
+
+
+def test_an_input_as_long_as_the_limit_is_one_window(tokenizer):
+    example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
+    length = len(tokenizer(SENTENCE.split(), is_split_into_words=True)["input_ids"])
+    assert len(task.encode(example, tokenizer, length, training=False)) == 1
+    assert len(task.encode(example, tokenizer, length - 1, training=False)) > 1
+
+
+def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(tokenizer):
+    example = task_with().read_input(Row({"text": "ada " * 120}, "f:1"))
+    windows = len(task_with().encode(example, tokenizer, 48, training=False))
+    task = task_with(*(str(number) for number in range(windows)))
+    features = task.encode(example, tokenizer, 48, training=False)
+    outputs = [outputs_of(task, [feature], [f"B-{number}"] * 120)[0] for number, feature in enumerate(features)]
+    chosen = [tag.removeprefix("B-") for tag in task.decode(example, features, outputs).tags]
+
+    distances = [{} for _ in example.words]
+    for number, feature in enumerate(features):
+        first, last = feature.positions[0][1], feature.positions[-1][1]
+        for _, word in feature.positions:
+            distances[word][str(number)] = min(word - first, last - word)
+    assert sum(len(set(found.values())) > 1 for found in distances) >= windows
+    assert all(found[window] == max(found.values()) for found, window in zip(distances, chosen, strict=True))
+
+
+def test_no_words_give_no_features_and_no_entities(tokenizer):
+    task = task_with("PER")
+    for training in (True, False):
+        assert task.encode(task.read_input(Row({"text": " \n"}, "f:1")), tokenizer, 16, training=training) == []
+    assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == Entities(" ", (), ())
+
+
+def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
+    example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
+    for max_length in range(8, 40):
+        [feature] = task.encode(example, bert, max_length, training=True)
+        kept = [word for _, word in feature.positions]
+        assert len(feature) <= max_length
+        assert kept == list(range(len(kept)))
+        assert task.count(example) == 5
+        assert task.lost(example, [feature]) == sum(end > len(kept) for _, end, _ in example.spans)
+        assert feature.cut == (len(kept) < len(SENTENCE.split()))
+    assert not feature.cut
+
+
+def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
+    tokenizer = load_tokenizer(BaseFiles("x", folder, "local folder"))
+    example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
+    [feature] = task.encode(example, tokenizer, 12, training=True)
+    assert feature.cut
+    kept = {word for _, word in feature.positions}
+    assert task.lost(example, [feature]) == sum(not set(range(a, b)) <= kept for a, b, _ in example.spans)
+
+
+def test_an_entity_whose_word_the_tokenizer_erases_is_counted_as_lost(bert):
+    example, task = tagged(["in", "\u200b", "Rome"], ["O", "B-LOC", "B-LOC"]), task_with("LOC")
+    [feature] = task.encode(example, bert, 16, training=True)
+    assert [word for _, word in feature.positions] == [0, 2]
+    assert task.lost(example, [feature]) == 1
+
+
+def test_windows_are_as_promised_for_words_of_any_width():
+    for seed in range(500):
+        rng = random.Random(seed)
+        room = rng.randrange(4, 20)
+        sizes = [rng.choice([0, 1, 1, 1, 2, 3, room - 1, room, room + 5]) for _ in range(rng.randrange(1, 40))]
+        windows = split_into_windows(sizes, room, room // 4)
+        assert windows[0][0] == 0
+        assert windows[-1][1] == len(sizes)
+        for start, end in windows:
+            assert end - start == 1 or (end - start > 0 and sum(sizes[start:end]) <= room)
+        for (start, end), (next_start, next_end) in pairwise(windows):
+            assert start < next_start <= end
+            assert next_end > end, f"a window without a new word: {sizes}, {room}"
+            assert sum(sizes[next_start:end]) <= room // 4 or next_start == end
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_for_nothing(tokenizer, side):
+    tokenizer.padding_side = side
+    task = task_with("LOC", "PER")
+    features = [
+        task.encode(EXAMPLES[name], tokenizer, 64, training=True)[0] for name in ("single-word", "sentence", "chinese")
+    ]
+    batch = task.collate(features, tokenizer)
+    width = max(map(len, features))
+    assert {tuple(tensor.shape) for tensor in batch.values()} == {(3, width)}
+    for n, feature in enumerate(features):
+        here = slice(0, len(feature)) if side == "right" else slice(width - len(feature), width)
+        padded = [True] * width
+        padded[here] = [False] * len(feature)
+        assert batch["labels"][n][here].tolist() == feature.labels
+        assert batch["input_ids"][n][here].tolist() == feature.inputs["input_ids"]
+        assert batch["attention_mask"][n].tolist() == [int(not outside) for outside in padded]
+        assert set(batch["labels"][n][padded].tolist()) <= {-100}
+        assert set(batch["input_ids"][n][padded].tolist()) <= {tokenizer.pad_token_id}
+
+
+def test_collating_leaves_the_features_as_they_were(bert):
+    task = task_with("LOC", "PER")
+    features = [task.encode(EXAMPLES[name], bert, 64, training=True)[0] for name in ("single-word", "sentence")]
+    before = [(dict(feature.inputs), list(feature.labels)) for feature in features]
+    task.collate(features, bert)
+    assert [(dict(feature.inputs), list(feature.labels)) for feature in features] == before
+
+
+# --- predictions and scores
+
+
+def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
+    task = task_with("LOC", "PER")
+    example = EXAMPLES["emoji"]
+    features = task.encode(example, tokenizer, 64, training=False)
+    tags = tags_from_spans(list(example.spans), len(example.words))
+    plain = task.decode(example, features, outputs_of(task, features, tags)).as_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert list(plain) == ["text", "entities"]
+    assert plain["text"] == example.text
+    assert [entity["text"] for entity in plain["entities"]] == ["👩‍🚀 Ada", "in", "🇫🇷", "🇩🇪"]
+    for entity in plain["entities"]:
+        assert list(entity) == ["start", "end", "label", "score", "text"]
+        assert plain["text"][entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
+    task = task_with("PER")
+    example = tagged(["ada", "lovelace", "came"], ["O"] * 3)
+    [feature] = task.encode(example, bert, 16, training=False)
+    probabilities = torch.full((len(feature), 3), 1 / 3)
+    probabilities[feature.positions[0][0]] = torch.tensor([0.1, 0.8, 0.1])
+    probabilities[feature.positions[1][0]] = torch.tensor([0.2, 0.2, 0.6])
+    probabilities[feature.positions[2][0]] = torch.tensor([0.9, 0.0, 0.1])
+    [entity] = task.decode(example, [feature], [probabilities.log()]).entities
+    assert (entity.start, entity.end, entity.label, entity.text) == (0, 12, "PER", "ada lovelace")
+    assert entity.score == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("tags", [["I-PER", "I-PER", "I-LOC"], ["O", "I-LOC", "B-PER"], ["B-LOC", "I-PER", "I-LOC"]])
+def test_tags_that_a_model_cannot_mean_are_decoded_as_a_well_formed_sequence(bert, tags):
+    task = task_with("LOC", "PER")
+    example = tagged(["ada", "lovelace", "london"], ["O"] * 3)
+    features = task.encode(example, bert, 16, training=False)
+    prediction = task.decode(example, features, outputs_of(task, features, tags))
+    spans_from_tags(list(prediction.tags), "iob2")  # raises where they are not
+
+
+def entities_of(sentences):
+    return {(n, *entity) for n, tags in enumerate(sentences) for entity in get_entities(tags)}
+
+
+def test_scores_are_those_of_seqeval_overall_and_by_label():
+    task = task_with("LOC", "PER")
+    for seed in range(30):
+        rng = random.Random(seed)
+        lengths = [rng.randrange(1, 15) for _ in range(12)]
+        examples = [tagged(["x"] * length, random_tags(rng, length)) for length in lengths]
+        gold = [tags_from_spans(list(example.spans), len(example.words)) for example in examples]
+        guessed = [
+            [g if rng.random() < 0.7 else r for g, r in zip(tags, random_tags(rng, len(tags)), strict=True)]
+            for tags in gold
+        ]
+        scores = task.score(
+            examples, [Entities(e.text, (), tuple(tags)) for e, tags in zip(examples, guessed, strict=True)]
+        )
+
+        assert scores.values == {
+            "precision": pytest.approx(precision_score(gold, guessed), abs=1e-12),
+            "recall": pytest.approx(recall_score(gold, guessed), abs=1e-12),
+            "f1": pytest.approx(f1_score(gold, guessed), abs=1e-12),
+        }
+        assert set(scores.by_label) == {"LOC", "PER"}
+        for label, values in scores.by_label.items():
+            right, found = ({e for e in entities_of(tags) if e[1] == label} for tags in (gold, guessed))
+            both = len(right & found)
+            assert values == {
+                "precision": pytest.approx(both / len(found), abs=1e-12),
+                "recall": pytest.approx(both / len(right), abs=1e-12),
+                "f1": pytest.approx(2 * both / (len(found) + len(right)), abs=1e-12),
+                "support": len(right),
+            }
+
+
+@pytest.mark.parametrize(
+    ("gold", "guessed", "support"),
+    [
+        ("O O", "O O", {}),
+        ("B-PER O", "O O", {"PER": 1}),
+        ("O O", "B-PER O", {"PER": 0}),
+        ("B-PER O", "B-LOC O", {"LOC": 0, "PER": 1}),
+    ],
+)
+def test_nothing_found_scores_zero_without_a_murmur(gold, guessed, support):
+    example = tagged(["a", "b"], gold.split())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = task_with("LOC", "PER").score([example], [Entities("a b", (), tuple(guessed.split()))])
+    assert scores.values == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert {label: values["support"] for label, values in scores.by_label.items()} == support
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "a"]])
+def test_texts_without_anything_to_find_can_be_scored(texts):
+    task = task_with("PER")
+    examples = [task.read_input(Row({"text": text}, "f:1")) for text in texts]
+    predictions = [Entities(e.text, (), ("O",) * len(e.words)) for e in examples]
+    scores = task.score(examples, predictions)
+    assert scores.as_dict() == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "by_label": {}}

@@ -1,0 +1,266 @@
+"""The layers below all that trains: found in any architecture, without dropout, run once, and with the same result."""
+
+import functools
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from peftlab.tuning import Progress
+from peftlab.tuning.checkpoints import NOTE
+from peftlab.tuning.frozen.activation_cache import frozen_prefix
+from peftlab.tuning.frozen.activation_file import Activations, Writer, inputs_of
+from peftlab.tuning.frozen.layers import find_prefix
+from peftlab.tuning.training import evaluate, train
+from tests.architectures import build
+from tests.runs import prepared_run
+from tests.task_stores import recipe_for
+
+HEAD = {"type": "head"}
+LAST = {"type": "lora", "layers_to_transform": 1, "lora_dropout": 0.1}
+WHOLE = {"type": "last-layers", "layers": 1}
+PFEIFFER = {"type": "bottleneck", "layers_to_transform": [1]}
+KEYS = {"type": "prefix", "layers_to_transform": [1]}  # its virtual tokens are in layer 1 alone
+FIVE = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
+
+
+class Notes(Progress):
+    def __init__(self):
+        self.notes = []
+        self.computed = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def freezing(self, split):
+        return nullcontext(lambda done, total: self.computed.append((done, total)))
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    return functools.cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture
+def prepared(folder_of, tmp_path):
+    """A run of the main flow as it stands before training."""
+
+    def prepared(architecture="bert", kind="classes", method=None, **training):
+        training = {"num_train_epochs": 3, "per_device_eval_batch_size": 2, "bf16": False, **training}
+        file = recipe_for(tmp_path / "data", folder_of(architecture), kind, training=training)
+        return prepared_run(file, {"method": method or HEAD, "data.max_lost": 1.0})
+
+    return prepared
+
+
+def calls_of(module):
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def lowest_linear(run):
+    return next(m for name, m in run.model.named_modules() if isinstance(m, nn.Linear) and ".0." in name)
+
+
+def trained(run, folder):
+    """Train in `folder`: notes, the way through the cache, calls of the lowest layer, files, weights and log."""
+    folder.mkdir()
+    progress, seen = Notes(), {}
+
+    @contextmanager
+    def watched(*arguments):
+        with frozen_prefix(*arguments) as seen["answering"]:
+            seen.update(calls=calls_of(lowest_linear(run)), files={file.name for file in folder.iterdir()} - {NOTE})
+            yield
+
+    with mock.patch("peftlab.tuning.training.frozen_prefix", watched):
+        log = train(run, folder, resume=False, progress=progress)
+    answering, calls, files = seen["answering"], seen["calls"], seen["files"]
+    weights = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
+    assert not list(folder.glob("*.bin"))
+    return progress, answering, len(calls), files, weights, log
+
+
+def validation(log):
+    return [{name: value for name, value in entry.items() if name.startswith("eval_")} for entry in log]
+
+
+def difference(mine, theirs):
+    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "method", [HEAD, LAST, WHOLE, PFEIFFER, KEYS], ids=["head", "lora", "whole layer", "bottleneck", "virtual keys"]
+)
+@pytest.mark.parametrize("architecture", FIVE)
+def test_weights_and_scores_are_the_same_with_and_without(prepared, tmp_path, architecture, method):
+    """Bitwise on these sizes but for a last bit; dropout is on in the adapted layer and the head in both."""
+    kind = "classes" if method is HEAD else "entities"
+    progress, answering, calls, files, mine, log = trained(prepared(architecture, kind, method), tmp_path / "with")
+    without = prepared(architecture, kind, method, frozen_cache=None)
+    _, none, calls_without, no_files, theirs, log_without = trained(without, tmp_path / "without")
+    assert (answering.unknown, calls, files) == (0, 0, {"frozen-train-0.bin", "frozen-validation-0.bin"})
+    assert (none, no_files) == (None, set())
+    assert calls_without > 0
+    assert difference(mine, theirs) <= 1e-6
+    assert validation(log) == validation(log_without)
+    frozen = 2 if method is HEAD else 1
+    assert progress.notes == [
+        f"{frozen} of 2 layers lie below all that trains: they run without dropout, "
+        "and what they make of each row is kept (0 MB)."
+    ]
+    assert progress.computed[-1] == (len(without.features), len(without.features))
+
+
+def test_dropout_above_the_frozen_layers_stays_on(prepared, tmp_path):
+    run = prepared(method=LAST)
+    with frozen_prefix(run, tmp_path, Notes()):
+        run.model.train()
+        batch = run.task.collate(run.features[:4], run.base.tokenizer)
+        batch.pop("labels")
+        one, other = (run.model(**batch).logits for _ in range(2))
+        modes = {name: module.training for name, module in run.base.model.named_modules()}
+    assert not torch.equal(one, other)
+    assert not modes["bert.embeddings.dropout"]
+    assert not modes["bert.encoder.layer.0.output.dropout"]
+    assert modes["bert.encoder.layer.1.output.dropout"]
+    assert modes["dropout"]
+
+
+def test_what_windows_and_bf16_ask_for_is_known(prepared, tmp_path):
+    _, answering, calls, *_ = trained(prepared(kind="answers"), tmp_path / "windows")
+    assert (answering.unknown, calls) == (0, 0)
+    _, answering, calls, *_ = trained(prepared(bf16=True), tmp_path / "bf16")
+    assert (answering.unknown, calls) == (0, 0)
+
+
+def test_rows_that_are_not_known_are_computed(prepared, tmp_path):
+    run = prepared()
+    expected = evaluate(run, "test")
+    with frozen_prefix(run, tmp_path, Notes()) as answering:
+        del answering.kept[1].spans[next(iter(answering.kept[1].spans))]
+        answering.kept[0].spans.clear()
+        found = evaluate(run, "test")
+    assert answering.unknown
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [(None, "training.frozen_cache is null"), ("1KB", "keeping them takes 0 MB, and training.frozen_cache is 1KB")],
+)
+def test_without_a_budget_nothing_is_kept_and_it_is_said(prepared, tmp_path, budget, why):
+    progress, answering, calls, files, *_ = trained(prepared(frozen_cache=budget), tmp_path / "run")
+    assert (answering, files) == (None, set())
+    assert calls
+    assert progress.notes == [
+        f"2 of 2 layers lie below all that trains: they run without dropout, but anew in every epoch; {why}."
+    ]
+
+
+def test_a_full_disk_is_said_and_training_goes_on(prepared, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Writer, "write", full)
+    progress, answering, *_ = trained(prepared(), tmp_path / "run")
+    assert answering is None
+    assert "frozen-validation-0.bin cannot be written: No space left on device." in progress.notes[1]
+
+
+def test_where_the_lowest_layer_is_adapted_nothing_happens(prepared, tmp_path):
+    run, progress = prepared(method={"type": "lora"}), Notes()
+    with frozen_prefix(run, tmp_path, progress) as answering:
+        run.model.train()
+        assert run.base.model.bert.embeddings.dropout.training
+    assert (answering, progress.notes) == (None, [])
+
+
+def test_what_trains_below_the_layers_is_found_by_its_gradient(prepared):
+    run = prepared(method=LAST)
+    assert find_prefix(run).frozen == 1
+    run.base.model.bert.embeddings.LayerNorm.weight.requires_grad = True
+    assert find_prefix(run) is None
+
+
+def test_activations_that_hang_on_the_padding_are_not_kept(prepared, tmp_path):
+    """BERT counts positions from the left edge of a batch, so padding there moves a row."""
+    run, progress = prepared(), Notes()
+    run.base.tokenizer.padding_side = "left"
+    with frozen_prefix(run, tmp_path, progress) as answering:
+        assert answering is None
+    assert "anew in every epoch; the model answers otherwise when they are kept." in progress.notes[-1]
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_chance_that_no_module_owns_is_found(prepared, tmp_path):
+    run, progress = prepared(), Notes()
+    model = run.base.model
+    model.bert.embeddings.register_forward_hook(
+        lambda module, args, output: nn.functional.dropout(output, 0.5, training=model.training)
+    )
+    with frozen_prefix(run, tmp_path, progress) as answering:
+        assert answering is None
+    assert progress.notes == [
+        "Frozen layers run anew in every epoch, with the base's dropout: something random is left in them."
+    ]
+
+
+def test_layers_that_run_more_than_once_are_left_alone(prepared, tmp_path):
+    run, progress = prepared(), Notes()
+    layers = run.base.model.bert.encoder.layer
+    layers[1] = layers[0]
+    with frozen_prefix(run, tmp_path, progress) as answering:
+        assert answering is None
+    assert "do not simply follow one another" in progress.notes[0]
+
+
+def test_the_model_is_as_it_was_afterwards(prepared, tmp_path):
+    run = prepared()
+    state = torch.get_rng_state()
+    with frozen_prefix(run, tmp_path, Notes()):
+        names = run.model.state_dict().keys()
+    assert names == run.model.state_dict().keys()
+    assert torch.equal(state, torch.get_rng_state())
+    for module in run.model.modules():
+        assert not {"forward", "train"} & vars(module).keys()
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        module.train()
+    assert all(module.training for module in run.model.modules())
+
+
+def test_a_row_is_known_whatever_it_is_padded_to():
+    wide = {"input_ids": torch.tensor([[5, 6, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    left = {
+        "input_ids": torch.tensor([[0, 5, 6]]),
+        "attention_mask": torch.tensor([[0, 1, 1]]),
+        "labels": torch.ones(9),
+    }
+    other = {"input_ids": torch.tensor([[6, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    (one,), (same,), (different,) = (inputs_of(one, "fp32").keys for one in (wide, left, other))
+    assert one == same != different
+    assert inputs_of(wide, "bf16").keys != [one]
+    assert inputs_of({**wide, "token_type_ids": torch.tensor([[0, 1, 0, 0]])}, "fp32").keys != [one]
+    assert inputs_of({**wide, "pixels": torch.zeros(1, 3, 8)}, "fp32") is None
+    assert inputs_of({"input_ids": wide["input_ids"]}, "fp32") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_come_back_from_the_file_as_they_were(tmp_path, dtype):
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch = inputs_of({"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": mask}, "")
+    states = torch.randn(2, 3, 4).to(dtype)
+    with (tmp_path / "states.bin").open("wb") as file:
+        writer = Writer(file)
+        writer.write(batch, states)
+        writer.write(batch, states)  # what is there already takes no more room
+    assert (tmp_path / "states.bin").stat().st_size == 5 * 4 * dtype.itemsize
+    kept = Activations(tmp_path / "states.bin", writer)
+    expected = states * mask.unsqueeze(-1)
+    assert torch.equal(kept.read(batch), expected)
+    assert kept.read(inputs_of({"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1)}, "")) is None

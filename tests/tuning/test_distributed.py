@@ -1,0 +1,460 @@
+"""Several processes: what one run shared by two gives, how it ends when one of them does, and what is refused.
+
+The processes are real ones, joined by gloo on the CPU.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+from peftlab.cli import cli
+from peftlab.cli.launcher import _read_in, hand_over
+from peftlab.errors import Problems, ProcessLostError, RecipeError, StoreError, TuningInterrupted
+from peftlab.store import Store
+from peftlab.tasks import Feature
+from peftlab.tasks.prediction import forward, outcomes
+from peftlab.tasks.text_classification import TextClassificationTask
+from peftlab.tasks.token_classification import TokenClassificationTask
+from peftlab.tuning import Processes, tune
+from peftlab.tuning.checkpoints import how_to_go_on, last_checkpoint
+from peftlab.tuning.distributed.backends import deepspeed_config, divided, fsdp_config, idle_gpus, layer_classes
+from peftlab.tuning.distributed.process_group import check_engine
+from tests.runs import Losses, prepared_run
+from tests.sequence_models import build_sequence_model, translation_recipe
+
+TWO = "torchrun --nproc-per-node 2"
+CALM = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+ROOT = Path(__file__).parents[2]
+LONG = {"training.num_train_epochs": 24, "training.early_stopping_patience": None}
+
+# A user's own script, in which each process notes the losses and the result that it gets.
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+{shim}
+import peftlab
+from peftlab.tuning import Progress
+
+class Losses(Progress):
+    def __init__(self):
+        self.losses = []
+    def step_done(self, step, loss):
+        if loss is not None:
+            self.losses.append(loss)
+
+recipe, store, note, *changed = sys.argv[1:]
+losses = Losses()
+result = peftlab.tune(recipe, store=store, overrides=json.loads(changed[0]), progress=losses)
+told = {{"adapter": str(result.adapter), "scores": result.scores["test"].values, "losses": losses.losses}}
+Path(note, os.environ["RANK"]).write_text(json.dumps(told))
+"""
+
+# Accelerate takes FSDP for GPUs only; told that these are some, it runs PyTorch's fully_shard over gloo just as well.
+FSDP_ON_CPU = """
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+import torch.distributed
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+import peftlab.tuning.distributed.process_group
+PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
+barrier = torch.distributed.barrier
+torch.distributed.barrier = lambda *_, **__: barrier()
+peftlab.tuning.distributed.process_group._on_gpus = lambda device: True
+"""
+
+
+@pytest.fixture(scope="module")
+def steady_base(tiny_base, tmp_path_factory):
+    """The tiny base without dropout, whose random numbers no two processes could share out as one would."""
+    folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("steady") / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def rows(count, start):
+    words = ["rain", "train", "letter", "paris", "london", "nobody", "late", "quiet", "met", "wrote", "came", "left"]
+    for i in range(start, start + count):
+        text = [words[(i * k + k * k) % len(words)] for k in range(1, 4 + i % 5)]
+        text.insert(i % 3, "rome" if i % 2 else "ada")
+        yield json.dumps({"text": " ".join(text), "label": "place" if i % 2 else "person"}) + "\n"
+
+
+@pytest.fixture(scope="module")
+def recipe(steady_base, tmp_path_factory):
+    """A small classification: two processes of 4 rows a batch take what one takes with two batches a step."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for split, count, start in (("train", 16, 0), ("validation", 7, 16), ("test", 5, 23)):
+        (folder / f"{split}.jsonl").write_text("".join(rows(count, start)))
+    (folder / "recipe.yaml").write_text(
+        f"name: shared\nbase: {{model: {steady_base}}}\ntask: {{type: text-classification}}\n"
+        "method: {type: lora, r: 4}\n"
+        "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\n"
+        "training: {num_train_epochs: 3, per_device_train_batch_size: 4, learning_rate: 2e-2, bf16: false}\n"
+    )
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory):
+    """The run of one process with the global batch of two: its result and its losses."""
+    losses = Losses()
+    changed = {"training.gradient_accumulation_steps": 2}
+    result = tune(recipe, store=tmp_path_factory.mktemp("alone"), overrides=changed, progress=losses)
+    return result, losses.losses
+
+
+def environment(**more):
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **CALM, "PYTHONPATH": paths, **more}
+
+
+def launched(recipe, store, folder, changed, shim=""):
+    """Run the script in two processes; what each of them notes."""
+    (folder / "script.py").write_text(SCRIPT.format(shim=shim))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(folder / "script.py")]
+    arguments = [str(recipe), str(store), str(folder), json.dumps(changed)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / rank).read_text()) for rank in ("0", "1")]
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "peftlab", "tune", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def command(*arguments):
+    process = start(*arguments)
+    out, told = process.communicate()
+    assert "Traceback" not in told
+    return process.returncode, out, told
+
+
+def options(overrides):
+    return [word for key, value in overrides.items() for word in ("-o", f"{key}={json.dumps(value)}")]
+
+
+def forget_log(told):
+    """Delete the log that an error names, after a look at whether it is there."""
+    log = Path(told.split("The launcher's own words are in ")[1].strip())
+    assert log.is_file()
+    shutil.rmtree(log.parent)
+
+
+def wait_for(process, words):
+    while words not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+
+
+def process_of_rank(rank, parent):
+    """The id of the launched process of that rank below `parent`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            command_line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        ours = f"TEST_PARENT={parent}".encode()
+        if b"peftlab" in command_line and f"RANK={rank}".encode() in variables and ours in variables:
+            return int(folder.name)
+    raise AssertionError("no such process")
+
+
+def pretend_to_be_second_of_two(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def weights(adapter):
+    return load_file(adapter.folder / "adapter_model.safetensors")
+
+
+def farthest(first, second):
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_two_processes_have_the_loss_curve_and_the_adapter_of_one(recipe, alone, tmp_path):
+    result, losses = alone
+    first, second = launched(recipe, tmp_path / "store", tmp_path, {})
+    store = Store(tmp_path / "store")
+    assert store.versions("shared") == [1]
+    assert first["losses"] == pytest.approx(losses, abs=1e-5)
+    assert len(losses) == 6
+    assert farthest(weights(store.verify("shared")), weights(result.adapter)) < 1e-5
+    assert first["scores"] == result.scores["test"].values
+    assert second == {**first, "losses": []}  # the same result, but only the first process is told what happens
+    assert not (tmp_path / "store" / "shared" / "run").exists()
+
+
+def test_fsdp_has_the_loss_curve_and_the_adapter_of_one_process(recipe, alone, tmp_path):
+    result, losses = alone
+    changed = {"training.distributed": "fsdp"}
+    first, second = launched(recipe, tmp_path / "store", tmp_path, changed, FSDP_ON_CPU)
+    assert first["losses"] == pytest.approx(losses, abs=1e-5)
+    assert farthest(weights(Store(tmp_path / "store").verify("shared@1")), weights(result.adapter)) < 1e-5
+    assert first["scores"] == second["scores"] == result.scores["test"].values
+
+
+def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    arguments = [recipe, "--store", store, "--launch", TWO, *options(LONG)]
+    monkeypatch.setenv("TEST_PARENT", str(tmp_path))
+    process = start(*arguments)
+    wait_for(process, "epoch    3/24")
+    os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
+    _, told = process.communicate()
+    assert process.returncode == 6
+    assert "error: process 1 was killed (SIGKILL), and the run with it; nothing was published." in told
+    assert f"{store}/shared/run/checkpoint-" in told
+    assert "is kept: go on with the same command and --resume." in told
+    assert "Traceback" not in told
+    assert Store(store).names() == []
+    forget_log(told)
+
+    with pytest.raises(RecipeError, match="cannot resume: the number of processes is not that of the interrupted run"):
+        tune(recipe, store=store, overrides=LONG, resume=True)
+
+    code, out, told = command(*arguments, "--resume")
+    assert (code, told) == (0, "")
+    assert "Resuming after step" in out
+    assert out.count("Published shared@1") == 1
+    assert Store(store).versions("shared") == [1]
+    undisturbed = tune(
+        recipe, store=tmp_path / "one", overrides={**LONG, "training.gradient_accumulation_steps": 2}
+    ).adapter
+    assert farthest(weights(Store(store).verify("shared")), weights(undisturbed)) < 1e-4
+
+
+def test_ctrl_c_stops_all_processes_at_one_step_with_one_checkpoint(recipe, tmp_path):
+    process = start(recipe, "--store", tmp_path, "--launch", TWO, *options(LONG))
+    wait_for(process, "epoch    2/24")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert told.count("error:") == 1
+    assert "of 48; nothing was published." in told
+    kept = last_checkpoint(tmp_path / "shared" / "run")
+    assert f"stopped after step {kept.name.removeprefix('checkpoint-')} of 48" in told
+    assert f"{kept} is kept: go on with the same command and --resume." in told
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in kept.iterdir()}
+
+
+def test_accelerate_starts_two_processes_and_a_mistake_in_the_data_is_told_once(recipe, tmp_path):
+    launcher = "accelerate --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    changed = options({"training.distributed": "ddp", "data.test": "nowhere.jsonl"})  # ddp would refuse to be alone
+    code, out, told = command(recipe, "--store", tmp_path, "--device", "cpu", "--launch", launcher, *changed)
+    assert (code, out) == (2, "")
+    assert told.count("no such file") == 1
+    assert "1 problem; nothing was started." in told
+
+
+def test_a_launcher_that_starts_one_process_is_told(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLAB_LAUNCHED", str(tmp_path))
+    arguments = ["tune", str(recipe), "--store", str(tmp_path / "store"), *options({"training.num_train_epochs": 1})]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    assert "warning: the launcher started one process, so nothing is shared." in result.output
+
+
+def test_a_launcher_that_does_not_know_its_options_is_quoted(recipe, tmp_path):
+    code, _, told = command(recipe, "--store", tmp_path, "--launch", "torchrun --processes 2")
+    assert code == 6
+    assert "error: the launcher says: torchrun: error: " in told
+    forget_log(told)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "message"),
+    [
+        ("torchrunn --nproc-per-node 2", "there is no command 'torchrunn' here. Did you mean 'torchrun'?"),
+        ("torchrun '", "cannot be read: No closing quotation."),
+        ("", "there is no command '' here. Launchers: accelerate launch, torchrun."),
+    ],
+)
+def test_a_launcher_that_is_not_there_is_a_usage_error(recipe, launcher, message):
+    result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", launcher])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_launched_process_launches_no_others(recipe, monkeypatch):
+    pretend_to_be_second_of_two(monkeypatch)
+    result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", TWO])
+    assert result.exit_code == 2
+    assert "was launched itself" in result.output
+
+
+def test_a_wrong_recipe_is_told_before_anything_is_launched(recipe, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", TWO, "-o", "training.lr=1"])
+    assert result.exit_code == 2
+    assert "training.lr" in result.output
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "deepspeed"])
+def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_path, engine):
+    with pytest.raises(RecipeError) as caught:
+        tune(recipe, store=tmp_path, overrides={"training.distributed": engine})
+    (problem,) = [problem for problem in caught.value.problems if "several" in problem.message]
+    assert problem.key == "training.distributed"
+    assert problem.message == f"{engine} shares a run among several processes, and this is a single one."
+    assert TWO in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("deepspeed", "the package deepspeed is not installed."),
+        ("fsdp", "fsdp shards the base over CUDA GPUs, and this run computes on none."),
+    ],
+)
+def test_an_engine_that_cannot_run_here_is_refused(wanted, message):
+    problems = Problems()
+    assert check_engine(wanted, Processes(2, 0, 0), "cpu", problems)
+    assert message in [problem.message for problem in problems.found]
+
+
+def test_an_engine_that_only_accelerate_knows_of_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    problems = Problems()
+    check_engine(None, Processes(2, 0, 0), "cpu", problems)
+    assert [problem.message for problem in problems.found] == ["accelerate is configured for fsdp, the recipe for ddp."]
+
+
+def test_one_process_agrees_with_itself_at_once(tmp_path):
+    processes = Processes()
+    assert processes.first
+    assert processes.any(True)
+    assert not processes.any(False)
+    assert processes.exchange("æ") == ["æ"]
+    assert processes.from_first(lambda: 3) == 3
+    with processes.opened_by_first(Store(tmp_path).tuning_run("shared", 0, resume=False)) as folder:
+        assert folder.is_dir()
+    with pytest.raises(StoreError, match="full"), processes.together():
+        raise StoreError("full")
+
+
+def test_a_world_size_without_a_rank_is_not_a_launchers(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Processes.around() == Processes()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert Processes.around() == Processes(2, 1, 0)
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
+    said = []
+
+    class Half(Processes):
+        def sum_up(self, values):
+            said.append(values.clone())
+
+    auto_class = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
+    model, tokenizer = auto_class.from_pretrained(tiny_base, num_labels=3), AutoTokenizer.from_pretrained(tiny_base)
+    task = TokenClassificationTask(labels=["PER"]) if per_token else TextClassificationTask(labels=["a", "b", "c"])
+    texts = ["ada left rome", "it rained", "the train from london was late", "paris", "nobody came"]
+    features = [Feature(dict(tokenizer(text)), None) for text in texts]
+    expected = forward(task, model, tokenizer, features)
+    for index in (0, 1):
+        alone = partial(forward, task, model, tokenizer)
+        logits = divided(alone, task, Half(2, index, index), sharded=False)(features)
+        assert [part.shape for part in logits] == [part.shape for part in expected]
+    both = (said[0] + said[1]).split([part.numel() for part in expected])
+    assert all(torch.allclose(part, whole.flatten(), atol=1e-6) for part, whole in zip(both, expected, strict=True))
+    assert said[0].count_nonzero() > 0 < said[1].count_nonzero()
+
+
+def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
+    base = build_sequence_model(tmp_path / "base", "bart")
+    run = prepared_run(translation_recipe(tmp_path / "rows", base))
+    features = [feature for windows in run.encoded["validation"] for feature in windows]
+    alone, said = partial(outcomes, run.task, run.model, run.base.tokenizer), {}
+
+    class Half(Processes):
+        def exchange(self, text):
+            said[self.index] = text
+            return [said.get(index, "{}") for index in (0, 1)]
+
+    first = divided(alone, run.task, Half(2, 0, 0), sharded=False)(features)
+    assert len(first) == len(features) / 2
+    assert divided(alone, run.task, Half(2, 1, 1), sharded=False)(features) == alone(features)
+
+
+def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):
+    pretend_to_be_second_of_two(monkeypatch)
+    assert hand_over(TuningInterrupted("stopped"))
+    assert hand_over(ProcessLostError("lost"))
+    assert not hand_over(StoreError("no room on this machine"))
+    monkeypatch.setenv("PEFTLAB_LAUNCHED", str(tmp_path))
+    assert hand_over(StoreError("no room on this machine"))
+    assert json.loads((tmp_path / "1.json").read_text())["message"] == "no room on this machine"
+
+
+def test_a_log_that_says_nothing_known_gives_no_reason():
+    assert _read_in("W1122 some warning\nTraceback (most recent call last):\n") == ""
+
+
+def test_a_checkpoint_that_was_still_being_written_does_not_count(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    assert how_to_go_on(tmp_path) == "no checkpoint was saved yet."
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_idle_gpus_are_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    alone = SimpleNamespace(device=torch.device("cuda"), processes=Processes())
+    assert "this machine has 4 GPUs, and one trains" in idle_gpus(alone)
+    assert "--nproc-per-node 4" in idle_gpus(alone)
+    assert idle_gpus(SimpleNamespace(device=torch.device("cuda"), processes=Processes(2, 0, 0))) == ""
+    assert idle_gpus(SimpleNamespace(device=torch.device("cpu"), processes=Processes())) == ""
+
+
+def test_fsdp_shards_by_the_layers_of_the_base_and_not_by_its_embeddings(steady_base):
+    model = AutoModelForSequenceClassification.from_pretrained(steady_base)
+    assert layer_classes(model) == ["BertLayer"]
+    assert fsdp_config(model)["transformer_layer_cls_to_wrap"] == ["BertLayer"]
+    model._no_split_modules = None
+    assert layer_classes(model) == ["BertLayer"]
+
+
+def test_the_deepspeed_configuration_is_filled_in_by_trainer(monkeypatch):
+    """As far as one can see without the package: Transformers' own code on accelerate's own configuration class."""
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+    from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig as Filled
+
+    class Configuration(HfDeepSpeedConfig):
+        fill_match, fill_only, is_auto = Filled.fill_match, Filled.fill_only, Filled.is_auto
+        trainer_config_process, trainer_config_finalize = Filled.trainer_config_process, Filled.trainer_config_finalize
+
+    made = Configuration(deepspeed_config())
+    made.mismatches = []
+    arguments = TrainingArguments(use_cpu=True, per_device_train_batch_size=4, max_grad_norm=0.5, report_to="none")
+    made.trainer_config_process(arguments)
+    made.trainer_config_finalize(arguments, SimpleNamespace(config=SimpleNamespace(hidden_size=32)), 10)
+    assert made.mismatches == []
+    assert made.is_zero3()
+    assert "auto" not in json.dumps(made.config)
+    assert made.config["train_micro_batch_size_per_gpu"] == 4
+    assert made.config["gradient_clipping"] == 0.5
+    assert made.config["zero_optimization"]["reduce_bucket_size"] == 32 * 32

@@ -1,0 +1,289 @@
+"""Features in the cache folder: exactly those that encoding gives, or else encoded anew."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peftlab.base import Base, BaseFiles, load_tokenizer, load_with_head
+from peftlab.data import load_rows
+from peftlab.data.cache import forget_oldest, recall, remember
+from peftlab.errors import Problems
+from peftlab.recipe import read_recipe
+from peftlab.tasks import build_task
+from peftlab.tasks.inputs.encoding import encode_examples
+from peftlab.tasks.prediction import outcomes, predict_examples, predict_features
+from peftlab.tuning import feature_cache, tune
+from peftlab.tuning.encoding import encode
+from peftlab.tuning.feature_cache import remembered_features
+from peftlab.tuning.progress import Progress
+from tests.task_stores import KINDS, recipe_for
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def base(tiny_base):
+    files = BaseFiles("tiny", tiny_base, "local folder")
+    tokenizer = load_tokenizer(files)
+    return Base(files, torch.nn.Linear(1, 1), tokenizer, [], 0, 0, None, 64, "")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def built(tmp_path, tiny_base):
+    """A function: kind → its task, the examples of each split and their ledgers."""
+
+    def build(kind):
+        with Problems() as problems:
+            recipe = read_recipe(recipe_for(tmp_path / kind, tiny_base, kind), {}, problems)
+            return build_task(recipe.task, load_rows(recipe.data, problems), problems)
+
+    return build
+
+
+@pytest.fixture
+def no_encoding(monkeypatch):
+    """A function after which nothing is encoded any more, only recalled."""
+
+    def refuse(*_, **__):
+        raise AssertionError("encoded again")
+
+    return lambda: monkeypatch.setattr(feature_cache, "encode_examples", refuse)
+
+
+def cached_files(cache):
+    return sorted((cache / "features").iterdir())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("max_length", [20, 64])
+def test_features_come_back_as_they_were(cache, base, built, kind, no_encoding, max_length, training):
+    task, examples, _ = built(kind)
+    rows = examples["train"]
+    plain = [task.encode(row, base.tokenizer, max_length, training=training) for row in rows]  # one by one
+    first = remembered_features(task, rows, base, max_length, training=training)
+    no_encoding()
+    second = remembered_features(task, rows, base, max_length, training=training)
+    assert first == second == plain
+    assert repr(first) == repr(second) == repr(plain)  # tuples stay tuples, whole numbers whole
+    assert {type(feature) for row in second for feature in row} == {task.feature_class}
+
+
+def test_ledgers_are_the_same_with_features_recalled(cache, base, built, kind, no_encoding):
+    ledgers = []
+    for _ in range(2):
+        task, examples, ledger = built(kind)
+        encode(task, examples, base, 12 if kind == "characters" else 20, 1.0, ledger, Progress())
+        ledgers.append(ledger)
+        no_encoding()
+    assert ledgers[0] == ledgers[1]
+    assert ledgers[0]["train"].used == len(KINDS[kind][1])
+    assert ledgers[0]["validation"].used == 6
+
+
+def test_a_row_without_words_is_dropped_in_either_case(cache, base, built, no_encoding):
+    for _ in range(2):
+        task, examples, ledgers = built("entities")
+        examples["train"][3] = replace(examples["train"][3], words=(), spans=())
+        encoded = encode(task, examples, base, 64, 1.0, ledgers, Progress())
+        assert encoded["train"][3] == []
+        assert (ledgers["train"].used, ledgers["train"].dropped) == (11, {"no words in it": 1})
+        no_encoding()
+
+
+def test_a_second_run_gives_the_same_adapter_and_encodes_nothing(cache, tmp_path, tiny_base, kind, no_encoding):
+    recipe = recipe_for(tmp_path / kind, tiny_base, kind)
+    first = tune(recipe, store=tmp_path / "store")
+    no_encoding()
+    second = tune(recipe, store=tmp_path / "store")
+    assert len(cached_files(cache)) == 3
+    assert first.scores == second.scores
+    assert first.ledgers == second.ledgers
+    one, other = (load_file(run.adapter.folder / "adapter_model.safetensors") for run in (first, second))
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+
+
+def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind):
+    task, examples, _ = built(kind)
+    model, _ = load_with_head(base.files, task)
+    rows = examples["train"]
+    features = encode_examples(task, base.tokenizer, rows, max_length=20, training=False)
+    told = []
+    through = partial(
+        outcomes, task, model, base.tokenizer, batch_size=5, told=lambda done, total: told.append((done, total))
+    )
+    apart = predict_features(task, rows, features, through)
+    assert apart == predict_examples(task, model, base.tokenizer, rows, max_length=20, batch_size=5)
+    windows = sum(map(len, features))
+    assert told[-1] == (windows, windows)
+
+
+def test_many_rows_are_encoded_in_batches_and_told(base, built, kind, monkeypatch):
+    monkeypatch.setattr("peftlab.tasks.inputs.encoding.AT_A_TIME", 5)
+    task, examples, _ = built(kind)
+    rows = [row for split in examples.values() for row in split]
+    told = []
+    features = encode_examples(
+        task,
+        base.tokenizer,
+        rows,
+        max_length=20,
+        training=True,
+        told=lambda done, total: told.append((done, total)),
+    )
+    assert features == [task.encode(row, base.tokenizer, 20, training=True) for row in rows]
+    assert [done for done, _ in told] == [*range(5, len(rows), 5), len(rows)]
+    assert encode_examples(task, base.tokenizer, [], max_length=20, training=True) == []
+
+
+def test_anything_that_features_depend_on_makes_them_others(cache, base, built):
+    task, examples, _ = built("classes")
+    rows = examples["train"]
+
+    def remembered(task=task, rows=rows, base=base, max_length=64, training=True):
+        before = len(cached_files(cache)) if cache.exists() else 0
+        remembered_features(task, rows, base, max_length, training=training)
+        return len(cached_files(cache)) - before
+
+    assert remembered() == 1
+    assert remembered(rows=[replace(row, where="elsewhere:1") for row in rows]) == 0
+    assert remembered(rows=[replace(rows[0], text="it was late"), *rows[1:]]) == 1
+    assert remembered(rows=[replace(rows[0], labels=("fair",)), *rows[1:]]) == 1
+    assert remembered(rows=[replace(rows[0], text_pair="late"), *rows[1:]]) == 1
+    assert remembered(rows=rows[1:]) == remembered(rows=rows[::-1]) == 1
+    assert remembered(max_length=63) == remembered(training=False) == 1
+    assert remembered(task=type(task)(labels=task.labels[::-1])) == 1
+    other = load_tokenizer(base.files)
+    other.add_tokens(["lovelace"])
+    assert remembered(base=replace(base, tokenizer=other)) == 1
+    assert remembered() == 0
+
+
+KEY = """
+import sys
+from pathlib import Path
+from peftlab.base import Base, BaseFiles, load_tokenizer
+from peftlab.data import Row
+from peftlab.tasks import TASKS
+from peftlab.tuning.feature_cache import _key
+files = BaseFiles("tiny", Path(sys.argv[1]), "local folder")
+task = TASKS["token-classification"](labels=["LOC", "PER"])
+row = task.read(Row({"text": "Ada left Rome", "entities": [{"start": 9, "end": 13, "label": "LOC"}]}, "a:1"))
+print(_key(task, [row], Base(files, None, load_tokenizer(files), [], 0, 0, None, 64, ""), 64, True))
+"""
+
+
+def test_the_key_is_the_same_in_every_process(tiny_base):
+    environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in "12"]
+    command = [sys.executable, "-c", KEY, str(tiny_base)]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        for environment in environments
+    )
+    assert first == second
+    assert len(first) == 65
+
+
+def resealed(content):
+    body = content.partition(b"\n")[2]
+    body = json.dumps(json.loads(body)[1:]).encode()
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-20],
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b'"input_ids":[2', b'"input_ids":[3', 1),
+        lambda content: b"\x80\x04K\x01.",
+        resealed,  # whole, but of other rows
+    ],
+    ids=["empty", "its end missing", "half", "a changed number", "no JSON", "a row less"],
+)
+def test_a_damaged_file_is_encoded_and_written_anew(cache, base, built, damage):
+    task, examples, _ = built("classes")
+    rows = examples["train"]
+    plain = remembered_features(task, rows, base, 64, training=True)
+    [file] = cached_files(cache)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert file.read_bytes() != whole
+    assert remembered_features(task, rows, base, 64, training=True) == plain
+    assert file.read_bytes() == whole
+    assert cached_files(cache) == [file]
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch, base, built):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
+    task, examples, _ = built("classes")
+    plain = [task.encode(row, base.tokenizer, 64, training=True) for row in examples["train"]]
+    assert remembered_features(task, examples["train"], base, 64, training=True) == plain
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_full_disk_leaves_no_half_file(cache, monkeypatch):
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    remember("features/some.json", b"content")
+    assert recall("features/some.json") is None
+    assert cached_files(cache) == []
+
+
+def test_what_was_used_longest_ago_is_forgotten_first(cache):
+    for age, name in enumerate(["new", "old", "older"]):
+        remember(f"features/{name}", b"12345")
+        os.utime(cache / "features" / name, (1e9 - age, 1e9 - age))
+    assert recall("features/older") == b"12345"  # now the youngest
+    forget_oldest("features", 15)
+    assert len(cached_files(cache)) == 3
+    forget_oldest("features", 14)
+    assert [file.name for file in cached_files(cache)] == ["new", "older"]
+    forget_oldest("features", 5)
+    assert [file.name for file in cached_files(cache)] == ["older"]
+    forget_oldest("nothing there", 5)
+
+
+def test_the_features_of_a_run_are_kept_within_the_limit(cache, base, built, monkeypatch):
+    task, examples, _ = built("classes")
+    monkeypatch.setattr(feature_cache, "LIMIT", 0)
+    remembered_features(task, examples["train"], base, 64, training=True)
+    assert cached_files(cache) == []
+
+
+def test_a_listener_hears_of_what_is_encoded_and_not_of_what_is_recalled(cache, base, built):
+    heard = []
+
+    class Hearing(Progress):
+        def encoding(self, split):
+            return nullcontext(lambda done, total: heard.append((split, done, total)))
+
+    for _ in range(2):
+        task, examples, ledgers = built("classes")
+        encode(task, examples, base, 64, 1.0, ledgers, Hearing())
+    assert heard == [("train", 12, 12), ("validation", 6, 6), ("test", 8, 8)]

@@ -1,0 +1,112 @@
+"""What the resident base computes in: fp32 unless asked otherwise, or where a CPU has AMX."""
+
+import pytest
+import torch
+
+import peftlab
+from peftlab.runtime import resident_base
+from peftlab.runtime.resident_base import dtype_of
+from tests.architectures import build
+from tests.methods.test_method_matrix import METHODS, livelier
+from tests.serving import features_of, served
+from tests.task_stores import recipe_for, run
+from tests.untrained import publish_fresh
+
+TEXTS = ("it rained .", "the train was late , it rained .", "nobody came .")
+TRIED = (
+    "lora",
+    "dora",
+    "ia3",
+    "houlsby",
+    "pfeiffer",
+    "prefix",
+    "bitfit",
+    "oft",
+    "vera",
+    "prompt",
+    "last-layers",
+    "head",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("precision")
+    recipe = recipe_for(folder / "rows", livelier(build("bert", folder)), "classes")
+    for name in TRIED:
+        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
+    return folder / "store"
+
+
+def logits(bank, names=TRIED):
+    asked = [(name, features_of(bank, name, {"text": text})[0]) for name in names for text in TEXTS]
+    return torch.stack(served(bank, asked))
+
+
+def test_in_bf16_every_method_answers_as_in_fp32_to_the_rounding_of_bf16(store):
+    whole = logits(peftlab.load(*TRIED, store=store, device="cpu", precision="fp32"))
+    bank = peftlab.load(*TRIED, store=store, device="cpu", precision="bf16")
+    halves = logits(bank)
+    assert halves.dtype == torch.float32
+    assert {p.dtype for p in bank.base.backbone.parameters()} == {torch.bfloat16}
+    assert 0 < (halves - whole).abs().max() < 0.05 * whole.abs().max()
+
+
+def test_a_second_adapter_of_a_kind_is_poured_in_bf16_too(store):
+    bank = peftlab.load("lora", "pfeiffer", store=store, device="cpu", precision="bf16")
+    before = logits(bank, ["lora", "pfeiffer"])
+    for name in ("lora", "pfeiffer"):
+        bank.remove(name)
+        bank.add(name)
+    assert torch.equal(logits(bank, ["lora", "pfeiffer"]), before)
+
+
+def test_heads_compute_in_fp32(store):
+    bank = peftlab.load("lora", store=store, device="cpu", precision="bf16")
+    with bank._held("lora") as resident:
+        assert {p.dtype for p in resident.model.parameters()} == {torch.float32}
+
+
+def test_auto_is_bf16_on_a_cpu_with_amx_and_fp32_elsewhere(monkeypatch):
+    for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        assert dtype_of("auto", CPU) is expected
+    assert dtype_of("auto", torch.device("cuda")) is torch.float32
+    assert dtype_of("fp16", CPU) is torch.float16
+
+
+def test_a_quantized_base_computes_as_bitsandbytes_has_it(store):
+    bank = peftlab.load("lora", store=store, device="cpu", quantization="8bit", precision="bf16")
+    assert torch.bfloat16 not in {p.dtype for p in bank.base.backbone.parameters()}
+    assert torch.isfinite(logits(bank, ["lora"])).all()
+
+
+def test_an_unknown_precision_is_told_with_the_nearest(store):
+    with pytest.raises(ValueError, match=r"no precision 'bf61'\. Did you mean 'bf16'"):
+        peftlab.load("lora", store=store, device="cpu", precision="bf61")
+
+
+def test_the_command_line_hands_it_on(store, monkeypatch):
+    seen = []
+
+    def told(precision, device):
+        seen.append(precision)
+        return torch.bfloat16
+
+    monkeypatch.setattr(resident_base, "dtype_of", told)
+    assert run("predict", "lora", TEXTS[0], "--store", store, "--precision", "bf16").exit_code == 0
+    assert seen == ["bf16"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "deberta-v2"])
+def test_other_architectures_answer_in_bf16(tmp_path, architecture):
+    recipe = recipe_for(tmp_path / "rows", livelier(build(architecture, tmp_path)), "classes")
+    for name in ("lora", "pfeiffer"):
+        publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
+    names = ["lora", "pfeiffer"]
+    whole, halves = (
+        logits(peftlab.load(*names, store=tmp_path / "store", device="cpu", precision=precision), names)
+        for precision in ("fp32", "bf16")
+    )
+    assert (halves - whole).abs().max() < 0.05 * whole.abs().max() + 0.01

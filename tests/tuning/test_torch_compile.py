@@ -1,0 +1,109 @@
+"""Steps through torch.compile learn what plain ones learn, and what cannot be compiled is told in words."""
+
+import pytest
+import torch
+import transformers
+
+import peftlab
+from peftlab.errors import RecipeError
+from peftlab.recipe import read_recipe
+from peftlab.tuning.fast import compiling
+from peftlab.tuning.fast.compiling import compiled_layers
+from tests.architectures import build
+from tests.conftest import build_tiny_bert
+from tests.runs import Losses
+from tests.task_stores import recipe_for
+from tests.tuning.test_fast_steps import assert_same, batch, encoder_with_decoder, step, with_lora
+
+COMPILED = {"training.torch_compile": True}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Graphs are made as ever and then run as they are: compiling kernels of them takes minutes. Counts the runs."""
+    runs = []
+
+    def backend(graph, inputs):
+        return lambda *given: (runs.append(1), graph.forward(*given))[1]
+
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "OPTIONS", {**compiling.OPTIONS, "backend": backend})
+    return runs
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta-v2", "modernbert"])
+def test_compiled_layers_give_the_same_logits_and_gradients(tmp_path, traced, name):
+    folder = build(name, tmp_path)
+    model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)).eval()
+    plain = step(model, batch())
+    with compiled_layers(model, batch()) as layers:
+        assert layers == 2
+        assert_same(plain, step(model, batch()), rtol=1e-4, atol=1e-5)
+        longer = batch(rows=3, tokens=17)
+        assert torch.isfinite(step(model, longer)[0]).all()
+    assert traced
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_encoder_and_decoder_are_compiled_both(traced):
+    model, inputs = encoder_with_decoder()
+    plain = step(model, inputs)
+    with compiled_layers(model, inputs) as layers:
+        assert layers == 4
+        assert_same(plain, step(model, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_are_not_compiled(tmp_path, traced):
+    model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(build("bert", tmp_path))).eval()
+    expected = model(**batch()).logits
+    with compiled_layers(model, batch()), torch.inference_mode():
+        traced.clear()
+        assert torch.equal(model(**batch()).logits, expected)
+    assert not traced
+
+
+def test_the_real_compiler_gives_them_too(tiny_encoder):
+    """Kernels of one layer alone: compiling them takes seconds a layer."""
+    model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(tiny_encoder)).eval()
+    plain = step(model, batch())
+    torch.compiler.reset()
+    with compiled_layers(model, batch()) as layers:
+        assert layers == 1
+        assert_same(plain, step(model, batch()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def tiny_encoder(tmp_path):
+    return build_tiny_bert(tmp_path / "one-layer", layers=1)
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "last-layers"])
+def test_a_compiled_run_learns_what_ours_does(tmp_path, tiny_base, traced, method):
+    recipe = recipe_for(tmp_path, tiny_base, "classes")
+    common = {"training.base_dropout": False, "training.bf16": False, "method": {"type": method}}
+    told = {}
+    for name, way in {"ours": {}, "compiled": COMPILED}.items():
+        told[name] = Losses()
+        again = {"training.gradient_checkpointing": method == "bottleneck"}
+        peftlab.tune(recipe, overrides=common | way | again, store=tmp_path / name, progress=told[name])
+    assert traced
+    assert told["compiled"].losses == pytest.approx(told["ours"].losses, rel=1e-3)
+
+
+def test_what_cannot_be_compiled_is_told_in_words(tmp_path, tiny_base, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler was found")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "OPTIONS", {"backend": broken})
+    with pytest.raises(RecipeError, match=r"(?s)training.torch_compile: torch.compile cannot compile .*no C\+\+"):
+        peftlab.tune(recipe_for(tmp_path, tiny_base, "classes"), overrides=COMPILED, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store").glob("*/1"))
+
+
+def test_the_fused_function_and_sharded_bases_do_not_go_with_it(tmp_path, tiny_base):
+    recipe = recipe_for(tmp_path, tiny_base, "classes")
+    with pytest.raises(RecipeError, match="makes kernels of PEFT's layers in the place of the fused function"):
+        read_recipe(recipe, COMPILED | {"training.fused_lora": True})
+    with pytest.raises(RecipeError, match=r"fsdp takes layers apart that torch\.compile has compiled as they are"):
+        read_recipe(recipe, COMPILED | {"training.distributed": "fsdp"})

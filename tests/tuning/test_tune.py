@@ -1,0 +1,291 @@
+"""The main flow on a tiny base: what it publishes, what it refuses, how it stops and goes on."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from seqeval.metrics import f1_score
+from transformers import AutoModelForTokenClassification
+
+import peftlab
+from peftlab.data import Ledger
+from peftlab.errors import RecipeError, TuningInterrupted
+from peftlab.store import Store
+from peftlab.tuning import Progress, tune
+
+
+class Listener(Progress):
+    """Remembers what it is told; may send a signal after a given step, or after the first validation."""
+
+    def __init__(self, *, interrupt_at=None):
+        self.warnings, self.scores, self.ledgers, self.started, self.steps = [], [], {}, None, []
+        self.interrupt_at = interrupt_at
+
+    def data_read(self, task, ledgers):
+        self.ledgers = dict(ledgers)
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+    def training_started(self, total_steps, epochs, done_steps):
+        self.started = (total_steps, epochs, done_steps)
+
+    def step_done(self, step, loss):
+        if loss is None:
+            self.steps.append(step)
+            if step == self.interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def epoch_done(self, epoch, scores, *, best):
+        self.scores.append((epoch, scores["f1"], best))
+        if self.interrupt_at == "validation":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights(adapter):
+    return load_file(adapter.folder / "adapter_model.safetensors")
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_flow_publishes_what_the_manifest_says(write_recipe, tmp_path, tiny_base):
+    before = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
+    listener = Listener()
+    result = tune(write_recipe(), store=tmp_path / "store", progress=listener)
+    assert hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest() == before
+    manifest = Store(tmp_path / "store").verify("ner-tiny").manifest
+    assert manifest["task"]["labels"] == ["LOC", "PER"]
+    assert manifest["scores"]["test"] == result.scores["test"].as_dict()
+    assert manifest["reload_difference"] <= 1e-4
+    assert manifest["data"]["ledger"]["train"]["used"] == 12
+    assert manifest["data"]["ledger"]["train"]["targets"] == 19
+    assert set(manifest["files"]) == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.yaml", "curves.png"
+    }  # fmt: skip
+    assert [epoch for epoch, *_ in listener.scores] == [1, 2]
+    assert listener.started == (6, 2, 0)
+    assert not (tmp_path / "store" / "ner-tiny" / "run").exists()
+
+
+def test_published_scores_are_those_of_plain_peft_by_seqeval(tuned_store, tiny_base):
+    """The oracle: load the folder with peft + transformers alone, tag the test split, score with seqeval."""
+    from transformers import AutoTokenizer
+
+    from peftlab.data.markup import parse_markup
+    from peftlab.tasks.labels.tag_schemes import tags_from_spans
+    from tests.conftest import SENTENCES
+
+    adapter = Store(tuned_store).resolve("ner-tiny@1")
+    names = adapter.manifest["task"]["head_labels"]
+    model = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=len(names))
+    model = PeftModel.from_pretrained(model, adapter.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    gold, guess = [], []
+    for line in SENTENCES["test"].splitlines():
+        text, entities = parse_markup(line)
+        words = text.split()
+        starts = {text.index(word, sum(map(len, words[:i])) + i): i for i, word in enumerate(words)}
+        spans = [
+            (starts[e["start"]], starts[e["start"]] + text[e["start"] : e["end"]].count(" ") + 1, e["label"])
+            for e in entities
+        ]
+        encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+        logits = model(**encoded).logits[0]
+        firsts = [encoded.word_ids().index(i) for i in range(len(words))]
+        gold.append(tags_from_spans(spans, len(words)))
+        guess.append([names[int(logits[position].argmax())] for position in firsts])
+    assert f1_score(gold, guess) == adapter.manifest["scores"]["test"]["f1"]
+
+
+def test_the_tiny_model_learns(tuned_store):
+    manifest = Store(tuned_store).resolve("ner-tiny@1").manifest
+    assert manifest["scores"]["validation"]["f1"] > 0.5
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(write_recipe, tmp_path):
+    recipe = write_recipe()
+    first, second, other = (
+        tune(recipe, store=tmp_path / name, overrides={"training.seed": seed})
+        for name, seed in (("first", 1), ("second", 1), ("other", 2))
+    )
+    assert equal(weights(first.adapter), weights(second.adapter))
+    assert first.scores == second.scores
+    assert not equal(weights(first.adapter), weights(other.adapter))
+
+
+def test_the_best_epoch_is_published_not_the_last(write_recipe, tmp_path):
+    listener = Listener()
+    changes = {"training.num_train_epochs": 6, "training.learning_rate": 2e-2, "training.early_stopping_patience": None}
+    result = tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
+    best = max(value for _, value, _ in listener.scores)
+    assert result.scores["validation"].values["f1"] == best
+    marked = [value for _, value, is_best in listener.scores if is_best]
+    assert marked == sorted(set(marked))
+    assert marked[-1] == best
+
+
+def test_training_stops_early_without_progress(write_recipe, tmp_path):
+    listener = Listener()
+    changes = {
+        "training.num_train_epochs": 40,
+        "training.learning_rate": 2e-2,
+        "training.early_stopping_patience": 2,
+    }
+    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
+    values = [value for _, value, _ in listener.scores]
+    assert 3 <= len(values) < 40
+    assert max(values[-2:]) <= max(values[:-2])  # the two last epochs were no better
+    assert max(values) > 0
+
+
+def test_a_score_that_is_still_zero_is_waited_for(write_recipe, tmp_path):
+    listener = Listener()
+    changes = {
+        "training.num_train_epochs": 5,
+        "training.learning_rate": 1e-9,
+        "training.early_stopping_patience": 2,
+    }
+    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
+    assert [value for _, value, _ in listener.scores] == [0.0] * 5
+
+
+def test_the_published_recipe_repeats_the_run(write_recipe, tmp_path):
+    first = tune(write_recipe(), store=tmp_path / "store", overrides={"training.learning_rate": 3e-3})
+    again = tune(first.adapter.folder / "recipe.yaml", store=tmp_path / "store")
+    assert again.adapter.version == 2
+    assert equal(weights(first.adapter), weights(again.adapter))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"base.quantization": "8bit", "training.optim": "lion_8bit"},
+        {"base.quantization": "4bit", "training.gradient_checkpointing": True},
+    ],
+    ids=["fp32", "8bit", "4bit"],
+)
+def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(write_recipe, tmp_path, changes):
+    recipe, handler = write_recipe(), signal.getsignal(signal.SIGINT)
+    straight = tune(recipe, store=tmp_path / "straight", overrides=changes)
+    with pytest.raises(TuningInterrupted, match=r"after step 4 of 6; nothing was published.*--resume"):
+        tune(recipe, store=tmp_path / "store", overrides=changes, progress=Listener(interrupt_at=4))
+    assert Store(tmp_path / "store").names() == []
+    assert signal.getsignal(signal.SIGINT) is handler
+    listener = Listener()
+    resumed = tune(recipe, store=tmp_path / "store", overrides=changes, resume=True, progress=listener)
+    assert listener.started == (6, 2, 4)
+    assert listener.steps == [5, 6]
+    assert equal(weights(straight.adapter), weights(resumed.adapter))
+    assert resumed.scores == straight.scores
+
+
+def test_an_interruption_while_validating_keeps_that_epoch(write_recipe, tmp_path):
+    recipe = write_recipe()
+    with pytest.raises(TuningInterrupted, match=r"after step 3 of 6; nothing was published\. .*checkpoint-3 is kept"):
+        tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at="validation"))
+    listener = Listener()
+    tune(recipe, store=tmp_path / "store", resume=True, progress=listener)
+    assert listener.steps == [4, 5, 6]
+
+
+def test_a_second_interruption_stops_at_once_and_tells_what_is_kept(write_recipe, tmp_path):
+    class Impatient(Listener):
+        def step_done(self, step, loss):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TuningInterrupted, match="checkpoint-3 is kept"):
+        tune(write_recipe(), store=tmp_path / "store", progress=Impatient())
+
+
+def test_a_changed_recipe_cannot_be_resumed(write_recipe, tmp_path):
+    recipe = write_recipe()
+    with pytest.raises(TuningInterrupted):
+        tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at=2))
+    with pytest.raises(RecipeError, match="cannot resume: the recipe is not that of the interrupted run"):
+        tune(recipe, store=tmp_path / "store", resume=True, overrides={"training.learning_rate": 1e-4})
+
+
+def test_resuming_without_a_checkpoint_starts_at_the_beginning_and_says_so(write_recipe, tmp_path):
+    listener = Listener()
+    tune(write_recipe(), store=tmp_path / "store", resume=True, progress=listener)
+    assert "starting at the beginning" in listener.warnings[0]
+    assert listener.started[2] == 0
+
+
+def test_tuning_works_outside_the_main_thread(write_recipe, tmp_path):
+    thread = threading.Thread(target=tune, args=(write_recipe(),), kwargs={"store": tmp_path / "store"})
+    thread.start()
+    thread.join()
+    assert Store(tmp_path / "store").names() == ["ner-tiny"]
+
+
+def test_cut_rows_are_counted_and_a_great_loss_is_refused(write_recipe, tmp_path):
+    recipe = write_recipe(data={"max_length": 8, "max_lost": 0.2})
+    with pytest.raises(RecipeError, match=r"train loses \d+%: 0 of 12 rows dropped, \d+ of 19 entities lost"):
+        tune(recipe, store=tmp_path / "store")
+    listener = Listener()
+    tune(recipe, store=tmp_path / "store", overrides={"data.max_lost": 0.3}, progress=listener)
+    ledger = listener.ledgers["train"]
+    assert ledger.cut > 0
+    assert 0.2 < ledger.lost_share <= 0.3
+    assert "train loses" in listener.warnings[0]
+    assert listener.ledgers["test"].lost_share == 0
+
+
+def test_a_small_loss_is_only_a_warning(write_recipe, tmp_path):
+    listener = Listener()
+    tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=listener)
+    assert listener.ledgers["train"].lost_share > 0.05
+    about_rows = [told for told in listener.warnings if "nothing was learnt" not in told]  # one epoch of 12 rows
+    assert len(about_rows) == 1
+
+
+def test_a_max_length_beyond_the_base_is_refused(write_recipe, tmp_path):
+    with pytest.raises(RecipeError, match="512 tokens are more than this base takes"):
+        tune(write_recipe(data={"max_length": 512}), store=tmp_path / "store")
+
+
+def test_splits_can_be_carved_and_test_left_out(write_recipe, tmp_path):
+    listener = Listener()
+    result = tune(
+        write_recipe(),
+        store=tmp_path / "store",
+        overrides={"data.validation": 0.25, "data.test": None},
+        progress=listener,
+    )
+    assert {name: ledger.read for name, ledger in listener.ledgers.items()} == {"train": 9, "validation": 3}
+    assert list(result.scores) == ["validation"]
+
+
+def test_lost_share_counts_rows_or_targets_whichever_is_worse():
+    assert Ledger(read=10, dropped={"no words in it": 2}, targets=10, targets_lost=1).lost_share == 0.2
+    assert Ledger(read=10, targets=4, targets_lost=1).lost_share == 0.25
+    assert Ledger().lost_share == 0
+
+
+def test_the_card_shows_scores_recipe_and_plain_peft(tuned_store):
+    adapter = Store(tuned_store).resolve("ner-tiny@1")
+    card = (adapter.folder / "README.md").read_text(encoding="utf8")
+    assert f"| test | {adapter.manifest['scores']['test']['precision']:.3f} |" in card
+    assert "PeftModel.from_pretrained" in card
+    assert "num_train_epochs: 20" in card
+    config = json.loads((adapter.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == adapter.manifest["base"]["model"]
+
+
+def test_the_python_entry_points_are_the_real_ones():
+    from peftlab.runtime import load
+
+    assert peftlab.tune is tune
+    assert peftlab.load is load
