@@ -22,7 +22,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 MOST_ACROSS = 12  # labels up to which their confusion fits a terminal
 MISTAKES_SHOWN = 10
-BAR_FROM = 300  # rows whose answers take long enough for a bar
+BAR_MIN_ROWS = 300  # rows whose answers take long enough for a bar
 
 
 def print_error(message: str) -> None:
@@ -140,10 +140,10 @@ def bar_for(what: str, *, quiet: bool = False, console: Console = err) -> Iterat
         yield lambda done, total: bar.update(shown, completed=done, total=total)
 
 
-def answers_bar(rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
+def prediction_bar(rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
     """The bar beside the answers to many rows: below them where they go to the terminal, else on standard error."""
     console = out if sys.stdout.isatty() else err
-    return bar_for("predicting", quiet=rows < BAR_FROM or not console.file.isatty(), console=console)
+    return bar_for("predicting", quiet=rows < BAR_MIN_ROWS or not console.file.isatty(), console=console)
 
 
 def megabytes(size: int) -> str:

@@ -107,17 +107,17 @@ def predict(
 
 def _print(bank: "Bank", asked: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
     """Answers as they come, a bar beside those of many rows."""
-    from peftlab.cli.console import answers_bar
-    from peftlab.cli.prediction_view import print_answers, print_conll, print_json
+    from peftlab.cli.console import prediction_bar
+    from peftlab.cli.prediction_view import print_conll, print_json, print_predictions
 
-    with answers_bar(len(asked)) as moved:
+    with prediction_bar(len(asked)) as moved:
         answers = bank.stream(asked, told=lambda done: moved(done, len(asked)))
         if as_json:
             print_json(answers)
         elif scheme:
             print_conll(answers, scheme)
         else:
-            print_answers(answers, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in asked)})
+            print_predictions(answers, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in asked)})
 
 
 def refuse_beside(by: str | None, *names: str | None) -> None:

@@ -1,4 +1,4 @@
-"""How predictions look: one form a task, for people."""
+"""Print predictions: a formatter for each task for people, JSON lines and CoNLL tags for programs."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,175 +15,177 @@ if TYPE_CHECKING:
     from peftlab.runtime import Answer
     from peftlab.tasks import Task
 
-COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
-BAR = 24  # characters of a full bar
-SHOWN = 5  # labels whose probability is told
+COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
+BAR_WIDTH = 24  # characters of a full bar
+MAX_LABELS = 5  # labels listed with their probability
 
 
-def print_json(answers: Iterable["Answer"]) -> None:
-    """An object a line."""
-    for answer in answers:
-        click.echo(json.dumps(answer.as_dict(), ensure_ascii=False))
+def print_json(predictions: Iterable["Answer"]) -> None:
+    """Print one JSON object per line."""
+    for prediction in predictions:
+        click.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
 
 
-def print_answers(answers: Iterable["Answer"], tasks: Mapping[str, "Task"]) -> None:
-    """Each answer by its adapter's task, after its adapter's name where there are several."""
+def print_predictions(predictions: Iterable["Answer"], tasks: Mapping[str, "Task"]) -> None:
+    """Print predictions as text, each after the name of its adapter if there are several adapters."""
     width = max(map(len, tasks), default=0)
-    for answer in answers:
-        task = tasks[answer.adapter]
-        shown = FORMS[task.type](answer.as_dict(), task)
+    for prediction in predictions:
+        task = tasks[prediction.adapter]
+        rendered = FORMATTERS[task.type](prediction.as_dict(), task)
         if len(tasks) > 1:
-            shown = Text.assemble((f"{answer.adapter:<{width}}  ", "dim"), shown)
-        out.print(shown)
+            rendered = Text.assemble((f"{prediction.adapter:<{width}}  ", "dim"), rendered)
+        out.print(rendered)
 
 
-def print_conll(answers: Iterable["Answer"], scheme: str) -> None:
-    """A word and its tag a line, a blank line between texts."""
-    for answer in answers:
-        click.echo(cast(Entities, answer.prediction).as_conll(scheme))
+def print_conll(predictions: Iterable["Answer"], scheme: str) -> None:
+    """Print one word and its tag per line, with a blank line between texts."""
+    for prediction in predictions:
+        click.echo(cast(Entities, prediction.prediction).as_conll(scheme))
 
 
-def entities_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """The text with its entities coloured and labelled; as inline markup where there is no colour to be had."""
+def format_entities(fields: Mapping[str, Any], task: Any) -> Text:
+    """Highlight the entities in the text; without colors, write them as inline markup."""
     text, entities = fields["text"], fields["entities"]
     if not out.color_system:
         return Text(write_markup(text, ((e["start"], e["end"], e["label"]) for e in entities)))
-    shown, end = Text(), 0
+    rendered, end = Text(), 0
     for entity in entities:
-        colour = _colour(entity["label"], task.labels)
-        shown.append(text[end : entity["start"]])
-        shown.append(f" {entity['text']} ", style=f"black on {colour}")
-        shown.append(f"{entity['label']} ", style=f"bold black on {colour}")
+        color = _label_color(entity["label"], task.labels)
+        rendered.append(text[end : entity["start"]])
+        rendered.append(f" {entity['text']} ", style=f"black on {color}")
+        rendered.append(f"{entity['label']} ", style=f"bold black on {color}")
         end = entity["end"]
-    return shown.append(text[end:])
+    return rendered.append(text[end:])
 
 
-def classes_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """The text, and a bar for each of the most probable labels."""
-    shown = _asked(fields)
+def format_classes(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the text, and a probability bar for each of the most probable labels."""
+    rendered = _input_text(fields)
     width = max(map(len, task.labels))
-    for label, chance in list(fields["scores"].items())[: max(SHOWN, len(fields["labels"]))]:
-        given = label in fields["labels"]
-        style = _colour(label, task.labels) if given else "dim"
-        mark = "●" if given else " "
-        shown.append(f"\n  {mark} {label:<{width}} ", style=f"bold {style}" if given else style)
-        shown.append(_bar(chance), style=style).append(f" {chance:6.1%}", style=style)
+    for label, probability in list(fields["scores"].items())[: max(MAX_LABELS, len(fields["labels"]))]:
+        is_predicted = label in fields["labels"]
+        style = _label_color(label, task.labels) if is_predicted else "dim"
+        mark = "●" if is_predicted else " "
+        rendered.append(f"\n  {mark} {label:<{width}} ", style=f"bold {style}" if is_predicted else style)
+        rendered.append(_bar(probability), style=style).append(f" {probability:6.1%}", style=style)
     if not fields["labels"]:
-        shown.append("\n  no label", style="dim")
-    return shown
+        rendered.append("\n  no label", style="dim")
+    return rendered
 
 
-def reply_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """What was asked, and the reply below it; marked where it stopped for length, or the question was cut."""
+def format_reply(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the input and the reply below it, and say whether one of them was truncated."""
     reply = fields["reply"].replace("\n", "\n  ") or "(nothing)"
-    shown = _stopped(_asked(fields).append("\n  ").append(reply, style="bold cyan"), fields, task)
+    rendered = _append_length_limit(_input_text(fields).append("\n  ").append(reply, style="bold cyan"), fields, task)
     if fields.get("cut"):
-        shown.append("\n  what was asked is longer than the base takes: its beginning was left out", style="yellow")
-    return shown
+        rendered.append("\n  the input is too long for the base model: its beginning was removed", style="yellow")
+    return rendered
 
 
-def rewriting_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """The text, and what was written for it below; marked where it stopped for length, or the text was cut."""
-    written = fields[task.called].replace("\n", "\n  ") or "(nothing)"
-    shown = _stopped(_asked(fields).append("\n  ").append(written, style="bold cyan"), fields, task)
+def format_generated_text(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the text and the generated text below it, and say whether one of them was truncated."""
+    generated = fields[task.called].replace("\n", "\n  ") or "(nothing)"
+    rendered = _append_length_limit(
+        _input_text(fields).append("\n  ").append(generated, style="bold cyan"), fields, task
+    )
     if fields.get("cut"):
-        shown.append("\n  the text is longer than the adapter takes: its end was left out", style="yellow")
-    return shown
+        rendered.append("\n  the text is too long for the adapter: its end was removed", style="yellow")
+    return rendered
 
 
-def _stopped(shown: Text, fields: Mapping[str, Any], task: Any) -> Text:
-    """Marked, if what was written stopped for length."""
+def _append_length_limit(rendered: Text, fields: Mapping[str, Any], task: Any) -> Text:
+    """Append a remark if generation stopped at `max_new_tokens`."""
     limit = task.generation["max_new_tokens"]
-    return shown if fields["finished"] else shown.append(f" … (stopped at {limit} tokens)", style="dim")
+    return rendered if fields["finished"] else rendered.append(f" … (stopped at {limit} tokens)", style="dim")
 
 
-def language_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """How the text goes on; or the text, and a bar for each token that may stand in the place of each mask."""
+def format_continuation(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the continuation of the text; or for each mask, a probability bar for each candidate token."""
     if "masks" not in fields:
-        return reply_form(fields, task)
-    shown = _asked(fields)
+        return format_reply(fields, task)
+    rendered = _input_text(fields)
     for number, mask in enumerate(fields["masks"], start=1):
-        width = max(len(one["token"]) for one in mask)
+        width = max(len(candidate["token"]) for candidate in mask)
         if len(fields["masks"]) > 1:
-            shown.append(f"\n  mask {number}", style="bold")
-        for place, one in enumerate(mask):
-            style = "cyan" if place == 0 else "dim"
-            shown.append(f"\n  {one['token']:<{width}} ", style=f"bold {style}" if place == 0 else style)
-            shown.append(_bar(one["score"]), style=style).append(f" {one['score']:6.1%}", style=style)
-    return shown
+            rendered.append(f"\n  mask {number}", style="bold")
+        for rank, candidate in enumerate(mask):
+            style = "cyan" if rank == 0 else "dim"
+            rendered.append(f"\n  {candidate['token']:<{width}} ", style=f"bold {style}" if rank == 0 else style)
+            rendered.append(_bar(candidate["score"]), style=style).append(f" {candidate['score']:6.1%}", style=style)
+    return rendered
 
 
-def number_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """The text, and where the number lies between the least and the most of the training rows."""
-    least, most = task.learned.get("least", 0.0), task.learned.get("most", 1.0)
-    share = (fields["value"] - least) / ((most - least) or 1.0)
-    shown = _asked(fields).append(f"\n  {fields['value']:.2f} ", style="bold cyan")
-    shown.append(_bar(share), style="cyan")
-    return shown.append(f" {least:g} to {most:g} in training", style="dim")
+def format_number(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the text, and a bar for the value within the range of the training rows."""
+    minimum, maximum = task.learned.get("least", 0.0), task.learned.get("most", 1.0)
+    share = (fields["value"] - minimum) / ((maximum - minimum) or 1.0)
+    rendered = _input_text(fields).append(f"\n  {fields['value']:.2f} ", style="bold cyan")
+    rendered.append(_bar(share), style="cyan")
+    return rendered.append(f" {minimum:g} to {maximum:g} in training", style="dim")
 
 
-def answer_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """The question, and the answer highlighted where it stands in the context."""
-    shown = Text(fields["question"], style="bold")
+def format_answer(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the question, and the answer highlighted within its context."""
+    rendered = Text(fields["question"], style="bold")
     if fields["answer"] is None:
-        return shown.append(f"\n  no answer in the context  {fields['score']:.1%}", style="yellow")
-    before, answer, after = _around(fields["context"], fields["start"], fields["end"])
+        return rendered.append(f"\n  no answer in the context  {fields['score']:.1%}", style="yellow")
+    before, answer, after = _context_window(fields["context"], fields["start"], fields["end"])
     highlighted = ("⟦" + answer + "⟧", "") if not out.color_system else (f" {answer} ", "black on green")
-    shown.append(f"\n  {fields['answer']}", style="bold green").append(f"  {fields['score']:.1%}\n  ", style="dim")
-    return shown.append(before, style="dim").append(*highlighted).append(after, style="dim")
+    rendered.append(f"\n  {fields['answer']}", style="bold green").append(f"  {fields['score']:.1%}\n  ", style="dim")
+    return rendered.append(before, style="dim").append(*highlighted).append(after, style="dim")
 
 
-def relation_form(fields: Mapping[str, Any], task: Any) -> Text:
-    """The text with its spans coloured, and an arrow from one to the other."""
+def format_relation(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show the text with its two spans colored, and the relation as an arrow between them."""
     head, tail, label = fields["head"], fields["tail"], fields["label"]
-    shown, end = Text(), 0
+    rendered, end = Text(), 0
     for span, style in sorted(((head, "cyan"), (tail, "magenta")), key=lambda item: item[0]["start"]):
-        shown.append(fields["text"][end : span["start"]])
-        shown.append(fields["text"][span["start"] : span["end"]], style=f"bold {style}")
+        rendered.append(fields["text"][end : span["start"]])
+        rendered.append(fields["text"][span["start"] : span["end"]], style=f"bold {style}")
         end = span["end"]
-    shown.append(fields["text"][end:]).append("\n  ")
-    shown.append(head["text"], style="bold cyan")
+    rendered.append(fields["text"][end:]).append("\n  ")
+    rendered.append(head["text"], style="bold cyan")
     if label == task.negative_label:
-        shown.append(f"  ╌╌ {label} ╌╌  ", style="dim")
+        rendered.append(f"  ╌╌ {label} ╌╌  ", style="dim")
     else:
         left, right = ("◀──", "──") if fields["backward"] else ("──", "─▶")
-        shown.append(f"  {left} {label} {right}  ", style="bold")
-    return shown.append(tail["text"], style="bold magenta").append(f"  {fields['score']:.1%}", style="dim")
+        rendered.append(f"  {left} {label} {right}  ", style="bold")
+    return rendered.append(tail["text"], style="bold magenta").append(f"  {fields['score']:.1%}", style="dim")
 
 
-FORMS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
-    "token-classification": entities_form,
-    "text-classification": classes_form,
-    "regression": number_form,
-    "question-answering": answer_form,
-    "relation-extraction": relation_form,
-    "causal-lm": reply_form,
-    "translation": rewriting_form,
-    "summarization": rewriting_form,
-    "preference": reply_form,
-    "domain-adaptation": language_form,
+FORMATTERS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
+    "token-classification": format_entities,
+    "text-classification": format_classes,
+    "regression": format_number,
+    "question-answering": format_answer,
+    "relation-extraction": format_relation,
+    "causal-lm": format_reply,
+    "translation": format_generated_text,
+    "summarization": format_generated_text,
+    "preference": format_reply,
+    "domain-adaptation": format_continuation,
 }
 
 
-def _asked(fields: Mapping[str, Any]) -> Text:
-    shown = Text(fields["text"])
-    return shown.append(f"\n{fields['text_pair']}") if "text_pair" in fields else shown
+def _input_text(fields: Mapping[str, Any]) -> Text:
+    rendered = Text(fields["text"])
+    return rendered.append(f"\n{fields['text_pair']}") if "text_pair" in fields else rendered
 
 
 def _bar(share: float) -> str:
-    full = round(max(0.0, min(1.0, share)) * BAR)
-    return "█" * full + "░" * (BAR - full)
+    full = round(max(0.0, min(1.0, share)) * BAR_WIDTH)
+    return "█" * full + "░" * (BAR_WIDTH - full)
 
 
-def _colour(label: str, labels: Sequence[str]) -> str:
-    return COLOURS[labels.index(label) % len(COLOURS)]
+def _label_color(label: str, labels: Sequence[str]) -> str:
+    return COLORS[labels.index(label) % len(COLORS)]
 
 
-def _around(text: str, start: int, end: int, room: int = 60) -> tuple[str, str, str]:
-    """What stands before, in and after a span, at most `room` characters on each side."""
+def _context_window(text: str, start: int, end: int, margin: int = 60) -> tuple[str, str, str]:
+    """Return the text before, in and after a span, with at most `margin` characters on each side."""
     before, after = " ".join(text[:start].split()), " ".join(text[end:].split())
-    before = f"…{before[-room:]}" if len(before) > room else before
-    after = f"{after[:room]}…" if len(after) > room else after
+    before = f"…{before[-margin:]}" if len(before) > margin else before
+    after = f"{after[:margin]}…" if len(after) > margin else after
     blank_before = " " if text[:start][-1:].isspace() else ""
     blank_after = " " if text[end:][:1].isspace() else ""
     return before + blank_before, text[start:end], blank_after + after

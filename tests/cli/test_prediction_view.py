@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 import peftlab
-from peftlab.cli.prediction_view import answer_form, classes_form, entities_form, number_form, relation_form
+from peftlab.cli.prediction_view import format_answer, format_classes, format_entities, format_number, format_relation
 from peftlab.data.markup import parse_markup
 from peftlab.tasks.labels.tag_schemes import spans_from_tags
 from peftlab.tasks.text_classification import TextClassificationTask
@@ -98,9 +98,9 @@ def test_classes_are_told_with_a_bar_for_each_of_the_likeliest(predict, told):
 def test_several_labels_are_marked_and_none_is_said():
     task = TextClassificationTask(labels=["a", "b", "c", "d", "e", "f"], multi_label=True)
     scores = dict.fromkeys(task.labels, 0.5)
-    everything = classes_form({"text": "x", "labels": task.labels, "scores": scores}, task).plain
+    everything = format_classes({"text": "x", "labels": task.labels, "scores": scores}, task).plain
     assert everything.count("●") == 6
-    nothing = classes_form({"text": "x", "text_pair": "y", "labels": [], "scores": scores}, task).plain.splitlines()
+    nothing = format_classes({"text": "x", "text_pair": "y", "labels": [], "scores": scores}, task).plain.splitlines()
     assert nothing[:2] == ["x", "y"]
     assert len(nothing) == 2 + 5 + 1
     assert nothing[-1] == "  no label"
@@ -117,7 +117,7 @@ def test_a_number_is_told_with_its_place_in_the_range_of_training(predict, told)
 
 @pytest.mark.parametrize(("value", "full"), [(-9.0, 0), (1.0, 0), (3.0, 12), (5.0, 24), (99.0, 24)])
 def test_a_number_beyond_the_range_fills_the_bar_and_no_more(bank, value, full):
-    assert number_form({"text": "x", "value": value}, bank.task("rating")).plain.count("█") == full
+    assert format_number({"text": "x", "value": value}, bank.task("rating")).plain.count("█") == full
 
 
 def test_an_answer_is_told_and_shown_where_it_stands(predict, told):
@@ -132,7 +132,7 @@ def test_an_answer_is_told_and_shown_where_it_stands(predict, told):
 
 def test_a_long_context_is_shown_around_the_answer_only():
     fields = {"question": "q", "context": "a" * 100 + " Ada " + "b" * 100, "answer": "Ada", "start": 101, "end": 104}
-    shown = answer_form({**fields, "score": 0.5}, None).plain.splitlines()[2]
+    shown = format_answer({**fields, "score": 0.5}, None).plain.splitlines()[2]
     assert shown == f"  …{'a' * 60} ⟦Ada⟧ {'b' * 60}…"
 
 
@@ -164,7 +164,7 @@ def test_a_relation_is_told_with_an_arrow(predict, told):
 )
 def test_the_arrow_says_which_way_a_relation_goes(bank, label, backward, arrow):
     spans = {"head": {"start": 7, "end": 11, "text": "Rome"}, "tail": {"start": 0, "end": 3, "text": "Ada"}}
-    shown = relation_form(
+    shown = format_relation(
         {"text": "Ada in Rome", **spans, "label": label, "backward": backward, "score": 1.0}, bank.task("relations")
     )
     assert shown.plain == f"Ada in Rome\n  Rome  {arrow}  Ada  100.0%"
@@ -185,7 +185,15 @@ def test_colours_change_nothing_in_what_is_said(bank, monkeypatch):
     """Each form in a terminal with colours: escapes, and between them the same words as without."""
     rows = [INPUTS[kind] for kind in KINDS]
     answers = bank.predict(rows, adapters=list(KINDS))
-    forms = [entities_form, entities_form, classes_form, classes_form, number_form, answer_form, relation_form]
+    forms = [
+        format_entities,
+        format_entities,
+        format_classes,
+        format_classes,
+        format_number,
+        format_answer,
+        format_relation,
+    ]
     monkeypatch.setattr("peftlab.cli.prediction_view.out", Console(force_terminal=True, color_system="truecolor"))
     for answer, form in zip(answers, forms, strict=True):
         shown = form(answer.as_dict(), bank.task(answer.adapter))
@@ -198,7 +206,7 @@ def test_entities_in_colour_are_labelled(monkeypatch, bank):
     monkeypatch.setattr("peftlab.cli.prediction_view.out", Console(force_terminal=True, color_system="truecolor"))
     ada = {"start": 0, "end": 3, "label": "PER", "text": "Ada"}
     rome = {"start": 9, "end": 13, "label": "LOC", "text": "Rome"}
-    shown = entities_form({"text": "Ada left Rome .", "entities": [ada, rome]}, bank.task("entities"))
+    shown = format_entities({"text": "Ada left Rome .", "entities": [ada, rome]}, bank.task("entities"))
     assert shown.plain == " Ada PER  left  Rome LOC  ."
     styles = {str(span.style) for span in shown.spans}
     assert len(styles) == 4
