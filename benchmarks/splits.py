@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.data import load_rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
 
 
 def write_splits(section: dict[str, Any], folder: Path) -> dict[str, str]:
     """Write the rows of a recipe's data section to `folder` → a data section that reads them, with all else it said."""
-    with Problems() as problems:
-        rows = load_rows(DataSection.model_validate(section), problems)
+    with ErrorCollector() as errors:
+        rows = load_rows(DataSection.model_validate(section), errors)
     files = {}
     for name, split in rows:
         file = folder / f"{name}.jsonl"

@@ -90,7 +90,7 @@ class TuningInterrupted(PeftlabError):
 
 
 @dataclass(frozen=True)
-class Problem:
+class ValidationIssue:
     """One thing wrong with a recipe or its data.
 
     `where` is `file:line` (or the override as typed), `key` the dotted path in the recipe, or whose row it is (an
@@ -109,73 +109,75 @@ class Problem:
 
 
 class RecipeError(PeftlabError):
-    """A recipe or its data cannot be used; `problems` holds everything found, in the order of the file."""
+    """A recipe or its data cannot be used; `errors` lists everything that was found, in the order of the file."""
 
     exit_code = 2
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
-        count = len(self.problems)
+    def __init__(self, errors: Iterable[ValidationIssue]) -> None:
+        self.errors = list(errors)
+        count = len(self.errors)
         title = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))
+        super().__init__("\n".join([title, *(f"  {issue}" for issue in self.errors)]))
 
 
 @dataclass
-class Problems:
-    """Collects problems so that all are told at once: leaving the `with` block raises them as one RecipeError.
+class ErrorCollector:
+    """Collects validation issues. Leaving the `with` block raises all of them as one RecipeError."""
 
-    `places` maps dotted recipe keys to where they were written: `file:line`, or the override as typed.
-    """
-
-    found: list[Problem] = field(default_factory=list)
-    places: dict[str, str] = field(default_factory=dict)
-    unguessed: set[str] = field(default_factory=set)
-    """Keys that something meaningless stands in for while the rest is checked."""
+    issues: list[ValidationIssue] = field(default_factory=list)
+    locations: dict[str, str] = field(default_factory=dict)
+    """Dotted recipe key → where it was written: `file:line`, or the override as typed."""
+    placeholders: set[str] = field(default_factory=set)
+    """Keys whose value is a placeholder, so that the rest of the recipe can be checked."""
 
     def add(self, message: str, *, where: str = "", key: str = "", hint: str = "") -> None:
-        """Note a problem and go on looking for more; without `where`, the place of `key` is told."""
-        self.found.append(Problem(message, where or self.place(key), key, hint))
+        """Record an issue. Without `where`, its place is where `key` was written."""
+        self.issues.append(ValidationIssue(message, where or self.location(key), key, hint))
 
-    def tells(self, key: str) -> bool:
-        """Whether a problem with `key` was noted."""
-        return any(problem.key == key for problem in self.found)
+    def has_error_at(self, key: str) -> bool:
+        """Whether an issue with `key` was recorded."""
+        return any(issue.key == key for issue in self.issues)
 
-    def move(self, key: str, renamed: str) -> None:
-        """Know what was written at `key`, and inside it, under another name as well."""
-        for old in [old for old in self.places if old == key or old.startswith(f"{key}.")]:
-            self.places[renamed + old.removeprefix(key)] = self.places[old]
+    def add_alias(self, key: str, alias: str) -> None:
+        """Use the locations of `key` and of the keys inside it for `alias` as well."""
+        for old in [old for old in self.locations if old == key or old.startswith(f"{key}.")]:
+            self.locations[alias + old.removeprefix(key)] = self.locations[old]
 
-    def place(self, key: str) -> str:
-        """Where `key`, or else the nearest section around it, was written; empty where nobody wrote it."""
-        while key and key not in self.places:
+    def location(self, key: str) -> str:
+        """Where `key`, or else the nearest section around it, was written; empty if it was written nowhere."""
+        while key and key not in self.locations:
             key = key.rpartition(".")[0]
-        return self.places.get(key, "")
+        return self.locations.get(key, "")
 
-    def stop(self) -> None:
-        """Raise what was found so far, if anything: nothing sensible can be checked beyond this point."""
-        if self.found:
-            raise RecipeError(self.found)
+    def raise_if_any(self) -> None:
+        """Raise the issues recorded so far, if there are any, because no further check makes sense.
+
+        Raises:
+            RecipeError: at least one issue was recorded.
+        """
+        if self.issues:
+            raise RecipeError(self.issues)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
-            self.stop()
+            self.raise_if_any()
 
 
 @contextmanager
-def as_problem(message: str, *kinds: type[Exception], key: str) -> Iterator[None]:
-    """Inside the block, an error of these kinds is a problem with `key`: `message`, and what the error says.
+def reraise_as_recipe_error(message: str, *types: type[Exception], key: str) -> Iterator[None]:
+    """Turn an error of these `types` inside the block into an issue with `key`: `message`, then the error's own text.
 
     Raises:
-        RecipeError: there was one.
+        RecipeError: the block raised such an error.
     """
     try:
         yield
-    except kinds as error:
-        with Problems() as problems:
-            problems.add(f"{message}: {error}", key=key)
+    except types as error:
+        with ErrorCollector() as errors:
+            errors.add(f"{message}: {error}", key=key)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

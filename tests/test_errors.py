@@ -1,7 +1,7 @@
 import pytest
 
 from peftlab import errors
-from peftlab.errors import Problem, Problems, RecipeError, nearest, suggest
+from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue, nearest, suggest
 
 TREE = {
     "PeftlabError": ("Exception", 1),
@@ -71,53 +71,53 @@ def test_a_suggestion_says_what_it_lists():
 
 
 @pytest.mark.parametrize(
-    ("problem", "line"),
+    ("issue", "line"),
     [
-        (Problem("broken."), "broken."),
-        (Problem("broken.", where="f:3"), "f:3: broken."),
-        (Problem("broken.", key="data.train"), "data.train: broken."),
-        (Problem("broken.", "f:3", "data.train", "Mend it."), "f:3  data.train: broken. Mend it."),
+        (ValidationIssue("broken."), "broken."),
+        (ValidationIssue("broken.", where="f:3"), "f:3: broken."),
+        (ValidationIssue("broken.", key="data.train"), "data.train: broken."),
+        (ValidationIssue("broken.", "f:3", "data.train", "Mend it."), "f:3  data.train: broken. Mend it."),
     ],
 )
-def test_a_problem_reads_place_key_message_hint(problem, line):
-    assert str(problem) == line
+def test_a_problem_reads_place_key_message_hint(issue, line):
+    assert str(issue) == line
 
 
 def test_problems_are_raised_all_at_once_in_the_order_found():
     def check():
-        with Problems() as problems:
-            problems.add("first.")
-            problems.add("second.", where="f:2", hint="Mend it.")
+        with ErrorCollector() as errors:
+            errors.add("first.")
+            errors.add("second.", where="f:2", hint="Mend it.")
 
     with pytest.raises(RecipeError) as caught:
         check()
     assert str(caught.value) == "2 problems\n  first.\n  f:2: second. Mend it."
-    assert [problem.message for problem in caught.value.problems] == ["first.", "second."]
+    assert [issue.message for issue in caught.value.errors] == ["first.", "second."]
 
 
 def test_one_problem_is_told_in_the_singular():
-    with pytest.raises(RecipeError) as caught, Problems() as problems:
-        problems.add("only.")
+    with pytest.raises(RecipeError) as caught, ErrorCollector() as errors:
+        errors.add("only.")
     assert str(caught.value) == "1 problem\n  only."
 
 
 def test_no_problem_raises_nothing():
-    with Problems() as problems:
-        problems.stop()
-    assert problems.found == []
+    with ErrorCollector() as errors:
+        errors.raise_if_any()
+    assert errors.issues == []
 
 
 def test_stop_raises_what_was_found_so_far():
-    problems = Problems()
-    problems.add("first.")
+    errors = ErrorCollector()
+    errors.add("first.")
     with pytest.raises(RecipeError, match="first"):
-        problems.stop()
+        errors.raise_if_any()
 
 
 def test_another_error_is_not_hidden_by_problems():
     def check():
-        with Problems() as problems:
-            problems.add("first.")
+        with ErrorCollector() as errors:
+            errors.add("first.")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -135,20 +135,20 @@ def test_another_error_is_not_hidden_by_problems():
     ],
 )
 def test_a_place_falls_back_to_the_nearest_section_around_it(key, place):
-    problems = Problems(places={"": "r.yaml", "data": "r.yaml:3", "data.train": "r.yaml:4"})
-    assert problems.place(key) == place
-    problems.add("wrong.", key=key)
-    assert problems.found[0].where == place
+    errors = ErrorCollector(locations={"": "r.yaml", "data": "r.yaml:3", "data.train": "r.yaml:4"})
+    assert errors.location(key) == place
+    errors.add("wrong.", key=key)
+    assert errors.issues[0].where == place
 
 
 def test_a_place_that_nobody_wrote_is_empty():
-    assert Problems().place("data.train") == ""
+    assert ErrorCollector().location("data.train") == ""
 
 
 def test_a_place_given_outright_wins_over_that_of_the_key():
-    problems = Problems(places={"data": "r.yaml:3"})
-    problems.add("wrong.", key="data", where="train.txt:7")
-    assert str(problems.found[0]) == "train.txt:7  data: wrong."
+    errors = ErrorCollector(locations={"data": "r.yaml:3"})
+    errors.add("wrong.", key="data", where="train.txt:7")
+    assert str(errors.issues[0]) == "train.txt:7  data: wrong."
 
 
 def test_a_suggestion_among_very_many_lists_the_first_few():

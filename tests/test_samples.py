@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.data import load_rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
@@ -35,9 +35,9 @@ def recipe(request):
 
 
 def examples_of(recipe):
-    with Problems() as problems:
-        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
-        return build_task(recipe.task, rows, problems)[1]
+    with ErrorCollector() as errors:
+        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        return build_task(recipe.task, rows, errors)[1]
 
 
 def entities(examples):
@@ -116,8 +116,8 @@ def test_every_task_has_a_shipped_adapter():
 def test_a_shipped_adapter_is_whole_and_as_its_recipe_says(name):
     manifest = Store(ROOT / "adapters").verify(name).manifest
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
-    with Problems() as problems:
-        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+    with ErrorCollector() as errors:
+        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
     assert manifest["data"]["sha256"] == rows.content_hash
     assert manifest["base"]["model"] == recipe.base.model
     told = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))

@@ -11,7 +11,7 @@ from peftlab.base.heads import head_config, own_head, whole_head, whole_modules
 from peftlab.base.lookup import BaseFiles, find_base
 from peftlab.base.quantization import bytes_of, keep_unpacked, quantized_loading, weights_in
 from peftlab.base.tokenizer import load_tokenizer, max_input_length, tokenizer_hash
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import BaseSection, Quantization
 
 if TYPE_CHECKING:
@@ -103,17 +103,17 @@ def _check_class(section: BaseSection, files: BaseFiles, task: "Task") -> None:
     names = getattr(transformers, task.auto_class)._model_mapping._model_mapping  # its keys() import every architecture
     if section.trust_remote_code or kind in names:
         return
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         hint = f"Take one that Transformers loads as {task.auto_class}."
         message = f"{task.type} has no form for '{section.model}', a model of type {kind}."
-        problems.add(message, key="base.model", hint=hint)
+        errors.add(message, key="base.model", hint=hint)
 
 
 def _refuse_headless(section: BaseSection, task: "Task", new: set[str]) -> None:
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         message = f"'{section.model}' has no head for {task.type}: its weights lack {', '.join(sorted(new)[:3])}."
         hint = f"Take one that was saved with it, by a class of {task.auto_class}: mostly the model this was made of."
-        problems.add(message, key="base.model", hint=hint)
+        errors.add(message, key="base.model", hint=hint)
 
 
 def load_with_head(

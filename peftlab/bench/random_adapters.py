@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftlab.base import load_base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods import adapt
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
@@ -25,8 +25,8 @@ def publish_random(
 ) -> None:
     """Publish an adapter under each of `names`, alike but for their numbers."""
     base = load_base(base_section, task, seed=seed, device="cpu")
-    with Problems() as problems:
-        task.suit(Ground(base.tokenizer, base.model.config, base.max_length), {}, problems)
+    with ErrorCollector() as errors:
+        task.suit(Ground(base.tokenizer, base.model.config, base.max_length), {}, errors)
     model = adapt(base, method, task)
     manifest = {
         "task": task_description(task),

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from peftlab.bench.processes import measure_call
-from peftlab.errors import Problem, RecipeError
+from peftlab.errors import RecipeError, ValidationIssue
 from peftlab.recipe import BaseSection, MethodSection
 
 BARE = "bare base"
@@ -133,5 +133,5 @@ def _checked(base: str, method: dict[str, Any] | None) -> dict[str, Any]:
     return {"base": base, "method": given}
 
 
-def _problem(wrong: Any) -> Problem:
-    return Problem(f"{wrong['msg']}.", key=".".join(["method", *map(str, wrong["loc"][1:])]))
+def _problem(wrong: Any) -> ValidationIssue:
+    return ValidationIssue(f"{wrong['msg']}.", key=".".join(["method", *map(str, wrong["loc"][1:])]))

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftlab.bench.processes import measure_call
 from peftlab.bench.validation import check_ways
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
 
 LIMIT = "limit"
@@ -86,7 +86,7 @@ def time_steps(
 
 def _check_whole(recipe: Recipe) -> None:
     """Refuse a quantized base: the limit and plain PEFT are measured in fp32 and bf16."""
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if recipe.base.quantization:
             hint = "Take --only runs, or -o base.quantization=null."
-            problems.add("single steps are not measured on a quantized base.", key="base.quantization", hint=hint)
+            errors.add("single steps are not measured on a quantized base.", key="base.quantization", hint=hint)

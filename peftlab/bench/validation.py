@@ -6,7 +6,7 @@ from typing import Any
 
 from peftlab.base import find_base
 from peftlab.data import load_rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.tasks import Task, build_task
 
@@ -30,5 +30,5 @@ def learned_task(recipe: Recipe) -> Task:
     Raises:
         RecipeError: the data cannot be used.
     """
-    with Problems() as problems:
-        return build_task(recipe.task, load_rows(recipe.data, problems), problems)[0]
+    with ErrorCollector() as errors:
+        return build_task(recipe.task, load_rows(recipe.data, errors), errors)[0]

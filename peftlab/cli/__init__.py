@@ -29,7 +29,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Group.invoke`."""
-        from peftlab.cli.console import print_error, print_problems
+        from peftlab.cli.console import print_error, print_recipe_error
         from peftlab.cli.launcher import hand_over, hand_over_fault
 
         try:
@@ -38,7 +38,7 @@ class Commands(click.Group):
             if hand_over(error):
                 pass
             elif isinstance(error, RecipeError):
-                print_problems(error)
+                print_recipe_error(error)
             else:
                 print_error(str(error))
             ctx.exit(error.exit_code)

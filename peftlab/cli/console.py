@@ -36,18 +36,18 @@ def print_notes(notes: Iterable[str]) -> None:
         err.print(Text(f"note: {note}", "yellow"))
 
 
-def print_problems(error: RecipeError) -> None:
+def print_recipe_error(error: RecipeError) -> None:
     """Every problem of a recipe: where, which key, what, and what to do next."""
-    count = len(error.problems)
+    count = len(error.errors)
     err.print(Text(f"{count} problem{'s' if count > 1 else ''}; nothing was started.", "bold red"))
-    for problem in error.problems:
+    for issue in error.errors:
         err.print()
-        place = "  ".join(part for part in (problem.where, problem.key) if part)
+        place = "  ".join(part for part in (issue.where, issue.key) if part)
         if place:
             err.print(Text(f"  {place}", "bold"))
-        err.print(Text(f"    {problem.message}"))
-        if problem.hint:
-            err.print(Text(f"    {problem.hint}", "dim"))
+        err.print(Text(f"    {issue.message}"))
+        if issue.hint:
+            err.print(Text(f"    {issue.hint}", "dim"))
 
 
 def table(title: str, *columns: str) -> Table:

@@ -116,7 +116,7 @@ def _print_evaluation(result: "Evaluation", data: str) -> None:
 
     ledger = result.ledger
     out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets}, through {result.name}\n")
-    for what, count in ledger.notes.items():
+    for what, count in ledger.warnings.items():
         out.print(f"  {count} × {what}", style="dim")
     out.print(score_tables(f"Scores on {data}", result.scores))
 
@@ -129,6 +129,6 @@ def _print_evaluations(result: "MixedEvaluation", data: str) -> None:
     several = "adapters" if len(evaluated) > 1 else "adapter"
     out.print(f"{len(result.answers):,} rows, through {len(evaluated):,} {several} on one base\n")
     for name, mine in evaluated.items():
-        for what, count in mine.ledger.notes.items():
+        for what, count in mine.ledger.warnings.items():
             out.print(f"  {name}: {count} × {what}", style="dim")
     out.print(scores_by_adapter(f"Scores on {data}", evaluated))

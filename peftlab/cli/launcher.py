@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from peftlab import errors
-from peftlab.errors import PeftlabError, Problem, ProcessLostError, RecipeError, TuningInterrupted, suggest
+from peftlab.errors import PeftlabError, ProcessLostError, RecipeError, TuningInterrupted, ValidationIssue, suggest
 from peftlab.store import Store
 from peftlab.tuning.checkpoints import how_to_go_on
 from peftlab.tuning.distributed.process_group import Processes
@@ -145,13 +145,13 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 
 def _plain(error: PeftlabError) -> dict[str, Any]:
-    problems = [asdict(problem) for problem in error.problems] if isinstance(error, RecipeError) else []
-    return {"kind": type(error).__name__, "message": str(error), "problems": problems}
+    issues = [asdict(issue) for issue in error.errors] if isinstance(error, RecipeError) else []
+    return {"kind": type(error).__name__, "message": str(error), "errors": issues}
 
 
 def _from_plain(plain: Mapping[str, Any]) -> PeftlabError:
-    if plain["problems"]:
-        return RecipeError(Problem(**problem) for problem in plain["problems"])
+    if plain["errors"]:
+        return RecipeError(ValidationIssue(**issue) for issue in plain["errors"])
     error: PeftlabError = getattr(errors, plain["kind"])(plain["message"])
     return error
 

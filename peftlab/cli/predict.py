@@ -20,7 +20,7 @@ from peftlab.cli.options import (
     store_option,
     trust_option,
 )
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
 from peftlab.tasks.inputs.rows import read_asked
 
@@ -85,16 +85,16 @@ def predict(
     refuse_beside(by, adapters, *texts)
     _refuse_together(by, file, data_format, columns, scheme, as_json)
     about = _context(context)
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if by:
-            asked, tasks = _rows_by(by, str(file), data_format, columns, store, problems)
+            asked, tasks = _rows_by(by, str(file), data_format, columns, store, errors)
         else:
             rows = _rows(texts, file, data_format, columns)
             tasks = resolve_first(_names(adapters), store)
             asked = [(name, row) for row in rows for name in tasks]
         asked = [(name, _with_context(row, about, name, tasks[name])) for name, row in asked]
         _refuse_untagged(scheme, tasks)
-        for _ in read_asked(asked, tasks, problems):
+        for _ in read_asked(asked, tasks, errors):
             pass  # only for the problems: whatever cannot be asked is told before anything is computed
 
     from peftlab.cli.console import print_notes
@@ -185,18 +185,18 @@ def _is_table(file: str, data_format: str) -> bool:
 def _table_rows(file: str, data_format: str, columns: dict[str, str]) -> "list[Row]":
     from peftlab.data.loading import read_split
 
-    with Problems() as problems:
-        return read_split(_section(file, data_format, columns), file, problems, key="").rows
+    with ErrorCollector() as errors:
+        return read_split(_section(file, data_format, columns), file, errors, key="").rows
 
 
 def _rows_by(
-    by: str, file: str, data_format: str, columns: dict[str, str], store: str, problems: Problems
+    by: str, file: str, data_format: str, columns: dict[str, str], store: str, errors: ErrorCollector
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
     """The rows of a file with their adapters' names, and the tasks of these."""
     from peftlab.data.adapter_column import read_named
     from peftlab.store import Store
 
-    named = read_named(_section(file, data_format, columns), file, by, problems, find=Store(store).edition)
+    named = read_named(_section(file, data_format, columns), file, by, errors, find=Store(store).edition)
     return list(named), resolve_first(list(dict.fromkeys(name for name, _ in named)), store)
 
 

@@ -66,7 +66,7 @@ class TuningDisplay(Listener):
         self.main_score = task.main_score
         out.print(ledger_table(task.targets, ledgers))
         for split, ledger in ledgers.items():
-            for what, count in {**ledger.dropped, **ledger.notes}.items():
+            for what, count in {**ledger.dropped, **ledger.warnings}.items():
                 out.print(Text(f"  {split}: {count} × {what}", "dim"))
 
     def base_loaded(self, base: "Base", trained: int) -> None:
@@ -138,9 +138,9 @@ def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> Table:
             ledger.read,
             ledger.used,
             sum(ledger.dropped.values()),
-            ledger.cut,
+            ledger.truncated,
             ledger.targets,
-            ledger.targets_lost,
+            ledger.num_lost_targets,
         )
         made.add_row(split, *(f"{count:,}" for count in counts))
     return made

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from peftlab.data.loading import add_broken_rows, read_split
 from peftlab.data.rows import Row, RowError
-from peftlab.errors import NotFoundError, Problems, suggest
+from peftlab.errors import ErrorCollector, NotFoundError, suggest
 from peftlab.recipe import DataSection
 
 NamedRow = tuple[str, Row]
@@ -15,22 +15,22 @@ EMPTY = ("", None)
 
 
 def read_named(
-    section: DataSection, source: str, by: str, problems: Problems, *, find: Callable[[str], object]
+    section: DataSection, source: str, by: str, errors: ErrorCollector, *, find: Callable[[str], object]
 ) -> list[NamedRow]:
     """The rows of a file, each with the adapter that its column `by` names, in order.
 
-    A row without that column, and a name for which `find` raises NotFoundError, are left out and added to `problems`.
+    A row without that column, and a name for which `find` raises NotFoundError, are left out and added to `errors`.
     In a table, a column that an adapter leaves empty in all of its rows is none of its columns.
     """
-    split = read_split(section, source, problems, key="")
+    split = read_split(section, source, errors, key="")
     named, broken = [], []
     for row in split.rows:
         try:
             named.append(_named(row, by))
         except RowError as error:
             broken.append((row.where, str(error)))
-    add_broken_rows(broken, problems, read=len(split.rows))
-    known = _known(named, find, problems)
+    add_broken_rows(broken, errors, read=len(split.rows))
+    known = _known(named, find, errors)
     named = [(name, row) for name, row in named if name in known]
     return _without_empty_columns(named) if _is_table(section, source) else named
 
@@ -45,7 +45,7 @@ def _named(row: Row, by: str) -> NamedRow:
     return name.strip(), Row({column: value for column, value in row.fields.items() if column != by}, row.where)
 
 
-def _known(named: Iterable[NamedRow], find: Callable[[str], object], problems: Problems) -> set[str]:
+def _known(named: Iterable[NamedRow], find: Callable[[str], object], errors: ErrorCollector) -> set[str]:
     """The names that mean something; each of the others is a problem, told with its first row."""
     places: dict[str, list[str]] = {}
     for name, row in named:
@@ -57,7 +57,7 @@ def _known(named: Iterable[NamedRow], find: Callable[[str], object], problems: P
             known.add(name)
         except NotFoundError as error:
             hint = f"{len(wheres):,} rows name it; this is the first." if len(wheres) > 1 else ""
-            problems.add(str(error), where=wheres[0], hint=hint)
+            errors.add(str(error), where=wheres[0], hint=hint)
     return known
 
 

@@ -15,7 +15,7 @@ from peftlab.data.parallel import parallel_paths, read_parallel
 from peftlab.data.plain_text import read_lines, read_paragraphs
 from peftlab.data.rows import Row, RowError, Rows, Split
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
-from peftlab.errors import NotFoundError, Problems, suggest
+from peftlab.errors import ErrorCollector, NotFoundError, suggest
 from peftlab.recipe import DataSection
 
 Reader = Callable[[Path, str, Sequence[str] | None], Iterator[Row | RowError]]
@@ -45,19 +45,19 @@ SHOWN_PER_SPLIT = 5
 _PLACED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
-def load_rows(section: DataSection, problems: Problems, *, plain: bool = False) -> Rows:
-    """Rows of each split, read or carved; what cannot be read is added to `problems`.
+def load_rows(section: DataSection, errors: ErrorCollector, *, plain: bool = False) -> Rows:
+    """Rows of each split, read or carved; what cannot be read is added to `errors`.
 
     With `plain`, files that are no tables hold text as it stands, and not markup.
     """
     named = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
-        name: read_split(section, source, problems, key=f"data.{name}", plain=plain)
+        name: read_split(section, source, errors, key=f"data.{name}", plain=plain)
         for name, source in named.items()
         if isinstance(source, str)
     }
     shares = {name: share for name, share in named.items() if isinstance(share, float)}
-    splits = _carve(splits, shares, section.seed, problems)
+    splits = _carve(splits, shares, section.seed, errors)
     return Rows({name: splits[name] for name in named if name in splits})
 
 
@@ -94,21 +94,21 @@ def _guess_json(lines: list[str]) -> str:
     return "squad" if "data" in first else "jsonl"
 
 
-def read_split(section: DataSection, source: str, problems: Problems, *, key: str, plain: bool = False) -> Split:
+def read_split(section: DataSection, source: str, errors: ErrorCollector, *, key: str, plain: bool = False) -> Split:
     """The rows of one file or dataset split, their columns under our names; problems are told at the recipe's `key`.
 
     `plain` is as for `load_rows`.
     """
     found = (
-        _read_dataset(section, key, source, problems)
+        _read_dataset(section, key, source, errors)
         if section.dataset
-        else _read_file(section, key, source, problems, plain=plain)
+        else _read_file(section, key, source, errors, plain=plain)
     )
-    add_row_problems([error for error in found or () if isinstance(error, RowError)], problems)
+    add_row_errors([error for error in found or () if isinstance(error, RowError)], errors)
     if found is not None and not found:
-        problems.add(f"{source} holds no rows.", key=key)
+        errors.add(f"{source} holds no rows.", key=key)
     rows = [row for row in found or () if isinstance(row, Row)]
-    return Split(_rename_columns(rows, section.columns, problems), _shown_source(section, source))
+    return Split(_rename_columns(rows, section.columns, errors), _shown_source(section, source))
 
 
 def _shown_source(section: DataSection, source: str) -> str:
@@ -119,45 +119,45 @@ def _shown_source(section: DataSection, source: str) -> str:
     return f"{dataset.name if dataset.is_absolute() else dataset}/{source}"
 
 
-def add_row_problems(errors: Iterable[RowError], problems: Problems) -> None:
+def add_row_errors(row_errors: Iterable[RowError], errors: ErrorCollector) -> None:
     """Tell the first few broken rows whole, and the number of the others."""
-    messages = [str(error) for error in errors]
+    messages = [str(error) for error in row_errors]
     for message in messages[:SHOWN_PER_SPLIT]:
         placed = _PLACED.fullmatch(message)
-        problems.add(placed["said"] if placed else message, where=placed["where"] if placed else "")
+        errors.add(placed["said"] if placed else message, where=placed["where"] if placed else "")
     if len(messages) > SHOWN_PER_SPLIT:
-        problems.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
+        errors.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
 
 
-def add_broken_rows(broken: Sequence[tuple[str, str]], problems: Problems, *, read: int) -> None:
+def add_broken_rows(broken: Sequence[tuple[str, str]], errors: ErrorCollector, *, read: int) -> None:
     """Tell (place, what is wrong) of some of the rows `read`: once, if it is the same with every one of them."""
     if read == len(broken) > 1 and len({message for _, message in broken}) == 1:
-        _add_once(*broken[0], problems)
+        _add_once(*broken[0], errors)
     else:
-        add_row_problems([RowError(f"{where}: {message}") for where, message in broken], problems)
+        add_row_errors([RowError(f"{where}: {message}") for where, message in broken], errors)
 
 
-def _add_once(where: str, message: str, problems: Problems) -> None:
+def _add_once(where: str, message: str, errors: ErrorCollector) -> None:
     """Something wrong with every row, such as a column's name: told once a file, however it is carved into splits."""
     file = where.rpartition(":")[0]
-    if not any(told.message == message and told.where.startswith(file) for told in problems.found):
-        problems.add(message, where=f"{where} and every other row")
+    if not any(told.message == message and told.where.startswith(file) for told in errors.issues):
+        errors.add(message, where=f"{where} and every other row")
 
 
-def _read_dataset(section: DataSection, key: str, split: str, problems: Problems) -> list[Row | RowError] | None:
+def _read_dataset(section: DataSection, key: str, split: str, errors: ErrorCollector) -> list[Row | RowError] | None:
     try:
         return list(read_dataset(str(section.dataset), section.subset, split))
     except NotFoundError as error:
-        problems.add(f"{error}.", key=key)
+        errors.add(f"{error}.", key=key)
         return None
 
 
 def _read_file(
-    section: DataSection, key: str, source: str, problems: Problems, *, plain: bool
+    section: DataSection, key: str, source: str, errors: ErrorCollector, *, plain: bool
 ) -> list[Row | RowError] | None:
     path = Path(source)
     if path.is_dir():
-        problems.add(f"{path} is a folder.", key=key, hint="Name a file in it, or load it as a dataset: data.dataset.")
+        errors.add(f"{path} is a folder.", key=key, hint="Name a file in it, or load it as a dataset: data.dataset.")
         return None
     try:
         name = codecs.lookup(section.encoding).name
@@ -170,16 +170,14 @@ def _read_file(
         path = Path(error.filename or path)
         beside = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = suggest(path.name, beside, what="Files there") if beside else f"There is no folder {path.parent}."
-        problems.add(f"no such file: {path}.", key=key, hint=hint)
+        errors.add(f"no such file: {path}.", key=key, hint=hint)
     except UnicodeError:
         hint = "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
-        problems.add(
-            f"{path} is not {section.encoding} text{_first_wrong(path, section.encoding)}.", key=key, hint=hint
-        )
+        errors.add(f"{path} is not {section.encoding} text{_first_wrong(path, section.encoding)}.", key=key, hint=hint)
     except LookupError:
-        problems.add(f"unknown encoding '{section.encoding}'.", key="data.encoding", hint="utf-8 fits most files.")
+        errors.add(f"unknown encoding '{section.encoding}'.", key="data.encoding", hint="utf-8 fits most files.")
     except OSError as error:
-        problems.add(f"{path} cannot be read: {error.strerror}.", key=key)
+        errors.add(f"{path} cannot be read: {error.strerror}.", key=key)
     return None
 
 
@@ -194,7 +192,7 @@ def _first_wrong(path: Path, encoding: str) -> str:
     return ""
 
 
-def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems) -> list[Row]:
+def _rename_columns(rows: list[Row], columns: dict[str, str], errors: ErrorCollector) -> list[Row]:
     """Give the columns our names; a name that no row has is a problem."""
     if not (rows and columns):
         return rows
@@ -202,7 +200,7 @@ def _rename_columns(rows: list[Row], columns: dict[str, str], problems: Problems
     for ours, theirs in columns.items():
         if theirs not in present:
             hint = suggest(theirs, present, what="Columns there")
-            problems.add(f"no column '{theirs}' in {rows[0].where}.", key=f"data.columns.{ours}", hint=hint)
+            errors.add(f"no column '{theirs}' in {rows[0].where}.", key=f"data.columns.{ours}", hint=hint)
     return [Row(_renamed(row.fields, columns), row.where) for row in rows]
 
 
@@ -219,7 +217,7 @@ def _nested_names(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {f"{name}.{inner}": value for name, held in holders.items() for inner, value in held.items()}
 
 
-def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, problems: Problems) -> dict[str, Split]:
+def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, errors: ErrorCollector) -> dict[str, Split]:
     """Take the given shares out of the training rows, at random but the same for a seed; order is kept."""
     if not shares or not splits["train"].rows:
         return splits
@@ -232,6 +230,6 @@ def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, proble
         carved[name] = Split([rows[i] for i in chosen], f"{share:.0%} of the training rows, seed {seed}")
         taken += count
     if taken >= len(rows):
-        problems.add(f"the shares of {' and '.join(shares)} leave no training rows.", key="data")
+        errors.add(f"the shares of {' and '.join(shares)} leave no training rows.", key="data")
     carved["train"] = Split([rows[i] for i in sorted(order[taken:])], splits["train"].source)
     return carved

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from peftlab.base import BaseFiles, max_input_length
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 from peftlab.interop.peft_files import SavedAdapter
 from peftlab.runtime.adapter_loading import PEFT_PREFIX
 from peftlab.tasks import TASKS, Task
@@ -55,12 +55,12 @@ def told_task(
         RecipeError: there is no such task, it has other options or other labels, or PEFT trained another one.
     """
     names = [label.strip() for label in labels or ()]
-    with Problems() as problems:
-        _check_kind(kind, saved.config.get("task_type"), problems)
-        problems.stop()
-        _check_options(kind, multi_label, threshold, problems)
-        _check_labels(kind, names, multi_label, problems)
-        types = _types(names, problems) if kind == "token-classification" and names else []
+    with ErrorCollector() as errors:
+        _check_kind(kind, saved.config.get("task_type"), errors)
+        errors.raise_if_any()
+        _check_options(kind, multi_label, threshold, errors)
+        _check_labels(kind, names, multi_label, errors)
+        types = _types(names, errors) if kind == "token-classification" and names else []
     if kind == "token-classification":
         task = TASKS[kind](labels=types)
         return Told(task, [names.index(tag) for tag in task.head_labels])
@@ -77,55 +77,55 @@ def _options(
     return {}
 
 
-def _check_kind(kind: str, trained_as: Any, problems: Problems) -> None:
+def _check_kind(kind: str, trained_as: Any, errors: ErrorCollector) -> None:
     if kind == "relation-extraction":
-        problems.add(
+        errors.add(
             "relation-extraction cannot be imported: peftlab marks the two spans in the text in its own way, which no "
             "other training knows.",
             key="task",
             hint="Tune it anew: peftlab tune.",
         )
     elif kind not in TRAINED_AS:
-        problems.add(f"unknown task '{kind}'.", key="task", hint=suggest(kind, TRAINED_AS))
+        errors.add(f"unknown task '{kind}'.", key="task", hint=suggest(kind, TRAINED_AS))
     elif trained_as not in (*ANY_TASK, TRAINED_AS[kind]):
         fitting = [ours for ours, theirs in TRAINED_AS.items() if theirs == trained_as]
         hint = f"Say {' or '.join(fitting)}." if fitting else "Such an adapter has no head that peftlab knows."
-        problems.add(f"PEFT trained it as {trained_as}, which is not {kind}.", key="task", hint=hint)
+        errors.add(f"PEFT trained it as {trained_as}, which is not {kind}.", key="task", hint=hint)
 
 
-def _check_options(kind: str, multi_label: bool, threshold: float | None, problems: Problems) -> None:
+def _check_options(kind: str, multi_label: bool, threshold: float | None, errors: ErrorCollector) -> None:
     if multi_label and kind != "text-classification":
-        problems.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Take it out.")
+        errors.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Take it out.")
     if threshold is not None and not multi_label:
-        problems.add("a threshold is for several labels.", key="threshold", hint="Take it out, or say --multi-label.")
+        errors.add("a threshold is for several labels.", key="threshold", hint="Take it out, or say --multi-label.")
     elif threshold is not None and not 0 < threshold < 1:
-        problems.add(f"should lie between 0 and 1, not {threshold:g}.", key="threshold")
+        errors.add(f"should lie between 0 and 1, not {threshold:g}.", key="threshold")
 
 
-def _check_labels(kind: str, names: Sequence[str], multi_label: bool, problems: Problems) -> None:
+def _check_labels(kind: str, names: Sequence[str], multi_label: bool, errors: ErrorCollector) -> None:
     if kind in ("regression", "question-answering"):
         if names:
-            problems.add(f"{kind} has none.", key="labels", hint="Take them out.")
+            errors.add(f"{kind} has none.", key="labels", hint="Take them out.")
         return
     least = 1 if multi_label or kind == "token-classification" else 2
     if len(names) < least:
         tags = kind == "token-classification"
         example = "O,B-PER,I-PER" if tags else "negative,positive"
         message = f"the {'tags' if tags else 'labels'} of the head, in its order, are not told"
-        problems.add(f"{message if not names else 'one label is nothing to tell apart'}.", key="labels",
+        errors.add(f"{message if not names else 'one label is nothing to tell apart'}.", key="labels",
                      hint=f"Name each one, as in {example}. Whoever trained it knows them as id2label.")  # fmt: skip
     if "" in names:
-        problems.add(f"label {names.index('') + 1} is empty.", key="labels")
+        errors.add(f"label {names.index('') + 1} is empty.", key="labels")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice and kind != "token-classification":
-        problems.add(f"{', '.join(repr(name) for name in twice)} is there twice.", key="labels")
+        errors.add(f"{', '.join(repr(name) for name in twice)} is there twice.", key="labels")
 
 
-def _types(names: Sequence[str], problems: Problems) -> list[str]:
+def _types(names: Sequence[str], errors: ErrorCollector) -> list[str]:
     try:
         return types_of_tags(names)
     except ValueError as error:
-        problems.add(
+        errors.add(
             f"the tags of a head should be O, and B- and I- of each type: {error}.",
             key="labels",
             hint="Other schemes (IOB1's heads without B-, IOBES) cannot be imported.",
@@ -146,7 +146,7 @@ def blank_model(task: Task, files: BaseFiles, tokenizer: Any, *, trust_remote_co
     return Blank([name for name, _ in model.named_modules() if name], wide, max_input_length(tokenizer, model))
 
 
-def check_widths(task: Task, saved: Mapping[str, torch.Tensor], blank: Blank, problems: Problems) -> None:
+def check_widths(task: Task, saved: Mapping[str, torch.Tensor], blank: Blank, errors: ErrorCollector) -> None:
     """A problem where the head has more or fewer outputs than the task; an absent head is told later."""
     expected = len(task.head_labels)
     found = {len(saved[f"{PEFT_PREFIX}{name}"]): name for name in blank.outputs if f"{PEFT_PREFIX}{name}" in saved}
@@ -155,16 +155,16 @@ def check_widths(task: Task, saved: Mapping[str, torch.Tensor], blank: Blank, pr
             continue
         told = f"the head has {_counted(width)} ({name.rpartition('.')[0]})"
         if task.labels:
-            problems.add(f"{told}, and {expected} labels are named: {', '.join(task.head_labels)}.", key="labels")
+            errors.add(f"{told}, and {expected} labels are named: {', '.join(task.head_labels)}.", key="labels")
         else:
-            problems.add(f"{told}, and {task.type} takes {_counted(expected)}.", key="task")
+            errors.add(f"{told}, and {task.type} takes {_counted(expected)}.", key="task")
 
 
-def check_length(asked: int | None, blank: Blank, problems: Problems) -> None:
+def check_length(asked: int | None, blank: Blank, errors: ErrorCollector) -> None:
     """A problem where inputs are to be longer than the base takes, or too short for anything."""
     if asked is not None and not SHORTEST <= asked <= blank.max_length:
         message = f"should be {SHORTEST} to {blank.max_length} tokens, which this base takes, not {asked}."
-        problems.add(message, key="max_length")
+        errors.add(message, key="max_length")
 
 
 def in_our_order(

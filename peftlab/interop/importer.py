@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftlab.base import BaseFiles, find_base, load_backbone, load_tokenizer, load_with_head, tokenizer_hash
-from peftlab.errors import BaseNotFoundError, IntegrityError, PeftlabError, Problems
+from peftlab.errors import BaseNotFoundError, ErrorCollector, IntegrityError, PeftlabError
 from peftlab.interop.head_layout import (
     Blank,
     Told,
@@ -106,9 +106,9 @@ def import_adapter(
     with _in_words(f"base '{files.model}' cannot be loaded"):
         tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
         blank = blank_model(told.task, files, tokenizer, trust_remote_code=trust_remote_code)
-    with Problems() as problems:
-        check_widths(told.task, saved.tensors, blank, problems)
-        check_length(max_length, blank, problems)
+    with ErrorCollector() as errors:
+        check_widths(told.task, saved.tensors, blank, errors)
+        check_length(max_length, blank, errors)
     notes += _notes(saved, told)
     entry = _Entry(saved, told, files, tokenizer, blank, notes, max_length, device, trust_remote_code, began)
     adapter = shelf.publish(name, lambda folder: entry.write(name, folder))

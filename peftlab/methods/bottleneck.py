@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods.architectures import PLACEMENTS
 from peftlab.methods.target_modules import in_layers, modules_of, named
 from peftlab.methods.tuners.bottleneck import BottleneckConfig
@@ -53,20 +53,20 @@ def bottleneck_config(base: Base, section: Bottleneck, **shared: Any) -> Bottlen
 
 def _targets(base: Base, section: Bottleneck, form: str) -> tuple[list[str], str]:
     names = modules_of(base)
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if section.target_modules:
-            targets = named(names, section.target_modules, problems, what="module")
+            targets = named(names, section.target_modules, errors, what="module")
         else:
-            targets, form = _placed(base.model.config.model_type, section.variant, names, problems)
-        targets = in_layers(targets, names, section.layers_to_transform, problems)
+            targets, form = _placed(base.model.config.model_type, section.variant, names, errors)
+        targets = in_layers(targets, names, section.layers_to_transform, errors)
     if section.variant == "pfeiffer" and all("norm" in name.rpartition(".")[2].lower() for name in targets):
         form = "around-norm"
     return targets, form
 
 
-def _placed(kind: str, variant: str, names: list[str], problems: Problems) -> tuple[list[str], str]:
+def _placed(kind: str, variant: str, names: list[str], errors: ErrorCollector) -> tuple[list[str], str]:
     if kind not in PLACEMENTS:
-        problems.add(
+        errors.add(
             f"peftlab does not know where the sub-layers of '{kind}' end.",
             key="method.target_modules",
             hint=f"Name the modules that end them, such as [attn.out_proj, mlp.fc2]. Known: {', '.join(PLACEMENTS)}.",
@@ -75,5 +75,5 @@ def _placed(kind: str, variant: str, names: list[str], problems: Problems) -> tu
     targets, form = PLACEMENTS[kind].targets(variant, names)
     if not targets:
         message = f"'{variant}' has no place in '{kind}', whose feed-forward network is no module of its own."
-        problems.add(message, key="method.variant", hint="Take houlsby or pfeiffer.")
+        errors.add(message, key="method.variant", hint="Take houlsby or pfeiffer.")
     return targets, form

@@ -12,7 +12,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import Full
 
 
@@ -24,9 +24,9 @@ def full_config(base: Base, section: Full, *, modules_to_save: list[str], **shar
     """
     prefix = base.model.base_model_prefix
     backbone = base.model.get_submodule(prefix)
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if loose := [name for name, _ in backbone.named_parameters(recurse=False)]:
-            problems.add(f"'full' cannot train {', '.join(loose)} of this base: in no module.", key="method.type")
+            errors.add(f"'full' cannot train {', '.join(loose)} of this base: in no module.", key="method.type")
     parts = [f"{prefix}.{name}" for name in _parts(backbone)]
     new = [name for name in modules_to_save if name not in parts]
     return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=[*parts, *new], **shared)

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import Head
 
 
@@ -20,9 +20,9 @@ def head_config(base: Base, section: Head, **shared: Any) -> LoraConfig:
     Raises:
         RecipeError: the base's checkpoint holds its whole head, so that no module is new.
     """
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if not base.head_modules:
-            problems.add(
+            errors.add(
                 "'head' trains what a base has not learned yet, and this one's checkpoint holds its whole head.",
                 key="method.type",
                 hint="Take lora, or a base whose checkpoint has no head.",

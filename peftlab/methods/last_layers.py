@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods.target_modules import layer_names
 from peftlab.recipe import LastLayers
 
@@ -21,9 +21,9 @@ def last_layers_config(base: Base, section: LastLayers, *, modules_to_save: list
         RecipeError: the base has no more layers than are asked for.
     """
     layers = layer_names(base.model)
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if section.layers >= len(layers):
             message = f"this base has {len(layers)} layers; all but the first can train."
-            problems.add(message, key="method.layers", hint=f"Take 1 to {len(layers) - 1}.")
+            errors.add(message, key="method.layers", hint=f"Take 1 to {len(layers) - 1}.")
     saved = [*layers[-section.layers :], *modules_to_save]
     return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=saved, **shared)

@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods.target_modules import named, resolve_targets
 from peftlab.recipe import Lora
 
@@ -21,9 +21,9 @@ def lora_config(base: Base, section: Lora, **shared: Any) -> LoraConfig:
         RecipeError: the base has no such module or layer as `section` names.
     """
     targets = resolve_targets(base, section)
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         for key in ("rank_pattern", "alpha_pattern"):
-            named(targets, list(getattr(section, key)), problems, what="adapted layer", key=key)
+            named(targets, list(getattr(section, key)), errors, what="adapted layer", key=key)
     return LoraConfig(
         r=section.r,
         lora_alpha=section.lora_alpha,

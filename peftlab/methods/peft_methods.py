@@ -12,7 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import TypeAdapter, ValidationError
 
 from peftlab.base import Base
-from peftlab.errors import Problems, as_problem, suggest
+from peftlab.errors import ErrorCollector, reraise_as_recipe_error, suggest
 from peftlab.methods.target_modules import resolve_targets, widths
 from peftlab.recipe import OtherMethod
 
@@ -32,11 +32,11 @@ def other_config(base: Base, section: OtherMethod, **shared: Any) -> PeftConfig:
         RecipeError: a field is not the method's, or holds what it cannot; the base has no such module or layer.
     """
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(section.type.upper())]
-    with Problems() as problems:
-        _check_fields(section.type, section.extras, _types(config), problems)
+    with ErrorCollector() as errors:
+        _check_fields(section.type, section.extras, _types(config), errors)
     targets = resolve_targets(base, section)
     values = {**_dividing_widths(base, section.type, targets, config), **section.extras}
-    with as_problem(f"PEFT refuses these fields of '{section.type}'", TypeError, ValueError, key="method"):
+    with reraise_as_recipe_error(f"PEFT refuses these fields of '{section.type}'", TypeError, ValueError, key="method"):
         return config(target_modules=targets, **values, **shared)
 
 
@@ -54,14 +54,14 @@ def _types(config: type[PeftConfig]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(config) if field.name not in shared | OURS}
 
 
-def _check_fields(method: str, values: dict[str, Any], types: dict[str, Any], problems: Problems) -> None:
+def _check_fields(method: str, values: dict[str, Any], types: dict[str, Any], errors: ErrorCollector) -> None:
     for name, value in values.items():
         if name not in types:
             hint = suggest(name, types, what=f"Fields of {method}")
-            problems.add("unknown key.", key=f"method.{name}", hint=hint)
+            errors.add("unknown key.", key=f"method.{name}", hint=hint)
             continue
         try:
             TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:
             told = error.errors()[0]["msg"].removeprefix("Input ")
-            problems.add(f"{told}, not {value!r}.", key=f"method.{name}")
+            errors.add(f"{told}, not {value!r}.", key=f"method.{name}")

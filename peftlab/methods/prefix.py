@@ -3,7 +3,7 @@
 from typing import Any
 
 from peftlab.base import Base
-from peftlab.errors import Problems, as_problem
+from peftlab.errors import ErrorCollector, reraise_as_recipe_error
 from peftlab.methods.architectures import PLACEMENTS
 from peftlab.methods.target_modules import in_layers, modules_of, named
 from peftlab.methods.tuners.prefix import PrefixConfig
@@ -18,14 +18,14 @@ def prefix_config(base: Base, section: Prefix, **shared: Any) -> PrefixConfig:
         RecipeError: nobody has said where this architecture attends, what was named is not there or attends in another
             way, or the base computes attention by a kernel that has no place for a prefix.
     """
-    with Problems() as problems:
-        targets, form = _targets(base, section, problems)
+    with ErrorCollector() as errors:
+        targets, form = _targets(base, section, errors)
         if form == "interface":
-            _check_kernel(base.model.config._attn_implementation, problems)
-    with as_problem("a prefix cannot be put into this base", ValueError, key="method"):
+            _check_kernel(base.model.config._attn_implementation, errors)
+    with reraise_as_recipe_error("a prefix cannot be put into this base", ValueError, key="method"):
         widths = key_widths(base.model, targets, form)
-    with Problems() as problems:
-        width = _width(widths, targets, problems)
+    with ErrorCollector() as errors:
+        width = _width(widths, targets, errors)
     return PrefixConfig(
         form=form,
         num_virtual_tokens=section.num_virtual_tokens,
@@ -37,23 +37,23 @@ def prefix_config(base: Base, section: Prefix, **shared: Any) -> PrefixConfig:
     )
 
 
-def _targets(base: Base, section: Prefix, problems: Problems) -> tuple[list[str], str]:
+def _targets(base: Base, section: Prefix, errors: ErrorCollector) -> tuple[list[str], str]:
     names = modules_of(base)
-    targets, form = _placed(base.model.config.model_type, names, section, problems)
+    targets, form = _placed(base.model.config.model_type, names, section, errors)
     if section.target_modules:
-        targets = named(names, section.target_modules, problems, what="module")
-    return in_layers(targets, names, section.layers_to_transform, problems), form
+        targets = named(names, section.target_modules, errors, what="module")
+    return in_layers(targets, names, section.layers_to_transform, errors), form
 
 
-def _placed(kind: str, names: list[str], section: Prefix, problems: Problems) -> tuple[list[str], str]:
+def _placed(kind: str, names: list[str], section: Prefix, errors: ErrorCollector) -> tuple[list[str], str]:
     if kind in PLACEMENTS:
         targets, form = PLACEMENTS[kind].attending(names)
         if not targets:
             message = f"prefixes have no place in '{kind}', which has an attention of its own kind."
-            problems.add(message, key="method.type", hint="Take lora, ia3 or prompt.")
+            errors.add(message, key="method.type", hint="Take lora, ia3 or prompt.")
         return targets, form
     if not section.target_modules:
-        problems.add(
+        errors.add(
             f"peftlab does not know the self-attention modules of '{kind}'.",
             key="method.target_modules",
             hint=f"Name them, as in [self_attn]. Known: {', '.join(PLACEMENTS)}.",
@@ -61,20 +61,20 @@ def _placed(kind: str, names: list[str], section: Prefix, problems: Problems) ->
     return [], "interface"
 
 
-def _check_kernel(name: str | None, problems: Problems) -> None:
+def _check_kernel(name: str | None, errors: ErrorCollector) -> None:
     if name not in ATTENDS_BY_MASK:
         message = f"prefixes do not go with '{name}', which sees keys by their positions."
-        problems.add(message, key="base.attn_implementation", hint="Take eager or sdpa.")
+        errors.add(message, key="base.attn_implementation", hint="Take eager or sdpa.")
 
 
-def _width(widths: dict[str, int], targets: list[str], problems: Problems) -> int:
+def _width(widths: dict[str, int], targets: list[str], errors: ErrorCollector) -> int:
     """The one that all targets have."""
     for name in targets:
         if name not in widths:
             message = f"'{name}' does not compute attention by Transformers' attention interface itself."
-            problems.add(message, key="method.target_modules", hint="Name modules that do, or take lora or prompt.")
+            errors.add(message, key="method.target_modules", hint="Name modules that do, or take lora or prompt.")
     if len(set(widths.values())) > 1:
         told = ", ".join(f"{name} {width}" for name, width in widths.items())
         hint = "Choose layers that are alike, by layers_to_transform."
-        problems.add(f"the keys are not equally wide in all layers: {told}.", key="method.target_modules", hint=hint)
+        errors.add(f"the keys are not equally wide in all layers: {told}.", key="method.target_modules", hint=hint)
     return next(iter(widths.values()), 0)

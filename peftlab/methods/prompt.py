@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from peftlab.base import Base
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods.tuners.prompt import PromptConfig
 from peftlab.recipe import Prompt, PTuning
 
@@ -36,12 +36,12 @@ def _word_embedding(base: Base) -> tuple[str, int]:
     """Its full name, and its width."""
     model: Any = base.model
     kind = model.config.model_type
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if model.config.is_encoder_decoder:
             message = f"virtual tokens have no place in '{kind}', an encoder with a decoder."
-            problems.add(message, key="method.type", hint="Take lora, bottleneck or prefix.")
+            errors.add(message, key="method.type", hint="Take lora, bottleneck or prefix.")
         elif "inputs_embeds" not in inspect.signature(model.base_model.forward).parameters:
             message = f"'{kind}' takes no embeddings in the place of tokens, so no virtual ones."
-            problems.add(message, key="method.type", hint="Take lora, bottleneck or prefix.")
+            errors.add(message, key="method.type", hint="Take lora, bottleneck or prefix.")
     words = model.get_input_embeddings()
     return next(name for name, module in model.named_modules() if module is words), words.embedding_dim

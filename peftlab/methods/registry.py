@@ -7,7 +7,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from peftlab.base import Base
-from peftlab.errors import as_problem
+from peftlab.errors import reraise_as_recipe_error
 from peftlab.methods.adalora import adalora_config
 from peftlab.methods.bitfit import bitfit_config
 from peftlab.methods.bottleneck import bottleneck_config
@@ -51,7 +51,7 @@ def adapt(base: Base, section: MethodSection, task: Task) -> PeftModel:
     """
     config = peft_config(base, section, task)
     refused = f"PEFT cannot put '{section.type}' on this base"
-    with as_problem(refused, TypeError, ValueError, NotImplementedError, key="method"):
+    with reraise_as_recipe_error(refused, TypeError, ValueError, NotImplementedError, key="method"):
         return get_peft_model(base.model, config)
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.base import Base, own_head
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 from peftlab.recipe import AdaLora, BitFit, LnTuning, Lora, OtherMethod
 
 LINEAR = (torch.nn.Linear, Conv1D)  # Conv1D is GPT-2's transposed Linear
@@ -22,9 +22,9 @@ def resolve_targets(base: Base, section: Lora | AdaLora | OtherMethod) -> list[s
         RecipeError: a wanted name, or end of a name, fits no module; a wanted layer is not there or holds none of them.
     """
     linears, wanted = linears_of(base), section.target_modules
-    with Problems() as problems:
-        chosen = linears if isinstance(wanted, str) else named(linears, wanted, problems)
-        return in_layers(chosen, linears, section.layers_to_transform, problems)
+    with ErrorCollector() as errors:
+        chosen = linears if isinstance(wanted, str) else named(linears, wanted, errors)
+        return in_layers(chosen, linears, section.layers_to_transform, errors)
 
 
 def linears_of(base: Base) -> list[str]:
@@ -46,10 +46,10 @@ def every(base: Base, section: BitFit | LnTuning, fits: Callable[[torch.nn.Modul
         RecipeError: a wanted layer is not there or holds none of them; the base has none at all, which is `lacking`.
     """
     found = [name for name in modules_of(base) if fits(base.model.get_submodule(name))]
-    with Problems() as problems:
-        targets = in_layers(found, found, section.layers_to_transform, problems)
+    with ErrorCollector() as errors:
+        targets = in_layers(found, found, section.layers_to_transform, errors)
         if not found:
-            problems.add(lacking, key="method.type", hint="Take lora or ia3.")
+            errors.add(lacking, key="method.type", hint="Take lora or ia3.")
     return targets
 
 
@@ -73,17 +73,22 @@ def layer_names(model: torch.nn.Module) -> list[str]:
 
 
 def named(
-    names: list[str], wanted: list[str], problems: Problems, *, what: str = "Linear layer", key: str = "target_modules"
+    names: list[str],
+    wanted: list[str],
+    errors: ErrorCollector,
+    *,
+    what: str = "Linear layer",
+    key: str = "target_modules",
 ) -> list[str]:
     """Those of `names` that are, or end in, one of `wanted`; one that fits none is a problem."""
     for target in wanted:
         if not any(_ends_with(name, target) for name in names):
             hint = suggest(target, {name.rpartition(".")[2] for name in names}, what="Layers end in")
-            problems.add(f"'{target}' fits no {what} of this base.", key=f"method.{key}", hint=hint)
+            errors.add(f"'{target}' fits no {what} of this base.", key=f"method.{key}", hint=hint)
     return [name for name in names if any(_ends_with(name, target) for target in wanted)]
 
 
-def in_layers(chosen: list[str], names: list[str], wanted: int | list[int] | None, problems: Problems) -> list[str]:
+def in_layers(chosen: list[str], names: list[str], wanted: int | list[int] | None, errors: ErrorCollector) -> list[str]:
     """Those of `chosen` that lie in the layers `wanted`, of all that `names` tells; None takes all."""
     if wanted is None:
         return chosen
@@ -92,10 +97,10 @@ def in_layers(chosen: list[str], names: list[str], wanted: int | list[int] | Non
     absent = [number for number in _listed(wanted) if number not in there]
     for number in absent:
         hint = f"Layers of this base: {there[0]} to {there[-1]}." if there else "This base has none with a number."
-        problems.add(f"there is no layer {number}.", key="method.layers_to_transform", hint=hint)
+        errors.add(f"there is no layer {number}.", key="method.layers_to_transform", hint=hint)
     if chosen and not (inside or absent):
         message = "none of the modules to adapt lies in these layers."
-        problems.add(message, key="method.layers_to_transform", hint="Name layers and target_modules that meet.")
+        errors.add(message, key="method.layers_to_transform", hint="Name layers and target_modules that meet.")
     return inside
 
 

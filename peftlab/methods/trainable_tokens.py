@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from peftlab.base import Base
-from peftlab.errors import Problems, nearest
+from peftlab.errors import ErrorCollector, nearest
 from peftlab.tasks import Task
 from peftlab.tasks.causal_lm import CausalLmTask
 
@@ -26,14 +26,14 @@ def trained_tokens(base: Base, wanted: str | Sequence[str | int], task: Task) ->
             PEFT would leave out.
     """
     assert isinstance(task, CausalLmTask)  # the recipe was checked for it
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         named = isinstance(wanted, str)
-        numbers = list(_ends(base, task, problems) if named else _known(base, wanted, problems))
-        layers = _embeddings(base, problems)
+        numbers = list(_ends(base, task, errors) if named else _known(base, wanted, errors))
+        layers = _embeddings(base, errors)
     return {layer: sorted(set(numbers)) for layer in layers}
 
 
-def _known(base: Base, wanted: Sequence[str | int], problems: Problems) -> Iterator[int]:
+def _known(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) -> Iterator[int]:
     vocabulary, rows = base.tokenizer.get_vocab(), base.model.get_input_embeddings().weight.shape[0]
     for token in wanted:
         number = token if isinstance(token, int) else vocabulary.get(token)
@@ -41,34 +41,34 @@ def _known(base: Base, wanted: Sequence[str | int], problems: Problems) -> Itera
             close = nearest(str(token), vocabulary)
             hint = f"Did you mean '{close}'? " if close else ""
             hint += "Tokens cannot be added: take one that the base has and its texts never use."
-            problems.add(f"'{token}' is no token of this base.", key=KEY, hint=hint)
+            errors.add(f"'{token}' is no token of this base.", key=KEY, hint=hint)
         elif number >= rows:
-            problems.add(f"there is no token {token}: this base has embeddings of {rows}.", key=KEY)
+            errors.add(f"there is no token {token}: this base has embeddings of {rows}.", key=KEY)
         else:
             yield number
 
 
-def _ends(base: Base, task: CausalLmTask, problems: Problems) -> Iterator[int]:
+def _ends(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Iterator[int]:
     vocabulary = base.tokenizer.get_vocab()
     endings = task.learnt_endings(base.tokenizer)
     if not endings:
-        problems.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
+        errors.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
     for ending in endings:
         if ending in vocabulary:
-            yield from _known(base, [ending], problems)
+            yield from _known(base, [ending], errors)
         else:
             pieces = len(base.tokenizer(ending, add_special_tokens=False).input_ids)
             message = f"'{ending}', which ends an answer, is {pieces} tokens of this base, which stand elsewhere too."
             hint = "Take a template that ends with one, as task.template: plain does, or name the tokens to train."
-            problems.add(message, key=KEY, hint=hint)
+            errors.add(message, key=KEY, hint=hint)
 
 
-def _embeddings(base: Base, problems: Problems) -> list[str]:
+def _embeddings(base: Base, errors: ErrorCollector) -> list[str]:
     """Full names of the modules that have a row for each token."""
     given, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     tied = head.weight is given.weight
     if getattr(head, "bias", None) is not None:
         message = "the head of this base has a bias, which PEFT leaves out where single tokens train."
-        problems.add(message, key=KEY, hint="Take it out.")
+        errors.add(message, key=KEY, hint="Take it out.")
     modules: list[nn.Module] = [given] if tied else [given, head]
     return [name for module in modules for name, found in base.model.named_modules() if found is module]

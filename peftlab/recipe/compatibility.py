@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from peftlab.errors import Problem, Problems
+from peftlab.errors import ErrorCollector, ValidationIssue
 from peftlab.recipe.methods import Lora, MethodSection
 from peftlab.recipe.schema import SHARDING, Quantization, Recipe
 from peftlab.recipe.tasks import (
@@ -68,29 +68,31 @@ _NOT_STARTING = {
 """Methods that cannot begin with the weights of a published adapter, and why not."""
 
 
-def check_together(recipe: Recipe, problems: Problems) -> None:
+def check_together(recipe: Recipe, errors: ErrorCollector) -> None:
     """Note every key that cannot stand beside what the recipe says elsewhere."""
-    for problem in _clashes(recipe):
-        problems.add(problem.message, key=problem.key, hint=problem.hint)
+    for issue in _clashes(recipe):
+        errors.add(issue.message, key=issue.key, hint=issue.hint)
 
 
-def _clashes(recipe: Recipe) -> Iterator[Problem]:
+def _clashes(recipe: Recipe) -> Iterator[ValidationIssue]:
     if recipe.base.quantization:
         yield from _against(recipe.base.quantization, recipe)
     if reason := _not_going_with(recipe.task).get(recipe.method.type):
-        yield Problem(reason, key="method.type", hint="Take lora, or another method.")
+        yield ValidationIssue(reason, key="method.type", hint="Take lora, or another method.")
     if recipe.method.start_from and (reason := _NOT_STARTING.get(recipe.method.type)):
-        yield Problem(reason, key="method.start_from", hint="Take it out, or take another method.")
+        yield ValidationIssue(reason, key="method.start_from", hint="Take it out, or take another method.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
     if recipe.training.torch_compile:
         yield from _against_compiling(recipe)
     if _trains_tokens(recipe.method) and recipe.task.type != "causal-lm":
         message = f"embeddings of single tokens train for causal-lm, not for {recipe.task.type}."
-        yield Problem(message, key="method.trainable_token_indices", hint="Take it out.")
+        yield ValidationIssue(message, key="method.trainable_token_indices", hint="Take it out.")
     if recipe.training.distributed in SHARDING:
         for reason in _needing_the_whole_base(recipe):
-            yield Problem(reason, key="training.distributed", hint="Take ddp: each process holds the whole base.")
+            yield ValidationIssue(
+                reason, key="training.distributed", hint="Take ddp: each process holds the whole base."
+            )
 
 
 def _not_going_with(task: TaskSection) -> Mapping[str, str]:
@@ -124,32 +126,32 @@ def _needing_the_whole_base(recipe: Recipe) -> Iterator[str]:
         yield f"{engine} takes layers apart that torch.compile has compiled as they are."
 
 
-def _against_compiling(recipe: Recipe) -> Iterator[Problem]:
+def _against_compiling(recipe: Recipe) -> Iterator[ValidationIssue]:
     if recipe.training.fused_lora:
         message = "torch.compile makes kernels of PEFT's layers in the place of the fused function."
-        yield Problem(message, key="training.fused_lora", hint="Take one of the two out.")
+        yield ValidationIssue(message, key="training.fused_lora", hint="Take one of the two out.")
 
 
-def _against_packing(recipe: Recipe) -> Iterator[Problem]:
+def _against_packing(recipe: Recipe) -> Iterator[ValidationIssue]:
     if getattr(recipe.task, "objective", None) == "masked-lm":
         message = "masked tokens are found with all that is beside them, so each text needs a row of its own."
-        yield Problem(message, key="training.packing", hint="Take it out.")
+        yield ValidationIssue(message, key="training.packing", hint="Take it out.")
     elif not isinstance(recipe.task, CausalLm | DomainAdaptation):
         message = f"each text of {recipe.task.type} needs a row of its own."
-        yield Problem(message, key="training.packing", hint="Take it out.")
+        yield ValidationIssue(message, key="training.packing", hint="Take it out.")
     upper = recipe.method.type == "last-layers" or getattr(recipe.method, "layers_to_transform", None) is not None
     if upper and recipe.training.frozen_cache:
         message = "what frozen layers make of each text is kept text by text, and packed texts share rows."
         hint = "Take it out, or keep nothing: training.frozen_cache: null."
-        yield Problem(message, key="training.packing", hint=hint)
+        yield ValidationIssue(message, key="training.packing", hint=hint)
 
 
-def _against(quantization: Quantization, recipe: Recipe) -> Iterator[Problem]:
+def _against(quantization: Quantization, recipe: Recipe) -> Iterator[ValidationIssue]:
     kind, other = _kind(recipe.method), _OTHER[quantization]
     if reason := refusal(kind, quantization):
         key = f"method.{_KEYS.get(kind, 'type')}"
         instead = "lora" if refusal(kind, other) else f"lora or {other}"
-        yield Problem(reason, key=key, hint=f"Take {instead}, or take base.quantization out.")
+        yield ValidationIssue(reason, key=key, hint=f"Take {instead}, or take base.quantization out.")
 
 
 def _kind(method: MethodSection) -> str:

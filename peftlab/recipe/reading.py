@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.recipe.validation import Draft, Key, checked_recipe
@@ -21,25 +21,25 @@ ADAPTERS: tuple[Key, ...] = (("method", "start_from"),)  # paths where there is 
 
 
 def read_recipe(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, problems: Problems | None = None
+    path: str | Path, overrides: Mapping[str, Any] | None = None, errors: ErrorCollector | None = None
 ) -> Recipe:
     """Read and check the recipe at `path`, changed by `overrides` (dotted key → value).
 
     Paths written in the recipe are relative to its folder; paths given in `overrides`, to the current folder.
 
-    With `problems`, what is wrong is added there and the repaired recipe is returned so that checking can go on.
+    With `errors`, what is wrong is added there and the repaired recipe is returned so that checking can go on.
 
     Raises:
-        RecipeError: what is wrong, all at once; with `problems`, only where too little is left to go on with.
+        RecipeError: what is wrong, all at once; with `errors`, only where too little is left to go on with.
     """
-    if problems is None:
-        with Problems() as problems:
-            return read_recipe(path, overrides, problems)
-    draft = _read_yaml(Path(path), problems)
+    if errors is None:
+        with ErrorCollector() as errors:
+            return read_recipe(path, overrides, errors)
+    draft = _read_yaml(Path(path), errors)
     for key, value in (overrides or {}).items():
-        _override(draft, key, value, problems)
+        _override(draft, key, value, errors)
     _resolve_paths(draft)
-    return checked_recipe(draft, problems)
+    return checked_recipe(draft, errors)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -75,27 +75,27 @@ def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
     return text.getvalue()
 
 
-def _read_yaml(file: Path, problems: Problems) -> Draft:
+def _read_yaml(file: Path, errors: ErrorCollector) -> Draft:
     draft = Draft(file)
     try:
         document = YAML(typ="rt", pure=True).load(file.read_text(encoding="utf8"))
     except FileNotFoundError:
-        problems.add("no such recipe.", where=str(file), hint=_nearby_recipes(file))
+        errors.add("no such recipe.", where=str(file), hint=_nearby_recipes(file))
     except (OSError, UnicodeDecodeError) as error:
-        problems.add(f"cannot be read: {error}.", where=str(file))
+        errors.add(f"cannot be read: {error}.", where=str(file))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problems.add(f"not valid YAML: {error.problem}.", where=f"{file}:{line}")
+        errors.add(f"not valid YAML: {error.problem}.", where=f"{file}:{line}")
     except YAMLError as error:
-        problems.add(f"not valid YAML: {str(error).splitlines()[0]}.", where=str(file))
+        errors.add(f"not valid YAML: {str(error).splitlines()[0]}.", where=str(file))
     else:
         if isinstance(document, dict):
-            problems.places[""] = str(file)
-            values = _plain(document, (), file, problems.places)
+            errors.locations[""] = str(file)
+            values = _plain(document, (), file, errors.locations)
             draft.values = {name: value for name, value in values.items() if value is not None}  # an empty section
         else:
-            problems.add("a recipe is a mapping, with at least name, base, task and data.", where=str(file))
-    problems.stop()
+            errors.add("a recipe is a mapping, with at least name, base, task and data.", where=str(file))
+    errors.raise_if_any()
     return draft
 
 
@@ -122,19 +122,19 @@ def _plain(node: Any, key: Key, file: Path, places: dict[str, str]) -> Any:
     return node
 
 
-def _override(draft: Draft, dotted: str, value: Any, problems: Problems) -> None:
+def _override(draft: Draft, dotted: str, value: Any, errors: ErrorCollector) -> None:
     key: Key = tuple(dotted.split("."))
     typed = f"-o {dotted}={_yaml_line(value)}"
     section = draft.values
     for depth, part in enumerate(key[:-1], start=1):
         if part not in section:
-            problems.places[".".join(key[:depth])] = typed
+            errors.locations[".".join(key[:depth])] = typed
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            problems.add(f"'{part}' is not a section.", where=typed, key=dotted)
+            errors.add(f"'{part}' is not a section.", where=typed, key=dotted)
             return
     section[key[-1]] = value
-    problems.places[dotted] = typed
+    errors.locations[dotted] = typed
     draft.overridden.add(key)
 
 

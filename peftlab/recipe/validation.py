@@ -1,7 +1,7 @@
 """Plain values → Recipe: held against the schema, and repaired so that the rest can be checked as well.
 
 A wrong value does not end the check: it is noted, then repaired (a typo by its nearest name, anything else by its
-default or a stand-in). The repaired recipe is never run: `Problems` raises first.
+default or a stand-in). The repaired recipe is never run: `ErrorCollector` raises first.
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from peftlab.errors import Problems, RecipeError, nearest, suggest
+from peftlab.errors import ErrorCollector, RecipeError, nearest, suggest
 from peftlab.recipe.compatibility import check_together
 from peftlab.recipe.methods import NOT_TAKEN
 from peftlab.recipe.schema import Recipe
@@ -72,44 +72,44 @@ class Fault:
         return ".".join(self.key)
 
 
-def checked_recipe(draft: Draft, problems: Problems) -> Recipe:
+def checked_recipe(draft: Draft, errors: ErrorCollector) -> Recipe:
     """The recipe that `draft` holds, repaired where it is wrong.
 
     Raises:
         RecipeError: a required key is missing that nothing can stand in for.
     """
-    told_before = len(problems.found)
+    told_before = len(errors.issues)
     while True:
-        _sort_by_line(problems, told_before)
+        _sort_by_line(errors, told_before)
         try:
             recipe = Recipe.model_validate(draft.values)
         except ValidationError as error:
             faults = _faults(error, draft.values)
         else:
-            check_together(recipe, problems)
-            _sort_by_line(problems, told_before)
+            check_together(recipe, errors)
+            _sort_by_line(errors, told_before)
             return recipe
-        for fault in sorted(faults, key=lambda fault: _line(problems.place(fault.dotted))):
+        for fault in sorted(faults, key=lambda fault: _line(errors.location(fault.dotted))):
             if fault.kind == "extra_forbidden":
-                _repair_unknown_key(draft, fault, problems)
+                _repair_unknown_key(draft, fault, errors)
             elif fault.kind == "literal_error" and isinstance(fault.value, str):
-                _repair_unknown_name(draft, fault, problems)
+                _repair_unknown_name(draft, fault, errors)
             elif fault.kind != "missing":
-                problems.add(f"{fault.message}, not {fault.value!r}.", key=fault.dotted)
-                _put_stand_in(draft, fault.key, problems)
+                errors.add(f"{fault.message}, not {fault.value!r}.", key=fault.dotted)
+                _put_stand_in(draft, fault.key, errors)
         for fault in faults:
             if fault.kind == "missing" and draft.get(fault.key) is None:  # a typo may have been it
-                if _repair_type_key(draft, fault, problems):
+                if _repair_type_key(draft, fault, errors):
                     continue
-                if not problems.tells(fault.dotted):  # a wrong value taken out for the check is not missing
-                    problems.add("missing, and it has no default.", key=fault.dotted)
+                if not errors.has_error_at(fault.dotted):  # a wrong value taken out for the check is not missing
+                    errors.add("missing, and it has no default.", key=fault.dotted)
                 if fault.key not in STAND_INS:
-                    raise RecipeError(problems.found)
-                _put_stand_in(draft, fault.key, problems)
+                    raise RecipeError(errors.issues)
+                _put_stand_in(draft, fault.key, errors)
 
 
-def _sort_by_line(problems: Problems, told_before: int) -> None:
-    problems.found[told_before:] = sorted(problems.found[told_before:], key=lambda problem: _line(problem.where))
+def _sort_by_line(errors: ErrorCollector, told_before: int) -> None:
+    errors.issues[told_before:] = sorted(errors.issues[told_before:], key=lambda issue: _line(issue.where))
 
 
 def _faults(error: ValidationError, values: dict[str, Any]) -> list[Fault]:
@@ -166,7 +166,7 @@ def _line(place: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
+def _repair_unknown_key(draft: Draft, fault: Fault, errors: ErrorCollector) -> None:
     *around, name = fault.key
     section = draft.parent(fault.key)
     known = _keys_of(tuple(around), draft)
@@ -176,50 +176,50 @@ def _repair_unknown_key(draft: Draft, fault: Fault, problems: Problems) -> None:
         hint += (
             f" If it goes with another type: -o '{around[0]}={{type: {kind}}}' takes the place of the whole section."
         )
-    problems.add("unknown key.", key=fault.dotted, hint=hint)
+    errors.add("unknown key.", key=fault.dotted, hint=hint)
     value = section.pop(name)
     if meant := nearest(name, known - section.keys()):
         section[meant] = value
-        problems.move(fault.dotted, ".".join((*around, meant)))
+        errors.add_alias(fault.dotted, ".".join((*around, meant)))
 
 
-def _repair_type_key(draft: Draft, fault: Fault, problems: Problems) -> bool:
+def _repair_type_key(draft: Draft, fault: Fault, errors: ErrorCollector) -> bool:
     """A section that is a union says nothing of a misspelled `type` but that there is none."""
     if fault.key[-1] != "type":
         return False
     section = draft.parent(fault.key)
     if typo := nearest("type", section):
         written = ".".join((*fault.key[:-1], typo))
-        problems.add("unknown key.", key=written, hint=suggest(typo, ["type"], what="A key here"))
+        errors.add("unknown key.", key=written, hint=suggest(typo, ["type"], what="A key here"))
         section["type"] = section.pop(typo)
-        problems.move(written, fault.dotted)
+        errors.add_alias(written, fault.dotted)
     else:
-        problems.add("missing, and it has no default.", key=fault.dotted)
+        errors.add("missing, and it has no default.", key=fault.dotted)
         section.clear()  # its other keys belong to a type that nobody knows
-        _put_stand_in(draft, fault.key, problems)
+        _put_stand_in(draft, fault.key, errors)
     return True
 
 
-def _repair_unknown_name(draft: Draft, fault: Fault, problems: Problems) -> None:
+def _repair_unknown_name(draft: Draft, fault: Fault, errors: ErrorCollector) -> None:
     known = re.findall(r"'([^']*)'", fault.expected)
     message, hint = f"unknown {fault.key[-1]} '{fault.value}'.", suggest(fault.value, known)
     section, meant = draft.parent(fault.key), nearest(fault.value, known)
     if fault.dotted == "method.type" and fault.value in NOT_TAKEN:
         message, hint = f"'{fault.value}' cannot be taken: {NOT_TAKEN[fault.value]}.", "Take lora, or another method."
         meant = None
-    problems.add(message, key=fault.dotted, hint=hint)
+    errors.add(message, key=fault.dotted, hint=hint)
     if fault.key[-1] == "type" and not meant:
         section.clear()  # its other keys belong to a type that nobody knows
-        problems.unguessed.add(fault.dotted)
+        errors.placeholders.add(fault.dotted)
     section[fault.key[-1]] = meant or known[0]
 
 
-def _put_stand_in(draft: Draft, key: Key, problems: Problems) -> None:
+def _put_stand_in(draft: Draft, key: Key, errors: ErrorCollector) -> None:
     """What may stand at `key` while the rest is checked; where there is nothing, the default does."""
     section = draft.parent(key)
     if key in STAND_INS:
         section[key[-1]] = copy.deepcopy(STAND_INS[key])
-        problems.unguessed.add(".".join(key))
+        errors.placeholders.add(".".join(key))
     else:
         section.pop(key[-1], None)
 

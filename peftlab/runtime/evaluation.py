@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from peftlab.data import Ledger, Split
 from peftlab.data.adapter_column import NamedRow, read_named
 from peftlab.data.loading import read_split
-from peftlab.errors import Problem, Problems, RecipeError
+from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue
 from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection
 from peftlab.runtime.bank import Serving, load
 from peftlab.runtime.request import Answer
@@ -78,10 +78,10 @@ def evaluate(
     """
     section = _section(data, data_format, columns, header, encoding)
     bank = load(adapter, store=store, **serving)
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
-        split = read_split(section, str(data), problems, key="", plain=plain)
-        rows = _labelled(bank.adapter(adapter), split, problems, called="the data")
+        split = read_split(section, str(data), errors, key="", plain=plain)
+        rows = _labelled(bank.adapter(adapter), split, errors, called="the data")
     name = ON.join(str(bank.adapter(part)) for part in adapter.split(ON))
     return _scored(name, rows, bank.run(adapter, rows.examples, told), bank.notes)
 
@@ -113,9 +113,9 @@ def evaluate_mixed(
             not know; lists every problem.
     """
     section, shelf = _section(data, data_format, columns, header, encoding), Store(store)
-    with Problems() as problems:
-        named = read_named(section, str(data), by, problems, find=shelf.edition)
-        groups = _labelled_by_adapter(named, Path(data).name, shelf, problems)
+    with ErrorCollector() as errors:
+        named = read_named(section, str(data), by, errors, find=shelf.edition)
+        groups = _labelled_by_adapter(named, Path(data).name, shelf, errors)
     bank = load(*groups, store=store, **serving)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}
     answers = list(bank.run_each([(name, next(examples[name])) for name, _ in named], told))
@@ -136,18 +136,18 @@ class _Labelled:
     ledger: Ledger
 
 
-def _labelled(adapter: Adapter, split: Split, problems: Problems, *, called: str) -> _Labelled:
-    """Whatever cannot be scored is added to `problems`."""
+def _labelled(adapter: Adapter, split: Split, errors: ErrorCollector, *, called: str) -> _Labelled:
+    """Whatever cannot be scored is added to `errors`."""
     task, ledger = adapter.task, Ledger(source=split.source)
-    examples = read_examples(task, split, ledger, problems)
-    refuse_unknown(task.labels, examples, task.labels_of, problems, split=called, missing_in="the adapter")
+    examples = read_examples(task, split, ledger, errors)
+    refuse_unknown(task.labels, examples, task.labels_of, errors, split=called, missing_in="the adapter")
     ledger.used = len(examples)
     ledger.targets = sum(task.count(example) + example.lost for example in examples)
     return _Labelled(adapter, task, examples, ledger)
 
 
 def _labelled_by_adapter(
-    named: Iterable[NamedRow], source: str, shelf: Store, problems: Problems
+    named: Iterable[NamedRow], source: str, shelf: Store, errors: ErrorCollector
 ) -> dict[str, _Labelled]:
     """Each adapter's rows, by its name; problems are told with it."""
     splits: dict[str, Split] = {}
@@ -155,9 +155,9 @@ def _labelled_by_adapter(
         splits.setdefault(name, Split([], source)).rows.append(row)
     groups = {}
     for name, split in splits.items():
-        mine = Problems()
+        mine = ErrorCollector()
         groups[name] = _labelled(shelf.resolve(name), split, mine, called="its rows")
-        problems.found += [replace(problem, key=name) for problem in mine.found]
+        errors.issues += [replace(issue, key=name) for issue in mine.issues]
     return groups
 
 
@@ -181,4 +181,4 @@ def _section(
         wrong = error.errors()[0]
         name = str(wrong["loc"][0])
         message = wrong["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        raise RecipeError([Problem(f"{message}, not {wrong['input']!r}.", key=name)]) from None
+        raise RecipeError([ValidationIssue(f"{message}, not {wrong['input']!r}.", key=name)]) from None

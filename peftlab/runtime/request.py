@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from peftlab.errors import PeftlabError, Problems
+from peftlab.errors import ErrorCollector, PeftlabError
 from peftlab.runtime.adapter_cache import Key, Tiers
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.adapter_template import Resident
@@ -73,8 +73,8 @@ class Request(dict[str, Key]):
             RecipeError: rows are not what their tasks take; lists them all.
         """
         tasks = {name: self.files(name).task for name in dict.fromkeys(name for name, _ in asked)}
-        with Problems() as problems:
-            return list(read_asked(asked, tasks, problems, first=first))
+        with ErrorCollector() as errors:
+            return list(read_asked(asked, tasks, errors, first=first))
 
     def stream(self, rows: Iterable[tuple[str, Asked]], told: Heard) -> Iterator[Answer]:
         """Answers to (adapter's name, row) pairs, a chunk after the other; the next one's adapters are prefetched."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.tasks.chat.messages import instruction_messages, messages_column
 from peftlab.tasks.chat.template import (
@@ -154,33 +154,33 @@ class CausalLmTask(Task):
         asked = next((message for message in reversed(messages) if message["role"] != ASSISTANT), messages[0])
         return Chat(asked["content"], row.where, notes=notes or {}, messages=tuple(messages))
 
-    def learn(self, examples: Mapping[str, Sequence[Chat | Passage]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[Chat | Passage]], errors: ErrorCollector) -> None:
         """Whether a bare text is to be taken for an instruction; and the chat template, if it is in a file."""
         if self.template_file:
-            self.learned["chat_template"] = read_template(self.template_file, problems, key="task.template")
+            self.learned["chat_template"] = read_template(self.template_file, errors, key="task.template")
         chats = sum(isinstance(example, Chat) for example in examples["train"])
         self.learned["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.suit`."""
         own = ground.tokenizer.chat_template if isinstance(ground.tokenizer.chat_template, str) else None
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
-            problems.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
+            errors.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
             return
         if own and self.template in (None, "base"):
             self.learned["chat_template"] = own
         elif not self.template_file:  # which was read with the rows
             self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
-            self._written(split, ground.tokenizer, problems)
-        self._check_room(ground.max_length, problems)
+            self._written(split, ground.tokenizer, errors)
+        self._check_room(ground.max_length, errors)
 
-    def _check_room(self, max_length: int, problems: Problems) -> None:
+    def _check_room(self, max_length: int, errors: ErrorCollector) -> None:
         if (room := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
             message = f"a reply of {self.generation['max_new_tokens']} tokens leaves {max(0, room)} of {max_length}"
             hint = "Take fewer, or raise data.max_length if it is below what the base takes."
-            problems.add(f"{message} for what it replies to.", key="task.generation.max_new_tokens", hint=hint)
+            errors.add(f"{message} for what it replies to.", key="task.generation.max_new_tokens", hint=hint)
 
     def encode_all(
         self,
@@ -196,8 +196,8 @@ class CausalLmTask(Task):
         text goes through in windows that overlap by half, each token scored once, with all before it that there is
         room for. What only asks keeps its last tokens, with room for the reply.
         """
-        with Problems() as problems:
-            written = self._written(examples, tokenizer, problems)
+        with ErrorCollector() as errors:
+            written = self._written(examples, tokenizer, errors)
         wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
         return [
             [self._asked(whole, max_length)]
@@ -207,7 +207,7 @@ class CausalLmTask(Task):
         ]
 
     def _written(
-        self, examples: Sequence[Chat | Passage], tokenizer: "PreTrainedTokenizerBase", problems: Problems
+        self, examples: Sequence[Chat | Passage], tokenizer: "PreTrainedTokenizerBase", errors: ErrorCollector
     ) -> list[Written]:
         """The text of each; one that the chat template cannot write is a problem."""
         template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
@@ -218,7 +218,7 @@ class CausalLmTask(Task):
                 written.append(_write(example, template, tokenizer.eos_token or ""))
             except ChatError as error:
                 broken[example.where] = f"{error}."
-        add_broken_rows(list(broken.items()), problems, read=len({example.where for example in examples}))
+        add_broken_rows(list(broken.items()), errors, read=len({example.where for example in examples}))
         return written
 
     def _answered(self, example: Chat | Passage, whole: Feature, max_length: int, training: bool) -> list[Feature]:

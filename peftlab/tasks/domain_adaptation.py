@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Passage
 from peftlab.tasks.inputs.columns import chosen_form, question_text, shown, text_column
 from peftlab.tasks.inputs.masking import Masks
@@ -73,11 +73,11 @@ class ForeseenTextTask(CausalLmTask):
         chosen_form(row, ("text",))
         return Passage(question_text(row, "text"), row.where)
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """See `Task.suit`; where the recipe does not say how long replies are, they leave half of an input."""
         if not self._asked_for:
             self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], ground.max_length // 2)
-        self._check_room(ground.max_length, problems)
+        self._check_room(ground.max_length, errors)
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
@@ -161,14 +161,14 @@ class MaskedTextTask(Task):
             raise RowError(f"expected text to hold {mask} where a word is to be found, found {shown(text)}")
         return Passage(text, row.where)
 
-    def learn(self, examples: Mapping[str, Sequence[Passage]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[Passage]], errors: ErrorCollector) -> None:
         """There is nothing to fix."""
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Take the tokenizer's mask token; see `Task.suit`."""
         if ground.tokenizer.mask_token is None:
             message = "the tokenizer of this base has no mask token."
-            problems.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
+            errors.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
         self.learned["mask token"] = ground.tokenizer.mask_token
 
     def encode_all(

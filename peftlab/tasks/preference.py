@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
 from peftlab.tasks.chat.messages import instruction_messages, messages_column
 from peftlab.tasks.chat.template import ASSISTANT, Message
@@ -111,13 +111,13 @@ class PreferenceTask(CausalLmTask):
         chat = self._chat(row, [*asked, *answer])
         return replace(chat, text=asked[-1]["content"], where="", learnt=answers)
 
-    def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """See `CausalLmTask.learn`."""
-        super().learn({"train": [pair.chosen for pair in examples["train"]]}, problems)
+        super().learn({"train": [pair.chosen for pair in examples["train"]]}, errors)
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """See `CausalLmTask.suit`."""
-        super().suit(ground, {split: _sides(pairs) for split, pairs in examples.items()}, problems)
+        super().suit(ground, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
 
     def encode_all(
         self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, text_column
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
@@ -151,11 +151,11 @@ class QuestionAnsweringTask(Task):
         chosen_form(row, ("question", "context"))
         return Question(question_text(row, "context"), row.where, question=question_text(row, "question"))
 
-    def learn(self, examples: Mapping[str, Sequence[Question]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[Question]], errors: ErrorCollector) -> None:
         """Whether there are questions without an answer at all."""
         answered = [bool(example.answers) for example in examples["train"]]
         if answered and not any(answered):
-            problems.add("no training row has an answer.", key="data.train")
+            errors.add("no training row has an answer.", key="data.train")
         if answered and all(answered):
             self.learned = {"null_threshold": ALWAYS}
 

@@ -6,7 +6,7 @@ from typing import Any
 from peftlab.data import Ledger, Rows, Split
 from peftlab.data.loading import add_broken_rows
 from peftlab.data.rows import RowError
-from peftlab.errors import IntegrityError, Problems, suggest
+from peftlab.errors import ErrorCollector, IntegrityError, suggest
 from peftlab.recipe import TaskSection
 from peftlab.tasks.domain_adaptation import domain_adaptation
 from peftlab.tasks.generation.reply_metrics import causal_lm
@@ -36,19 +36,19 @@ TASKS: dict[str, Callable[..., Task]] = {
 Examples = dict[str, list[Any]]
 
 
-def build_task(section: TaskSection, rows: Rows, problems: Problems) -> tuple[Task, Examples, dict[str, Ledger]]:
+def build_task(section: TaskSection, rows: Rows, errors: ErrorCollector) -> tuple[Task, Examples, dict[str, Ledger]]:
     """The task with its labels, the examples of each split, and a ledger of each."""
-    if problems.unguessed & {"task", "task.type"}:
-        problems.stop()  # rows would be read as those of another task
+    if errors.placeholders & {"task", "task.type"}:
+        errors.raise_if_any()  # rows would be read as those of another task
     task = TASKS[section.type](**section.model_dump(exclude={"type"}))
     ledgers = {name: Ledger(source=split.source) for name, split in rows}
-    examples = {name: read_examples(task, split, ledgers[name], problems) for name, split in rows}
-    task.learn(examples, problems)
+    examples = {name: read_examples(task, split, ledgers[name], errors) for name, split in rows}
+    task.learn(examples, errors)
     return task, examples, ledgers
 
 
-def read_examples(task: Task, split: Split, ledger: Ledger, problems: Problems) -> list[Any]:
-    """Every row as an example; rows that cannot be understood are added to `problems` with their place."""
+def read_examples(task: Task, split: Split, ledger: Ledger, errors: ErrorCollector) -> list[Any]:
+    """Every row as an example; rows that cannot be understood are added to `errors` with their place."""
     examples = []
     broken: list[tuple[str, str]] = []
     for row in split.rows:
@@ -58,11 +58,11 @@ def read_examples(task: Task, split: Split, ledger: Ledger, problems: Problems) 
         except RowError as error:
             broken.append((row.where, str(error)))
             continue
-        ledger.targets_lost += example.lost
+        ledger.num_lost_targets += example.lost
         for what, count in example.notes.items():
-            ledger.note(what, count)
+            ledger.add_warning(what, count)
         examples.append(example)
-    add_broken_rows(broken, problems, read=ledger.read)
+    add_broken_rows(broken, errors, read=ledger.read)
     return examples
 
 

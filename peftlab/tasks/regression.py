@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
 from peftlab.tasks.inputs.text_pair import PairPrediction, TextPair, encode_sequences, read_pair, second_text
 from peftlab.tasks.task import Feature, Scores, Task
@@ -74,14 +74,14 @@ class RegressionTask(Task):
         """A bare text, or a pair."""
         return read_pair(row)
 
-    def learn(self, examples: Mapping[str, Sequence[RatedText]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[RatedText]], errors: ErrorCollector) -> None:
         """Mean, deviation and range of the training rows' numbers."""
         numbers = [example.label for example in examples["train"]]
         if not numbers:
             return
         deviation = statistics.pstdev(numbers)
         if deviation == 0:
-            problems.add(f"every training row says {numbers[0]:g}; there is nothing to learn.", key="data.train")
+            errors.add(f"every training row says {numbers[0]:g}; there is nothing to learn.", key="data.train")
         self.learned = {
             "mean": statistics.fmean(numbers),
             "deviation": deviation or 1.0,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 from peftlab.tasks.inputs.columns import chosen_form, question_text, shown, text_column
 from peftlab.tasks.inputs.entity_markers import (
     FORMS,
@@ -99,18 +99,16 @@ class RelationExtractionTask(Task):
         """A text with two spans, as columns or marked by `<e1>…</e1>` and `<e2>…</e2>`."""
         return read_spans(row, question_text)
 
-    def learn(self, examples: Mapping[str, Sequence[MarkedText]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[MarkedText]], errors: ErrorCollector) -> None:
         """Relations of the training rows, unless the recipe lists them, and which of them is the negative one."""
-        self.labels = learn_labels(self.labels, examples, self.labels_of, problems)
+        self.labels = learn_labels(self.labels, examples, self.labels_of, errors)
         if self.negative_label is None:
             self.negative_label = next((label for label in NEGATIVE_LABELS if label in self.labels), None)
         elif self.negative_label not in self.labels:
             hint = suggest(self.negative_label, self.labels, what="Labels there")
-            problems.add(
-                f"no training row has the label '{self.negative_label}'.", key="task.negative_label", hint=hint
-            )
+            errors.add(f"no training row has the label '{self.negative_label}'.", key="task.negative_label", hint=hint)
         if len(self.labels) < 2 and examples["train"]:
-            problems.add(
+            errors.add(
                 f"the training rows hold {len(self.labels)} relation(s); nothing to tell apart.", key="data.train"
             )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.data import Row
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 
 if TYPE_CHECKING:
     import torch
@@ -220,10 +220,10 @@ class Task(ABC):
         """A row that only asks, as it comes to `predict`. Raises RowError with what was expected."""
 
     @abstractmethod
-    def learn(self, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Fix what comes from the base; what does not go with it is a problem, and so are examples, by split, that
         cannot be written for it."""
         return

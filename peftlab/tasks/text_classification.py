@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
 from peftlab.tasks.inputs.text_pair import PairPrediction, TextPair, encode_sequences, read_pair, second_text
 from peftlab.tasks.labels.label_set import learn_labels
@@ -116,11 +116,11 @@ class TextClassificationTask(Task):
             return self.labels[int(name)]
         return name
 
-    def learn(self, examples: Mapping[str, Sequence[LabelledText]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[LabelledText]], errors: ErrorCollector) -> None:
         """Labels of the training rows, unless the recipe lists them, and their weights."""
-        self.labels = learn_labels(self.labels, examples, self.labels_of, problems)
+        self.labels = learn_labels(self.labels, examples, self.labels_of, errors)
         if len(self.labels) < (1 if self.multi_label else 2) and examples["train"]:
-            problems.add(
+            errors.add(
                 f"the training rows hold {len(self.labels)} label(s): {', '.join(self.labels) or 'none'}; nothing to "
                 "tell apart.",
                 key="data.train",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
 from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
@@ -142,11 +142,11 @@ class TokenClassificationTask(Task):
             text, row.where, lost, {"entities widened to whole words": widened}, tuple(words), tuple(spans)
         )
 
-    def learn(self, examples: Mapping[str, Sequence[TaggedText]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[TaggedText]], errors: ErrorCollector) -> None:
         """Entity types of the training rows by the alphabet, unless the recipe lists them, and the unit of tags."""
-        self.labels = learn_labels(self.labels, examples, self.labels_of, problems)
+        self.labels = learn_labels(self.labels, examples, self.labels_of, errors)
         if not self.labels and examples["train"]:
-            problems.add("the training rows hold no entity.", key="data.train")
+            errors.add("the training rows hold no entity.", key="data.train")
         by_character = sum(example.by_character for example in examples["train"])
         self.learned = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 from peftlab.tasks.generation.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
 from peftlab.tasks.metrics.overlap import bleu_and_chrf
 from peftlab.tasks.task import Ground, Scores
@@ -49,28 +49,28 @@ class TranslationTask(SequenceToSequenceTask):
         languages = {"source_language": self.source_language, "target_language": self.target_language}
         return {**super().options, **languages, "bleu_tokenize": self.bleu_tokenize}
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Tell the tokenizer the languages, and take what it writes around texts in them; see `Task.suit`."""
         tokenizer = copy.deepcopy(ground.tokenizer)  # others share it
         for side, theirs in SIDES.items():
-            self._tell(tokenizer, side, theirs, problems)
-        if problems.found:
+            self._tell(tokenizer, side, theirs, errors)
+        if errors.issues:
             return
-        super().suit(replace(ground, tokenizer=tokenizer), examples, problems)
+        super().suit(replace(ground, tokenizer=tokenizer), examples, errors)
         if self.target_language:
             self._begin_with(tokenizer.convert_tokens_to_ids(self.target_language))
 
-    def _tell(self, tokenizer: "PreTrainedTokenizerBase", side: str, theirs: str, problems: Problems) -> None:
+    def _tell(self, tokenizer: "PreTrainedTokenizerBase", side: str, theirs: str, errors: ErrorCollector) -> None:
         language, knows = getattr(self, side), hasattr(tokenizer, theirs)
         if language and not knows:
             hint = "Take it out; say what is wanted by task.prefix, if this base is told by words."
-            problems.add("the tokenizer of this base knows no languages.", key=f"task.{side}", hint=hint)
+            errors.add("the tokenizer of this base knows no languages.", key=f"task.{side}", hint=hint)
         elif knows and not language:
             hint = f"Name it as the tokenizer does: {', '.join(_languages(tokenizer)[:5])}, …"
-            problems.add("this base has many languages, and needs to know which.", key=f"task.{side}", hint=hint)
+            errors.add("this base has many languages, and needs to know which.", key=f"task.{side}", hint=hint)
         elif language and language not in _languages(tokenizer):
             hint = suggest(language, _languages(tokenizer), what="It knows")
-            problems.add(f"the tokenizer of this base knows no language '{language}'.", key=f"task.{side}", hint=hint)
+            errors.add(f"the tokenizer of this base knows no language '{language}'.", key=f"task.{side}", hint=hint)
         elif language:
             setattr(tokenizer, theirs, language)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import AdaLora
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
@@ -44,10 +44,10 @@ class RankAllocation(TrainerCallback):
     def _schedule(self, steps: int) -> None:
         first = steps // 10 if self.section.tinit is None else self.section.tinit
         last = 3 * steps // 10 if self.section.tfinal is None else self.section.tfinal
-        with Problems() as problems:
+        with ErrorCollector() as errors:
             if first + last >= steps:
                 message = f"{first} steps before ranks fall and {last} after (tfinal) leave none of this run's {steps}."
-                problems.add(message, key="method.tinit", hint="Lower tinit or tfinal, or train for more epochs.")
+                errors.add(message, key="method.tinit", hint="Lower tinit or tfinal, or train for more epochs.")
         self.config.tinit, self.config.tfinal, self.config.total_step = first, last, steps
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.base import find_base
 from peftlab.data import Ledger, load_rows
-from peftlab.errors import BaseNotFoundError, Problems
+from peftlab.errors import BaseNotFoundError, ErrorCollector
 from peftlab.imports import heavy_imports
 from peftlab.recipe import PLAIN_TEXT_TASKS, Recipe, read_recipe
 from peftlab.store import Store
@@ -49,11 +49,11 @@ def check(
     a base that is nowhere only ends the check early.
     """
     progress = progress or Progress()
-    with Problems() as problems:
-        recipe = read_recipe(recipe_path, overrides, problems)
-        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
-        task, examples, ledgers = build_task(recipe.task, rows, problems)
-        start = find_start(recipe, Store(store), problems)
+    with ErrorCollector() as errors:
+        recipe = read_recipe(recipe_path, overrides, errors)
+        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        task, examples, ledgers = build_task(recipe.task, rows, errors)
+        start = find_start(recipe, Store(store), errors)
     try:
         find_base(recipe.base)
     except BaseNotFoundError as error:

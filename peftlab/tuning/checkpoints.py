@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tuning.progress import Progress
 
 NOTE = "run.json"
@@ -47,9 +47,9 @@ def _fitting_checkpoint(folder: Path, identity: Mapping[str, str], progress: Pro
         progress.warn(f"there is no checkpoint in {folder} to resume from; starting at the beginning.")
         return None
     before = json.loads(note.read_text(encoding="utf8"))
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         for what, now in identity.items():
             if before.get(what, now) != now:
                 message = f"cannot resume: the {what} is not that of the interrupted run."
-                problems.add(message, hint="Change it back, or start anew without --resume.")
+                errors.add(message, hint="Change it back, or start anew without --resume.")
     return str(checkpoint)

@@ -5,7 +5,7 @@ from typing import Any
 
 from peftlab.base import UNLIMITED, Base
 from peftlab.data import Ledger
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, Task
 from peftlab.tuning.feature_cache import remembered_features
@@ -50,14 +50,14 @@ def input_length(base: Base, recipe: Recipe) -> int:
     """
     asked, taken = recipe.data.max_length, recipe.method.input_tokens
     there = (base.max_length if base.max_length < UNLIMITED else asked or UNSTATED) - taken
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if taken and there < SHORTEST:
             message = f"{taken} virtual tokens leave {max(0, there)} of the {base.max_length} that this base takes."
-            problems.add(message, key="method.num_virtual_tokens", hint="Take fewer.")
+            errors.add(message, key="method.num_virtual_tokens", hint="Take fewer.")
         elif asked and asked > there:
             virtual = f", of which {taken} are virtual" if taken else ""
             message = f"{asked} tokens are more than this base takes ({base.max_length}{virtual})."
-            problems.add(message, key="data.max_length")
+            errors.add(message, key="data.max_length")
     return asked or there
 
 
@@ -66,29 +66,29 @@ def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Le
         ledger.drop(task.empty)
         return
     _count_used(task, example, features, ledger)
-    ledger.targets_lost += task.lost(example, features)
+    ledger.num_lost_targets += task.lost(example, features)
 
 
 def _count_used(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
-    ledger.cut += any(feature.cut for feature in features)
+    ledger.truncated += any(feature.cut for feature in features)
     ledger.targets += task.count(example) + example.lost
 
 
 def _check_losses(
     task: Task, ledgers: Mapping[str, Ledger], max_length: int, max_lost: float, progress: Progress
 ) -> None:
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         for split, ledger in ledgers.items():
             told = (
                 f"{split} loses {ledger.lost_share:.0%}: {sum(ledger.dropped.values())} of {ledger.read} rows "
-                f"dropped, {ledger.targets_lost} of {ledger.targets} {task.targets} lost "
-                f"({ledger.cut} rows cut at {max_length} tokens)."
+                f"dropped, {ledger.num_lost_targets} of {ledger.targets} {task.targets} lost "
+                f"({ledger.truncated} rows cut at {max_length} tokens)."
             )
             if ledger.lost_share > max_lost:
                 hint = f"Raise data.max_length, split long rows, or allow it: data.max_lost: {ledger.lost_share:.2f}"
-                problems.add(told, key=f"data.{split}", hint=hint)
+                errors.add(told, key=f"data.{split}", hint=hint)
             elif ledger.lost_share > WARN_LOST:
                 progress.warn(told)
         if not ledgers["train"].used:
-            problems.add("no training row is left.", key="data.train")
+            errors.add("no training row is left.", key="data.train")

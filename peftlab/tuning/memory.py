@@ -9,23 +9,23 @@ import torch
 from transformers import PreTrainedModel
 
 from peftlab.base.quantization import DEVICES
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import TrainingSection
 
 OF_BITSANDBYTES = ("adamw_8bit", "adamw_bnb_8bit", "lion_8bit", "lion_32bit")
 """Its optimizers, beside the paged ones, whose names tell."""
 
 
-def check_optimizer(settings: TrainingSection, device: torch.device, problems: Problems) -> None:
+def check_optimizer(settings: TrainingSection, device: torch.device, errors: ErrorCollector) -> None:
     """Note an optimizer that `device` does not have. bitsandbytes' paged ones run on a CPU, but page nothing there."""
     name = settings.optim
     if name.startswith("paged_") and device.type != "cuda":
         message = f"'{name}' moves its state out of a GPU that is full, and this run computes on {device.type}."
         unpaged = name.removeprefix("paged_").replace("32bit", "8bit")
-        problems.add(message, key="training.optim", hint=f"Take {unpaged}.")
+        errors.add(message, key="training.optim", hint=f"Take {unpaged}.")
     elif name in OF_BITSANDBYTES and device.type not in DEVICES:
         message = f"'{name}' is of bitsandbytes, which computes on {' and '.join(DEVICES)}, not on {device.type}."
-        problems.add(message, key="training.optim", hint="Take adafactor, or --device cpu.")
+        errors.add(message, key="training.optim", hint="Take adafactor, or --device cpu.")
 
 
 def check_checkpointing(settings: TrainingSection, model: PreTrainedModel) -> None:
@@ -34,11 +34,11 @@ def check_checkpointing(settings: TrainingSection, model: PreTrainedModel) -> No
     Raises:
         RecipeError: it has none.
     """
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
             message = f"Transformers' '{model.config.model_type}' cannot compute its layers again going backward."
             hint = "Take it out. Smaller batches with gradient_accumulation_steps spare memory as well."
-            problems.add(message, key="training.gradient_checkpointing", hint=hint)
+            errors.add(message, key="training.gradient_checkpointing", hint=hint)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from peftlab.base import find_base
-from peftlab.errors import Problem, Problems
+from peftlab.errors import ErrorCollector, ValidationIssue
 from peftlab.recipe import DomainAdaptation, Recipe
 from peftlab.recipe.compatibility import check_together
 from peftlab.tasks import TASKS, Task
@@ -34,15 +34,15 @@ def with_objective(recipe: Recipe, task: Task) -> tuple[Recipe, Task]:
         return recipe, task
     config = find_base(recipe.base).config
     objective = section.objective or _pretrained_for(config)
-    with Problems() as problems:
-        for problem in _clashes(recipe, objective, config):
-            problems.add(problem.message, key=problem.key, hint=problem.hint)
+    with ErrorCollector() as errors:
+        for issue in _clashes(recipe, objective, config):
+            errors.add(issue.message, key=issue.key, hint=issue.hint)
     assert objective is not None  # or else that was a problem
     decided = section.model_copy(update={"objective": objective})
     recipe = recipe.model_copy(update={"task": decided})
     if section.objective is None:
-        with Problems() as problems:
-            check_together(recipe, problems)
+        with ErrorCollector() as errors:
+            check_together(recipe, errors)
     return recipe, TASKS[decided.type](**decided.model_dump(exclude={"type"}))
 
 
@@ -62,25 +62,27 @@ def _has_head(objective: str, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in architectures or auto_class in own
 
 
-def _clashes(recipe: Recipe, objective: str | None, config: Mapping[str, Any]) -> Iterator[Problem]:
+def _clashes(recipe: Recipe, objective: str | None, config: Mapping[str, Any]) -> Iterator[ValidationIssue]:
     model, kind, section = recipe.base.model, config.get("model_type"), recipe.task
     assert isinstance(section, DomainAdaptation)
     if config.get("is_encoder_decoder"):
         message = f"'{model}' ({kind}) is an encoder with a decoder, and domain-adaptation takes one or the other."
-        yield Problem(message, key="base.model", hint="Take an encoder with masks, or a causal language model.")
+        yield ValidationIssue(message, key="base.model", hint="Take an encoder with masks, or a causal language model.")
     elif objective is None:
         message = f"'{model}' ({kind}) is of an architecture that Transformers has no language model of."
-        yield Problem(message, key="base.model", hint="Take a text model that was pretrained as a language model.")
+        yield ValidationIssue(
+            message, key="base.model", hint="Take a text model that was pretrained as a language model."
+        )
     elif not _has_head(objective, config):
         message = f"'{model}' ({kind}) is of an architecture that has no head for {objective}."
-        yield Problem(message, key="task.objective", hint=f"Take {_other(objective)}, or another base.")
+        yield ValidationIssue(message, key="task.objective", hint=f"Take {_other(objective)}, or another base.")
     elif objective == "causal-lm" and _has_head("masked-lm", config) and not config.get("is_decoder"):
         message = f"'{model}' ({kind}) sees the tokens after each as well, so there is nothing to foresee."
-        yield Problem(message, key="task.objective", hint="Take masked-lm.")
+        yield ValidationIssue(message, key="task.objective", hint="Take masked-lm.")
     for key, fitting in (("mask_probability", "masked-lm"), ("generation", "causal-lm")):
         if objective and objective != fitting and getattr(section, key) is not None:
             message = f"'{model}' was pretrained for {objective}, which has none."
-            yield Problem(message, key=f"task.{key}", hint=f"Take it out: it belongs to {fitting}.")
+            yield ValidationIssue(message, key=f"task.{key}", hint=f"Take it out: it belongs to {fitting}.")
 
 
 def _other(objective: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks import Feature
 from peftlab.tasks.prediction import in_mode
 from peftlab.tasks.task import IGNORED
@@ -62,17 +62,17 @@ def check_packing(run: Run) -> None:
         RecipeError: they do not, or the base takes no positions.
     """
     chosen = sorted(run.features, key=len)[:3]
-    with Problems() as problems, in_mode(run.model, training=False), torch.inference_mode():
+    with ErrorCollector() as errors, in_mode(run.model, training=False), torch.inference_mode():
         try:
             together = _loss(run, packed(chosen, sum(map(len, chosen)), 0))
         except TypeError:
-            problems.add("this base takes no positions, so texts cannot be told apart.", key="training.packing")
+            errors.add("this base takes no positions, so texts cannot be told apart.", key="training.packing")
             return
         alone = _loss(run, run.task.collate(chosen, run.base.tokenizer))
         if not abs(together - alone) <= TOLERANCE:  # also for NaN
             message = f"three texts in one row have a loss of {together:.4f}, and side by side {alone:.4f}."
             hint = "With this base and method texts see each other: take packing out."
-            problems.add(message, key="training.packing", hint=hint)
+            errors.add(message, key="training.packing", hint=hint)
 
 
 def _loss(run: Run, batch: dict[str, Tensor]) -> float:

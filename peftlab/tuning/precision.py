@@ -7,7 +7,7 @@ import torch
 
 from peftlab.base import BEYOND_FP16
 from peftlab.base.quantization import layers_in_4bit
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import Quantization, TrainingSection
 
 TOO_LARGE_FOR_FP16 = "activations of {kind} leave the range of fp16."
@@ -29,12 +29,12 @@ def training_dtype(
     Raises:
         RecipeError: fp16 on another device than CUDA, or for a model whose numbers leave its range.
     """
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         hint = "Take it out: bf16 is chosen by itself where it is faster."
         if settings.fp16 and device.type != "cuda":
-            problems.add(FP16_ON_CUDA_ONLY.format(device=device.type), key="training.fp16", hint=hint)
+            errors.add(FP16_ON_CUDA_ONLY.format(device=device.type), key="training.fp16", hint=hint)
         if settings.fp16 and model_type in BEYOND_FP16:
-            problems.add(TOO_LARGE_FOR_FP16.format(kind=model_type), key="training.fp16", hint=hint)
+            errors.add(TOO_LARGE_FOR_FP16.format(kind=model_type), key="training.fp16", hint=hint)
     if settings.fp16:
         return torch.float16
     slow = settings.fp16 is not None or (quantization is not None and device.type == "cpu")

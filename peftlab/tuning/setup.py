@@ -4,7 +4,7 @@ from typing import Any
 
 from peftlab.base import UNLIMITED, choose_device, load_base
 from peftlab.data import Ledger, Rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods import adapt, heavier_than_its_base, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
@@ -42,9 +42,9 @@ def prepare(
     """
     recipe, task = with_objective(recipe, task)
     place, training = "cpu" if sharded else device, recipe.training
-    with Problems() as problems:
-        check_optimizer(training, choose_device(device), problems)
-        check_aligning(recipe, processes, problems)
+    with ErrorCollector() as errors:
+        check_optimizer(training, choose_device(device), errors)
+        check_aligning(recipe, processes, errors)
     base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
     check_checkpointing(training, base.model)
     max_length = input_length(base, recipe)
@@ -52,8 +52,8 @@ def prepare(
         progress.note(
             f"this base takes inputs of any length; the recipe names no data.max_length: {max_length} tokens."
         )
-    with Problems() as problems:
-        task.suit(Ground(base.tokenizer, base.model.config, max_length), examples, problems)
+    with ErrorCollector() as errors:
+        task.suit(Ground(base.tokenizer, base.model.config, max_length), examples, errors)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)

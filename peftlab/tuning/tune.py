@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.data import Ledger, load_rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.imports import heavy_imports
 from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.store import Adapter, Store
@@ -62,12 +62,12 @@ def tune(
     began, shelf, processes = time.monotonic(), Store(store), Processes.join(device)
     progress = progress if progress and processes.first else Progress()
 
-    with processes.together(), Problems() as problems:  # everything wrong with recipe and data, told at once
-        recipe = read_recipe(recipe_path, overrides, problems)
-        rows = load_rows(recipe.data, problems, plain=recipe.task.type in PLAIN_TEXT_TASKS)
-        task, examples, ledgers = build_task(recipe.task, rows, problems)
-        start = find_start(recipe, shelf, problems)
-        sharded = check_engine(recipe.training.distributed, processes, device, problems)
+    with processes.together(), ErrorCollector() as errors:  # everything wrong with recipe and data, told at once
+        recipe = read_recipe(recipe_path, overrides, errors)
+        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        task, examples, ledgers = build_task(recipe.task, rows, errors)
+        start = find_start(recipe, shelf, errors)
+        sharded = check_engine(recipe.training.distributed, processes, device, errors)
 
     # torch and its friends take seconds to import: only a recipe that can run has to wait for them
     with heavy_imports():

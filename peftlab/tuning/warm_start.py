@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.base import Base, blank_with_head
-from peftlab.errors import AdapterNotFoundError, IntegrityError, Problem, Problems
+from peftlab.errors import AdapterNotFoundError, ErrorCollector, IntegrityError, ValidationIssue
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter, Store
 from peftlab.tasks import Task
@@ -61,7 +61,7 @@ class Start:
         return {**told, "tensors": self.taken, "head": self.with_head, "anew": self.anew, "left": self.left}
 
 
-def find_start(recipe: Recipe, shelf: Store, problems: Problems) -> Adapter | None:
+def find_start(recipe: Recipe, shelf: Store, errors: ErrorCollector) -> Adapter | None:
     """The verified adapter that the recipe starts from; one that is absent, damaged or of another method is noted."""
     reference = recipe.method.start_from
     if reference is None:
@@ -71,11 +71,11 @@ def find_start(recipe: Recipe, shelf: Store, problems: Problems) -> Adapter | No
     try:
         adapter = store.verify(name)
     except (AdapterNotFoundError, IntegrityError) as error:
-        problems.add(str(error), key=KEY)
+        errors.add(str(error), key=KEY)
         return None
     if (method := adapter.manifest["method"]) != recipe.method.type:
         message = f"{adapter} is of method {method}, and this recipe's is {recipe.method.type}."
-        problems.add(message, key=KEY, hint="Take its method, or another adapter.")
+        errors.add(message, key=KEY, hint="Take its method, or another adapter.")
     return adapter
 
 
@@ -94,8 +94,8 @@ def begin_with(
     theirs, mine = load_file(adapter.folder / WEIGHTS), get_peft_model_state_dict(model, save_embedding_layers=False)
     _check_fitting(adapter, model, base)
     blank = blank_with_head(base.files, adapter.task, trust_remote_code=trust_remote_code)
-    with Problems() as problems:
-        anew, left = _Places(adapter, base, model, blank).apart(set(mine), set(theirs), problems)
+    with ErrorCollector() as errors:
+        anew, left = _Places(adapter, base, model, blank).apart(set(mine), set(theirs), errors)
     why = _why_no_head(adapter, task)
     held = () if not why else (*adapter.manifest["head_modules"], *base.head_modules)
     taken = {name: tensor for name, tensor in theirs.items() if name in mine and not _inside(name, held)}
@@ -106,19 +106,19 @@ def begin_with(
 
 
 def _check_fitting(adapter: Adapter, model: "PeftModel", base: Base) -> None:
-    with Problems() as problems:
-        for problem in (*_of_another_base(adapter, base), *_shaped_otherwise(adapter, model)):
-            problems.add(problem.message, key=problem.key, hint=problem.hint)
+    with ErrorCollector() as errors:
+        for issue in (*_of_another_base(adapter, base), *_shaped_otherwise(adapter, model)):
+            errors.add(issue.message, key=issue.key, hint=issue.hint)
 
 
 def _check_shapes(adapter: Adapter, taken: Mapping[str, "Tensor"], mine: Mapping[str, "Tensor"]) -> None:
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         for name in (name for name, tensor in taken.items() if tensor.shape != mine[name].shape):
             shapes = f"{tuple(taken[name].shape)} in {adapter}, and {tuple(mine[name].shape)} here"
-            problems.add(f"{name.removeprefix(IN_FILES)} is {shapes}.", key=KEY)
+            errors.add(f"{name.removeprefix(IN_FILES)} is {shapes}.", key=KEY)
 
 
-def _of_another_base(adapter: Adapter, base: Base) -> Iterator[Problem]:
+def _of_another_base(adapter: Adapter, base: Base) -> Iterator[ValidationIssue]:
     told = adapter.manifest["base"]
     for what, theirs, mine in (
         ("weights", told["fingerprint"], base.fingerprint),
@@ -128,10 +128,10 @@ def _of_another_base(adapter: Adapter, base: Base) -> Iterator[Problem]:
             message = (
                 f"{adapter} was tuned on '{told['model']}' with {what} {theirs[:12]}…, and this base has {mine[:12]}…."
             )
-            yield Problem(message, key=KEY, hint="Take the same base, or another adapter.")
+            yield ValidationIssue(message, key=KEY, hint="Take the same base, or another adapter.")
 
 
-def _shaped_otherwise(adapter: Adapter, model: "PeftModel") -> Iterator[Problem]:
+def _shaped_otherwise(adapter: Adapter, model: "PeftModel") -> Iterator[ValidationIssue]:
     """A problem for each field of the method that an adapter of these weights cannot have otherwise."""
     theirs = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
     mine = json.loads(json.dumps(model.peft_config["default"].to_dict(), default=_plain))
@@ -140,7 +140,7 @@ def _shaped_otherwise(adapter: Adapter, model: "PeftModel") -> Iterator[Problem]
         if theirs[field] == mine[field] or training_only or field in (*OF_ITS_MAKING, *PLACES):
             continue
         message = f"it is {mine[field]} here, and {theirs[field]} in {adapter}, which this recipe starts from."
-        yield Problem(message, key=f"method.{field}", hint=f"Take {theirs[field]}, or another adapter.")
+        yield ValidationIssue(message, key=f"method.{field}", hint=f"Take {theirs[field]}, or another adapter.")
 
 
 def _plain(value: Any) -> Any:
@@ -161,7 +161,7 @@ class _Places:
         self._theirs = {name for name, _ in blank.named_modules()}
         self._mine = {name for name, _ in model.get_base_model().named_modules()}
 
-    def apart(self, mine: set[str], theirs: set[str], problems: Problems) -> tuple[list[str], list[str]]:
+    def apart(self, mine: set[str], theirs: set[str], errors: ErrorCollector) -> tuple[list[str], list[str]]:
         """Modules with a delta in one alone, since the other's model has no such module.
 
         One that both models have, and only one adapts, is a problem.
@@ -174,7 +174,7 @@ class _Places:
             if adapted:
                 ends = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
                 hint = "Take the same target_modules and layers, or another adapter."
-                problems.add(f"{by} adapts {len(adapted)} modules ({ends}) that {not_by} does not.", key=KEY, hint=hint)
+                errors.add(f"{by} adapts {len(adapted)} modules ({ends}) that {not_by} does not.", key=KEY, hint=hint)
         return sorted(only_mine - self._theirs), sorted(only_theirs - self._mine)
 
     def _modules(self, tensors: set[str]) -> set[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.data import load_rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[1]
@@ -31,8 +31,8 @@ ROWS = 2000
 
 def rows_of(recipe_name: str) -> Iterator[dict[str, Any]]:
     """All rows of a recipe's data, test rows first."""
-    with Problems() as problems:
-        rows = load_rows(read_recipe(RECIPES / f"{recipe_name}.yaml").data, problems)
+    with ErrorCollector() as errors:
+        rows = load_rows(read_recipe(RECIPES / f"{recipe_name}.yaml").data, errors)
     for split in ("test", "validation", "train"):
         yield from (row.fields for row in rows.splits[split].rows)
 

@@ -15,7 +15,7 @@ import peftlab
 from peftlab.base import BaseFiles, load_backbone, load_base
 from peftlab.base.quantization import check_device
 from peftlab.data import Row
-from peftlab.errors import DeviceNotFoundError, IntegrityError, Problems, RecipeError
+from peftlab.errors import DeviceNotFoundError, ErrorCollector, IntegrityError, RecipeError
 from peftlab.recipe import BaseSection, TrainingSection
 from peftlab.store import Store
 from peftlab.tasks import TASKS
@@ -207,10 +207,10 @@ def test_what_cannot_work_is_told_before_the_base_is_loaded(tiny_base, tmp_path,
 
 def test_optimizers_of_bitsandbytes_want_a_device_it_knows():
     for device, count in (("cuda", 0), ("cpu", 1), ("mps", 2)):
-        problems = Problems()
+        errors = ErrorCollector()
         for name in ("adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused"):
-            check_optimizer(TrainingSection(optim=name), torch.device(device), problems)
-        assert len(problems.found) == count
+            check_optimizer(TrainingSection(optim=name), torch.device(device), errors)
+        assert len(errors.issues) == count
 
 
 # training

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import peftlab
-from peftlab.errors import IntegrityError, MemoryBudgetError, Problems, RecipeError
+from peftlab.errors import ErrorCollector, IntegrityError, MemoryBudgetError, RecipeError
 from peftlab.runtime import bank as banking
 from peftlab.runtime import request as requests
 from peftlab.store import Store
@@ -451,11 +451,11 @@ def test_wrong_rows_far_behind_are_told_before_anything_is_computed(predict, tmp
 
 def test_rows_are_read_for_their_problems_without_being_kept(task_store):  # noqa: F811
     task = Store(task_store).resolve("classes").task
-    problems = Problems()
-    examples = read_asked((("classes", text) for text in ["a", "b"]), {"classes": task}, problems, first=7)
+    errors = ErrorCollector()
+    examples = read_asked((("classes", text) for text in ["a", "b"]), {"classes": task}, errors, first=7)
     assert [example.where for example in examples] == ["row 7", "row 8"]
-    list(read_asked([("classes", {"texts": "a"})], {"classes": task}, problems, first=7))
-    assert [(problem.where, problem.key) for problem in problems.found] == [("row 7", "")]
+    list(read_asked([("classes", {"texts": "a"})], {"classes": task}, errors, first=7))
+    assert [(issue.where, issue.key) for issue in errors.issues] == [("row 7", "")]
 
 
 def in_terminal(store, file, *options, stdout_too):

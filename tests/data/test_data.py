@@ -9,7 +9,7 @@ from peftlab.data import Ledger, Row, Rows, Split, load_rows
 from peftlab.data.loading import guess_format
 from peftlab.data.markup import parse_markup, write_markup
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
 
 
@@ -18,10 +18,10 @@ def load(tmp_path, write):
     """Load a data section whose training rows are `content`; give rows and problems, without the folder."""
 
     def load(name, content, **section):
-        problems = Problems()
+        errors = ErrorCollector()
         uncarved = {"validation": str(write("other.jsonl", "{}\n"))}
-        rows = load_rows(DataSection(train=str(write(name, content)), **{**uncarved, **section}), problems)
-        return rows, [str(problem).replace(f"{tmp_path}/", "") for problem in problems.found]
+        rows = load_rows(DataSection(train=str(write(name, content)), **{**uncarved, **section}), errors)
+        return rows, [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
 
     return load
 
@@ -31,8 +31,8 @@ def fields(load):
     """The fields of every training row, where nothing is wrong."""
 
     def fields(name, content, **section):
-        rows, problems = load(name, content, **section)
-        assert problems == []
+        rows, errors = load(name, content, **section)
+        assert errors == []
         return [row.fields for row in rows.splits["train"].rows]
 
     return fields
@@ -62,8 +62,8 @@ def parquet(tables, path, columns, **features):
 
 
 def test_jsonl_rows_keep_their_fields_and_their_lines(load):
-    rows, problems = load("train.jsonl", '{"text": "é", "n": 1}\n\n  \n{"text": "b", "x": [null, {"y": 1.5}]}')
-    assert problems == []
+    rows, errors = load("train.jsonl", '{"text": "é", "n": 1}\n\n  \n{"text": "b", "x": [null, {"y": 1.5}]}')
+    assert errors == []
     assert [row.fields for row in rows.splits["train"].rows] == [
         {"text": "é", "n": 1},
         {"text": "b", "x": [None, {"y": 1.5}]},
@@ -72,7 +72,7 @@ def test_jsonl_rows_keep_their_fields_and_their_lines(load):
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    ("line", "issue"),
     [
         (
             "{bad",
@@ -84,14 +84,14 @@ def test_jsonl_rows_keep_their_fields_and_their_lines(load):
         ("null", "expected a JSON object, found NoneType"),
     ],
 )
-def test_a_broken_json_line_is_told_with_its_place(told, line, problem):
-    assert told("train.jsonl", f'{{"a": 1}}\n{line}\n') == [f"train.jsonl:2: {problem}"]
+def test_a_broken_json_line_is_told_with_its_place(told, line, issue):
+    assert told("train.jsonl", f'{{"a": 1}}\n{line}\n') == [f"train.jsonl:2: {issue}"]
 
 
 def test_only_the_first_five_broken_rows_are_told_and_the_others_counted(told):
-    problems = told("train.jsonl", '{"a": 1}\n' + "[]\n" * 8)
-    assert problems[:5] == [f"train.jsonl:{n}: expected a JSON object, found list" for n in range(2, 7)]
-    assert problems[5:] == ["… and 3 more rows like these."]
+    errors = told("train.jsonl", '{"a": 1}\n' + "[]\n" * 8)
+    assert errors[:5] == [f"train.jsonl:{n}: expected a JSON object, found list" for n in range(2, 7)]
+    assert errors[5:] == ["… and 3 more rows like these."]
 
 
 def test_five_broken_rows_are_all_told(told):
@@ -234,8 +234,8 @@ def test_a_broken_line_of_markup_raises_a_row_error():
 
 
 def test_csv_rows_are_those_of_the_table(load, tables):
-    rows, problems = load("train.csv", 'text,n\n"a, ""b""",1\ncafé,2\n')
-    assert problems == []
+    rows, errors = load("train.csv", 'text,n\n"a, ""b""",1\ncafé,2\n')
+    assert errors == []
     assert [row.fields for row in rows.splits["train"].rows] == [
         {"text": 'a, "b"', "n": "1"},
         {"text": "café", "n": "2"},
@@ -275,28 +275,28 @@ def test_a_local_folder_is_loaded_by_the_names_of_its_splits(tables, tmp_path):
     folder.mkdir()
     for name, texts in {"train": ["a", "b"], "test": ["c"]}.items():
         (folder / f"{name}.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
-    problems = Problems()
-    rows = load_rows(DataSection(dataset=str(folder), train="train", validation=0.5, test="test"), problems)
-    assert problems.found == []
+    errors = ErrorCollector()
+    rows = load_rows(DataSection(dataset=str(folder), train="train", validation=0.5, test="test"), errors)
+    assert errors.issues == []
     assert {name: len(split.rows) for name, split in rows} == {"train": 1, "validation": 1, "test": 1}
     assert rows.splits["test"].rows == [Row({"text": "c"}, f"{folder}/test row 1")]
 
 
 def test_a_split_that_a_dataset_lacks_is_told(tables, tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n{}\n")
-    problems = Problems()
-    load_rows(DataSection(dataset=str(tmp_path), train="trian"), problems)
-    assert [str(problem) for problem in problems.found] == [
+    errors = ErrorCollector()
+    load_rows(DataSection(dataset=str(tmp_path), train="trian"), errors)
+    assert [str(issue) for issue in errors.issues] == [
         f"data.train: dataset '{tmp_path}', split 'trian' cannot be loaded: "
         "Unknown split \"trian\". Should be one of ['train']."
     ]
 
 
 def test_a_dataset_that_is_not_there_is_told_without_asking_the_network(tables, tmp_path):
-    problems = Problems()
-    load_rows(DataSection(dataset="nobody/nothing", train="train"), problems)
-    [problem] = problems.found
-    assert problem.message.startswith("dataset 'nobody/nothing', split 'train' cannot be loaded: ")
+    errors = ErrorCollector()
+    load_rows(DataSection(dataset="nobody/nothing", train="train"), errors)
+    [issue] = errors.issues
+    assert issue.message.startswith("dataset 'nobody/nothing', split 'train' cannot be loaded: ")
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,10 @@ def test_a_dataset_that_is_not_there_is_told_without_asking_the_network(tables, 
     ids=["ragged", "latin-1", "empty", "header-only", "no-parquet", "empty-parquet"],
 )
 def test_a_table_that_cannot_be_read_is_told_with_its_file(told, tables, name, content):
-    problems = told(name, content)
-    assert len(problems) == 1
-    assert name in problems[0]
-    assert "\n" not in problems[0]
+    errors = told(name, content)
+    assert len(errors) == 1
+    assert name in errors[0]
+    assert "\n" not in errors[0]
 
 
 # --- formats, files, columns
@@ -383,28 +383,28 @@ def test_a_column_that_no_row_has_is_told_with_the_nearest(told, write):
 
 def test_a_missing_file_is_told_with_the_nearest_one(write, tmp_path):
     write("train.txt", "a")
-    problems = Problems(places={"data.train": "r.yaml:7"})
-    load_rows(DataSection(train=str(tmp_path / "trian.txt")), problems)
-    assert [str(problem) for problem in problems.found] == [
+    errors = ErrorCollector(locations={"data.train": "r.yaml:7"})
+    load_rows(DataSection(train=str(tmp_path / "trian.txt")), errors)
+    assert [str(issue) for issue in errors.issues] == [
         f"r.yaml:7  data.train: no such file: {tmp_path}/trian.txt. Did you mean 'train.txt'? Files there: train.txt."
     ]
 
 
 def test_a_missing_folder_is_told(tmp_path):
-    problems = Problems()
-    load_rows(DataSection(train=str(tmp_path / "no" / "train.txt")), problems)
-    assert [str(problem) for problem in problems.found] == [
+    errors = ErrorCollector()
+    load_rows(DataSection(train=str(tmp_path / "no" / "train.txt")), errors)
+    assert [str(issue) for issue in errors.issues] == [
         f"data.train: no such file: {tmp_path}/no/train.txt. There is no folder {tmp_path}/no."
     ]
 
 
 @pytest.mark.parametrize("form", ["auto", "conll", "jsonl", "markup", "csv", "parquet"])
 def test_a_folder_is_no_file(tables, tmp_path, form):
-    problems = Problems()
-    load_rows(DataSection(train=str(tmp_path), format=form), problems)
-    [problem] = problems.found
+    errors = ErrorCollector()
+    load_rows(DataSection(train=str(tmp_path), format=form), errors)
+    [issue] = errors.issues
     assert (
-        str(problem) == f"data.train: {tmp_path} is a folder. Name a file in it, or load it as a dataset: data.dataset."
+        str(issue) == f"data.train: {tmp_path} is a folder. Name a file in it, or load it as a dataset: data.dataset."
     )
 
 
@@ -428,8 +428,8 @@ NUMBERS = "".join(f'{{"n": {n}}}\n' for n in range(40))
 
 
 def carved(load, **section):
-    rows, problems = load("train.jsonl", NUMBERS, **section)
-    assert problems == []
+    rows, errors = load("train.jsonl", NUMBERS, **section)
+    assert errors == []
     return {name: [row.fields["n"] for row in split.rows] for name, split in rows}
 
 
@@ -503,8 +503,8 @@ def test_other_data_hashes_differently(other):
 
 def test_a_table_with_dates_can_be_hashed(load, tables, tmp_path):
     columns = {"text": ["a", "b"], "day": [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 2)]}
-    rows, problems = load("train.parquet", parquet(tables, tmp_path / "made.parquet", columns))
-    assert problems == []
+    rows, errors = load("train.parquet", parquet(tables, tmp_path / "made.parquet", columns))
+    assert errors == []
     assert re.fullmatch(r"[0-9a-f]{64}", rows.content_hash)
 
 
@@ -512,20 +512,27 @@ def test_a_table_with_dates_can_be_hashed(load, tables, tmp_path):
 
 
 def test_the_lost_share_is_the_larger_of_rows_and_targets():
-    ledger = Ledger(read=10, targets=20, targets_lost=8)
+    ledger = Ledger(read=10, targets=20, num_lost_targets=8)
     ledger.drop("empty")
     ledger.drop("empty")
     ledger.drop("other")
     assert ledger.dropped == {"empty": 2, "other": 1}
     assert ledger.lost_share == pytest.approx(0.4)
-    ledger.targets_lost = 2
+    ledger.num_lost_targets = 2
     assert ledger.lost_share == pytest.approx(0.3)
     assert Ledger().lost_share == 0.0
 
 
 def test_the_ledger_notes_only_what_happened():
     ledger = Ledger()
-    ledger.note("widened", 0)
-    ledger.note("joined", 2)
-    ledger.note("joined")
+    ledger.add_warning("widened", 0)
+    ledger.add_warning("joined", 2)
+    ledger.add_warning("joined")
     assert ledger.as_dict()["notes"] == {"joined": 3}
+
+
+def test_ledger_round_trips_through_published_keys():
+    ledger = Ledger(source="f", read=9, used=7, truncated=2, targets=9, num_lost_targets=1, warnings={"joined": 3})
+    counts = ledger.as_dict()
+    assert (counts["cut"], counts["targets_lost"], counts["notes"]) == (2, 1, {"joined": 3})
+    assert Ledger.from_dict(counts) == ledger

@@ -11,7 +11,7 @@ import pytest
 
 from peftlab.data import load_rows
 from peftlab.data.loading import guess_format
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
 
 SQUAD = {
@@ -52,12 +52,12 @@ def load(tmp_path, write):
     """Rows of a file that is the training split, and what is wrong with it, without the folder."""
 
     def load(name, content, **section):
-        problems = Problems()
+        errors = ErrorCollector()
         other = write(
             "other.jsonl", "{}\n".encode(section.get("encoding", "utf8") if isinstance(content, bytes) else "utf8")
         )
-        rows = load_rows(DataSection(train=str(write(name, content)), validation=str(other), **section), problems)
-        told = [str(problem).replace(f"{tmp_path}/", "") for problem in problems.found]
+        rows = load_rows(DataSection(train=str(write(name, content)), validation=str(other), **section), errors)
+        told = [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
         return (rows.splits["train"].rows if "train" in rows.splits else []), told
 
     return load
@@ -170,9 +170,9 @@ def test_rows_before_and_after_a_ragged_one_are_read(load):
 
 
 def test_two_columns_of_one_name_are_told_not_merged(told):
-    problems = told("train.csv", "text,label,text\na,b,c\n")
-    assert len(problems) == 1
-    assert problems[0].startswith("train.csv:1: ")
+    errors = told("train.csv", "text,label,text\na,b,c\n")
+    assert len(errors) == 1
+    assert errors[0].startswith("train.csv:1: ")
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
@@ -226,23 +226,23 @@ def test_an_object_of_a_list_is_at_the_line_it_begins_at(lines, content, expecte
     ids=["truncated", "no-end", "no-end-after-comma", "no-colon", "a-list", "a-string", "empty"],
 )
 def test_a_broken_list_of_objects_is_told_with_its_line(told, content, expected):
-    problems = told("train.json", content)
-    assert problems[0].startswith(f"train.json:{expected.partition(' at the end')[0]}")
-    assert len([problem for problem in problems if "expected" in problem]) == 1
+    errors = told("train.json", content)
+    assert errors[0].startswith(f"train.json:{expected.partition(' at the end')[0]}")
+    assert len([issue for issue in errors if "expected" in issue]) == 1
 
 
 @pytest.mark.parametrize("more", ['\n[{"a": 2}]\n', "\n{}\n", "\nxyzzy\n"])
 def test_what_follows_the_list_is_told_not_left_out(told, more):
-    problems = told("train.json", f'[{{"a": 1}}]{more}')
-    assert len(problems) == 1
-    assert problems[0].startswith("train.json:2: expected ")
+    errors = told("train.json", f'[{{"a": 1}}]{more}')
+    assert len(errors) == 1
+    assert errors[0].startswith("train.json:2: expected ")
 
 
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 def test_nesting_without_end_is_told_not_a_crash(told, name):
-    problems = told(name, "[" * 100_000)
-    assert problems
-    assert problems[0].startswith(f"{name}:1: expected ")
+    errors = told(name, "[" * 100_000)
+    assert errors
+    assert errors[0].startswith(f"{name}:1: expected ")
 
 
 def test_the_same_rows_hash_alike_from_a_list_and_from_lines(tmp_path, write):
@@ -251,9 +251,9 @@ def test_the_same_rows_hash_alike_from_a_list_and_from_lines(tmp_path, write):
     written = {"a.jsonl": lines, "b.json": json.dumps(rows, indent=1), "c.json": lines, "d.txt": lines}
     hashes = set()
     for name, content in written.items():
-        with Problems() as problems:
+        with ErrorCollector() as errors:
             section = DataSection(train=str(write(name, content)), validation=str(write("v.jsonl", "{}\n")))
-            hashes.add(load_rows(section, problems).content_hash)
+            hashes.add(load_rows(section, errors).content_hash)
     assert len(hashes) == 1
 
 
@@ -327,9 +327,9 @@ def test_a_broken_squad_file_is_told_with_the_place_and_what_was_expected(told, 
 
 def test_a_truncated_squad_file_is_told_with_its_line(told):
     text = json.dumps(SQUAD, indent=2)
-    [problem] = [line for line in told("train.json", text[: text.index('"b1"') + 4]) if "holds no rows" not in line]
+    [issue] = [line for line in told("train.json", text[: text.index('"b1"') + 4]) if "holds no rows" not in line]
     line = text[: text.index('"b1"')].count("\n") + 1
-    assert problem.startswith(f"train.json:{line}: expected JSON; ")
+    assert issue.startswith(f"train.json:{line}: expected JSON; ")
 
 
 @pytest.mark.parametrize(("kind", "count"), [("json", 12_000), ("squad", 4_000)])
@@ -339,8 +339,8 @@ def test_a_large_file_is_read_in_a_moment(write, kind, count):
     document = rows if kind == "json" else {"data": [{"paragraphs": [{"context": "c", "qas": rows}]}]}
     section = DataSection(train=str(write("train.json", json.dumps(document, indent=1))), validation=0.5)
     began = time.monotonic()
-    with Problems() as problems:
-        load_rows(section, problems)
+    with ErrorCollector() as errors:
+        load_rows(section, errors)
     assert time.monotonic() - began < 2
 
 
@@ -394,17 +394,17 @@ def test_an_unknown_encoding_is_told_once_a_file_and_not_as_a_crash(told, name):
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "ascii", "undefined"])
 def test_a_file_in_another_encoding_is_told_not_a_crash(told, encoding):
-    problems = told("train.csv", "text,label\ncafé,b\n", encoding=encoding)
-    assert problems
-    assert "train.csv" in problems[0] or "data.encoding" in problems[0]
+    errors = told("train.csv", "text,label\ncafé,b\n", encoding=encoding)
+    assert errors
+    assert "train.csv" in errors[0] or "data.encoding" in errors[0]
 
 
 @pytest.mark.parametrize("rows", [10, 5000])
 def test_a_file_that_is_not_utf8_is_told_with_the_right_byte(told, rows):
     content = b"text,label\n" + b"fine,good\n" * rows + b"caf\xe9,bad\n"
-    [problem] = told("train.csv", content)
+    [issue] = told("train.csv", content)
     line = rows + 2
-    assert f"byte {content.index(0xE9)}" in problem or f"train.csv:{line}" in problem
+    assert f"byte {content.index(0xE9)}" in issue or f"train.csv:{line}" in issue
 
 
 @pytest.mark.parametrize(
@@ -437,15 +437,15 @@ PROSE = "\ufeffAda [wrote](LOC) to x-\r\n\r\n  London . O\r\nit-\n \n\n\nRome O"
 
 
 def test_a_line_of_plain_text_is_a_row_and_no_mark_in_it_means_anything(load):
-    rows, problems = load("train.txt", PROSE, format="text")
-    assert problems == []
+    rows, errors = load("train.txt", PROSE, format="text")
+    assert errors == []
     found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
     assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O", "3"), ("it-", "4"), ("Rome O", "8")]
 
 
 def test_a_paragraph_ends_at_a_blank_line(load):
-    rows, problems = load("train.txt", PROSE, format="paragraphs")
-    assert problems == []
+    rows, errors = load("train.txt", PROSE, format="paragraphs")
+    assert errors == []
     found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
     assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O\nit-", "3"), ("Rome O", "8")]
 

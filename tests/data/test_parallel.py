@@ -3,13 +3,13 @@
 import pytest
 
 from peftlab.data import load_rows
-from peftlab.errors import Problems, RecipeError
+from peftlab.errors import ErrorCollector, RecipeError
 from peftlab.recipe import DataSection
 
 
 def rows_of(**section):
-    with Problems() as problems:
-        return load_rows(DataSection(**section), problems).splits["train"].rows
+    with ErrorCollector() as errors:
+        return load_rows(DataSection(**section), errors).splits["train"].rows
 
 
 def test_two_files_are_read_line_by_line(write):

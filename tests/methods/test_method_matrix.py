@@ -236,7 +236,7 @@ def test_what_cannot_work_is_refused_before_training_in_words(cell, record_prope
     record_property("cell", (method, base, quantization))
     with pytest.raises(RecipeError, match=refusal(method, base, quantization)) as told:
         cell(method, base, quantization)
-    record_property("refused", told.value.problems[0].message)
+    record_property("refused", told.value.errors[0].message)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.errors import Problems, RecipeError
+from peftlab.errors import ErrorCollector, RecipeError
 from peftlab.recipe import Head, Lora, Recipe, bytes_in, parse_override, read_recipe, recipe_yaml
 
 SHORTEST = """\
@@ -37,7 +37,7 @@ def told(tmp_path):
     def told(path, overrides=None):
         with pytest.raises(RecipeError) as caught:
             read_recipe(path, overrides)
-        return [str(problem).replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+        return [str(issue).replace(f"{tmp_path}/", "") for issue in caught.value.errors]
 
     return told
 
@@ -112,7 +112,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("section", "problem"),
+    ("section", "issue"),
     [
         ('method: {r: "8"}', "method.r: should be a valid integer, not '8'."),
         ("method: {r: true}", "method.r: should be a valid integer, not True."),
@@ -186,12 +186,12 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("xyzzy: 1", "xyzzy: unknown key. Keys here: base, data, method, name, task, training."),
     ],
 )
-def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, section, problem):
-    assert told(write(f"{SHORTEST}{section}\n")) == [f"recipe.yaml:{NEXT_LINE}  {problem}"]
+def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, section, issue):
+    assert told(write(f"{SHORTEST}{section}\n")) == [f"recipe.yaml:{NEXT_LINE}  {issue}"]
 
 
 @pytest.mark.parametrize(
-    ("line", "wrong", "problem"),
+    ("line", "wrong", "issue"),
     [
         ("name: ner-news", "name: NER news", "recipe.yaml:1  name: "),
         ("name: ner-news", "name: x", "recipe.yaml:1  name: "),
@@ -222,22 +222,22 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
         ("data:\n  train: train.txt", "data: train.txt", "recipe.yaml:6  data: should be "),
     ],
 )
-def test_a_wrong_value_is_told_once(write, told, line, wrong, problem):
-    problems = told(write(SHORTEST.replace(line, wrong)))
-    assert len(problems) == 1, problems
-    assert problems[0].startswith(problem)
+def test_a_wrong_value_is_told_once(write, told, line, wrong, issue):
+    errors = told(write(SHORTEST.replace(line, wrong)))
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(issue)
 
 
 def test_a_name_that_is_refused_says_what_a_name_may_hold(write, told):
-    [problem] = told(write(SHORTEST.replace("ner-news", "NER news")))
-    assert "'NER news'" in problem
-    assert "[a-z0-9-]" in problem or "lower-case" in problem
+    [issue] = told(write(SHORTEST.replace("ner-news", "NER news")))
+    assert "'NER news'" in issue
+    assert "[a-z0-9-]" in issue or "lower-case" in issue
 
 
 @pytest.mark.parametrize("line", ["learning_rate: .inf", "max_grad_norm: .inf", "warmup_ratio: .nan"])
 def test_a_number_must_be_finite(write, told, line):
-    [problem] = told(write(f"{SHORTEST}training: {{{line}}}\n"))
-    assert problem.startswith(f"recipe.yaml:{NEXT_LINE}  training.{line.split(':')[0]}: ")
+    [issue] = told(write(f"{SHORTEST}training: {{{line}}}\n"))
+    assert issue.startswith(f"recipe.yaml:{NEXT_LINE}  training.{line.split(':')[0]}: ")
 
 
 def test_missing_sections_are_all_told(write, told):
@@ -278,8 +278,8 @@ training:
     keys_of_data = (
         "columns, dataset, encoding, format, header, max_length, max_lost, seed, subset, test, train, validation"
     )
-    problems = told(path)
-    assert problems[:-1] == [
+    errors = told(path)
+    assert errors[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
         "Keys here: attn_implementation, model, quantization, revision, trust_remote_code.",
@@ -293,33 +293,33 @@ training:
         "recipe.yaml:16  training.learning_rate: should be a valid number, not 'fast'.",
         "recipe.yaml:17  training.seed: should be greater than or equal to 0, not -1.",
     ]
-    assert problems[-1].startswith(
+    assert errors[-1].startswith(
         "recipe.yaml:18  training.num_train_epoch: unknown key. Did you mean 'num_train_epochs'? "
         "Keys here: base_dropout, bf16, distributed, early_"
     )
 
 
 def test_a_misspelled_section_is_repaired_so_that_what_is_in_it_is_checked_too(write, told):
-    problems = told(write(f"{SHORTEST}trainig:\n  seed: many\n"))
-    assert problems[0].startswith(f"recipe.yaml:{NEXT_LINE}  trainig: unknown key.")
-    assert problems[1:] == [f"recipe.yaml:{NEXT_LINE + 1}  training.seed: should be a valid integer, not 'many'."]
+    errors = told(write(f"{SHORTEST}trainig:\n  seed: many\n"))
+    assert errors[0].startswith(f"recipe.yaml:{NEXT_LINE}  trainig: unknown key.")
+    assert errors[1:] == [f"recipe.yaml:{NEXT_LINE + 1}  training.seed: should be a valid integer, not 'many'."]
 
 
 def test_a_misspelled_required_key_is_not_told_as_missing_too(write, told):
-    problems = told(write(SHORTEST.replace("train: train.txt", "trian: train.txt")))
-    assert len(problems) == 1, problems
-    assert problems[0].startswith("recipe.yaml:7  data.trian: unknown key. Did you mean 'train'?")
+    errors = told(write(SHORTEST.replace("train: train.txt", "trian: train.txt")))
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("recipe.yaml:7  data.trian: unknown key. Did you mean 'train'?")
 
 
 def test_a_repaired_recipe_comes_back_where_the_caller_collects_problems(write):
-    problems = Problems()
-    recipe = read_recipe(write(f"{SHORTEST}method: {{r: many}}\ntrainig: {{seed: 7}}\n"), problems=problems)
-    assert [problem.key for problem in problems.found] == ["method.r", "trainig"]
+    errors = ErrorCollector()
+    recipe = read_recipe(write(f"{SHORTEST}method: {{r: many}}\ntrainig: {{seed: 7}}\n"), errors=errors)
+    assert [issue.key for issue in errors.issues] == ["method.r", "trainig"]
     assert (recipe.method.r, recipe.training.seed) == (8, 7)
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "issue"),
     [
         (f"{SHORTEST}name: twice\n", f"recipe.yaml:{NEXT_LINE}: not valid YAML: found duplicate key"),
         (f"{SHORTEST}method: {{r: 8\n", "not valid YAML: "),
@@ -331,10 +331,10 @@ def test_a_repaired_recipe_comes_back_where_the_caller_collects_problems(write):
         ("ner-news\n", "recipe.yaml: a recipe is a mapping, with at least name, base, task and data."),
     ],
 )
-def test_what_is_no_recipe_at_all_is_refused_with_its_line(write, told, text, problem):
-    problems = told(write(text))
-    assert len(problems) == 1
-    assert problem in problems[0]
+def test_what_is_no_recipe_at_all_is_refused_with_its_line(write, told, text, issue):
+    errors = told(write(text))
+    assert len(errors) == 1
+    assert issue in errors[0]
 
 
 def test_yaml_merge_keys_are_read(write):
@@ -344,8 +344,8 @@ def test_yaml_merge_keys_are_read(write):
 
 def test_a_recipe_that_is_not_there_is_answered_with_near_ones(write, told, tmp_path):
     write(SHORTEST)
-    [problem] = told(tmp_path / "recpie.yaml")
-    assert problem == "recpie.yaml: no such recipe. Did you mean 'recipe.yaml'? Recipes there: recipe.yaml."
+    [issue] = told(tmp_path / "recpie.yaml")
+    assert issue == "recpie.yaml: no such recipe. Did you mean 'recipe.yaml'? Recipes there: recipe.yaml."
 
 
 def test_a_folder_or_a_file_that_is_not_utf8_is_refused(told, tmp_path):
@@ -406,7 +406,7 @@ def test_overrides_replace_what_is_written_and_open_new_sections(write):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "problem"),
+    ("key", "value", "issue"),
     [
         ("method.r", "many", "-o method.r=many  method.r: should be a valid integer, not 'many'."),
         ("method.rr", 4, "-o method.rr=4  method.rr: unknown key. Did you mean 'r'? Keys here: "),
@@ -415,11 +415,11 @@ def test_overrides_replace_what_is_written_and_open_new_sections(write):
         ("optimizer.name", "x", "-o optimizer.name=x  optimizer: unknown key. Keys here: base, data, "),
     ],
 )
-def test_a_wrong_override_is_told_as_it_was_typed(write, told, key, value, problem):
+def test_a_wrong_override_is_told_as_it_was_typed(write, told, key, value, issue):
     path = write(SHORTEST.replace("token-classification", "token-classification\n  labels: [PER]"))
-    problems = told(path, {key: value})
-    assert len(problems) == 1
-    assert problems[0].startswith(problem)
+    errors = told(path, {key: value})
+    assert len(errors) == 1
+    assert errors[0].startswith(issue)
 
 
 @pytest.mark.parametrize("text", ["method.r=true", "method.r=null", "method.r=[1, a]", "training.seed=0.5"])
@@ -429,8 +429,8 @@ def test_the_value_of_a_wrong_override_is_told_as_yaml(write, told, text):
 
 
 def test_a_wrong_override_and_a_wrong_line_are_told_together(write, told):
-    problems = told(write(f"{SHORTEST}method: {{r: many}}\n"), {"training.seed": "x"})
-    assert [problem.split(": ")[0] for problem in problems] == [
+    errors = told(write(f"{SHORTEST}method: {{r: many}}\n"), {"training.seed": "x"})
+    assert [issue.split(": ")[0] for issue in errors] == [
         "-o training.seed=x  training.seed",
         f"recipe.yaml:{NEXT_LINE}  method.r",
     ]
@@ -585,8 +585,8 @@ def test_an_empty_section_means_its_defaults(write):
 
 @pytest.mark.parametrize("name", ["News", "-news", "a", "ner_news", "../x", "a" * 64])
 def test_a_name_that_cannot_be_one_is_told_in_words(write, told, name):
-    (problem,) = told(write(SHORTEST.replace("ner-news", name)))
-    assert problem == (
+    (issue,) = told(write(SHORTEST.replace("ner-news", name)))
+    assert issue == (
         "recipe.yaml:1  name: should be 2 to 63 lower-case letters, digits and dashes, "
         f"and not begin with a dash, not '{name}'."
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import peftlab
 from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.data import Row, load_rows
-from peftlab.errors import Problems, RecipeError, TuningInterrupted
+from peftlab.errors import ErrorCollector, RecipeError, TuningInterrupted
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
@@ -50,7 +50,7 @@ def told(tmp_path):
         path.write_text(f"name: my-task\nbase:\n  model: some/model\n{task}\ndata:\n  train: train.txt\n")
         with pytest.raises(RecipeError) as caught:
             read_recipe(path, overrides)
-        return [str(problem).replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+        return [str(issue).replace(f"{tmp_path}/", "") for issue in caught.value.errors]
 
     return told
 
@@ -77,8 +77,8 @@ def test_every_task_has_a_section_and_every_section_a_task():
     ],
 )
 def test_an_unknown_key_is_told_with_its_line_the_nearest_and_the_keys_of_that_type(told, kind, key, meant):
-    problems = told(f"task:\n  type: {kind}\n  {key}: null")
-    assert problems[0] == f"recipe.yaml:6  task.{key}: unknown key. Did you mean '{meant}'? Keys here: {KEYS[kind]}."
+    errors = told(f"task:\n  type: {kind}\n  {key}: null")
+    assert errors[0] == f"recipe.yaml:6  task.{key}: unknown key. Did you mean '{meant}'? Keys here: {KEYS[kind]}."
 
 
 def test_a_key_inside_a_section_of_a_section_gets_its_own_names(told):
@@ -106,13 +106,13 @@ def test_a_key_without_a_near_one_lists_the_keys_of_that_type(told, kind):
     ],
 )
 def test_the_keys_of_another_task_are_refused(told, kind, other):
-    problem = told(f"task:\n  type: {kind}\n  {other}: null")[0]
-    assert problem.startswith(f"recipe.yaml:6  task.{other}: unknown key.")
-    assert problem.endswith(f"Keys here: {KEYS[kind]}.")
+    issue = told(f"task:\n  type: {kind}\n  {other}: null")[0]
+    assert issue.startswith(f"recipe.yaml:6  task.{other}: unknown key.")
+    assert issue.endswith(f"Keys here: {KEYS[kind]}.")
 
 
 @pytest.mark.parametrize(
-    ("kind", "line", "problem"),
+    ("kind", "line", "issue"),
     [
         ("token-classification", "tag_scheme: bio", "tag_scheme: unknown tag_scheme 'bio'. "),
         ("token-classification", "labels: []", "labels: "),
@@ -130,32 +130,32 @@ def test_the_keys_of_another_task_are_refused(told, kind, other):
         ("relation-extraction", "negative_label: [a]", "negative_label: should be a valid string, not ['a']."),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_told_with_its_line(told, kind, line, problem):
-    problems = told(f"task:\n  type: {kind}\n  {line}")
-    assert len(problems) == 1
-    assert problems[0].startswith(f"recipe.yaml:6  task.{problem}")
+def test_a_wrong_value_is_told_with_its_line(told, kind, line, issue):
+    errors = told(f"task:\n  type: {kind}\n  {line}")
+    assert len(errors) == 1
+    assert errors[0].startswith(f"recipe.yaml:6  task.{issue}")
 
 
 @pytest.mark.parametrize(
     "section", ["task: {}", "task:\n  type:", "task:\n  multi_label: true", "task:\n  labels: [a]"]
 )
 def test_a_missing_type_is_told_and_no_key_is_judged_by_another_type(told, section):
-    problems = told(section)
-    assert len(problems) == 1, problems
-    assert "task.type: " in problems[0]
+    errors = told(section)
+    assert len(errors) == 1, errors
+    assert "task.type: " in errors[0]
 
 
 @pytest.mark.parametrize("key", ["tpye", "Type", "typ"])
 def test_a_misspelled_type_key_is_told_once_and_repaired(told, key):
-    problems = told(f"task:\n  {key}: regression\n  loss: mae")
-    assert len(problems) == 1, problems
-    assert problems[0].startswith(f"recipe.yaml:5  task.{key}: unknown key. Did you mean 'type'?")
+    errors = told(f"task:\n  {key}: regression\n  loss: mae")
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(f"recipe.yaml:5  task.{key}: unknown key. Did you mean 'type'?")
 
 
 @pytest.mark.parametrize("section", ["task: regression", "task: [regression]", "task: 3"])
 def test_a_task_that_is_no_section_is_told(told, section):
-    [problem] = told(section)
-    assert problem.startswith("recipe.yaml:4  task: should be ")
+    [issue] = told(section)
+    assert issue.startswith("recipe.yaml:4  task: should be ")
 
 
 def test_a_type_that_is_nearly_right_is_repaired_so_that_its_keys_are_checked(told):
@@ -168,19 +168,19 @@ def test_a_type_that_is_nearly_right_is_repaired_so_that_its_keys_are_checked(to
 
 @pytest.mark.parametrize("kind", ["ner", "xyzzy", "3", "[a]"])
 def test_a_type_that_is_like_none_is_told_and_nothing_else_of_it(told, kind):
-    [problem] = told(f"task:\n  type: {kind}\n  multi_label: 3\n  foo: bar")
-    assert problem.startswith("recipe.yaml:5  task.type: unknown type ")
-    assert problem.endswith(KNOWN)
+    [issue] = told(f"task:\n  type: {kind}\n  multi_label: 3\n  foo: bar")
+    assert issue.startswith("recipe.yaml:5  task.type: unknown type ")
+    assert issue.endswith(KNOWN)
 
 
 def test_no_row_is_judged_by_the_rules_of_a_task_that_was_only_guessed(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
-    for kind, problems in (("xyzzy", 1), ("text-clasification", 1), ("relation-extractoin", 2)):
+    for kind, errors in (("xyzzy", 1), ("text-clasification", 1), ("relation-extractoin", 2)):
         with pytest.raises(RecipeError) as caught:
             tune(recipe, store=tmp_path / "store", overrides={"task": {"type": kind}})
-        messages = [problem.message for problem in caught.value.problems]
+        messages = [issue.message for issue in caught.value.errors]
         assert messages[0] == f"unknown type '{kind}'."
-        assert (len(messages) >= problems) if problems > 1 else (len(messages) == 1)
+        assert (len(messages) >= errors) if errors > 1 else (len(messages) == 1)
 
 
 def test_overrides_reach_into_the_task(told, tmp_path, tiny_base):
@@ -228,20 +228,20 @@ def test_the_schema_describes_the_keys_of_every_type():
 
 
 @pytest.fixture
-def problems_of(tmp_path, tiny_base):
+def errors_of(tmp_path, tiny_base):
     """What is told where the rows of some splits of a kind are others."""
 
-    def problems_of(kind, rows, splits=("train",), **changes):
+    def errors_of(kind, rows, splits=("train",), **changes):
         path = recipe_for(tmp_path, tiny_base, kind, **changes)
         for split in splits:
             (tmp_path / f"{split}.jsonl").write_text(lines_of(rows), encoding="utf8")
-        problems = Problems()
-        recipe = read_recipe(path, problems=problems)
-        build_task(recipe.task, load_rows(recipe.data, problems), problems)
-        told = [str(problem).replace(f"{tmp_path}/", "") for problem in problems.found]
-        return [problem.removeprefix("recipe.yaml: ") for problem in told]
+        errors = ErrorCollector()
+        recipe = read_recipe(path, errors=errors)
+        build_task(recipe.task, load_rows(recipe.data, errors), errors)
+        told = [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
+        return [issue.removeprefix("recipe.yaml: ") for issue in told]
 
-    return problems_of
+    return errors_of
 
 
 SPLITS = ("train", "validation", "test")
@@ -294,12 +294,12 @@ ASKED = {"question": "who ?", "context": "Ada met Ada ."}
         (RELATIONS, {"text": "<e1> </e1> b <e2>c</e2>", "label": "Other"}, "expected head to hold some text, found "),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_told_with_its_line_and_what_was_expected(problems_of, kind, row, expected):
+def test_a_bad_row_is_told_with_its_line_and_what_was_expected(errors_of, kind, row, expected):
     good = KINDS[kind][1]
-    problems = problems_of(kind, [*good[:9], row, *good[9:]])
-    assert len(problems) == 1, problems
-    assert problems[0].startswith("train.jsonl:10: ")
-    assert expected in problems[0]
+    errors = errors_of(kind, [*good[:9], row, *good[9:]])
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("train.jsonl:10: ")
+    assert expected in errors[0]
 
 
 @pytest.mark.parametrize(
@@ -311,14 +311,13 @@ def test_a_bad_row_is_told_with_its_line_and_what_was_expected(problems_of, kind
         (RELATIONS, {**SPANS, "label": "left(e2,e1)"}, "left(e2,e1)", "left(e1,e2)"),
     ],
 )
-def test_a_label_that_training_lacks_is_told_with_its_line_and_the_nearest(problems_of, kind, row, label, meant):
-    [problem] = problems_of(kind, [*KINDS[kind][1][:3], row], ("validation",))
+def test_a_label_that_training_lacks_is_told_with_its_line_and_the_nearest(errors_of, kind, row, label, meant):
+    [issue] = errors_of(kind, [*KINDS[kind][1][:3], row], ("validation",))
     assert (
-        f"label '{label}' occurs in validation (1×, first at validation.jsonl:4) but not in the training rows."
-        in problem
+        f"label '{label}' occurs in validation (1×, first at validation.jsonl:4) but not in the training rows." in issue
     )
-    assert f"Did you mean '{meant}'?" in problem
-    assert "recipe.yaml:" in problem
+    assert f"Did you mean '{meant}'?" in issue
+    assert "recipe.yaml:" in issue
 
 
 @pytest.mark.parametrize(
@@ -330,11 +329,11 @@ def test_a_label_that_training_lacks_is_told_with_its_line_and_the_nearest(probl
         (RELATIONS, ["Other", "left(e1,e2)"], "was-in(e2,e1)"),
     ],
 )
-def test_a_label_that_the_recipe_does_not_list_is_told_for_each_split(problems_of, kind, labels, unknown):
-    problems = problems_of(kind, KINDS[kind][1], SPLITS, task={"labels": labels})
-    for split, problem in zip(SPLITS, problems, strict=True):
-        assert f"label '{unknown}' occurs in {split} (" in problem
-    assert all("but not in task.labels." in problem for problem in problems)
+def test_a_label_that_the_recipe_does_not_list_is_told_for_each_split(errors_of, kind, labels, unknown):
+    errors = errors_of(kind, KINDS[kind][1], SPLITS, task={"labels": labels})
+    for split, issue in zip(SPLITS, errors, strict=True):
+        assert f"label '{unknown}' occurs in {split} (" in issue
+    assert all("but not in task.labels." in issue for issue in errors)
 
 
 @pytest.mark.parametrize(
@@ -348,39 +347,39 @@ def test_a_label_that_the_recipe_does_not_list_is_told_for_each_split(problems_o
         (RELATIONS, "label", "lable"),
     ],
 )
-def test_a_column_misnamed_in_every_row_is_told_once_with_the_nearest(problems_of, kind, ours, theirs):
+def test_a_column_misnamed_in_every_row_is_told_once_with_the_nearest(errors_of, kind, ours, theirs):
     rows = [{theirs if name == ours else name: value for name, value in row.items()} for row in KINDS[kind][1]]
     found = ", ".join(rows[0])
-    problems = problems_of(kind, rows, SPLITS)
-    assert [problem.partition(" ")[0] for problem in problems] == [
+    errors = errors_of(kind, rows, SPLITS)
+    assert [issue.partition(" ")[0] for issue in errors] == [
         "train.jsonl:1",
         "validation.jsonl:1",
         "test.jsonl:1",
     ]
-    for problem in problems:
-        assert " and every other row: expected column" in problem
-        assert f"; found {found}." in problem
-        assert f" Is '{theirs}' the {ours}? Map yours under data.columns, our name first, as in " in problem
-        assert problem.endswith(f"'{ours}: {theirs}' (--column {ours}={theirs}).")
-    assert problems_of(kind, rows, SPLITS, data={"columns": {ours: theirs}}) == []
+    for issue in errors:
+        assert " and every other row: expected column" in issue
+        assert f"; found {found}." in issue
+        assert f" Is '{theirs}' the {ours}? Map yours under data.columns, our name first, as in " in issue
+        assert issue.endswith(f"'{ours}: {theirs}' (--column {ours}={theirs}).")
+    assert errors_of(kind, rows, SPLITS, data={"columns": {ours: theirs}}) == []
 
 
 @pytest.mark.parametrize("kind", [NER, CLASSES, TOPICS, RELATIONS])
-def test_labels_are_not_called_unknown_where_no_training_row_could_be_read(problems_of, kind):
-    [problem] = problems_of(kind, [{"no": 1, "yes": 2}] * 9)
-    assert problem.startswith("train.jsonl:1 and every other row: expected columns ")
+def test_labels_are_not_called_unknown_where_no_training_row_could_be_read(errors_of, kind):
+    [issue] = errors_of(kind, [{"no": 1, "yes": 2}] * 9)
+    assert issue.startswith("train.jsonl:1 and every other row: expected columns ")
 
 
-def test_a_column_misnamed_in_every_row_is_told_once_where_splits_are_carved(problems_of):
+def test_a_column_misnamed_in_every_row_is_told_once_where_splits_are_carved(errors_of):
     rows = [{"txt": row["text"], "label": row["label"]} for row in KINDS[CLASSES][1]]
-    problems = problems_of(CLASSES, rows, data={"validation": 0.2, "test": 0.2})
-    assert len(problems) == 1, problems
+    errors = errors_of(CLASSES, rows, data={"validation": 0.2, "test": 0.2})
+    assert len(errors) == 1, errors
 
 
-def test_of_many_bad_rows_five_are_told_and_the_others_counted(problems_of):
-    problems = problems_of(RATING, [*KINDS[RATING][1], *({"text": "x", "label": f"no {n}"} for n in range(8))])
-    assert problems[:5] == [f"train.jsonl:{13 + n}: expected label to be a number, found 'no {n}'" for n in range(5)]
-    assert problems[5:] == ["… and 3 more rows like these."]
+def test_of_many_bad_rows_five_are_told_and_the_others_counted(errors_of):
+    errors = errors_of(RATING, [*KINDS[RATING][1], *({"text": "x", "label": f"no {n}"} for n in range(8))])
+    assert errors[:5] == [f"train.jsonl:{13 + n}: expected label to be a number, found 'no {n}'" for n in range(5)]
+    assert errors[5:] == ["… and 3 more rows like these."]
 
 
 @pytest.mark.parametrize(
@@ -394,38 +393,38 @@ def test_of_many_bad_rows_five_are_told_and_the_others_counted(problems_of):
         (RELATIONS, [SPANS] * 3, "the training rows hold 1 relation(s); nothing to tell apart."),
     ],
 )  # fmt: skip
-def test_rows_that_teach_nothing_are_refused(problems_of, kind, rows, expected):
-    [problem] = problems_of(kind, rows, SPLITS)
-    assert problem.endswith(f"data.train: {expected}")
+def test_rows_that_teach_nothing_are_refused(errors_of, kind, rows, expected):
+    [issue] = errors_of(kind, rows, SPLITS)
+    assert issue.endswith(f"data.train: {expected}")
 
 
-def test_a_negative_label_that_no_row_has_is_told(problems_of):
-    [problem] = problems_of(RELATIONS, KINDS[RELATIONS][1], task={"negative_label": "other"})
-    assert "task.negative_label: no training row has the label 'other'. Did you mean 'Other'?" in problem
+def test_a_negative_label_that_no_row_has_is_told(errors_of):
+    [issue] = errors_of(RELATIONS, KINDS[RELATIONS][1], task={"negative_label": "other"})
+    assert "task.negative_label: no training row has the label 'other'. Did you mean 'Other'?" in issue
 
 
 @pytest.mark.parametrize("start", [0, 8, "0", " 8 "])
-def test_an_answer_is_taken_where_its_start_says_the_first_character_too(problems_of, start):
+def test_an_answer_is_taken_where_its_start_says_the_first_character_too(errors_of, start):
     rows = []
     for row in KINDS[ANSWERS][1]:
         [answer] = row["answers"]
         asked = {name: row[name] for name in ("question", "context")}
         rows.append({**asked, "answer": answer["text"], "answer_start": answer["answer_start"]})
-    assert problems_of(ANSWERS, [*rows, {**ASKED, "answer": "Ada", "answer_start": start}]) == []
+    assert errors_of(ANSWERS, [*rows, {**ASKED, "answer": "Ada", "answer_start": start}]) == []
 
 
-def test_an_answer_that_does_not_start_where_it_says_is_refused_at_the_first_character_too(problems_of):
+def test_an_answer_that_does_not_start_where_it_says_is_refused_at_the_first_character_too(errors_of):
     row = {"question": "x", "context": "She met Ada", "answer": "Ada", "answer_start": 0}
-    [problem] = problems_of(ANSWERS, [{**row, "answer_start": 8}, row])
-    assert problem.startswith("train.jsonl:2: expected 'Ada' at character 0 of the context (0 to 11); it occurs at 8")
+    [issue] = errors_of(ANSWERS, [{**row, "answer_start": 8}, row])
+    assert issue.startswith("train.jsonl:2: expected 'Ada' at character 0 of the context (0 to 11); it occurs at 8")
 
 
-def test_tokens_with_a_comment_that_tells_their_text_are_read_as_tokens(problems_of, tmp_path):
+def test_tokens_with_a_comment_that_tells_their_text_are_read_as_tokens(errors_of, tmp_path):
     """CoNLL-U writes `# text = …` above each sentence."""
     lines = "# text = Ada left Rome\n# label = {}\nAda\tB-head\nleft\tO\nRome\tB-tail\n\n"
     (tmp_path / "rows.conll").write_text(lines.format("left(e1,e2)") + lines.format("Other"))
     files = dict.fromkeys(SPLITS, "rows.conll")
-    assert problems_of(RELATIONS, [], data=files) == []
+    assert errors_of(RELATIONS, [], data=files) == []
 
 
 # --- every task end to end

@@ -106,9 +106,9 @@ def test_a_wrong_row_is_told_with_its_number_after_the_answers_to_chunks_before(
     given = []
     with pytest.raises(RecipeError) as told:
         given.extend(bank.stream(rows))  # what extend took until then stays
-    [problem] = told.value.problems
-    assert problem.where == f"row {place}"
-    assert "text" in problem.message
+    [issue] = told.value.errors
+    assert issue.where == f"row {place}"
+    assert "text" in issue.message
     before = (place - 1) // CHUNK * CHUNK
     assert_same(given, [bank.predict(row, adapters=name)[0] for name, row in rows[:before]])
 
@@ -120,7 +120,7 @@ def test_all_wrong_rows_of_a_chunk_are_told_and_rows_of_files_by_their_place(ban
     rows[2 * CHUNK] = ("class", BAD)
     with pytest.raises(RecipeError) as told:
         list(bank.stream(rows))
-    assert [problem.where for problem in told.value.problems] == [f"row {CHUNK + 1}", "rows.jsonl:77"]
+    assert [issue.where for issue in told.value.errors] == [f"row {CHUNK + 1}", "rows.jsonl:77"]
 
 
 @pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])

@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer
 import peftlab
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems, RecipeError, TuningInterrupted
+from peftlab.errors import ErrorCollector, RecipeError, TuningInterrupted
 from peftlab.recipe import read_recipe
 from peftlab.store import Store
 from peftlab.tasks.causal_lm import Passage, Reply
@@ -285,9 +285,9 @@ def test_two_processes_learn_what_one_learns(base, tmp_path):
 
 def test_two_processes_with_batches_by_tokens_are_refused(base, tmp_path):
     recipe = read_recipe(pair_recipe(tmp_path / "rows", base))
-    problems = Problems()
-    check_aligning(recipe, Processes(count=2), problems)
-    (told,) = problems.found
+    errors = ErrorCollector()
+    check_aligning(recipe, Processes(count=2), errors)
+    (told,) = errors.issues
     assert told.key == "training.train_sampling_strategy"
     assert "TRL wants batches of as many rows in each process" in told.message
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.question_answering import AnswerSpan, Question, QuestionAnsweringTask
 from tests.architectures import build
@@ -39,9 +39,9 @@ def asked(context, *answers, question="who ?"):
 
 
 def learn(task, *examples):
-    problems = Problems()
-    task.learn({"train": examples}, problems)
-    return [str(problem) for problem in problems.found]
+    errors = ErrorCollector()
+    task.learn({"train": examples}, errors)
+    return [str(issue) for issue in errors.issues]
 
 
 # --- reading rows

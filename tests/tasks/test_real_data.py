@@ -4,7 +4,7 @@ import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
 from peftlab.data import load_rows
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection, TokenClassification
 from peftlab.tasks import build_task
 from tests.conftest import shared_data
@@ -20,9 +20,9 @@ WNUT17 = ("ner_wnut17/wnut17train.conll", "ner_wnut17/emerging.dev.conll", "ner_
 )
 def test_every_sentence_and_entity_is_read(files, rows, types):
     train, validation, test = (str(shared_data(*file.split("/"))) for file in files)
-    with Problems() as problems:
-        loaded = load_rows(DataSection(train=train, validation=validation, test=test), problems)
-        task, examples, ledgers = build_task(TokenClassification(type="token-classification"), loaded, problems)
+    with ErrorCollector() as errors:
+        loaded = load_rows(DataSection(train=train, validation=validation, test=test), errors)
+        task, examples, ledgers = build_task(TokenClassification(type="token-classification"), loaded, errors)
     assert len(task.labels) == types
     assert tuple(ledger.read for ledger in ledgers.values()) == rows
     for name, split in loaded:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.regression import Number, RatedText, RegressionTask
 
@@ -26,9 +26,9 @@ def read(fields):
 
 
 def learn(task, *numbers):
-    problems = Problems()
-    task.learn({"train": [RatedText("x", label=number) for number in numbers]}, problems)
-    return [str(problem) for problem in problems.found]
+    errors = ErrorCollector()
+    task.learn({"train": [RatedText("x", label=number) for number in numbers]}, errors)
+    return [str(issue) for issue in errors.issues]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with
 @pytest.mark.parametrize("numbers", [[3.0], [0.1] * 7])
 def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert):
     task = RegressionTask()
-    [problem] = learn(task, *numbers)
-    assert problem == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
+    [issue] = learn(task, *numbers)
+    assert issue == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
     [feature] = task.encode(RatedText("ada", label=numbers[0]), bert, 16, training=True)
     assert feature.labels == 0.0
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.inputs.entity_markers import MarkedText, Span, marked_text
 from peftlab.tasks.relation_extraction import Relation, RelationExtractionTask, relation_of
@@ -38,9 +38,9 @@ def told(label):
 
 
 def learn(task, **splits):
-    problems = Problems()
-    task.learn({split: [labelled(name) for name in names] for split, names in splits.items()}, problems)
-    return [str(problem) for problem in problems.found]
+    errors = ErrorCollector()
+    task.learn({split: [labelled(name) for name in names] for split, names in splits.items()}, errors)
+    return [str(issue) for issue in errors.issues]
 
 
 # --- reading rows
@@ -170,10 +170,10 @@ def test_what_cannot_be_learned_is_told():
     assert learn(RelationExtractionTask(), train=["a"]) == [
         "data.train: the training rows hold 1 relation(s); nothing to tell apart."
     ]
-    [problem] = learn(RelationExtractionTask(negative_label="othr"), train=["Other", "a"])
-    assert problem.startswith("task.negative_label: no training row has the label 'othr'. Did you mean 'Other'?")
-    [problem] = learn(RelationExtractionTask(), train=["Other", "a"], validation=["b"])
-    assert "label 'b' occurs in validation (1×, first at f:1) but not in the training rows." in problem
+    [issue] = learn(RelationExtractionTask(negative_label="othr"), train=["Other", "a"])
+    assert issue.startswith("task.negative_label: no training row has the label 'othr'. Did you mean 'Other'?")
+    [issue] = learn(RelationExtractionTask(), train=["Other", "a"], validation=["b"])
+    assert "label 'b' occurs in validation (1×, first at f:1) but not in the training rows." in issue
     assert learn(RelationExtractionTask(), train=[]) == []
 
 

@@ -14,7 +14,7 @@ import peftlab
 from peftlab.base import BaseFiles, load_base, load_tokenizer
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.methods import adapt
 from peftlab.recipe import BaseSection, Lora
 from peftlab.tasks import task_description, task_from_manifest
@@ -149,8 +149,8 @@ def case(name):
     kind, options, rows = CASES[name]
     task = TASKS[kind](**options)
     examples = [task.read(Row(row, f"row {number}")) for number, row in enumerate(rows)]
-    with Problems() as problems:
-        task.learn({"train": examples}, problems)
+    with ErrorCollector() as errors:
+        task.learn({"train": examples}, errors)
     return task, examples
 
 

@@ -72,7 +72,7 @@ def test_the_answers_that_it_marks_are_learnt(recipe, base):
     assert text.endswith("</s>")
 
 
-def problem(recipe, **changes):
+def issue(recipe, **changes):
     with pytest.raises(RecipeError) as told:
         prepared_run(recipe, changes)
     return str(told.value)
@@ -80,7 +80,7 @@ def problem(recipe, **changes):
 
 def test_one_that_is_not_there_is_told_with_the_nearest(recipe):
     (recipe.parent / "mine.jinja").rename(recipe.parent / "mien.jinja")
-    told = problem(recipe)
+    told = issue(recipe)
     assert f"{recipe}:8  task.template: there is no {recipe.parent / 'mine.jinja'}. Did you mean 'mien.jinja'?" in told
 
 
@@ -89,17 +89,17 @@ def test_one_that_is_no_jinja_is_told_with_its_line_beside_all_else_that_is_wron
     file.write_text("{% generation %}{% endgeneration %}\n{% for m in messages %}\n{{ m['content'] }\n{% endfor %}\n")
     rows = (recipe.parent / "rows.jsonl").read_text()
     (recipe.parent / "rows.jsonl").write_text(rows + '{"nothing": 1}\n')
-    told = problem(recipe)
+    told = issue(recipe)
     assert f"{file}:3  task.template: not valid Jinja: unexpected '}}'." in told
     assert "rows.jsonl:13" in told
 
 
 def test_one_that_cannot_be_read_is_told(recipe):
     (recipe.parent / "mine.jinja").write_bytes(b"\xff\xfe")
-    assert "mine.jinja cannot be read: 'utf-8' codec" in problem(recipe)
+    assert "mine.jinja cannot be read: 'utf-8' codec" in issue(recipe)
     (recipe.parent / "mine.jinja").unlink()
     (recipe.parent / "mine.jinja").mkdir()
-    assert "mine.jinja cannot be read" in problem(recipe)
+    assert "mine.jinja cannot be read" in issue(recipe)
 
 
 def test_files_that_end_otherwise_and_misspelled_names_get_the_names_there_are(recipe):

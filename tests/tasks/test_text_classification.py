@@ -12,7 +12,7 @@ from torch.nn import functional
 from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.labels.label_set import _by_value
 from peftlab.tasks.text_classification import Classes, LabelledText, TextClassificationTask
@@ -28,9 +28,9 @@ def read(fields, **options):
 
 
 def learn(task, **splits):
-    problems = Problems()
-    task.learn(splits, problems)
-    return [str(problem) for problem in problems.found]
+    errors = ErrorCollector()
+    task.learn(splits, errors)
+    return [str(issue) for issue in errors.issues]
 
 
 def labelled(*labels):
@@ -154,8 +154,8 @@ def test_a_label_that_only_validation_has_is_told():
 
 
 def test_a_label_that_the_recipe_does_not_list_is_told():
-    [problem] = learn(TextClassificationTask(labels=["bad", "good"]), train=[labelled("7")])
-    assert "label '7' occurs in train (1×, first at f:1) but not in task.labels" in problem
+    [issue] = learn(TextClassificationTask(labels=["bad", "good"]), train=[labelled("7")])
+    assert "label '7' occurs in train (1×, first at f:1) but not in task.labels" in issue
 
 
 @pytest.mark.parametrize(

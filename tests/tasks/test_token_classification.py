@@ -12,7 +12,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.data import Ledger, Row, Rows, Split
 from peftlab.data.rows import RowError
-from peftlab.errors import IntegrityError, Problems
+from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
 from peftlab.tasks import build_task, read_examples, task_from_manifest
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
@@ -196,10 +196,10 @@ def test_broken_rows_are_told_with_their_place_and_the_others_read():
     rows = [
         Row({"tokens": ["a"], "tags": [tag]}, f"f:{n}") for n, tag in enumerate(["O", *["PER"] * 7, "B-PER"], start=1)
     ]
-    problems, ledger = Problems(), Ledger()
-    examples = read_examples(task_with(), Split(rows, "f"), ledger, problems)
+    errors, ledger = ErrorCollector(), Ledger()
+    examples = read_examples(task_with(), Split(rows, "f"), ledger, errors)
     assert [example.where for example in examples] == ["f:1", "f:9"]
-    assert [str(problem) for problem in problems.found] == [
+    assert [str(issue) for issue in errors.issues] == [
         *(f"f:{n}: word 1: expected a tag such as O, B-PER or I-PER, found 'PER'" for n in range(2, 7)),
         "… and 2 more rows like these.",
     ]
@@ -209,17 +209,17 @@ def test_broken_rows_are_told_with_their_place_and_the_others_read():
 def test_what_reading_loses_and_changes_is_in_the_ledger():
     fields = {"text": "Londonparis", "entities": [{"start": s, "end": e, "label": "LOC"} for s, e in ((0, 6), (6, 11))]}
     ledger = Ledger()
-    read_examples(task_with(), Split([Row(fields, "f:1")] * 3, "f"), ledger, Problems())
-    assert (ledger.read, ledger.targets_lost, ledger.notes) == (3, 3, {WIDENED: 3})
+    read_examples(task_with(), Split([Row(fields, "f:1")] * 3, "f"), ledger, ErrorCollector())
+    assert (ledger.read, ledger.num_lost_targets, ledger.warnings) == (3, 3, {WIDENED: 3})
 
 
 # --- labels
 
 
 def learn(task, **splits):
-    problems = Problems()
-    task.learn(splits, problems)
-    return [str(problem) for problem in problems.found]
+    errors = ErrorCollector()
+    task.learn(splits, errors)
+    return [str(issue) for issue in errors.issues]
 
 
 def test_labels_are_those_of_the_training_rows_in_alphabetical_order():
@@ -260,8 +260,8 @@ def test_training_rows_without_an_entity_are_refused():
 def test_a_task_is_built_with_its_labels_examples_and_ledgers():
     row = Row({"tokens": ["a"], "tags": ["I-PER"]}, "f:1")
     rows = Rows({"train": Split([row, row], "train.txt"), "validation": Split([row], "10%")})
-    with Problems() as problems:
-        task, examples, ledgers = build_task(TokenClassification(type="token-classification"), rows, problems)
+    with ErrorCollector() as errors:
+        task, examples, ledgers = build_task(TokenClassification(type="token-classification"), rows, errors)
     assert task.labels == ["PER"]
     assert {name: len(found) for name, found in examples.items()} == {"train": 2, "validation": 1}
     assert [(ledgers[name].source, ledgers[name].read) for name in examples] == [("train.txt", 2), ("10%", 1)]

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from peftlab.cli import cli
 from peftlab.cli.launcher import _read_in, hand_over
-from peftlab.errors import Problems, ProcessLostError, RecipeError, StoreError, TuningInterrupted
+from peftlab.errors import ErrorCollector, ProcessLostError, RecipeError, StoreError, TuningInterrupted
 from peftlab.store import Store
 from peftlab.tasks import Feature
 from peftlab.tasks.prediction import forward, outcomes
@@ -310,10 +310,10 @@ def test_a_wrong_recipe_is_told_before_anything_is_launched(recipe, monkeypatch)
 def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_path, engine):
     with pytest.raises(RecipeError) as caught:
         tune(recipe, store=tmp_path, overrides={"training.distributed": engine})
-    (problem,) = [problem for problem in caught.value.problems if "several" in problem.message]
-    assert problem.key == "training.distributed"
-    assert problem.message == f"{engine} shares a run among several processes, and this is a single one."
-    assert TWO in problem.hint
+    (issue,) = [issue for issue in caught.value.errors if "several" in issue.message]
+    assert issue.key == "training.distributed"
+    assert issue.message == f"{engine} shares a run among several processes, and this is a single one."
+    assert TWO in issue.hint
 
 
 @pytest.mark.parametrize(
@@ -324,16 +324,16 @@ def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_pa
     ],
 )
 def test_an_engine_that_cannot_run_here_is_refused(wanted, message):
-    problems = Problems()
-    assert check_engine(wanted, Processes(2, 0, 0), "cpu", problems)
-    assert message in [problem.message for problem in problems.found]
+    errors = ErrorCollector()
+    assert check_engine(wanted, Processes(2, 0, 0), "cpu", errors)
+    assert message in [issue.message for issue in errors.issues]
 
 
 def test_an_engine_that_only_accelerate_knows_of_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    problems = Problems()
-    check_engine(None, Processes(2, 0, 0), "cpu", problems)
-    assert [problem.message for problem in problems.found] == ["accelerate is configured for fsdp, the recipe for ddp."]
+    errors = ErrorCollector()
+    check_engine(None, Processes(2, 0, 0), "cpu", errors)
+    assert [issue.message for issue in errors.issues] == ["accelerate is configured for fsdp, the recipe for ddp."]
 
 
 def test_one_process_agrees_with_itself_at_once(tmp_path):

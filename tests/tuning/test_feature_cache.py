@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from peftlab.base import Base, BaseFiles, load_tokenizer, load_with_head
 from peftlab.data import load_rows
 from peftlab.data.cache import forget_oldest, recall, remember
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
 from peftlab.tasks.inputs.encoding import encode_examples
@@ -53,9 +53,9 @@ def built(tmp_path, tiny_base):
     """A function: kind → its task, the examples of each split and their ledgers."""
 
     def build(kind):
-        with Problems() as problems:
-            recipe = read_recipe(recipe_for(tmp_path / kind, tiny_base, kind), {}, problems)
-            return build_task(recipe.task, load_rows(recipe.data, problems), problems)
+        with ErrorCollector() as errors:
+            recipe = read_recipe(recipe_for(tmp_path / kind, tiny_base, kind), {}, errors)
+            return build_task(recipe.task, load_rows(recipe.data, errors), errors)
 
     return build
 

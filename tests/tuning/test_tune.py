@@ -237,7 +237,7 @@ def test_cut_rows_are_counted_and_a_great_loss_is_refused(write_recipe, tmp_path
     listener = Listener()
     tune(recipe, store=tmp_path / "store", overrides={"data.max_lost": 0.3}, progress=listener)
     ledger = listener.ledgers["train"]
-    assert ledger.cut > 0
+    assert ledger.truncated > 0
     assert 0.2 < ledger.lost_share <= 0.3
     assert "train loses" in listener.warnings[0]
     assert listener.ledgers["test"].lost_share == 0
@@ -269,8 +269,8 @@ def test_splits_can_be_carved_and_test_left_out(write_recipe, tmp_path):
 
 
 def test_lost_share_counts_rows_or_targets_whichever_is_worse():
-    assert Ledger(read=10, dropped={"no words in it": 2}, targets=10, targets_lost=1).lost_share == 0.2
-    assert Ledger(read=10, targets=4, targets_lost=1).lost_share == 0.25
+    assert Ledger(read=10, dropped={"no words in it": 2}, targets=10, num_lost_targets=1).lost_share == 0.2
+    assert Ledger(read=10, targets=4, num_lost_targets=1).lost_share == 0.25
     assert Ledger().lost_share == 0
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 
 Message = Mapping[str, str]
 """`role` and `content`, as Transformers has them."""
@@ -29,7 +29,7 @@ def go_template(name: str, **special: str) -> str:
     return text
 
 
-def read_template(file: Path, problems: Problems, *, key: str) -> str | None:
+def read_template(file: Path, errors: ErrorCollector, *, key: str) -> str | None:
     """The text of a chat template; that it is not there, or no Jinja, is a problem with `key` of the recipe."""
     from jinja2 import Environment, TemplateSyntaxError
 
@@ -38,12 +38,12 @@ def read_template(file: Path, problems: Problems, *, key: str) -> str | None:
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
     except FileNotFoundError:
         beside = [found.name for found in file.parent.glob(f"*{file.suffix}")]
-        problems.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Templates there"))
+        errors.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Templates there"))
     except (OSError, UnicodeDecodeError) as error:
-        problems.add(f"{file} cannot be read: {error}.", key=key)
+        errors.add(f"{file} cannot be read: {error}.", key=key)
     except TemplateSyntaxError as error:
         message = f"not valid Jinja: {(error.message or '').removesuffix('.')}."
-        problems.add(message, where=f"{file}:{error.lineno}", key=key)
+        errors.add(message, where=f"{file}:{error.lineno}", key=key)
     else:
         return source
     return None

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_asked
 from peftlab.tasks.metrics.overlap import bleu_and_chrf, rouge
 from peftlab.tasks.task import Feature, Ground, Scores
@@ -35,14 +35,14 @@ class ComparedRepliesTask(CausalLmTask):
         """And how replies are scored."""
         return {**super().options, "scored_by": self.scored_by}
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """See `CausalLmTask.suit`; plain text asks nothing."""
-        super().suit(ground, examples, problems)
+        super().suit(ground, examples, errors)
         for split, chosen in examples.items():
             plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
             if plain and split != "train":
                 message = f"{plain} rows of {split} are plain text, which asks nothing that could be replied to."
-                problems.add(message, key="task.scored_by", hint="Take it out: perplexity is the score of plain text.")
+                errors.add(message, key="task.scored_by", hint="Take it out: perplexity is the score of plain text.")
 
     def encode_all(
         self,

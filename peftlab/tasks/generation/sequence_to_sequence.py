@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, text_column
 from peftlab.tasks.task import IGNORED, Example, Feature, Ground, Prediction, Task
 
@@ -115,11 +115,11 @@ class SequenceToSequenceTask(Task):
         chosen_form(row, ("text",))
         return Source(question_text(row, "text"), row.where)
 
-    def learn(self, examples: Mapping[str, Sequence[Source]], problems: Problems) -> None:
+    def learn(self, examples: Mapping[str, Sequence[Source]], errors: ErrorCollector) -> None:
         """Nothing comes from the rows."""
         return
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], problems: Problems) -> None:
+    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """The special tokens around sources and targets, and the one by which the base begins; see `Task.suit`."""
         self.learned["source"] = _frame(ground.tokenizer, "text")
         self.learned["target"] = _frame(ground.tokenizer, "text_target")

@@ -5,7 +5,7 @@ from typing import Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 from peftlab.tasks.task import Task
 
 Asked = str | Mapping[str, Any] | Row
@@ -13,18 +13,18 @@ Asked = str | Mapping[str, Any] | Row
 
 
 def read_asked(
-    asked: Iterable[tuple[str, Asked]], tasks: Mapping[str, Task], problems: Problems, *, first: int = 1
+    asked: Iterable[tuple[str, Asked]], tasks: Mapping[str, Task], errors: ErrorCollector, *, first: int = 1
 ) -> Iterator[Any]:
     """The example of each (adapter's name, what it is asked); `first` is the number of the first of them.
 
-    Those that the adapter's task cannot take are left out and added to `problems`.
+    Those that the adapter's task cannot take are left out and added to `errors`.
     """
     for number, (name, one) in enumerate(asked, start=first):
         row = _as_row(one, tasks[name], f"row {number}")
         try:
             yield tasks[name].read_input(row)
         except RowError as error:
-            problems.add(str(error), where=row.where, key=name if len(tasks) > 1 else "")
+            errors.add(str(error), where=row.where, key=name if len(tasks) > 1 else "")
 
 
 def _as_row(asked: Asked, task: Task, where: str) -> Row:

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from peftlab.errors import Problems, suggest
+from peftlab.errors import ErrorCollector, suggest
 
 
 def learn_labels(
     given: list[str],
     examples: Mapping[str, Sequence[Any]],
     labels_of: Callable[[Any], Iterable[str]],
-    problems: Problems,
+    errors: ErrorCollector,
 ) -> list[str]:
     """The labels given in the recipe, or else those of the training examples in order (numbers by value).
 
@@ -23,7 +23,7 @@ def learn_labels(
     labels = given or sorted({label for example in examples["train"] for label in labels_of(example)}, key=_by_value)
     missing_in = "task.labels" if given else "the training rows"
     for split, rows in examples.items():
-        refuse_unknown(labels, rows, labels_of, problems, split=split, missing_in=missing_in, key=f"data.{split}")
+        refuse_unknown(labels, rows, labels_of, errors, split=split, missing_in=missing_in, key=f"data.{split}")
     return labels
 
 
@@ -31,7 +31,7 @@ def refuse_unknown(
     labels: Sequence[str],
     rows: Sequence[Any],
     labels_of: Callable[[Any], Iterable[str]],
-    problems: Problems,
+    errors: ErrorCollector,
     *,
     split: str,
     missing_in: str,
@@ -41,7 +41,7 @@ def refuse_unknown(
     seen = Counter(label for example in rows for label in labels_of(example))
     for label in sorted(seen.keys() - set(labels), key=_by_value):
         where = next(row.where for row in rows if label in labels_of(row))
-        problems.add(
+        errors.add(
             f"label '{label}' occurs in {split} ({seen[label]}×, first at {where}) but not in {missing_in}.",
             key=key,
             hint=suggest(label, labels, what="Labels there"),

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from peftlab.errors import DeviceNotFoundError, Problems, ProcessLostError, StoreError
+from peftlab.errors import DeviceNotFoundError, ErrorCollector, ProcessLostError, StoreError
 from peftlab.recipe import SHARDING
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ class Processes:
         return kind
 
 
-def check_engine(wanted: str | None, processes: Processes, device: str, problems: Problems) -> bool:
+def check_engine(wanted: str | None, processes: Processes, device: str, errors: ErrorCollector) -> bool:
     """Note why a run cannot be `distributed` as its recipe wants; whether each process will hold a part of the base."""
     for reason, hint in _hindrances(wanted, processes, device):
-        problems.add(reason, key="training.distributed", hint=hint)
+        errors.add(reason, key="training.distributed", hint=hint)
     return wanted in SHARDING
 
 

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from peftlab.errors import Problems
+from peftlab.errors import ErrorCollector
 
 OPTIONS: dict[str, Any] = {"dynamic": True}
 TOLD_LINES = 2  # the compiler's name and what it said; many follow
@@ -64,10 +64,10 @@ def _try_out(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
     from torch._inductor.exc import InductorError
 
-    with Problems() as problems:
+    with ErrorCollector() as errors:
         try:
             model(**inputs)
         except (TorchDynamoException, InductorError) as error:
             why = " ".join(str(error).strip().splitlines()[:TOLD_LINES])
             message = f"torch.compile cannot compile this model here: {why}"
-            problems.add(message, key="training.torch_compile", hint="Take it out: peftlab's own functions compute.")
+            errors.add(message, key="training.torch_compile", hint="Take it out: peftlab's own functions compute.")
