@@ -62,7 +62,7 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
     import peftlab
     from peftlab.bench.random_adapters import publish_random
     from peftlab.recipe import BaseSection, Lora
-    from peftlab.runtime.generation import continuations
+    from peftlab.runtime.generation import generate_texts
     from peftlab.store import Store
     from peftlab.tasks import Feature
     from peftlab.tasks.causal_lm import CausalLmTask
@@ -88,9 +88,9 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
         editions = [bank._edition(name) for name in asked]
 
         def write() -> Any:
-            with bank._tiers.held(set(editions)) as residents:
-                rows = [(residents[edition], prompt) for edition, prompt in zip(editions, prompts, strict=True)]
-                return continuations(rows, bank.base.router, bank.base.tokenizer_for(task))
+            with bank._cache.held(set(editions)) as adapters_by_key:
+                rows = [(adapters_by_key[edition], prompt) for edition, prompt in zip(editions, prompts, strict=True)]
+                return generate_texts(rows, bank.base.router, bank.base.tokenizer_for(task))
 
         return write
 

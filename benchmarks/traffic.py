@@ -38,7 +38,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
     import torch
 
     from peftlab.runtime import Bank
-    from peftlab.runtime.forward import outcomes_of
+    from peftlab.runtime.forward import forward_features
     from peftlab.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
         def run(asked: list[tuple[Any, Any]]) -> float:
             began = time.perf_counter()
             for start in range(0, len(asked), 32):
-                outcomes_of(asked[start : start + 32], bank._tiers.held, base.router, base.tokenizer, most=SLOTS)
+                forward_features(asked[start : start + 32], bank._cache.held, base.router, base.tokenizer, most=SLOTS)
             return time.perf_counter() - began
 
         ratios = []

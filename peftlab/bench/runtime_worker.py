@@ -18,8 +18,8 @@ from peftlab.bench.random_adapters import publish_random
 from peftlab.bench.runtime import BARE
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.runtime import Bank
-from peftlab.runtime.forward import through
-from peftlab.runtime.resident_base import DTYPES
+from peftlab.runtime.forward import forward_rows
+from peftlab.runtime.loaded_base import DTYPES
 from peftlab.store import Store
 from peftlab.tasks.text_classification import TextClassificationTask
 
@@ -130,8 +130,8 @@ def _served(bank: Bank, names: list[str], inputs: dict[str, torch.Tensor]) -> Ca
     editions = [bank._edition(name) for name in names]
 
     def call() -> Any:
-        with bank._tiers.held(set(editions)) as residents:
-            return through([residents[edition] for edition in editions], inputs, bank.base.router)
+        with bank._cache.held(set(editions)) as adapters_by_key:
+            return forward_rows([adapters_by_key[edition] for edition in editions], inputs, bank.base.router)
 
     return call
 

@@ -8,7 +8,7 @@ import click
 from peftlab.cli.options import device_option, json_option, store_option, trust_option
 
 if TYPE_CHECKING:
-    from peftlab.interop.export import Form, HandedOver
+    from peftlab.interop.export import ExportFormat
     from peftlab.interop.merge import Merged
 
 FORMS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
@@ -50,9 +50,9 @@ def export(
         merged = merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
         tell_merged(merged, as_json=as_json)
     else:
-        from peftlab.interop.export import hand_over
+        from peftlab.interop.export import export_adapter
 
-        handed = hand_over(adapter, output, cast("Form", form), store=store, base_name=base_name)
+        handed = export_adapter(adapter, output, cast("ExportFormat", form), store=store, base_name=base_name)
         tell_handed_over(handed, form, as_json=as_json)
 
 
@@ -73,7 +73,7 @@ def tell_merged(merged: "Merged", *, as_json: bool) -> None:
     out.print(f'Use it: transformers.pipeline(model="{merged.folder}")', highlight=False)
 
 
-def tell_handed_over(handed: "HandedOver", form: str, *, as_json: bool) -> None:
+def tell_handed_over(handed: "ExportedAdapter", form: str, *, as_json: bool) -> None:
     """Where the adapter's copy is, and how it is used there."""
     from peftlab.cli.console import out
 

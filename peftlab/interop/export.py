@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Literal
 
 from peftlab.errors import IntegrityError
-from peftlab.interop.exporters import HANDINGS
+from peftlab.interop.exporters import EXPORTERS
 from peftlab.interop.merge import appearing, check_empty
 from peftlab.runtime.adapter_files import read_files
 from peftlab.store import Adapter, Store
 
-Form = Literal["peft", "vllm", "gguf-lora", "ollama"]
+ExportFormat = Literal["peft", "vllm", "gguf-lora", "ollama"]
 
 
 @dataclass(frozen=True)
-class HandedOver:
+class ExportedAdapter:
     """An adapter's copy in `folder`; `command` shows how it is used there, `notes` tell what is otherwise there."""
 
     adapter: Adapter
@@ -23,9 +23,9 @@ class HandedOver:
     notes: tuple[str, ...] = ()
 
 
-def hand_over(
-    name: str, folder: str | Path, form: Form, *, store: str | Path = "adapters", base_name: str | None = None
-) -> HandedOver:
+def export_adapter(
+    name: str, folder: str | Path, form: ExportFormat, *, store: str | Path = "adapters", base_name: str | None = None
+) -> ExportedAdapter:
     """Write an adapter, verified, as others take it, with its chat template where it has one.
 
     Args:
@@ -47,11 +47,11 @@ def hand_over(
     if base_name is not None and form != "ollama":
         raise ValueError(f"base_name is for ollama, not for {form}")
     read, target = read_files(Store(store), name), Path(folder)
-    handing = HANDINGS[form](read, base_name)
+    handing = EXPORTERS[form](read, base_name)
     if reasons := list(handing.refused()):
         told = "\n".join(f"  {reason}" for reason in reasons)
         raise IntegrityError(f"{read.adapter} cannot be served by {handing.server}:\n{told}")
     check_empty(target)
     with appearing(target) as draft:
         handing.write(draft)
-    return HandedOver(read.adapter, target, handing.command(target), handing.notes)
+    return ExportedAdapter(read.adapter, target, handing.command(target), handing.notes)

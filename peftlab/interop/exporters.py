@@ -13,7 +13,7 @@ from peftlab.errors import IntegrityError
 from peftlab.interop.gguf import check_gguf, refused_by_llama_cpp, write_gguf
 from peftlab.interop.modelfile import Modelfile
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS, AdapterFiles
-from peftlab.runtime.resident_base import find_tuned_base
+from peftlab.runtime.loaded_base import find_tuned_base
 
 CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
@@ -23,7 +23,7 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What its --max-lora-rank may be."""
 
 
-class PeftCopy:
+class PeftExporter:
     """The adapter's PEFT files as they are. `base_name` is what the server has its base under, if it is told."""
 
     server = "PEFT"
@@ -64,13 +64,13 @@ class PeftCopy:
             (folder / TEMPLATE).write_text(self.template, encoding="utf8")
 
 
-class VllmModule(PeftCopy):
+class VllmExporter(PeftExporter):
     """The same, where it is one of vLLM's LoRA modules."""
 
     server = "vLLM"
 
     def refused(self) -> Iterator[str]:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         yield from _beyond_lora(self.read, self.server)
         if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
             yield "its layers have ranks or scales of their own (rank_pattern, alpha_pattern), which it does not read."
@@ -78,14 +78,14 @@ class VllmModule(PeftCopy):
             yield f"its rank is {self.config['r']}; vLLM takes up to {VLLM_RANKS[-1]}."
 
     def command(self, folder: Path) -> str:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         rank = next(rank for rank in VLLM_RANKS if rank >= self.config["r"])
         command = f"vllm serve {self.adapter.manifest['base']['model']} --enable-lora --max-lora-rank {rank}"
         template = f" --chat-template {folder / TEMPLATE}" if self.template else ""
         return f"{command} --lora-modules {self.adapter.name}={folder}{template}"
 
 
-class GgufLora(PeftCopy):
+class GgufExporter(PeftExporter):
     """One file for llama.cpp."""
 
     server = "llama.cpp"
@@ -111,24 +111,24 @@ class GgufLora(PeftCopy):
         return AutoConfig.from_pretrained(self.base.folder)
 
     def refused(self) -> Iterator[str]:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         reasons = [*_beyond_lora(self.read, self.server)]
         if self.adapter.manifest["base"]["trust_remote_code"]:
             reasons.append(f"its base comes with Python code of its own, which {self.server} does not run.")
         yield from reasons or refused_by_llama_cpp(self.read, self.base_config)
 
     def write(self, folder: Path) -> None:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         write_gguf(self.read, self.base_config, folder / GGUF)
         self._write_template(folder)
 
     def command(self, folder: Path) -> str:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         template = f" --jinja --chat-template-file {folder / TEMPLATE}" if self.template else ""
         return f"llama-server -m BASE.gguf --lora {folder / GGUF}{template}"
 
 
-class OllamaModel(GgufLora):
+class OllamaExporter(GgufExporter):
     """That file, and a Modelfile."""
 
     server = "Ollama"
@@ -140,21 +140,21 @@ class OllamaModel(GgufLora):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         return tuple(self.modelfile.notes)
 
     def refused(self) -> Iterator[str]:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         reasons = list(super().refused())
         yield from reasons or self.modelfile.refused()
 
     def write(self, folder: Path) -> None:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         write_gguf(self.read, self.base_config, folder / GGUF)
         (folder / MODELFILE).write_text(self.modelfile.text(GGUF), encoding="utf8")
 
     def command(self, folder: Path) -> str:
-        """See `PeftCopy`."""
+        """See `PeftExporter`."""
         return f"ollama create {self.adapter.name} -f {folder / MODELFILE}"
 
 
@@ -176,4 +176,4 @@ def _beyond_lora(read: AdapterFiles, server: str) -> Iterator[str]:
         yield f"it has embeddings of its own for some tokens, which {server} does not take; export it --to merged."
 
 
-HANDINGS = {"peft": PeftCopy, "vllm": VllmModule, "gguf-lora": GgufLora, "ollama": OllamaModel}
+EXPORTERS = {"peft": PeftExporter, "vllm": VllmExporter, "gguf-lora": GgufExporter, "ollama": OllamaExporter}

@@ -32,8 +32,8 @@ from peftlab.interop.peft_files import SavedAdapter, find_saved
 from peftlab.recipe import BaseSection
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS, AdapterFiles
 from peftlab.runtime.adapter_loading import PEFT_PREFIX, attach
-from peftlab.runtime.adapter_template import resident_of
-from peftlab.runtime.forward import through
+from peftlab.runtime.adapter_template import extract_adapter
+from peftlab.runtime.forward import forward_rows
 from peftlab.runtime.routing import Router
 from peftlab.store import Adapter, Store
 from peftlab.tasks import task_description
@@ -253,10 +253,10 @@ class _Entry:
                 advice = f"{UNFIT} {UNSAVED}" if ": missing" in str(error) else UNFIT
                 raise IntegrityError(f"{error}\n{advice}") from error
             router, inputs = Router(backbone), _probe(backbone)
-            resident, _ = resident_of(read, attached, router)
-            if resident.routed:
-                return torch.stack(through([resident] * PROBE[0], inputs, router)).cpu(), weights
-            return read.task.logits(resident.model(**inputs)).float().cpu(), weights
+            loaded, _ = extract_adapter(read, attached, router)
+            if loaded.routed:
+                return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router)).cpu(), weights
+            return read.task.logits(loaded.model(**inputs)).float().cpu(), weights
 
     @torch.inference_mode()
     def _plain(self, model: PreTrainedModel) -> torch.Tensor:

@@ -66,7 +66,7 @@ def merge(
     with appearing(target) as draft:
         bank = load(name, store=store, device=device, precision="fp32", trust_remote_code=trust_remote_code)
         adapter, task = bank.adapter(name), bank.task(name)
-        whole = bank.whole_copy(name)
+        whole = bank.full_precision_copy(name)
         expected = _probe(task, whole.get_base_model())
         _save(_folded(whole, adapter), draft)
         _tokenizer(bank, task).save_pretrained(draft)

@@ -13,26 +13,26 @@ from contextlib import contextmanager, suppress
 
 from peftlab.errors import AdapterNotFoundError, IntegrityError, MemoryBudgetError, PeftlabError
 from peftlab.runtime.adapter_files import AdapterFiles, read_files
-from peftlab.runtime.adapter_template import Mould, Resident, resident_of
-from peftlab.runtime.composition import ComposedEdition, composed, parts_of
-from peftlab.runtime.lru_cache import Shelf
-from peftlab.runtime.resident_base import ResidentBase
+from peftlab.runtime.adapter_template import AdapterTemplate, LoadedAdapter, extract_adapter
+from peftlab.runtime.composition import CompositeVersion, composed, parts_of
+from peftlab.runtime.loaded_base import LoadedBase
+from peftlab.runtime.lru_cache import LRUCache
 from peftlab.store import Edition, Store
 
-Key = Edition | ComposedEdition
+Key = Edition | CompositeVersion
 
 
-class Tiers:
+class AdapterCache:
     """Adapters of one store for one base. Every method may be called from any thread."""
 
-    def __init__(self, store: Store, base: ResidentBase, *, memory: int | None, slots: int | None) -> None:
+    def __init__(self, store: Store, base: LoadedBase, *, memory: int | None, slots: int | None) -> None:
         self._store = store
         self._base = base
-        self._files: Shelf[Key, AdapterFiles] = Shelf(memory, lambda read: read.bytes)
-        self._slots: Shelf[Key, Resident] = Shelf(slots, lambda resident: 1)
-        self._moulds: dict[str, Mould] = {}
-        self._wanted: Counter[Edition] = Counter()  # how many names and requests mean it
-        self._composed: set[ComposedEdition] = set()  # that are in a slot, or were
+        self._files: LRUCache[Key, AdapterFiles] = LRUCache(memory, lambda read: read.bytes)
+        self._slots: LRUCache[Key, LoadedAdapter] = LRUCache(slots, lambda loaded: 1)
+        self._templates: dict[str, AdapterTemplate] = {}
+        self._ref_counts: Counter[Edition] = Counter()  # how many names and requests mean it
+        self._composed: set[CompositeVersion] = set()  # that are in a slot, or were
         self._lock = threading.Lock()  # for moments
         self._loading = threading.RLock()  # one adapter is loaded at a time; others answer meanwhile
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="peftlab-prefetch")
@@ -40,10 +40,10 @@ class Tiers:
     @property
     def bytes(self) -> int:
         """What tensors of adapters take of host memory."""
-        return self._files.taken
+        return self._files.total_size
 
     @contextmanager
-    def held(self, editions: Collection[Key]) -> Iterator[dict[Key, Resident]]:
+    def held(self, editions: Collection[Key]) -> Iterator[dict[Key, LoadedAdapter]]:
         """Adapters ready to answer, which stay so inside the block.
 
         Raises:
@@ -53,20 +53,20 @@ class Tiers:
         """
         with self._lock:
             for edition in editions:
-                self._files.take(edition)
-                self._slots.take(edition)
+                self._files.pin(edition)
+                self._slots.pin(edition)
         try:
             yield {edition: self._resident(edition) for edition in editions}
         finally:
             with self._lock:
                 for edition in editions:
-                    self._slots.let_go(edition)
-                    self._drop(self._files.let_go(edition))
+                    self._slots.unpin(edition)
+                    self._drop(self._files.unpin(edition))
                     self._tidy(edition)
 
     def files(self, edition: Key) -> AdapterFiles:
         """An adapter's verified tensors, of a composition those of its last part; raises as `held` does."""
-        if isinstance(edition, ComposedEdition):
+        if isinstance(edition, CompositeVersion):
             return self.files(edition.parts[-1])
         with self._loading:
             with self._lock:
@@ -76,25 +76,25 @@ class Tiers:
                 self._keep(edition, read)
             return read
 
-    def want(self, edition: Key) -> None:
-        """Keep an adapter as long as there is room, from now until `forget`, which is called as often."""
+    def retain(self, edition: Key) -> None:
+        """Keep an adapter as long as there is room, from now until `release`, which is called as often."""
         with self._lock:
-            self._wanted.update(parts_of(edition))
+            self._ref_counts.update(parts_of(edition))
 
-    def still_want(self, edition: Key) -> bool:
-        """`want` it if it is wanted, and tell."""
+    def try_retain(self, edition: Key) -> bool:
+        """`retain` it if it is wanted, and tell."""
         with self._lock:
-            if wanted := all(part in self._wanted for part in parts_of(edition)):
-                self._wanted.update(parts_of(edition))
+            if wanted := all(part in self._ref_counts for part in parts_of(edition)):
+                self._ref_counts.update(parts_of(edition))
             return wanted
 
-    def forget(self, edition: Key) -> None:
+    def release(self, edition: Key) -> None:
         """It will not be asked for again by one that wanted it; who holds it goes on with it."""
         with self._lock:
             for part in parts_of(edition):
-                self._wanted[part] -= 1
-                if not self._wanted[part]:
-                    del self._wanted[part]
+                self._ref_counts[part] -= 1
+                if not self._ref_counts[part]:
+                    del self._ref_counts[part]
             for key in [edition, *parts_of(edition), *tuple(self._composed)]:
                 self._tidy(key)
 
@@ -108,19 +108,19 @@ class Tiers:
         with suppress(PeftlabError), self.held([edition]):
             pass
 
-    def _resident(self, edition: Key) -> Resident:
+    def _resident(self, edition: Key) -> LoadedAdapter:
         if found := self._in_slot(edition):
             return found
         with self._loading:
             if found := self._in_slot(edition):  # by another thread, while this one waited
                 return found
-            resident = self._made(edition)
+            loaded = self._made(edition)
             with self._lock:
-                self._slots.put(edition, resident)
-            return resident
+                self._slots.put(edition, loaded)
+            return loaded
 
-    def _made(self, edition: Key) -> Resident:
-        if isinstance(edition, ComposedEdition):
+    def _made(self, edition: Key) -> LoadedAdapter:
+        if isinstance(edition, CompositeVersion):
             with self._lock:
                 self._composed.add(edition)
             return composed(edition, [self._resident(part) for part in edition.parts])
@@ -129,29 +129,29 @@ class Tiers:
         if read is not None:
             return self._ready(read)
         read = self._read(edition)
-        resident = self._ready(read)
+        loaded = self._ready(read)
         self._keep(edition, read)  # last: nothing goes for what does not fit the base
-        return resident
+        return loaded
 
     def _keep(self, edition: Edition, read: AdapterFiles) -> None:
         with self._lock:
             self._drop(self._files.put(edition, read))
             self._tidy(edition)
 
-    def _in_slot(self, edition: Key) -> Resident | None:
+    def _in_slot(self, edition: Key) -> LoadedAdapter | None:
         with self._lock:
             self._files.get(edition)
             return self._slots.get(edition)
 
-    def _ready(self, read: AdapterFiles) -> Resident:
+    def _ready(self, read: AdapterFiles) -> LoadedAdapter:
         """The first of its kind is made by PEFT, all others of its mould."""
         kind = read.kind
-        if kind in self._moulds:
-            return self._moulds[kind].pour(read)
-        resident, mould = resident_of(read, self._base.attach(read), self._base.router)
+        if kind in self._templates:
+            return self._templates[kind].instantiate(read)
+        loaded, mould = extract_adapter(read, self._base.attach(read), self._base.router)
         if mould:
-            self._moulds[kind] = mould
-        return resident
+            self._templates[kind] = mould
+        return loaded
 
     def _read(self, edition: Edition) -> AdapterFiles:
         try:
@@ -178,10 +178,10 @@ class Tiers:
 
     def _tidy(self, edition: Key) -> None:
         """Nothing stays of what is neither wanted nor in use."""
-        if not all(part in self._wanted for part in parts_of(edition)) and not self._files.in_use(edition):
+        if not all(part in self._ref_counts for part in parts_of(edition)) and not self._files.is_pinned(edition):
             self._files.pop(edition)
             self._slots.pop(edition)
-            if isinstance(edition, ComposedEdition):
+            if isinstance(edition, CompositeVersion):
                 self._composed.discard(edition)
 
     def _drop(self, gone: Collection[Key]) -> None:

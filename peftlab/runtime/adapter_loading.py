@@ -20,7 +20,7 @@ from peftlab.base import BaseFiles, blank_with_head, load_with_head, tensors_nam
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
 from peftlab.runtime.backbones import path_of_backbone, put_backbone
-from peftlab.runtime.module_clone import own_tree
+from peftlab.runtime.module_clone import clone_modules
 from peftlab.tasks import Task
 
 PEFT_PREFIX = "base_model.model."
@@ -108,7 +108,7 @@ def _shell(
     model = blank_with_head(files, task, trust_remote_code=trust_remote_code)
     for flag in PEFT_ASKS:
         setattr(model, flag, getattr(backbone, flag, False))
-    put_backbone(model, own_tree(backbone))
+    put_backbone(model, clone_modules(backbone))
     if not task.head_labels:
         _add_own_head(model, backbone, files, task, trust_remote_code)
     return model

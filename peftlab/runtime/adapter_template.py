@@ -18,9 +18,9 @@ from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.adapter_loading import Attached
 from peftlab.runtime.backbones import backbone_in, path_of_backbone, with_backbone
 from peftlab.runtime.low_rank import LowRankUpdate, plain_lora
-from peftlab.runtime.module_clone import with_tensors
-from peftlab.runtime.routing import Own, Router, Unroutable
-from peftlab.runtime.token_embeddings import put_rows, without_rows
+from peftlab.runtime.module_clone import replace_tensors
+from peftlab.runtime.routing import AdapterModule, Router, RoutingError
+from peftlab.runtime.token_embeddings import remove_token_embeddings, replace_token_wrappers
 from peftlab.store import Adapter
 from peftlab.tasks import Task
 
@@ -29,7 +29,7 @@ HEAD = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Resident:
+class LoadedAdapter:
     """An adapter that is ready to answer.
 
     `own` is what it has for modules of the base, by their names; `model` its task's Transformers class with its head.
@@ -38,14 +38,14 @@ class Resident:
 
     adapter: Adapter
     task: Task
-    own: Mapping[str, Own]
+    own: Mapping[str, AdapterModule]
     model: PreTrainedModel
     routed: bool
 
     @property
-    def bare(self) -> "Resident":
+    def bare(self) -> "LoadedAdapter":
         """The base alone, with the same head, or its own."""
-        return replace(self, own={}, model=cast(PreTrainedModel, without_rows(self.model)), routed=True)
+        return replace(self, own={}, model=cast(PreTrainedModel, remove_token_embeddings(self.model)), routed=True)
 
     @property
     def updates(self) -> Iterator[LowRankUpdate]:
@@ -53,42 +53,44 @@ class Resident:
         return (own for own in self.own.values() if isinstance(own, LowRankUpdate))
 
 
-def resident_of(read: AdapterFiles, attached: Attached, router: Router) -> tuple[Resident, "Mould | None"]:
+def extract_adapter(
+    read: AdapterFiles, attached: Attached, router: Router
+) -> tuple[LoadedAdapter, "AdapterTemplate | None"]:
     """An adapter whose model PEFT has made, and what others of its kind are poured of, if they can be."""
     model = attached.model
-    token_rows = put_rows(model)
+    token_rows = replace_token_wrappers(model)
     backbone, path = backbone_in(model, router.tree), path_of_backbone(model)
     try:
         own = router.places(backbone, {name.removeprefix(path) for name in attached.held})
-    except Unroutable:
+    except RoutingError:
         model.to(model.base_model.dtype)
-        return Resident(read.adapter, read.task, {}, model, routed=False), None
+        return LoadedAdapter(read.adapter, read.task, {}, model, routed=False), None
     head = with_backbone(model, nn.Identity(), router.tree)
     names = None if attached.places is None or token_rows else _names(attached.places, own, head, path)
     if names is None:
-        return Resident(read.adapter, read.task, own, head, routed=True), None
-    mould = Mould(
-        {name: _pouring(module, names.get(name, {}), router.bare(name)) for name, module in own.items()},
+        return LoadedAdapter(read.adapter, read.task, own, head, routed=True), None
+    mould = AdapterTemplate(
+        {name: _module_factory(module, names.get(name, {}), router.bare(name)) for name, module in own.items()},
         _Module(head, names.get(HEAD, {})),
     )
-    return mould.pour(read), mould
+    return mould.instantiate(read), mould
 
 
-class Mould:
+class AdapterTemplate:
     """What all adapters of a kind have in common: how each module of their own, and their head, is poured."""
 
-    def __init__(self, own: Mapping[str, "Pouring"], head: "_Module") -> None:
+    def __init__(self, own: Mapping[str, "ModuleFactory"], head: "_Module") -> None:
         self._own = own
         self._head = head
 
-    def pour(self, read: AdapterFiles) -> Resident:
+    def instantiate(self, read: AdapterFiles) -> LoadedAdapter:
         """Another adapter of this kind, ready to answer."""
         own = {name: pouring(read.tensors) for name, pouring in self._own.items()}
         head = cast(PreTrainedModel, self._head(read.tensors))
-        return Resident(read.adapter, read.task, own, head, routed=True)
+        return LoadedAdapter(read.adapter, read.task, own, head, routed=True)
 
 
-Pouring = Callable[[Mapping[str, Tensor]], Own]
+ModuleFactory = Callable[[Mapping[str, Tensor]], AdapterModule]
 """Makes something of the tensors of a file."""
 
 
@@ -98,15 +100,15 @@ class _Module:
     def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
         made = module.state_dict(keep_vars=True)
         self._made = {name: torch.empty(0, dtype=made[name].dtype, device=made[name].device) for name in names}
-        self._module = with_tensors(module, self._made)
+        self._module = replace_tensors(module, self._made)
         self._names = names
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         like = self._made
-        return with_tensors(self._module, {mine: tensors[name].to(like[mine]) for mine, name in self._names.items()})
+        return replace_tensors(self._module, {mine: tensors[name].to(like[mine]) for mine, name in self._names.items()})
 
 
-def _pouring(module: nn.Module, names: Mapping[str, str], bare: nn.Module) -> Pouring:
+def _module_factory(module: nn.Module, names: Mapping[str, str], bare: nn.Module) -> ModuleFactory:
     """A plain LoRA's layer is poured as its update alone."""
     layer = plain_lora(module)
     if layer is None:

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftlab.runtime.module_clone import with_children
+from peftlab.runtime.module_clone import replace_children
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -19,7 +19,7 @@ def backbone_in(model: PreTrainedModel, like: nn.Module) -> nn.Module:
     """The backbone of `model`, which is of the same class as `like`."""
     if prefix := _child(model):
         return cast(nn.Module, model._modules[prefix])
-    return with_children(like, {name: model._modules[name] for name in like._modules})
+    return replace_children(like, {name: model._modules[name] for name in like._modules})
 
 
 def with_backbone(model: Model, backbone: nn.Module, like: nn.Module | None = None) -> Model:
@@ -27,7 +27,7 @@ def with_backbone(model: Model, backbone: nn.Module, like: nn.Module | None = No
 
     `like` tells which modules are the backbone's where `backbone` does not.
     """
-    return with_children(model, _placed(model, backbone, like or backbone))
+    return replace_children(model, _placed(model, backbone, like or backbone))
 
 
 def put_backbone(model: PreTrainedModel, backbone: nn.Module) -> None:

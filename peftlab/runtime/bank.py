@@ -19,19 +19,19 @@ from peft import PeftModel
 from peftlab.data import Row
 from peftlab.errors import AdapterNotFoundError, suggest
 from peftlab.recipe import Quantization
-from peftlab.runtime.adapter_cache import Key, Tiers
+from peftlab.runtime.adapter_cache import AdapterCache, Key
 from peftlab.runtime.adapter_files import AdapterFiles
-from peftlab.runtime.adapter_template import Resident
+from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.composition import (
-    ComposedEdition,
+    CompositeVersion,
     Composition,
-    Way,
-    check_alike,
+    CompositionMode,
+    check_same_outputs,
     composition,
     is_ensemble,
 )
+from peftlab.runtime.loaded_base import DTYPES, LoadedBase, Precision
 from peftlab.runtime.request import Answer, Request
-from peftlab.runtime.resident_base import DTYPES, Precision, ResidentBase
 from peftlab.store import ON, Adapter, Edition, Store
 from peftlab.tasks import Task
 from peftlab.tasks.inputs.encoding import Told
@@ -127,14 +127,14 @@ class Bank:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.store = store
         self.notes: list[str] = []
-        self._base_options: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "device": device,
             "quantization": quantization,
             "precision": precision,
             "trust_remote_code": trust_remote_code,
         }
         self._memory, self._slots = memory, slots
-        self._base: ResidentBase | None = None
+        self._base: LoadedBase | None = None
         self._current: dict[str, Edition] = {}
         self._composed: dict[str, Composition] = {}
         self._refused: set[Edition] = set()
@@ -146,7 +146,7 @@ class Bank:
         return [*self._current, *self._composed]
 
     @property
-    def base(self) -> ResidentBase:
+    def base(self) -> LoadedBase:
         """What all adapters share.
 
         Raises:
@@ -159,7 +159,7 @@ class Bank:
     @property
     def bytes(self) -> int:
         """What tensors of adapters take of host memory."""
-        return self._tiers.bytes if self._base else 0
+        return self._cache.bytes if self._base else 0
 
     def adapter(self, name: str) -> Adapter:
         """What the store holds under a name that was added."""
@@ -173,9 +173,9 @@ class Bank:
         """The base with an adapter's delta and head, made anew by PEFT on the shared weights."""
         return self.base.attach(self._files(name)).model
 
-    def whole_copy(self, name: str) -> PeftModel:
+    def full_precision_copy(self, name: str) -> PeftModel:
         """The same on a base of its own in fp32: a quantized one's with the weights that it is rounded to."""
-        return self.base.whole_copy(self._files(name))
+        return self.base.full_precision_copy(self._files(name))
 
     def _files(self, name: str) -> AdapterFiles:
         with self._request() as request:
@@ -183,16 +183,16 @@ class Bank:
 
     @contextmanager
     def _request(self) -> Iterator[Request]:
-        request = Request(self._edition, self._tiers, self.base, self._slots)
+        request = Request(self._edition, self._cache, self.base, self._slots)
         try:
             yield request
         finally:
             request.end()
 
     @contextmanager
-    def _held(self, name: str) -> Iterator[Resident]:
-        with self._request() as request, self._tiers.held([request[name]]) as residents:
-            yield residents[request[name]]
+    def _held(self, name: str) -> Iterator[LoadedAdapter]:
+        with self._request() as request, self._cache.held([request[name]]) as adapters_by_key:
+            yield adapters_by_key[request[name]]
 
     def add(self, name: str) -> None:
         """Let an adapter join: verify it and bring it into memory; one that is here already stays as it is.
@@ -215,24 +215,26 @@ class Bank:
                 return
             edition = self.store.edition(name)
             if self._base is None:
-                base = ResidentBase(self.store.verify(str(edition)), **self._base_options)
-                self._tiers = Tiers(self.store, base, memory=self._memory, slots=self._slots)
+                base = LoadedBase(self.store.verify(str(edition)), **self._options)
+                self._cache = AdapterCache(self.store, base, memory=self._memory, slots=self._slots)
                 self._base = base
             self._join(name, edition)
 
     def _join(self, name: str, edition: Edition) -> None:
         """From here on `name` means this edition; raises as `add` does, and then it means what it did before."""
-        with self._tiers.held([edition]):  # what does not fit the base is told now
-            self._tiers.want(edition)
-            note = self.base.note_on(self._tiers.files(edition))
+        with self._cache.held([edition]):  # what does not fit the base is told now
+            self._cache.retain(edition)
+            note = self.base.note_on(self._cache.files(edition))
         before = self._current.get(name)
         self._current[name] = edition
         if before:
-            self._tiers.forget(before)
+            self._cache.release(before)
         if note:
             self.notes.append(note)
 
-    def compose(self, name: str, way: Way, names: Sequence[str], weights: Sequence[float] | None = None) -> None:
+    def compose(
+        self, name: str, way: CompositionMode, names: Sequence[str], weights: Sequence[float] | None = None
+    ) -> None:
         """Let several adapters answer as one, under a name of its own in this bank (not in the store).
 
         It means what its parts mean at each request, new versions included.
@@ -261,10 +263,10 @@ class Bank:
                 raise
 
     def _check_composed(self, name: str) -> None:
-        edition = cast(ComposedEdition, self._edition(name))
-        with self._tiers.held(edition.parts if is_ensemble(edition) else [edition]) as residents:
+        edition = cast(CompositeVersion, self._edition(name))
+        with self._cache.held(edition.parts if is_ensemble(edition) else [edition]) as adapters_by_key:
             if is_ensemble(edition):
-                check_alike(edition, list(residents.values()))
+                check_same_outputs(edition, list(adapters_by_key.values()))
 
     def remove(self, name: str) -> None:
         """Let an adapter leave: requests that have it go on with it, later ones do not find it.
@@ -280,12 +282,12 @@ class Bank:
             if name in self._composed:
                 del self._composed[name]
             else:
-                self._tiers.forget(self._current.pop(name))
+                self._cache.release(self._current.pop(name))
 
     def routed(self, name: str) -> bool:
         """Whether an adapter's rows share passes with those of others; virtual tokens have passes of their own."""
-        with self._held(name) as resident:
-            return resident.routed
+        with self._held(name) as loaded:
+            return loaded.routed
 
     def prefetch(self, *names: str) -> None:
         """Bring adapters up in the background, before they are asked for.
@@ -293,10 +295,10 @@ class Bank:
         Raises:
             AdapterNotFoundError: one was not added.
         """
-        self._tiers.prefetch([self._edition(name) for name in names])
+        self._cache.prefetch([self._edition(name) for name in names])
 
-    def fold(self, name: str) -> None:
-        """Keep the weights that a LoRA makes of the base's beside them, until `unfold` or it goes out of its slot.
+    def merge(self, name: str) -> None:
+        """Keep the weights that a LoRA makes of the base's beside them, until `unmerge` or it goes out of its slot.
 
         Rows of an adapter that has most of the traffic then cost what the bare base costs; the memory is that of the
         adapted weights. Answers stay the same, and the base is never touched.
@@ -304,15 +306,15 @@ class Bank:
         Raises:
             AdapterNotFoundError: it was not added.
         """
-        with self._held(name) as resident:
-            for update in resident.updates:
-                update.fold()
+        with self._held(name) as loaded:
+            for update in loaded.updates:
+                update.merge()
 
-    def unfold(self, name: str) -> None:
-        """Give the memory of `fold` back; raises as it does."""
-        with self._held(name) as resident:
-            for update in resident.updates:
-                update.unfold()
+    def unmerge(self, name: str) -> None:
+        """Give the memory of `merge` back; raises as it does."""
+        with self._held(name) as loaded:
+            for update in loaded.updates:
+                update.unmerge()
 
     def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
         """Each row through its adapter.
@@ -375,7 +377,9 @@ class Bank:
         with self._request() as request:
             return request.predictions(name, examples, told)
 
-    def run_each(self, asked: Sequence[tuple[str, Any]], told: Told = lambda done, total: None) -> Iterator[Answer]:
+    def stream_examples(
+        self, asked: Sequence[tuple[str, Any]], told: Told = lambda done, total: None
+    ) -> Iterator[Answer]:
         """Answers to (adapter's name, example of its own task), in order; `told` hears how many are computed."""
         with self._request() as request:
             yield from request.answers_to(asked, lambda done: told(done, len(asked)))
@@ -399,7 +403,7 @@ class Bank:
         """What a name means now."""
         self._check_name(name)
         if made := self._composed.get(name):
-            return ComposedEdition(made.way, tuple(map(self._version, made.names)), made.weights)
+            return CompositeVersion(made.way, tuple(map(self._version, made.names)), made.weights)
         return self._version(name)
 
     def _version(self, name: str) -> Edition:

@@ -16,33 +16,33 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.errors import IntegrityError, suggest
-from peftlab.runtime.adapter_template import Resident
-from peftlab.runtime.low_rank import LowRankUpdate, joined_updates
-from peftlab.runtime.module_clone import with_child, with_tensors
-from peftlab.runtime.routing import Own
-from peftlab.runtime.token_embeddings import has_rows
+from peftlab.runtime.adapter_template import LoadedAdapter
+from peftlab.runtime.low_rank import LowRankUpdate, concat_updates
+from peftlab.runtime.module_clone import replace_child, replace_tensors
+from peftlab.runtime.routing import AdapterModule
+from peftlab.runtime.token_embeddings import has_token_embeddings
 from peftlab.store import Edition
 
-Way = Literal["stack", "average", "ensemble"]
+CompositionMode = Literal["stack", "average", "ensemble"]
 
 
 @dataclass(frozen=True)
 class Composition:
     """Names of adapters, and how they become one; `weights` are those of `average` and `ensemble`, adding up to 1."""
 
-    way: Way
+    way: CompositionMode
     names: tuple[str, ...]
     weights: tuple[float, ...]
 
 
-def composition(way: Way, names: Sequence[str], weights: Sequence[float] | None = None) -> Composition:
+def composition(way: CompositionMode, names: Sequence[str], weights: Sequence[float] | None = None) -> Composition:
     """Check and complete what was asked for.
 
     Raises:
         ValueError: fewer than two names, no such way, or not as many weights as names.
     """
-    if way not in get_args(Way):
-        raise ValueError(f"no way '{way}' to put adapters together. {suggest(way, get_args(Way))}")
+    if way not in get_args(CompositionMode):
+        raise ValueError(f"no way '{way}' to put adapters together. {suggest(way, get_args(CompositionMode))}")
     if len(names) < 2:
         raise ValueError(f"a {way} needs at least two adapters, not {len(names)}")
     given = list(weights) if weights is not None else [1.0] * len(names)
@@ -54,10 +54,10 @@ def composition(way: Way, names: Sequence[str], weights: Sequence[float] | None 
 
 
 @dataclass(frozen=True)
-class ComposedEdition:
+class CompositeVersion:
     """A composition of certain versions."""
 
-    way: Way
+    way: CompositionMode
     parts: tuple[Edition, ...]
     weights: tuple[float, ...]
 
@@ -65,17 +65,17 @@ class ComposedEdition:
         return f"the {self.way} of {', '.join(map(str, self.parts))}"
 
 
-def parts_of(edition: Edition | ComposedEdition) -> tuple[Edition, ...]:
+def parts_of(edition: Edition | CompositeVersion) -> tuple[Edition, ...]:
     """The versions that are in it."""
-    return edition.parts if isinstance(edition, ComposedEdition) else (edition,)
+    return edition.parts if isinstance(edition, CompositeVersion) else (edition,)
 
 
-def is_ensemble(edition: Edition | ComposedEdition) -> TypeGuard[ComposedEdition]:
+def is_ensemble(edition: Edition | CompositeVersion) -> TypeGuard[CompositeVersion]:
     """Whether its parts are asked one by one."""
-    return isinstance(edition, ComposedEdition) and edition.way == "ensemble"
+    return isinstance(edition, CompositeVersion) and edition.way == "ensemble"
 
 
-def composed(edition: ComposedEdition, parts: Sequence[Resident]) -> Resident:
+def composed(edition: CompositeVersion, parts: Sequence[LoadedAdapter]) -> LoadedAdapter:
     """One adapter that answers as `parts` do together.
 
     Raises:
@@ -87,22 +87,22 @@ def composed(edition: ComposedEdition, parts: Sequence[Resident]) -> Resident:
         raise IntegrityError(f"{edition} cannot be made: {', '.join(alone)} changes the base as a whole.")
     top = parts[-1]
     if edition.way == "stack":
-        if rows := [str(part.adapter) for part in parts if has_rows(part.model)]:
+        if rows := [str(part.adapter) for part in parts if has_token_embeddings(part.model)]:
             raise IntegrityError(f"{edition} cannot be made: {', '.join(rows)} has a head of its own for some tokens.")
         own = {name: _stacked(edition, owns) for name, owns in _by_module(edition, parts)}
-        return Resident(top.adapter, top.task, own, top.model, routed=True)
-    check_alike(edition, parts)
+        return LoadedAdapter(top.adapter, top.task, own, top.model, routed=True)
+    check_same_outputs(edition, parts)
     own = {name: _averaged(edition, owns) for name, owns in _by_module(edition, parts)}
     model = cast(Any, _mean(edition, [part.model for part in parts]))
-    return Resident(top.adapter, top.task, own, model, routed=True)
+    return LoadedAdapter(top.adapter, top.task, own, model, routed=True)
 
 
-def mean_logits(edition: ComposedEdition, logits: Sequence[Tensor]) -> Tensor:
+def mean_logits(edition: CompositeVersion, logits: Sequence[Tensor]) -> Tensor:
     """Weighted mean of what the parts of an ensemble give for one feature."""
     return cast(Tensor, sum(weight * one for weight, one in zip(edition.weights, logits, strict=True)))
 
 
-def check_alike(edition: ComposedEdition, parts: Sequence[Resident]) -> None:
+def check_same_outputs(edition: CompositeVersion, parts: Sequence[LoadedAdapter]) -> None:
     """Refuse adapters whose logits do not mean the same.
 
     Raises:
@@ -121,7 +121,9 @@ def check_alike(edition: ComposedEdition, parts: Sequence[Resident]) -> None:
         raise IntegrityError(f"{edition} cannot be made: {what}. Take an average.")
 
 
-def _by_module(edition: ComposedEdition, parts: Sequence[Resident]) -> Iterator[tuple[str, list[Own | None]]]:
+def _by_module(
+    edition: CompositeVersion, parts: Sequence[LoadedAdapter]
+) -> Iterator[tuple[str, list[AdapterModule | None]]]:
     """What each part has, by module of the base.
 
     Raises:
@@ -135,21 +137,21 @@ def _by_module(edition: ComposedEdition, parts: Sequence[Resident]) -> Iterator[
         yield name, [part.own.get(name) for part in parts]
 
 
-def _stacked(edition: ComposedEdition, owns: Sequence[Own | None]) -> Own:
+def _stacked(edition: CompositeVersion, owns: Sequence[AdapterModule | None]) -> AdapterModule:
     below, *above = [own for own in owns if own is not None]
     for own in above:
         below = _upon(edition, own, below)
     return below
 
 
-def _upon(edition: ComposedEdition, own: Own, below: Own) -> Own:
+def _upon(edition: CompositeVersion, own: AdapterModule, below: AdapterModule) -> AdapterModule:
     if isinstance(own, LowRankUpdate):
-        return joined_updates([own, below]) if isinstance(below, LowRankUpdate) else _Updated(below, own)
+        return concat_updates([own, below]) if isinstance(below, LowRankUpdate) else _Updated(below, own)
     if "base_layer" not in own._modules:
         raise IntegrityError(
             f"{edition} cannot be made: the upper one does not build on what is below, but replaces it."
         )
-    return with_child(own, "base_layer", _Updated(None, below) if isinstance(below, LowRankUpdate) else below)
+    return replace_child(own, "base_layer", _Updated(None, below) if isinstance(below, LowRankUpdate) else below)
 
 
 class _Updated(nn.Module):
@@ -172,11 +174,11 @@ class _Updated(nn.Module):
         return cast(Tensor, self.below(x)) + self.update.of(x)
 
 
-def _averaged(edition: ComposedEdition, owns: Sequence[Own | None]) -> Own:
+def _averaged(edition: CompositeVersion, owns: Sequence[AdapterModule | None]) -> AdapterModule:
     updates = [own for own in owns if isinstance(own, LowRankUpdate)]
     if len(updates) == sum(own is not None for own in owns):
         weights = [weight for weight, own in zip(edition.weights, owns, strict=True) if own is not None]
-        return joined_updates(updates, weights)
+        return concat_updates(updates, weights)
     if len({type(own) for own in owns}) > 1:
         raise IntegrityError(
             f"{edition} cannot be made: the adapters are of different methods, or change other modules."
@@ -184,7 +186,7 @@ def _averaged(edition: ComposedEdition, owns: Sequence[Own | None]) -> Own:
     return _mean(edition, cast(Sequence[nn.Module], owns))
 
 
-def _mean(edition: ComposedEdition, modules: Sequence[nn.Module]) -> nn.Module:
+def _mean(edition: CompositeVersion, modules: Sequence[nn.Module]) -> nn.Module:
     """The first module with the weighted mean of all tensors that the modules do not share."""
     states = [module.state_dict(keep_vars=True) for module in modules]
     shapes: list[Mapping[str, Any]] = [{name: t.shape for name, t in state.items()} for state in states]
@@ -192,10 +194,10 @@ def _mean(edition: ComposedEdition, modules: Sequence[nn.Module]) -> nn.Module:
         raise IntegrityError(f"{edition} cannot be made: the adapters have tensors of different names or shapes.")
     apart = [name for name, tensor in states[0].items() if any(state[name] is not tensor for state in states[1:])]
     means = {name: _mean_of(edition, [state[name] for state in states]) for name in apart}
-    return with_tensors(modules[0], means)
+    return replace_tensors(modules[0], means)
 
 
-def _mean_of(edition: ComposedEdition, tensors: Sequence[Tensor]) -> Tensor:
+def _mean_of(edition: CompositeVersion, tensors: Sequence[Tensor]) -> Tensor:
     if not tensors[0].is_floating_point():
         if all(torch.equal(tensors[0], other) for other in tensors[1:]):
             return tensors[0]

@@ -118,7 +118,7 @@ def evaluate_mixed(
         groups = _labelled_by_adapter(named, Path(data).name, shelf, errors)
     bank = load(*groups, store=store, **serving)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}
-    answers = list(bank.run_each([(name, next(examples[name])) for name, _ in named], told))
+    answers = list(bank.stream_examples([(name, next(examples[name])) for name, _ in named], told))
     predictions: dict[str, list[Prediction]] = {name: [] for name in groups}
     for answer in answers:
         predictions[answer.adapter].append(answer.prediction)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peftlab.runtime.adapter_template import Resident
-from peftlab.runtime.generation import continuations
-from peftlab.runtime.routing import Router, head_output, in_fp32, part_of, runs
+from peftlab.runtime.adapter_template import LoadedAdapter
+from peftlab.runtime.generation import generate_texts
+from peftlab.runtime.routing import Router, apply_head, group_segments, slice_output, to_float32
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import Told
 from peftlab.tasks.prediction import Outcome, forward, longest_first
@@ -20,13 +20,13 @@ from peftlab.tasks.task import IGNORED
 Key = TypeVar("Key")
 Asked = Sequence[tuple[Key, Feature]]
 """Features, each with the key of its adapter."""
-Hold = Callable[[Collection[Any]], AbstractContextManager[Mapping[Any, Resident]]]
+Hold = Callable[[Collection[Any]], AbstractContextManager[Mapping[Any, LoadedAdapter]]]
 """Brings adapters into memory, and keeps them there inside the block."""
 BATCH = 32
 
 
 @torch.inference_mode()
-def outcomes_of(
+def forward_features(
     asked: Asked[Key],
     hold: Hold,
     router: Router,
@@ -41,8 +41,8 @@ def outcomes_of(
     """
     outcomes: dict[int, Outcome] = {}
     for batch in _batches(asked, most or BATCH):
-        with hold({asked[i][0] for i in batch}) as residents:
-            for chosen, given in _passes(batch, asked, residents, router, tokenizer):
+        with hold({asked[i][0] for i in batch}) as adapters_by_key:
+            for chosen, given in _passes(batch, asked, adapters_by_key, router, tokenizer):
                 outcomes |= zip(chosen, given, strict=True)
         told(len(outcomes), len(asked))
     return [outcomes[i] for i in range(len(asked))]
@@ -71,43 +71,45 @@ def _together(batch: list[int], asked: Asked[Key]) -> list[int]:
 def _passes(
     batch: Sequence[int],
     asked: Asked[Key],
-    residents: Mapping[Key, Resident],
+    adapters_by_key: Mapping[Key, LoadedAdapter],
     router: Router,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[Sequence[int], Sequence[Outcome]]]:
     """One pass for all that can be routed, and one for each adapter that cannot; texts that go on apart from them."""
-    writing = [i for i in batch if residents[asked[i][0]].task.writes and asked[i][1].labels is None]
+    writing = [i for i in batch if adapters_by_key[asked[i][0]].task.writes and asked[i][1].labels is None]
     if writing:
-        yield writing, continuations([(residents[asked[i][0]], asked[i][1]) for i in writing], router, tokenizer)
+        yield writing, generate_texts([(adapters_by_key[asked[i][0]], asked[i][1]) for i in writing], router, tokenizer)
     batch = [i for i in batch if i not in writing]
-    shared = [i for i in batch if residents[asked[i][0]].routed]
+    shared = [i for i in batch if adapters_by_key[asked[i][0]].routed]
     if shared:
-        yield shared, _mixed([(residents[asked[i][0]], asked[i][1]) for i in shared], router, tokenizer)
-    for resident in dict.fromkeys(residents[asked[i][0]] for i in batch):
-        mine = [i for i in batch if residents[asked[i][0]] is resident]
-        if not resident.routed:
-            yield mine, forward(resident.task, resident.model, tokenizer, [asked[i][1] for i in mine])
+        yield shared, _mixed([(adapters_by_key[asked[i][0]], asked[i][1]) for i in shared], router, tokenizer)
+    for loaded in dict.fromkeys(adapters_by_key[asked[i][0]] for i in batch):
+        mine = [i for i in batch if adapters_by_key[asked[i][0]] is loaded]
+        if not loaded.routed:
+            yield mine, forward(loaded.task, loaded.model, tokenizer, [asked[i][1] for i in mine])
 
 
 def _mixed(
-    asked: Sequence[tuple[Resident, Feature]], router: Router, tokenizer: PreTrainedTokenizerBase
+    asked: Sequence[tuple[LoadedAdapter, Feature]], router: Router, tokenizer: PreTrainedTokenizerBase
 ) -> list[Tensor]:
     """The outcome of each feature, from one forward pass of the base; those of an adapter stand together."""
     features = [feature for _, feature in asked]
     inputs = padded(features, tokenizer, router.device)
-    return through([resident for resident, _ in asked], inputs, router, features)
+    return forward_rows([loaded for loaded, _ in asked], inputs, router, features)
 
 
-def through(
-    rows: Sequence[Resident], inputs: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
+def forward_rows(
+    rows: Sequence[LoadedAdapter], inputs: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
 ) -> list[Tensor]:
     """The outcome of each row of a batch by its adapter; those of an adapter stand together, padding is left out.
 
     `features` are those of the rows, for tasks that look at labels.
     """
-    states = router.states([resident.own for resident in rows], inputs)
+    states = router.states([loaded.own for loaded in rows], inputs)
     return [
-        outcome for resident, part in runs(rows) for outcome in _by_head(resident, states, inputs, part, features[part])
+        outcome
+        for loaded, part in group_segments(rows)
+        for outcome in _by_head(loaded, states, inputs, part, features[part])
     ]
 
 
@@ -118,12 +120,12 @@ def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, devi
 
 
 def _by_head(
-    resident: Resident, states: Any, inputs: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
+    loaded: LoadedAdapter, states: Any, inputs: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
 ) -> Iterator[Tensor]:
-    task, mine = resident.task, {name: tensor[part] for name, tensor in inputs.items()}
-    own = part_of(states, part)
-    own = in_fp32(own) if task.head_labels else own  # the base's own head computes as the base does
-    logits = task.logits(head_output(resident.model, own, mine)).float()
+    task, mine = loaded.task, {name: tensor[part] for name, tensor in inputs.items()}
+    own = slice_output(states, part)
+    own = to_float32(own) if task.head_labels else own  # the base's own head computes as the base does
+    logits = task.logits(apply_head(loaded.model, own, mine)).float()
     scored = not task.head_labels and features and features[0].labels is not None
     labels = _labels(features, mine["attention_mask"]) if scored else None
     outcome = task.outcome(logits, labels).cpu()

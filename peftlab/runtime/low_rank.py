@@ -39,11 +39,11 @@ class LowRankUpdate:
         self.bare = bare
         self.down = down.to(weight.device, dtype)
         self.up = (up * scaling).t().to(weight.device, dtype).contiguous()
-        self.folded: Tensor | None = None
+        self.merged_weight: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (batch, …, in) → (batch, …, out)."""
-        return with_updates(self.bare, x, [(self, slice(0, len(x)))])
+        return forward_with_updates(self.bare, x, [(self, slice(0, len(x)))])
 
     def of(self, x: Tensor) -> Tensor:
         """B A x (batch, …, out) alone."""
@@ -52,21 +52,21 @@ class LowRankUpdate:
     @property
     def bytes(self) -> int:
         """The memory it takes beside the base."""
-        return sum(held.nbytes for held in (self.down, self.up, self.folded) if held is not None)
+        return sum(held.nbytes for held in (self.down, self.up, self.merged_weight) if held is not None)
 
-    def fold(self) -> None:
+    def merge(self) -> None:
         """Keep W + BA, which is then not made anew for every batch; W itself is never touched."""
         if isinstance(self.bare, nn.Linear) and _is_dense(self.bare):
-            self.folded = self.adapted(self.bare.weight)
+            self.merged_weight = self.adapted(self.bare.weight)
 
-    def unfold(self) -> None:
+    def unmerge(self) -> None:
         """Give that memory back."""
-        self.folded = None
+        self.merged_weight = None
 
     def adapted(self, weight: Tensor) -> Tensor:
         """`weight`, which is W (out, in), + BA."""
-        folded = self.folded  # looked at once: another thread may unfold it
-        return folded if folded is not None else torch.addmm(weight, self.up.t(), self.down)
+        merged_weight = self.merged_weight  # looked at once: another thread may unfold it
+        return merged_weight if merged_weight is not None else torch.addmm(weight, self.up.t(), self.down)
 
 
 def _is_dense(bare: nn.Module) -> bool:
@@ -74,7 +74,7 @@ def _is_dense(bare: nn.Module) -> bool:
     return type(bare) is nn.Linear
 
 
-def joined_updates(updates: Sequence[LowRankUpdate], weights: Sequence[float] | None = None) -> LowRankUpdate:
+def concat_updates(updates: Sequence[LowRankUpdate], weights: Sequence[float] | None = None) -> LowRankUpdate:
     """The sum of updates of one Linear, each times its weight: of the rank of all together."""
     scales = weights or [1.0] * len(updates)
     up = torch.cat([update.up * scale for update, scale in zip(updates, scales, strict=True)])
@@ -99,7 +99,7 @@ def plain_lora(module: nn.Module) -> PlainLora | None:
     return PlainLora(name, layer.scaling[name])
 
 
-def with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
+def forward_with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
     """x (batch, …, in) through `bare`, with each update on its own rows → (batch, …, out).
 
     `parts` cover the batch in order.
@@ -133,7 +133,7 @@ def _is_long(part: Part, tokens: int, shape: Sequence[int]) -> bool:
     """Whether making W + BA, `in` × `out` numbers, is less work than updating `in` + `out` numbers for each token."""
     update, rows = part
     count = (rows.stop - rows.start) * tokens
-    if update is None or update.folded is not None:
+    if update is None or update.merged_weight is not None:
         return True
     if update.down.dtype != torch.float32:  # W + BA would be rounded as coarsely as W, and the small BA be lost
         return False
@@ -159,7 +159,7 @@ def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], bias: T
 
 
 @contextmanager
-def stacks_kept() -> Iterator[None]:
+def cached_stacks() -> Iterator[None]:
     """Inside the block, what segments of the same updates need is put together once: for passes over the same rows."""
     before = _kept.set({})
     try:

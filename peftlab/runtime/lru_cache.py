@@ -8,7 +8,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Shelf(Generic[Key, Value]):
+class LRUCache(Generic[Key, Value]):
     """Not safe for threads by itself.
 
     Args:
@@ -19,7 +19,7 @@ class Shelf(Generic[Key, Value]):
 
     def __init__(self, budget: int | None, size: Callable[[Value], int]) -> None:
         self.budget = budget
-        self.taken = 0
+        self.total_size = 0
         self._size = size
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self._users: Counter[Key] = Counter()
@@ -45,23 +45,23 @@ class Shelf(Generic[Key, Value]):
         self.pop(key)
         size = self._size(value)
         self._values[key] = value, size
-        self.taken += size
+        self.total_size += size
         return self._make_room(keep=key)
 
     def pop(self, key: Key) -> None:
         """Take a value out, if it is there; who uses it goes on with it."""
         _, size = self._values.pop(key, (None, 0))
-        self.taken -= size
+        self.total_size -= size
 
-    def in_use(self, key: Key) -> bool:
+    def is_pinned(self, key: Key) -> bool:
         """Whether somebody took it and has not let it go."""
         return bool(self._users[key])
 
-    def take(self, key: Key) -> None:
+    def pin(self, key: Key) -> None:
         """It is in use from here on."""
         self._users[key] += 1
 
-    def let_go(self, key: Key) -> list[Key]:
+    def unpin(self, key: Key) -> list[Key]:
         """One of its users is done; returns what could go by that."""
         self._users[key] -= 1
         if not self._users[key]:
@@ -70,10 +70,10 @@ class Shelf(Generic[Key, Value]):
 
     def _make_room(self, keep: Key | None = None) -> list[Key]:
         gone: list[Key] = []
-        if self.budget is None or self.taken <= self.budget:
+        if self.budget is None or self.total_size <= self.budget:
             return gone
         for key in [key for key in self._values if key != keep and not self._users[key]]:
-            if self.taken <= self.budget:
+            if self.total_size <= self.budget:
                 break
             self.pop(key)
             gone.append(key)

@@ -10,14 +10,14 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from peftlab.errors import ErrorCollector, PeftlabError
-from peftlab.runtime.adapter_cache import Key, Tiers
+from peftlab.runtime.adapter_cache import AdapterCache, Key
 from peftlab.runtime.adapter_files import AdapterFiles
-from peftlab.runtime.adapter_template import Resident
+from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.composition import is_ensemble, mean_logits
-from peftlab.runtime.forward import outcomes_of
-from peftlab.runtime.generation import continuations
-from peftlab.runtime.resident_base import ResidentBase
-from peftlab.runtime.streaming import spoken
+from peftlab.runtime.forward import forward_features
+from peftlab.runtime.generation import generate_texts
+from peftlab.runtime.loaded_base import LoadedBase
+from peftlab.runtime.streaming import stream_text
 from peftlab.tasks import Feature, Prediction
 from peftlab.tasks.inputs.encoding import Told, encode_examples
 from peftlab.tasks.inputs.rows import Asked, read_asked
@@ -47,12 +47,12 @@ class Request(dict[str, Key]):
     Nothing that is published, rolled back or removed meanwhile touches it.
     """
 
-    def __init__(self, meaning: Callable[[str], Key], tiers: Tiers, base: ResidentBase, slots: int | None) -> None:
+    def __init__(self, meaning: Callable[[str], Key], tiers: AdapterCache, base: LoadedBase, slots: int | None) -> None:
         super().__init__()
-        self._meaning, self._tiers, self._base, self._slots = meaning, tiers, base, slots
+        self._meaning, self._cache, self._base, self._slots = meaning, tiers, base, slots
 
     def __missing__(self, name: str) -> Key:
-        while not self._tiers.still_want(edition := self._meaning(name)):
+        while not self._cache.try_retain(edition := self._meaning(name)):
             pass  # another took its place just now
         self[name] = edition
         return edition
@@ -60,11 +60,11 @@ class Request(dict[str, Key]):
     def end(self) -> None:
         """What nobody else wants may go."""
         for edition in self.values():
-            self._tiers.forget(edition)
+            self._cache.release(edition)
 
     def files(self, name: str) -> AdapterFiles:
-        """An adapter's verified files; raises as `Tiers.files` does."""
-        return self._tiers.files(self[name])
+        """An adapter's verified files; raises as `AdapterCache.files` does."""
+        return self._cache.files(self[name])
 
     def examples(self, asked: Sequence[tuple[str, Asked]], first: int = 1) -> list[Any]:
         """What (adapter's name, row) pairs ask; `first` is the number of the first row.
@@ -94,10 +94,10 @@ class Request(dict[str, Key]):
         examples = self.examples([(name, {"messages": [dict(message) for message in chat]})])
         (feature,) = self.encode(read, examples)[0]
         tokenizer = base.tokenizer_for(read.task)
-        with (self._held_bare if bare else self._tiers.held)([self[name]]) as residents:
-            resident = residents[self[name]]
-            write = partial(continuations, [(resident, feature)], base.router, tokenizer)
-            yield from spoken(write, read.task.endings(tokenizer), tokenizer)
+        with (self._held_bare if bare else self._cache.held)([self[name]]) as adapters_by_key:
+            loaded = adapters_by_key[self[name]]
+            write = partial(generate_texts, [(loaded, feature)], base.router, tokenizer)
+            yield from stream_text(write, read.task.endings(tokenizer), tokenizer)
 
     def answers_to(self, asked: Iterable[tuple[str, Any]], told: Heard = lambda done: None) -> Iterator[Answer]:
         """Answers to (adapter's name, example) pairs, in order."""
@@ -109,13 +109,13 @@ class Request(dict[str, Key]):
     def predictions(self, name: str, examples: Sequence[Any], told: Told) -> list[Any]:
         """What one adapter says of examples of its task, in order."""
         read, edition = self.files(name), self[name]
-        through = lambda features: self.outcomes([(edition, feature) for feature in features], told)  # noqa: E731
-        return predict_features(read.task, examples, self._referred(name, examples), through)
+        forward_rows = lambda features: self.outcomes([(edition, feature) for feature in features], told)  # noqa: E731
+        return predict_features(read.task, examples, self._referred(name, examples), forward_rows)
 
     def _prefetch(self, chunk: Sequence[tuple[str, Asked]]) -> None:
         for name in dict.fromkeys(name for name, _ in chunk):
             with suppress(PeftlabError):  # told in its turn
-                self._tiers.prefetch([self[name]])
+                self._cache.prefetch([self[name]])
 
     def _answers(self, chunk: Sequence[tuple[str, Any]], told: Told) -> list[Answer]:
         groups: dict[str, list[int]] = {}
@@ -145,19 +145,21 @@ class Request(dict[str, Key]):
     def _by_base(self, edition: Key, features: Sequence[Feature]) -> list[Outcome]:
         """The outcome of each feature by an adapter's task, without its delta."""
         asked, base = [(edition, feature) for feature in features], self._base
-        return outcomes_of(asked, self._held_bare, base.router, base.tokenizer, most=self._slots)
+        return forward_features(asked, self._held_bare, base.router, base.tokenizer, most=self._slots)
 
     @contextmanager
-    def _held_bare(self, editions: Collection[Key]) -> Iterator[dict[Key, Resident]]:
-        """As `Tiers.held`, but the bare base answers in each one's place."""
-        with self._tiers.held(editions) as residents:
-            yield {edition: resident.bare for edition, resident in residents.items()}
+    def _held_bare(self, editions: Collection[Key]) -> Iterator[dict[Key, LoadedAdapter]]:
+        """As `AdapterCache.held`, but the bare base answers in each one's place."""
+        with self._cache.held(editions) as adapters_by_key:
+            yield {edition: loaded.bare for edition, loaded in adapters_by_key.items()}
 
     def outcomes(self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None) -> list[Outcome]:
         """Of each feature by its adapter, in order; of an ensemble, the mean of its parts' logits."""
         base = self._base
         single = [(part, feature) for edition, feature in asked for part in _asked_of(edition)]
-        given = iter(outcomes_of(single, self._tiers.held, base.router, base.tokenizer, most=self._slots, told=told))
+        given = iter(
+            forward_features(single, self._cache.held, base.router, base.tokenizer, most=self._slots, told=told)
+        )
         return [
             mean_logits(edition, cast(list[Tensor], [next(given) for _ in edition.parts]))
             if is_ensemble(edition)

@@ -22,19 +22,19 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from peftlab.runtime.backbones import with_backbone
-from peftlab.runtime.low_rank import LowRankUpdate, with_updates
-from peftlab.runtime.module_clone import own_tree
+from peftlab.runtime.low_rank import LowRankUpdate, forward_with_updates
+from peftlab.runtime.module_clone import clone_modules
 
 Item = TypeVar("Item")
-Own = nn.Module | LowRankUpdate
+AdapterModule = nn.Module | LowRankUpdate
 """What an adapter has in the place of a module of the base."""
-Segments = Sequence[tuple[Mapping[str, Own], slice]]
+Segments = Sequence[tuple[Mapping[str, AdapterModule], slice]]
 """What the adapter of some rows has of its own, by module, and which rows these are: nothing for the bare base."""
 _segments: ContextVar[Segments] = ContextVar("whose the rows are")
 PROBE = (3, 5)  # rows and tokens
 
 
-class Unroutable(Exception):
+class RoutingError(Exception):
     """An adapter changes more than single modules."""
 
 
@@ -42,7 +42,7 @@ class Router:
     """The base, for rows of any adapters."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
-        self.tree = own_tree(backbone)
+        self.tree = clone_modules(backbone)
         self.options = {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
         self._by_row = _called_by_row(backbone, self.options)
 
@@ -55,7 +55,7 @@ class Router:
             Unroutable: it changes the base as a whole.
         """
         if not _alike(self.tree, backbone):
-            raise Unroutable
+            raise RoutingError
         places = self._places(self.tree, backbone, held)
         for parent, name, _ in places:
             _route(parent, name)
@@ -88,23 +88,23 @@ class Router:
                 try:
                     places += self._places(bare, their, held, f"{name}.")
                     continue
-                except Unroutable:  # what differs inside is also used without rows
+                except RoutingError:  # what differs inside is also used without rows
                     pass
             if name not in self._by_row:
-                raise Unroutable
+                raise RoutingError
             places.append((mine, name, their))
         return places
 
     @contextmanager
-    def carrying(self, rows: Sequence[Mapping[str, Own]]) -> Iterator[None]:
+    def routing_rows(self, rows: Sequence[Mapping[str, AdapterModule]]) -> Iterator[None]:
         """Inside the block, batches of `tree` are rows of adapters with these of their own, the very same ones standing
         together. A batch may have each row several times over, next to each other, as beams are."""
-        with _routing(list(runs(rows))):
+        with _routing(list(group_segments(rows))):
             yield
 
-    def states(self, rows: Sequence[Mapping[str, Own]], inputs: Mapping[str, Tensor]) -> ModelOutput:
-        """The backbone's output for rows as of `carrying`."""
-        with self.carrying(rows):
+    def states(self, rows: Sequence[Mapping[str, AdapterModule]], inputs: Mapping[str, Tensor]) -> ModelOutput:
+        """The backbone's output for rows as of `routing_rows`."""
+        with self.routing_rows(rows):
             return cast(ModelOutput, self.tree(**inputs, **self.options))
 
 
@@ -130,14 +130,14 @@ class Routed(nn.Module):
         if all(own is None for own, _ in parts):
             return self.bare(*args, **kwargs)
         if all(own is None or isinstance(own, LowRankUpdate) for own, _ in parts):
-            return with_updates(self.bare, args[0] if args else kwargs["input"], cast(Any, parts))
+            return forward_with_updates(self.bare, args[0] if args else kwargs["input"], cast(Any, parts))
         if len(parts) == 1:
             return cast(nn.Module, parts[0][0])(*args, **kwargs)
         batch, given = segments[-1][1].stop, []
         for own, part in _joined_bare(parts):
             mine, named = _sliced(args, part, batch), _sliced(kwargs, part, batch)
             if args:
-                mine = (part_of(args[0], part), *mine[1:])
+                mine = (slice_output(args[0], part), *mine[1:])
             with _routing(_within(segments, part)):
                 given.append((self.bare if own is None else own)(*mine, **named))
         return _joined(given)
@@ -155,7 +155,7 @@ def _first_tensor(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
-def _joined_bare(parts: Sequence[tuple[Own | None, slice]]) -> Iterator[tuple[Own | None, slice]]:
+def _joined_bare(parts: Sequence[tuple[AdapterModule | None, slice]]) -> Iterator[tuple[AdapterModule | None, slice]]:
     """The same, with rows of the bare module that are next to each other as one part."""
     for bare, group in groupby(parts, lambda part: part[0] is None):
         if bare:
@@ -171,7 +171,7 @@ def _within(segments: Segments, part: slice) -> Segments:
     return [(own, slice(rows.start - part.start, rows.stop - part.start)) for own, rows in inside]
 
 
-def runs(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
+def group_segments(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
     """Each object, and the places where it stands, next to each other."""
     start = 0
     for _, group in groupby(items, id):
@@ -179,26 +179,26 @@ def runs(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
         yield same[0], slice(start, start := start + len(same))
 
 
-def head_output(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
+def apply_head(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
     """What a Transformers model makes of `states`, which its backbone would have given."""
-    return with_backbone(model, _Handing(states))(**inputs)
+    return with_backbone(model, PrecomputedBackbone(states))(**inputs)
 
 
-def in_fp32(states: ModelOutput) -> ModelOutput:
+def to_float32(states: ModelOutput) -> ModelOutput:
     """For heads, which are as they were trained."""
     if all(value.dtype == torch.float32 for value in states.values() if isinstance(value, Tensor)):
         return states
     return type(states)(**{k: v.float() if isinstance(v, Tensor) else v for k, v in states.items()})
 
 
-def part_of(value: Any, part: slice) -> Any:
+def slice_output(value: Any, part: slice) -> Any:
     """Some rows of the tensors of an output."""
     if isinstance(value, Tensor):
         return value[part]
     return type(value)(**{k: v[part] for k, v in value.items() if isinstance(v, Tensor)}) if value else value
 
 
-class _Handing(nn.Module):
+class PrecomputedBackbone(nn.Module):
     """A backbone that has been run already."""
 
     def __init__(self, output: Any) -> None:

@@ -11,7 +11,7 @@ Write = Callable[..., object]
 """Writes on with Transformers' `generate`, to which it hands its keyword arguments on."""
 
 
-def spoken(write: Write, endings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Generator[str]:
+def stream_text(write: Write, endings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Generator[str]:
     """The pieces of a text as `write` makes them, in a thread of its own, up to any of `endings`.
 
     Whoever stops listening stops the writing. What `write` raises is raised here.

@@ -10,10 +10,10 @@ import torch
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
-from peftlab.runtime.module_clone import own_tree
+from peftlab.runtime.module_clone import clone_modules
 
 
-class TokenRows(nn.Module):
+class TokenEmbeddings(nn.Module):
     """In the place of `bare`, the base's embeddings or head: tokens of these `numbers` (n,) have `rows` (n, hidden)."""
 
     def __init__(self, bare: nn.Module, numbers: Tensor, rows: Tensor) -> None:
@@ -41,28 +41,28 @@ class TokenRows(nn.Module):
         return torch.where(which.any(-1, keepdim=True), own, given)
 
 
-def put_rows(model: nn.Module) -> bool:
-    """Let `TokenRows` take the places of PEFT's modules for trained tokens in `model`; whether there are any."""
+def replace_token_wrappers(model: nn.Module) -> bool:
+    """Let `TokenEmbeddings` take the places of PEFT's modules for trained tokens in `model`; whether there are any."""
     wrappers = {name: module for name, module in model.named_modules() if isinstance(module, TrainableTokensWrapper)}
     for name, wrapper in wrappers.items():
         layer = wrapper.token_adapter
         (adapter,) = layer.trainable_tokens_delta
         rows = layer.trainable_tokens_delta[adapter]
         numbers = torch.tensor(layer.token_indices[adapter], device=rows.device)
-        _put(model, name, TokenRows(layer.get_base_layer(), numbers, rows))
+        _put(model, name, TokenEmbeddings(layer.get_base_layer(), numbers, rows))
     return bool(wrappers)
 
 
-def has_rows(model: nn.Module) -> bool:
+def has_token_embeddings(model: nn.Module) -> bool:
     """Whether some tokens have rows of their own in `model`."""
-    return any(isinstance(module, TokenRows) for module in model.modules())
+    return any(isinstance(module, TokenEmbeddings) for module in model.modules())
 
 
-def without_rows(model: nn.Module) -> nn.Module:
+def remove_token_embeddings(model: nn.Module) -> nn.Module:
     """The same with the base's modules alone."""
-    twin = own_tree(model)
+    twin = clone_modules(model)
     for name, module in [*twin.named_modules()]:
-        if isinstance(module, TokenRows):
+        if isinstance(module, TokenEmbeddings):
             _put(twin, name, module.bare)
     return twin
 

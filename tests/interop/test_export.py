@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peftlab.errors import IntegrityError, StoreError
-from peftlab.interop.export import hand_over
+from peftlab.interop.export import export_adapter
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.task_stores import one_line, run
@@ -41,7 +41,7 @@ def store(base, tmp_path_factory):
 
 @pytest.mark.parametrize("form", ["peft", "vllm"])
 def test_plain_peft_loads_the_copy_with_every_tensor(store, base, tmp_path, form):
-    handed = hand_over("lora", tmp_path / "copy", form, store=store)
+    handed = export_adapter("lora", tmp_path / "copy", form, store=store)
     tokens = torch.randint(20, 100, (2, 9))
     given = []
     for folder in (handed.folder, handed.adapter.folder):
@@ -53,7 +53,7 @@ def test_plain_peft_loads_the_copy_with_every_tensor(store, base, tmp_path, form
 
 
 def test_the_copy_is_what_vllm_asks_for(store, base, tmp_path):
-    handed = hand_over("lora", tmp_path / "copy", "vllm", store=store)
+    handed = export_adapter("lora", tmp_path / "copy", "vllm", store=store)
     config = json.loads((handed.folder / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["modules_to_save"], config["bias"]) == ("LORA", 4, None, "none")
     for name in load_file(handed.folder / "adapter_model.safetensors"):
@@ -73,14 +73,14 @@ def test_the_copy_is_what_vllm_asks_for(store, base, tmp_path):
 )
 def test_what_vllm_would_refuse_or_misread_is_refused_here(store, tmp_path, name, reason):
     with pytest.raises(IntegrityError, match=reason):
-        hand_over(name, tmp_path / "copy", "vllm", store=store)
+        export_adapter(name, tmp_path / "copy", "vllm", store=store)
     assert not (tmp_path / "copy").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(store, tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(StoreError, match="is there already"):
-        hand_over("lora", tmp_path, "peft", store=store)
+        export_adapter("lora", tmp_path, "peft", store=store)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftlab.errors import BaseNotFoundError, IntegrityError, PackageNotFoundError
-from peftlab.interop.export import hand_over
+from peftlab.interop.export import export_adapter
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.task_stores import one_line, run
@@ -119,18 +119,18 @@ def check_file(handed, base, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_weight_changes_as_peft_merges_it(store, bases, tmp_path, kind):
-    handed = hand_over(kind.replace("_", "-"), tmp_path / "gguf", "gguf-lora", store=store)
+    handed = export_adapter(kind.replace("_", "-"), tmp_path / "gguf", "gguf-lora", store=store)
     check_file(handed, bases[kind], kind)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "plain"])
 def test_scales_of_layers_are_in_the_numbers(store, bases, tmp_path, name):
-    check_file(hand_over(name, tmp_path / "gguf", "gguf-lora", store=store), bases["llama"], "llama")
+    check_file(export_adapter(name, tmp_path / "gguf", "gguf-lora", store=store), bases["llama"], "llama")
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("plain", 16), ("stabilized", 16 * math.sqrt(4))])
 def test_one_scale_for_all_is_told_as_alpha_and_the_numbers_stay_exact(store, tmp_path, name, alpha):
-    handed = hand_over(name, tmp_path / "gguf", "gguf-lora", store=store)
+    handed = export_adapter(name, tmp_path / "gguf", "gguf-lora", store=store)
     read = GGUFReader(handed.folder / "adapter.gguf")
     assert read.get_field("adapter.lora.alpha").contents() == alpha
     tensors = load_file(handed.adapter.folder / "adapter_model.safetensors")
@@ -143,7 +143,7 @@ def test_one_scale_for_all_is_told_as_alpha_and_the_numbers_stay_exact(store, tm
 def test_where_the_scale_is_zero_nothing_is_added(store, bases, tmp_path):
     """llama.cpp takes an alpha of 0 for no scale at all."""
     publish_changed(store, "plain", name="silent", configured=lambda config: config.update(lora_alpha=0))
-    handed = hand_over("silent", tmp_path / "gguf", "gguf-lora", store=store)
+    handed = export_adapter("silent", tmp_path / "gguf", "gguf-lora", store=store)
     read = GGUFReader(handed.folder / "adapter.gguf")
     assert read.get_field("adapter.lora.alpha").contents() != 0
     check_file(handed, bases["llama"], "llama")
@@ -218,7 +218,7 @@ def test_what_is_more_than_lora_is_refused(store, tmp_path, case):
         told=told or (lambda manifest: None),
     )
     with pytest.raises(IntegrityError, match=reason):
-        hand_over(f"with-{case}", tmp_path / "gguf", "gguf-lora", store=store)
+        export_adapter(f"with-{case}", tmp_path / "gguf", "gguf-lora", store=store)
 
 
 def test_its_base_must_be_there_as_it_was(store, tmp_path):
@@ -227,16 +227,16 @@ def test_its_base_must_be_there_as_it_was(store, tmp_path):
 
     publish_changed(store, "plain", name="homeless", told=elsewhere)
     with pytest.raises(BaseNotFoundError, match="nowhere"):
-        hand_over("homeless", tmp_path / "gguf", "gguf-lora", store=store)
+        export_adapter("homeless", tmp_path / "gguf", "gguf-lora", store=store)
     build_language_model(tmp_path / "nowhere", hidden_size=64)
     with pytest.raises(IntegrityError, match=r"was tuned on .* with weights"):
-        hand_over("homeless", tmp_path / "gguf", "gguf-lora", store=store)
+        export_adapter("homeless", tmp_path / "gguf", "gguf-lora", store=store)
 
 
 def test_without_the_package_the_command_to_install_it_is_told(store, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PackageNotFoundError, match=r"pip install 'peftlab\[gguf\]'"):
-        hand_over("plain", tmp_path / "gguf", "gguf-lora", store=store)
+        export_adapter("plain", tmp_path / "gguf", "gguf-lora", store=store)
 
 
 def test_where_ollama_has_the_base_is_not_for_others(store, tmp_path):
@@ -245,4 +245,4 @@ def test_where_ollama_has_the_base_is_not_for_others(store, tmp_path):
     assert told.exit_code == 2
     assert "--from is for --to ollama, not for --to gguf-lora" in one_line(told.output)
     with pytest.raises(ValueError, match="not for vllm"):
-        hand_over("plain", tmp_path / "gguf", "vllm", store=store, base_name="llama3.2")
+        export_adapter("plain", tmp_path / "gguf", "vllm", store=store, base_name="llama3.2")

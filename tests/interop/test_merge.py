@@ -102,7 +102,7 @@ def test_a_merged_model_that_answers_otherwise_is_not_exported(store, tmp_path, 
 def test_exporting_leaves_the_bank_as_it_was(store):
     bank = peftlab.load("topics", store=store)
     before = {name: tensor.clone() for name, tensor in bank.model("topics").state_dict().items()}
-    bank.whole_copy("topics").merge_and_unload()
+    bank.full_precision_copy("topics").merge_and_unload()
     after = bank.model("topics").state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 

@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from peftlab.errors import IntegrityError
-from peftlab.interop.export import hand_over
+from peftlab.interop.export import export_adapter
 from peftlab.interop.modelfile import Modelfile, same_template
 from peftlab.store import Store
 from peftlab.tasks.causal_lm import CausalLmTask
@@ -180,14 +180,14 @@ def test_what_a_modelfile_would_lose_is_refused(store, tokenizers, stop):
 
 
 def test_the_folder_holds_all_that_ollama_needs(store, base, tmp_path):
-    handed = hand_over("chat", tmp_path / "made", "ollama", store=store, base_name="llama3.2")
+    handed = export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="llama3.2")
     assert sorted(file.name for file in handed.folder.iterdir()) == ["Modelfile", "adapter.gguf"]
     found = dict(commands((handed.folder / "Modelfile").read_text()))
     assert (found["FROM"], found["ADAPTER"], found["SYSTEM"]) == ("llama3.2", "./adapter.gguf", "Be brief.")
     tokenizer = AutoTokenizer.from_pretrained(base)
     expected = ChatTemplate(CHAT_TEMPLATES["llama-3"].read_text(), tokenizer.special_tokens_map).prompt(CHATS[3])
     assert f"<s>{render(found['TEMPLATE'], {'Messages': collate(CHATS[3])})}" == expected
-    plain = hand_over("chat", tmp_path / "plain", "gguf-lora", store=store)
+    plain = export_adapter("chat", tmp_path / "plain", "gguf-lora", store=store)
     assert (handed.folder / "adapter.gguf").read_bytes() == (plain.folder / "adapter.gguf").read_bytes()
 
 
@@ -205,12 +205,12 @@ def test_without_a_name_the_place_of_the_base_is_left_open_and_told(store, base,
 
 def test_a_name_that_a_modelfile_cannot_say_is_refused(store, tmp_path):
     with pytest.raises(IntegrityError, match=r"'a\\nb' is no name in its library"):
-        hand_over("chat", tmp_path / "made", "ollama", store=store, base_name="a\nb")
+        export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="a\nb")
     assert not (tmp_path / "made").exists()
 
 
 def test_an_adapter_that_goes_on_with_prompts_has_no_template(store, tmp_path):
-    handed = hand_over("prompts", tmp_path / "made", "ollama", store=store, base_name="x")
+    handed = export_adapter("prompts", tmp_path / "made", "ollama", store=store, base_name="x")
     found = dict(commands((handed.folder / "Modelfile").read_text()))
     assert found["TEMPLATE"] == "{{ .Prompt }}"
     assert "SYSTEM" not in found
@@ -221,7 +221,7 @@ def test_where_its_base_is_gone_that_is_told(store, base, tmp_path):
     shutil.copytree(base, tmp_path / "elsewhere")
     moved = {"model": str(tmp_path / "elsewhere")}
     publish_changed(store, "chat", name="moved", told=lambda manifest: manifest["base"].update(moved))
-    hand_over("moved", tmp_path / "made", "ollama", store=store)
+    export_adapter("moved", tmp_path / "made", "ollama", store=store)
     shutil.rmtree(tmp_path / "elsewhere")
     told = run("export", "moved", "--to", "ollama", "--output", tmp_path / "again", "--store", store)
     assert told.exit_code == 3

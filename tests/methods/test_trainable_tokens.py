@@ -13,7 +13,7 @@ from peftlab import tune
 from peftlab.data import Row
 from peftlab.errors import IntegrityError, RecipeError, TuningInterrupted
 from peftlab.interop import merge
-from peftlab.interop.export import hand_over
+from peftlab.interop.export import export_adapter
 from peftlab.recipe import read_recipe
 from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
 from tests.runs import prepared_run
@@ -130,7 +130,7 @@ def test_texts_are_scored_as_plain_peft_scores_them_beside_others(stores, bases,
     text = "Who wrote it?<|im_end|> Ada wrote it."
     ids = AutoTokenizer.from_pretrained(bases[kind])(f"{text}</s>", return_tensors="pt").input_ids
     example = bank.task("ends").read(Row({"text": text}, "here"))
-    for answer in bank.run_each([(name, example) for name in METHODS]):
+    for answer in bank.stream_examples([(name, example) for name in METHODS]):
         with torch.no_grad():
             loss = plain_peft(bases[kind], bank.adapter(answer.adapter)).eval()(input_ids=ids, labels=ids).loss
         assert answer.prediction.nats / answer.prediction.tokens == pytest.approx(float(loss), rel=1e-5)
@@ -262,7 +262,7 @@ def test_what_they_do_not_go_with_is_told_before_anything_is_loaded(tmp_path):
 @pytest.mark.parametrize(("form", "server"), [("vllm", "vLLM"), ("gguf-lora", "llama.cpp"), ("ollama", "Ollama")])
 def test_others_that_would_leave_the_rows_out_are_refused(stores, tmp_path, form, server):
     with pytest.raises(IntegrityError, match=f"embeddings of its own for some tokens, which {server} does not take"):
-        hand_over("ends", tmp_path / "copy", form, store=stores / "tied")
-    handed = hand_over("ends", tmp_path / "copy", "peft", store=stores / "tied")
+        export_adapter("ends", tmp_path / "copy", form, store=stores / "tied")
+    handed = export_adapter("ends", tmp_path / "copy", "peft", store=stores / "tied")
     saved = json.loads((handed.folder / "adapter_config.json").read_text())
     assert saved["trainable_token_indices"] == {"model.embed_tokens": ENDS}

@@ -13,8 +13,8 @@ import peftlab
 from peftlab.errors import AdapterNotFoundError, IntegrityError, MemoryBudgetError
 from peftlab.runtime import Bank
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
-from peftlab.runtime.adapter_template import Resident
-from peftlab.runtime.lru_cache import Shelf
+from peftlab.runtime.adapter_template import LoadedAdapter
+from peftlab.runtime.lru_cache import LRUCache
 from peftlab.store import Store
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, livelier
@@ -30,7 +30,7 @@ MISSING = "was not loaded"
 
 
 def shelf_of(budget, **values):
-    shelf = Shelf(budget, len)
+    shelf = LRUCache(budget, len)
     for key, value in values.items():
         shelf.put(key, value)
     return shelf
@@ -42,9 +42,9 @@ def keys_of(shelf):
 
 def test_without_a_budget_nothing_goes():
     shelf = shelf_of(None, a="x" * 1000, b="y")
-    assert (keys_of(shelf), shelf.taken, len(shelf)) == ("ab", 1001, 2)
-    shelf.take("a")
-    assert shelf.let_go("a") == []
+    assert (keys_of(shelf), shelf.total_size, len(shelf)) == ("ab", 1001, 2)
+    shelf.pin("a")
+    assert shelf.unpin("a") == []
 
 
 def test_what_was_used_longest_ago_goes_first():
@@ -52,14 +52,14 @@ def test_what_was_used_longest_ago_goes_first():
     assert shelf.get("a") == "xx"
     assert shelf.put("d", "xx") == ["b"]
     assert shelf.put("e", "xxxx") == ["c", "a"]
-    assert (keys_of(shelf), shelf.taken) == ("de", 6)
+    assert (keys_of(shelf), shelf.total_size) == ("de", 6)
 
 
 def test_what_only_just_fits_puts_nothing_out():
     shelf = shelf_of(4, a="xx")
     assert shelf.put("b", "xx") == []
     assert shelf.put("c", "") == []
-    assert (keys_of(shelf), shelf.taken) == ("abc", 4)
+    assert (keys_of(shelf), shelf.total_size) == ("abc", 4)
 
 
 def test_whether_it_is_there_is_no_use_of_it():
@@ -72,61 +72,61 @@ def test_a_miss_is_none_and_changes_nothing():
     shelf = shelf_of(4, a="xx")
     assert shelf.get("b") is None
     shelf.pop("b")
-    assert (keys_of(shelf), shelf.taken) == ("a", 2)
+    assert (keys_of(shelf), shelf.total_size) == ("a", 2)
 
 
 def test_a_value_in_the_place_of_another_takes_its_own_size():
     shelf = shelf_of(4, a="xx", b="xx")
     assert shelf.put("a", "x") == []
-    assert (keys_of(shelf), shelf.taken, shelf.get("a")) == ("ab", 3, "x")
+    assert (keys_of(shelf), shelf.total_size, shelf.get("a")) == ("ab", 3, "x")
 
 
 def test_what_is_in_use_stays_beyond_the_budget_and_goes_when_it_is_let_go():
     shelf = shelf_of(4, a="xx", b="xx")
-    shelf.take("a")
-    shelf.take("b")
+    shelf.pin("a")
+    shelf.pin("b")
     assert shelf.put("c", "xx") == []
-    assert (keys_of(shelf), shelf.taken) == ("abc", 6)
-    assert shelf.let_go("b") == ["b"]
-    assert (keys_of(shelf), shelf.taken) == ("ac", 4)
-    assert shelf.let_go("a") == []
+    assert (keys_of(shelf), shelf.total_size) == ("abc", 6)
+    assert shelf.unpin("b") == ["b"]
+    assert (keys_of(shelf), shelf.total_size) == ("ac", 4)
+    assert shelf.unpin("a") == []
     assert shelf.put("d", "xx") == ["a"]
 
 
 def test_it_is_in_use_until_the_last_of_its_users_lets_go():
     shelf = shelf_of(2, a="xx")
     for key in "aab":
-        shelf.take(key)
+        shelf.pin(key)
     shelf.put("b", "xx")
-    assert (shelf.let_go("a"), shelf.in_use("a")) == ([], True)
-    assert (shelf.let_go("a"), shelf.in_use("a")) == (["a"], False)
+    assert (shelf.unpin("a"), shelf.is_pinned("a")) == ([], True)
+    assert (shelf.unpin("a"), shelf.is_pinned("a")) == (["a"], False)
     assert keys_of(shelf) == "b"
 
 
 def test_it_may_be_taken_before_it_is_there():
     shelf = shelf_of(2)
-    shelf.take("a")
+    shelf.pin("a")
     shelf.put("a", "xx")
     shelf.put("b", "xx")
     assert keys_of(shelf) == "ab"
-    assert shelf.let_go("a") == ["a"]
+    assert shelf.unpin("a") == ["a"]
 
 
 def test_taken_out_by_force_it_leaves_its_users_and_the_count_right():
     shelf = shelf_of(2, a="xx")
-    shelf.take("a")
+    shelf.pin("a")
     shelf.pop("a")
-    assert (keys_of(shelf), shelf.taken, shelf.in_use("a")) == ("", 0, True)
-    assert shelf.let_go("a") == []
-    assert not shelf.in_use("a")
+    assert (keys_of(shelf), shelf.total_size, shelf.is_pinned("a")) == ("", 0, True)
+    assert shelf.unpin("a") == []
+    assert not shelf.is_pinned("a")
 
 
 def test_a_single_value_that_is_too_large_stays_until_another_comes():
     shelf = shelf_of(4, a="xx")
     assert shelf.put("b", "xxxxx") == ["a"]
-    assert (keys_of(shelf), shelf.taken) == ("b", 5)
+    assert (keys_of(shelf), shelf.total_size) == ("b", 5)
     assert shelf.put("c", "x") == ["b"]
-    assert (keys_of(shelf), shelf.taken) == ("c", 1)
+    assert (keys_of(shelf), shelf.total_size) == ("c", 1)
 
 
 # banks
@@ -181,11 +181,11 @@ def assert_right(bank, expected, *names):
 
 
 def in_slots(bank):
-    return sorted(edition.name for edition in bank._tiers._slots._values)
+    return sorted(edition.name for edition in bank._cache._slots._values)
 
 
 def in_memory(bank):
-    return sorted(edition.name for edition in bank._tiers._files._values)
+    return sorted(edition.name for edition in bank._cache._files._values)
 
 
 def state(bank):
@@ -240,8 +240,8 @@ def test_batches_of_more_adapters_than_slots_answer_right(common_store, expected
 
 def test_no_pass_has_more_adapters_than_slots(common_store, monkeypatch):
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", slots=2)
-    held, counts = bank._tiers.held, []
-    monkeypatch.setattr(bank._tiers, "held", lambda editions: counts.append(len(editions)) or held(editions))
+    held, counts = bank._cache.held, []
+    monkeypatch.setattr(bank._cache, "held", lambda editions: counts.append(len(editions)) or held(editions))
     bank.predict([TEXTS[0]] * 10, adapters=NAMES * 2)
     assert max(counts) == 2
 
@@ -277,8 +277,8 @@ def test_a_removed_adapter_is_not_found_until_it_is_added_again(common_store, ex
     for use in (
         lambda: bank.predict(TEXTS, adapters="lora-2"),
         lambda: list(bank.stream([("lora-2", TEXTS[0])])),
-        *(lambda use=use: use("lora-2") for use in (bank.remove, bank.prefetch, bank.fold, bank.unfold, bank.routed)),
-        *(lambda use=use: use("lora-2") for use in (bank.adapter, bank.task, bank.model, bank.whole_copy)),
+        *(lambda use=use: use("lora-2") for use in (bank.remove, bank.prefetch, bank.merge, bank.unmerge, bank.routed)),
+        *(lambda use=use: use("lora-2") for use in (bank.adapter, bank.task, bank.model, bank.full_precision_copy)),
     ):
         with pytest.raises(AdapterNotFoundError, match=f"'lora-2' {MISSING}. Did you mean 'lora'"):
             use()
@@ -383,7 +383,7 @@ def test_an_adapter_whose_files_are_gone_when_they_are_asked_for_again_is_told(s
         answers(bank, "lora", "lora-2")
     assert_right(bank, expected, "lora-2")
     assert bank.bytes == size_of(store, "lora-2")
-    assert not any(shelf._users for shelf in (bank._tiers._files, bank._tiers._slots))
+    assert not any(shelf._users for shelf in (bank._cache._files, bank._cache._slots))
 
 
 def wait_for(what):
@@ -407,7 +407,7 @@ def test_what_cannot_be_prefetched_is_told_when_it_is_asked_for(store):
     bank = peftlab.load("lora", "lora-2", store=store, device="cpu", memory=size_of(store, "lora"))
     damage(Store(store).resolve("lora"))
     bank.prefetch("lora")
-    bank._tiers._ahead.submit(int).result()  # it has been tried by now
+    bank._cache._ahead.submit(int).result()  # it has been tried by now
     with pytest.raises(IntegrityError, match="lora@1 is not what was published"):
         bank.predict(TEXTS, adapters="lora")
 
@@ -443,10 +443,10 @@ def alive(references):
 def references_to(bank, name):
     """Weak ones to all that is there of an adapter."""
     edition = bank._edition(name)
-    with bank._tiers.held([edition]) as residents:
-        resident, read = residents[edition], bank._tiers.files(edition)
-        tensors = [*read.tensors.values(), *(update.up for update in resident.updates)]
-        return [weakref.ref(thing) for thing in (resident, read, *resident.own.values(), *tensors)]
+    with bank._cache.held([edition]) as adapters_by_key:
+        loaded, read = adapters_by_key[edition], bank._cache.files(edition)
+        tensors = [*read.tensors.values(), *(update.up for update in loaded.updates)]
+        return [weakref.ref(thing) for thing in (loaded, read, *loaded.own.values(), *tensors)]
 
 
 @pytest.mark.parametrize("name", ["lora", "pfeiffer", "prompt", "lora@1"])
@@ -464,13 +464,13 @@ def test_a_removed_adapter_leaves_nothing_in_memory(common_store, name):
 
 def test_nothing_stays_of_the_version_before(store):
     bank = peftlab.load("lora", store=store, device="cpu")
-    count = len([thing for thing in gc.get_objects() if isinstance(thing, Resident)])
+    count = len([thing for thing in gc.get_objects() if isinstance(thing, LoadedAdapter)])
     for number in range(4):
         references = references_to(bank, "lora")
         publish_saying(store, "lora@1", f"answer {number}")
         assert bank.predict(TEXTS[0])[0].prediction.label == f"answer {number}"
         assert alive(references) == []
-    assert len([thing for thing in gc.get_objects() if isinstance(thing, Resident)]) == count
+    assert len([thing for thing in gc.get_objects() if isinstance(thing, LoadedAdapter)]) == count
     Store(store).rollback("lora@2")
     assert bank.predict(TEXTS[0])[0].prediction.label == "answer 0"
 
@@ -496,15 +496,15 @@ def test_nothing_stays_of_a_failed_add(store):
 def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, expected):
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu")
     edition, features = bank._edition("lora"), asked(bank, "lora")
-    with bank._tiers.held([edition]) as residents:
-        references = [weakref.ref(residents[edition]), weakref.ref(bank._tiers.files(edition))]
+    with bank._cache.held([edition]) as adapters_by_key:
+        references = [weakref.ref(adapters_by_key[edition]), weakref.ref(bank._cache.files(edition))]
         with bank._request() as request:
             meant = request["lora"]
             bank.remove("lora")
             given = torch.stack(request.outcomes([(meant, feature) for _, feature in features]))
         torch.testing.assert_close(given, expected["lora"], rtol=0, atol=1e-5)
         assert len(alive(references)) == 2
-    del residents
+    del adapters_by_key
     assert alive(references) == []
     assert in_slots(bank) == in_memory(bank) == ["lora-2"]
 
@@ -512,7 +512,7 @@ def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, e
 def test_a_dropped_bank_leaves_nothing(common_store):
     bank = peftlab.load("lora", "prompt", store=common_store, device="cpu")
     bank.prefetch("lora")
-    bank._tiers._ahead.submit(int).result()
-    references = [*references_to(bank, "lora"), *map(weakref.ref, (bank, bank._tiers, bank.base, bank.base.backbone))]
+    bank._cache._ahead.submit(int).result()
+    references = [*references_to(bank, "lora"), *map(weakref.ref, (bank, bank._cache, bank.base, bank.base.backbone))]
     del bank
     assert alive(references) == []

@@ -9,7 +9,7 @@ from peft import PeftModel
 import peftlab
 from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
-from peftlab.runtime import resident_base
+from peftlab.runtime import loaded_base
 from peftlab.tasks.prediction import forward
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, livelier
@@ -46,13 +46,13 @@ def bank(store):
 @pytest.fixture
 def made_by_peft(monkeypatch):
     """The adapters that PEFT is asked for."""
-    asked, attach = [], resident_base.attach
+    asked, attach = [], loaded_base.attach
 
     def told(read, *args, **options):
         asked.append(str(read.adapter))
         return attach(read, *args, **options)
 
-    monkeypatch.setattr(resident_base, "attach", told)
+    monkeypatch.setattr(loaded_base, "attach", told)
     return asked
 
 
@@ -87,7 +87,7 @@ def test_the_second_of_a_kind_answers_as_plain_peft_does_and_the_first_as_before
 
 
 def test_all_others_leave_a_mould(bank):
-    left = {name for name in METHODS if bank._files(name).kind in bank._tiers._moulds}
+    left = {name for name in METHODS if bank._files(name).kind in bank._cache._templates}
     assert METHODS.keys() - left == MADE_BY_PEFT_EACH_TIME
 
 
@@ -102,7 +102,7 @@ def test_without_the_first_the_second_answers_the_same(store, made_by_peft):
 
 def test_a_mould_keeps_no_numbers_of_the_first(store):
     bank = peftlab.load("pfeiffer", store=store, device="cpu")
-    [mould] = bank._tiers._moulds.values()
+    [mould] = bank._cache._templates.values()
     own = {tensor.data_ptr() for tensor in bank._files("pfeiffer").tensors.values()}
     poured = [*mould._own.values(), mould._head]
     assert not own & {p.data_ptr() for part in poured for p in part._module.parameters()}
@@ -200,10 +200,10 @@ def test_tensors_that_are_not_those_of_the_kind_are_refused_beside_its_mould(sto
     name = f"{method}-{change.__name__.replace('_', '-')}"
     publish_changed(store, method, change, name=name)
     bank = peftlab.load(method, f"{method}-2", store=store, device="cpu")
-    before = bank.names, bank.bytes, answers(bank, method), len(bank._tiers._moulds)
+    before = bank.names, bank.bytes, answers(bank, method), len(bank._cache._templates)
     with pytest.raises(IntegrityError, match=f"(?s){name}@1 does not fit its base:.*{message}"):
         bank.add(name)
-    after = bank.names, bank.bytes, answers(bank, method), len(bank._tiers._moulds)
+    after = bank.names, bank.bytes, answers(bank, method), len(bank._cache._templates)
     assert before[:2] == after[:2]
     assert torch.equal(before[2], after[2])
     assert before[3] == after[3] == 1

@@ -44,7 +44,7 @@ def logits(bank, name):
 
 def by_hand(bank, weights, head):
     """The base with ΔW = Σ weight · scaling · B A added to its weights, and head = Σ weight · head, in plain torch."""
-    model = bank.base.whole_copy(bank._files(next(iter(weights)))).unload()
+    model = bank.base.full_precision_copy(bank._files(next(iter(weights)))).unload()
     state = model.state_dict()
     files = {name: load_file(bank.adapter(name).folder / "adapter_model.safetensors") for name in weights}
     scaling = {name: bank._files(name).config["lora_alpha"] / bank._files(name).config["r"] for name in weights}
@@ -81,7 +81,7 @@ def test_an_average_of_loras_is_that_of_their_updates_and_heads_whatever_their_r
 
 def test_a_stack_of_other_modules_goes_through_both(bank):
     bank.compose("scaled-twice", "stack", ["shop", "stays"])
-    model = bank.whole_copy("stays").get_base_model()
+    model = bank.full_precision_copy("stays").get_base_model()
     below = load_file(bank.adapter("shop").folder / "adapter_model.safetensors")
     for name, module in model.named_modules():
         for held in getattr(module, "ia3_l", {}).values():
@@ -91,7 +91,7 @@ def test_a_stack_of_other_modules_goes_through_both(bank):
 
 def test_an_average_of_other_modules_is_that_of_their_numbers(bank):
     bank.compose("mean", "average", ["shop", "stays"])
-    model = bank.whole_copy("stays").get_base_model()
+    model = bank.full_precision_copy("stays").get_base_model()
     other = bank.model("shop").state_dict()
     for name, tensor in model.state_dict().items():
         if "ia3_l" in name or "classifier" in name:
@@ -130,7 +130,7 @@ def test_a_composition_mixes_with_other_rows_and_follows_its_parts(bank):
     bank.remove("council")
     bank.remove("books")
     assert "mean" not in bank.names
-    assert len(bank._tiers._slots) == len(bank.names)
+    assert len(bank._cache._slots) == len(bank.names)
 
 
 WRONG = {

@@ -14,7 +14,7 @@ import peftlab
 from peftlab.errors import AdapterNotFoundError
 from peftlab.runtime import Bank
 from peftlab.runtime.adapter_files import WEIGHTS, AdapterFiles
-from peftlab.runtime.adapter_template import Resident
+from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.store import Store
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, livelier
@@ -136,7 +136,7 @@ def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, ro
         assert said(bank) in current.since(begun)
         assert said(bank, "prompt", TEXTS[0]) == prompt
 
-    held = len(bank._tiers._slots), bank.bytes
+    held = len(bank._cache._slots), bank.bytes
     with asking(ask, ask_about_one) as rounds:
         for number in range(1, 7):
             with current.becomes(f"answer {number}"):
@@ -150,22 +150,22 @@ def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, ro
         with current.becomes("answer 0"):
             Store(store).rollback("news@1")
     assert said(bank) == "answer 0"
-    assert len(bank._tiers._slots) <= held[0]
+    assert len(bank._cache._slots) <= held[0]
     assert bank.bytes == held[1]
-    assert set(bank._tiers._wanted.values()) == {1}
-    assert not bank._tiers._files._users
+    assert set(bank._cache._ref_counts.values()) == {1}
+    assert not bank._cache._files._users
     assert bank.notes == []
 
 
 def test_no_memory_grows_with_the_number_of_versions(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
-    before = alive(Resident), alive(AdapterFiles)
+    before = alive(LoadedAdapter), alive(AdapterFiles)
     with asking(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as rounds:
         for number in range(1, 9):
             publish_saying(store, "news@1", f"answer {number}")
             rounds(1)
     assert said(bank) == "answer 8"
-    assert (alive(Resident), alive(AdapterFiles)) == before
+    assert (alive(LoadedAdapter), alive(AdapterFiles)) == before
 
 
 def test_a_removed_adapter_is_not_found_and_nothing_else_goes_wrong(store):
@@ -217,7 +217,7 @@ def test_an_adapter_removed_from_the_store_and_published_anew_is_answered_by_the
             expected |= {f"answer {number}"}
     assert seen <= expected | {None}
     assert bank.notes == []
-    assert len(bank._tiers._slots) == 2
+    assert len(bank._cache._slots) == 2
 
 
 def not_tensors(folder):
@@ -289,8 +289,8 @@ def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
     monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 2)
     bank = peftlab.load("news", "other", store=store, device="cpu")
     reads = []
-    read = bank._tiers._read
-    monkeypatch.setattr(bank._tiers, "_read", lambda edition: reads.append(str(edition)) or read(edition))
+    read = bank._cache._read
+    monkeypatch.setattr(bank._cache, "_read", lambda edition: reads.append(str(edition)) or read(edition))
     stream = bank.stream(("news", text) for text in TEXTS * 5)
     given = [next(stream).prediction.label]
     publish_saying(store, "lora", "answer 1", name="news")
@@ -303,21 +303,21 @@ def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
     given += [answer.prediction.label for answer in stream]
     assert given == ["answer 0"] * 15
     assert reads == ["news@2", "news@3"]  # what it began with is not read again
-    assert [edition.name for edition in bank._tiers._files._values] == ["other"]
+    assert [edition.name for edition in bank._cache._files._values] == ["other"]
 
 
 def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
     monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 1)
     bank = peftlab.load("news", store=store, device="cpu")
-    before = alive(Resident)
+    before = alive(LoadedAdapter)
     stream = bank.stream(("news", text) for text in TEXTS)
     next(stream)
     publish_saying(store, "lora", "answer 1", name="news")
     assert said(bank) == "answer 1"
-    assert alive(Resident) == before + 1
+    assert alive(LoadedAdapter) == before + 1
     stream.close()
-    bank._tiers._ahead.submit(int).result()
-    assert alive(Resident) == before
+    bank._cache._ahead.submit(int).result()
+    assert alive(LoadedAdapter) == before
 
 
 def test_threads_that_publish_at_once_leave_the_last_one_current(store):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftlab.runtime import low_rank
-from peftlab.runtime.low_rank import LowRankUpdate, _is_long, plain_lora, with_updates
+from peftlab.runtime.low_rank import LowRankUpdate, _is_long, forward_with_updates, plain_lora
 
 TOLERANCE = 1e-5
 IN, OUT = 24, 40  # (IN + OUT) · tokens ≥ IN · OUT from 15 tokens on: then W + BA is made
@@ -62,7 +62,7 @@ def small_shapes_have_both_forms(monkeypatch):
 
 
 def assert_as_by_hand(bare, x, loras, lengths, tolerance=TOLERANCE):
-    given = with_updates(bare, x, parts_of(loras, lengths))
+    given = forward_with_updates(bare, x, parts_of(loras, lengths))
     assert given.dtype == x.dtype
     torch.testing.assert_close(given.float(), by_hand(bare, x, loras, lengths), rtol=0, atol=tolerance)
 
@@ -104,7 +104,7 @@ def test_rows_of_the_bare_base_stand_anywhere(lengths, bares, bias):
     x = torch.randn(sum(lengths), 4, IN)
     assert_as_by_hand(bare, x, loras, lengths)
     if len(bares) == 3:
-        assert torch.equal(with_updates(bare, x, parts_of([None], [len(x)])), bare(x))
+        assert torch.equal(forward_with_updates(bare, x, parts_of([None], [len(x)])), bare(x))
 
 
 def test_random_shapes():
@@ -124,7 +124,7 @@ def test_a_batch_of_any_dimensions_keeps_its_shape(shape, lengths):
     bare = linear()
     x = torch.randn(sum(lengths), *shape, IN)
     loras = [Lora(bare, rank) for rank in (4, 2, 4)]
-    assert with_updates(bare, x, parts_of(loras, lengths)).shape == (*x.shape[:-1], OUT)
+    assert forward_with_updates(bare, x, parts_of(loras, lengths)).shape == (*x.shape[:-1], OUT)
     assert_as_by_hand(bare, x, loras, lengths)
 
 
@@ -159,7 +159,7 @@ def test_in_bf16_a_small_update_is_not_lost_in_a_large_weight(lengths):
     for update, part in parts_of(loras, lengths):
         assert update.down.dtype == update.up.dtype == torch.bfloat16
         exact = by_hand(bare, x[part], [lora for lora in loras if lora.update is update], [part.stop - part.start])
-        given = with_updates(bare, x, parts_of(loras, lengths))[part].float()
+        given = forward_with_updates(bare, x, parts_of(loras, lengths))[part].float()
         torch.testing.assert_close(given, exact, rtol=2**-7, atol=2**-7)
 
 
@@ -167,7 +167,7 @@ def test_a_base_of_another_dtype_than_its_rows_answers_as_it_does_alone():
     bare = linear()
     with torch.autocast("cpu", torch.bfloat16):
         lora, x = Lora(bare, 4), torch.randn(3, 2, IN).bfloat16()
-        given = with_updates(bare, x, parts_of([lora], [3]))
+        given = forward_with_updates(bare, x, parts_of([lora], [3]))
     torch.testing.assert_close(given.float(), by_hand(bare, x, [lora], [3]), rtol=0, atol=0.05)
 
 
@@ -184,16 +184,18 @@ def test_a_quantized_base_keeps_its_product_and_gets_the_updates(kind, lengths):
     alone = bare(x)
     whose = [lora for lora, count in zip(loras, lengths, strict=True) for _ in range(count)]
     expected = torch.stack([y + lora.added(row) for y, row, lora in zip(alone, x, whose, strict=True)])
-    torch.testing.assert_close(with_updates(bare, x, parts_of(loras, lengths)), expected, rtol=0, atol=TOLERANCE)
-    loras[0].update.fold()  # there is no W to fold into
-    assert loras[0].update.folded is None
+    torch.testing.assert_close(
+        forward_with_updates(bare, x, parts_of(loras, lengths)), expected, rtol=0, atol=TOLERANCE
+    )
+    loras[0].update.merge()  # there is no W to fold into
+    assert loras[0].update.merged_weight is None
 
 
 def test_gpt2s_conv1d_gets_the_updates_too():
     bare = Conv1D(OUT, IN)
     bare.bias.normal_()
     lora, x = Lora(bare, 4), torch.randn(5, 3, IN)
-    given = with_updates(bare, x, parts_of([lora, None], [3, 2]))
+    given = forward_with_updates(bare, x, parts_of([lora, None], [3, 2]))
     torch.testing.assert_close(given[:3], bare(x[:3]) + lora.added(x[:3]), rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(given[3:], bare(x[3:]), rtol=0, atol=TOLERANCE)
 
@@ -206,11 +208,11 @@ def test_folded_a_long_segment_is_the_same_to_the_bit_and_the_base_untouched():
     lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
     before = bare.weight.clone(), bare.bias.clone()
     assert longs([lora], [4], 8) == [True]
-    expected = with_updates(bare, x, parts_of([lora], [4]))
-    lora.update.fold()
-    assert torch.equal(with_updates(bare, x, parts_of([lora], [4])), expected)
-    lora.update.unfold()
-    assert torch.equal(with_updates(bare, x, parts_of([lora], [4])), expected)
+    expected = forward_with_updates(bare, x, parts_of([lora], [4]))
+    lora.update.merge()
+    assert torch.equal(forward_with_updates(bare, x, parts_of([lora], [4])), expected)
+    lora.update.unmerge()
+    assert torch.equal(forward_with_updates(bare, x, parts_of([lora], [4])), expected)
     assert torch.equal(bare.weight, before[0])
     assert torch.equal(bare.bias, before[1])
 
@@ -218,8 +220,8 @@ def test_folded_a_long_segment_is_the_same_to_the_bit_and_the_base_untouched():
 def test_folded_short_segments_among_others_are_right():
     bare = linear()
     loras, lengths = [Lora(bare, 4), Lora(bare, 2), Lora(bare, 4), None, Lora(bare, 1)], (1, 2, 1, 1, 1)
-    loras[1].update.fold()
-    loras[4].update.fold()
+    loras[1].update.merge()
+    loras[4].update.merge()
     assert longs(loras, lengths, 3) == [False, True, False, True, True]
     assert_as_by_hand(bare, torch.randn(6, 3, IN), loras, lengths)
 
@@ -229,11 +231,11 @@ def test_unfolding_gives_the_memory_back():
     update = Lora(bare, 4).update
     small = update.bytes
     assert small == 4 * (4 * IN + 4 * OUT)
-    update.fold()
+    update.merge()
     assert update.bytes == small + bare.weight.nbytes
-    update.fold()  # folded already
+    update.merge()  # folded already
     assert update.bytes == small + bare.weight.nbytes
-    update.unfold()
+    update.unmerge()
     assert update.bytes == small
 
 
@@ -245,9 +247,9 @@ def test_unfolded_while_it_is_used_it_answers_all_the_same(looks):
     left = [lora.update.adapted(bare.weight)] * looks
 
     class Unfolding(LowRankUpdate):
-        folded = property(lambda self: left.pop() if left else None, lambda self, value: None)
+        merged_weight = property(lambda self: left.pop() if left else None, lambda self, value: None)
 
-    given = with_updates(bare, x, [(Unfolding(bare, lora.down, lora.up, lora.scaling), slice(0, 4))])
+    given = forward_with_updates(bare, x, [(Unfolding(bare, lora.down, lora.up, lora.scaling), slice(0, 4))])
     torch.testing.assert_close(given, by_hand(bare, x, [lora], [4]), rtol=0, atol=TOLERANCE)
 
 

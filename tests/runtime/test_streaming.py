@@ -146,8 +146,8 @@ def test_what_reading_the_rows_raises_comes_through(bank):
 def test_adapters_of_rows_to_come_are_brought_up_meanwhile(bank):
     small = peftlab.load("class", "soft", store=bank.store.folder, device="cpu", slots=1)
     asked = []
-    prefetch = small._tiers.prefetch
-    small._tiers.prefetch = lambda editions: asked.extend(map(str, editions)) or prefetch(editions)
+    prefetch = small._cache.prefetch
+    small._cache.prefetch = lambda editions: asked.extend(map(str, editions)) or prefetch(editions)
     stream = small.stream([*[("class", TEXTS[0])] * CHUNK, *[("soft", TEXTS[0])] * CHUNK])
     next(stream)
     assert asked == ["class@1", "soft@1"]
@@ -157,6 +157,6 @@ def test_adapters_of_rows_to_come_are_brought_up_meanwhile(bank):
 def test_after_a_failure_nothing_is_held(bank):
     with pytest.raises(AdapterNotFoundError):
         list(bank.stream([("class", TEXTS[0]), ("absent", TEXTS[0])]))
-    bank._tiers._ahead.submit(int).result()
-    assert set(bank._tiers._wanted.values()) == {1}
-    assert not bank._tiers._files._users
+    bank._cache._ahead.submit(int).result()
+    assert set(bank._cache._ref_counts.values()) == {1}
+    assert not bank._cache._files._users

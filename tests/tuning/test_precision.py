@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import peftlab
-from peftlab.runtime import resident_base
-from peftlab.runtime.resident_base import dtype_of
+from peftlab.runtime import loaded_base
+from peftlab.runtime.loaded_base import dtype_of
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, livelier
 from tests.serving import features_of, served
@@ -94,7 +94,7 @@ def test_the_command_line_hands_it_on(store, monkeypatch):
         seen.append(precision)
         return torch.bfloat16
 
-    monkeypatch.setattr(resident_base, "dtype_of", told)
+    monkeypatch.setattr(loaded_base, "dtype_of", told)
     assert run("predict", "lora", TEXTS[0], "--store", store, "--precision", "bf16").exit_code == 0
     assert seen == ["bf16"]
 

@@ -23,7 +23,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ResidentBase:
+class LoadedBase:
     """The base that an adapter was tuned on, with its tokenizer, ready for rows of any adapters.
 
     Args:
@@ -126,7 +126,7 @@ class ResidentBase:
         """
         return attach(read, self.backbone, self.files, trust_remote_code=self.trust_remote_code)
 
-    def whole_copy(self, read: AdapterFiles) -> PeftModel:
+    def full_precision_copy(self, read: AdapterFiles) -> PeftModel:
         """The same on a base of its own in fp32: a quantized one's with the weights that it is rounded to."""
         if self.quantization is None:
             return copy.deepcopy(self.attach(read).adapted)
