@@ -8,7 +8,7 @@ import click
 from peftlab.cli.options import device_option, json_option, store_option, trust_option
 
 if TYPE_CHECKING:
-    from peftlab.interop.export import ExportFormat
+    from peftlab.interop.export import ExportedAdapter, ExportFormat
     from peftlab.interop.merge import Merged
 
 FORMS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
