@@ -7,6 +7,7 @@ PeftlabError              1   anything below, and the last resort
 │   ├── AdapterNotFoundError
 │   ├── DeviceNotFoundError
 │   └── PackageNotFoundError
+├── PluginError           1   a method or task that another package brings cannot be used
 ├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
 ├── MemoryBudgetError     5   an adapter is larger than what adapters may take of memory
 ├── StoreError            5   the store cannot be written
@@ -51,6 +52,10 @@ class DeviceNotFoundError(NotFoundError):
 
 class PackageNotFoundError(NotFoundError):
     """What is asked for needs a package that is not installed; the sentence has the command."""
+
+
+class PluginError(PeftlabError):
+    """A method or task that another installed package brings cannot be imported, or is no record."""
 
 
 class IntegrityError(PeftlabError):

@@ -11,6 +11,7 @@ TREE = {
     "DeviceNotFoundError": ("NotFoundError", 3),
     "PackageNotFoundError": ("NotFoundError", 3),
     "AdapterNotFoundError": ("NotFoundError", 3),
+    "PluginError": ("PeftlabError", 1),
     "IntegrityError": ("PeftlabError", 4),
     "MemoryBudgetError": ("PeftlabError", 5),
     "StoreError": ("PeftlabError", 5),

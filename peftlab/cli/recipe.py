@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from peftlab.cli.options import override_option
-from peftlab.recipe import Recipe, read_recipe, recipe_yaml
+from peftlab.recipe import complete_schema, read_recipe, recipe_yaml
 
 
 @click.group()
@@ -26,4 +26,4 @@ def show(recipe_path: str, overrides: dict[str, Any]) -> None:
 @recipe.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors that complete and check YAML."""
-    click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    click.echo(json.dumps(complete_schema().model_json_schema(), indent=2))

@@ -1,6 +1,7 @@
 """The recipe: its schema, and reading one from YAML with every problem at once."""
 
 from peftlab.recipe.compatibility import REFUSED_ON, refusal
+from peftlab.recipe.extended_schema import complete_schema
 from peftlab.recipe.methods import (
     NOT_TAKEN,
     AdaLora,
@@ -66,6 +67,7 @@ __all__ = [
     "TokenClassification",
     "TrainingSection",
     "bytes_in",
+    "complete_schema",
     "parse_override",
     "read_recipe",
     "recipe_yaml",

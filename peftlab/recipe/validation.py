@@ -8,16 +8,15 @@ import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from peftlab.errors import ErrorCollector, RecipeError, nearest, suggest
+from peftlab.errors import ErrorCollector, PluginError, RecipeError, nearest, suggest
 from peftlab.recipe.compatibility import check_together
+from peftlab.recipe.extended_schema import extended_schema, plugin_types, section_classes
 from peftlab.recipe.methods import NOT_TAKEN
 from peftlab.recipe.schema import Recipe
-from peftlab.recipe.types import Section
 
 Key = tuple[str, ...]
 
@@ -81,17 +80,18 @@ def checked_recipe(draft: Draft, errors: ErrorCollector) -> Recipe:
     told_before = len(errors.issues)
     while True:
         _sort_by_line(errors, told_before)
+        schema = _schema_for(draft, errors)
         try:
-            recipe = Recipe.model_validate(draft.values)
+            recipe = schema.model_validate(draft.values)
         except ValidationError as error:
-            faults = _faults(error, draft.values)
+            faults = _faults(error, draft.values, schema)
         else:
             check_together(recipe, errors)
             _sort_by_line(errors, told_before)
             return recipe
         for fault in sorted(faults, key=lambda fault: _line(errors.location(fault.dotted))):
             if fault.kind == "extra_forbidden":
-                _repair_unknown_key(draft, fault, errors)
+                _repair_unknown_key(draft, fault, errors, schema)
             elif fault.kind == "literal_error" and isinstance(fault.value, str):
                 _repair_unknown_name(draft, fault, errors)
             elif fault.kind != "missing":
@@ -108,15 +108,33 @@ def checked_recipe(draft: Draft, errors: ErrorCollector) -> Recipe:
                 _put_stand_in(draft, fault.key, errors)
 
 
+def _schema_for(draft: Draft, errors: ErrorCollector) -> type[Recipe]:
+    """`Recipe`, extended by the types that the draft names and another package brings."""
+    types: dict[str, list[str]] = {}
+    for section, stand_in in (("task", "token-classification"), ("method", "lora")):
+        name = draft.get((section, "type"))
+        if not isinstance(name, str) or name in section_classes(Recipe.model_fields[section]):
+            continue
+        try:
+            types[section] = [name] if name in plugin_types(section) else []
+            extended_schema(types)
+        except PluginError as error:
+            del types[section]
+            errors.add(f"{error}", key=f"{section}.type")
+            errors.placeholders.add(f"{section}.type")
+            draft.values[section] = {"type": stand_in}
+    return extended_schema(types)
+
+
 def _sort_by_line(errors: ErrorCollector, told_before: int) -> None:
     errors.issues[told_before:] = sorted(errors.issues[told_before:], key=lambda issue: _line(issue.where))
 
 
-def _faults(error: ValidationError, values: dict[str, Any]) -> list[Fault]:
+def _faults(error: ValidationError, values: dict[str, Any], schema: type[Recipe]) -> list[Fault]:
     faults: dict[Key, Fault] = {}
     for found in error.errors():
         found = _about_the_type(found)
-        loc = _without_branch(tuple(map(str, found["loc"])))
+        loc = _without_branch(tuple(map(str, found["loc"])), schema)
         key = loc if found["type"] == "missing" else _written_part(loc, values)
         message = found["msg"].removeprefix("Input ").removeprefix("Value error, ").removeprefix("Value ")
         if key not in faults:
@@ -139,16 +157,10 @@ def _about_the_type(found: Any) -> Any:
     return found
 
 
-def _without_branch(loc: Key) -> Key:
+def _without_branch(loc: Key, schema: type[Recipe]) -> Key:
     """A location inside a union by `type` has that type's name after the section's."""
-    field = Recipe.model_fields.get(loc[0]) if len(loc) > 1 else None
-    return (loc[0], *loc[2:]) if field is not None and _classes(field) and loc[1] in _classes(field) else loc
-
-
-def _classes(field: FieldInfo) -> dict[str, type[Section]]:
-    """The classes of a section that is a union, by type."""
-    kinds = get_args(field.annotation) if field.discriminator else ()
-    return {name: kind for kind in kinds for name in get_args(kind.model_fields["type"].annotation)}
+    field = schema.model_fields.get(loc[0]) if len(loc) > 1 else None
+    return (loc[0], *loc[2:]) if field is not None and loc[1] in section_classes(field) else loc
 
 
 def _written_part(loc: Key, values: Any) -> Key:
@@ -166,10 +178,10 @@ def _line(place: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def _repair_unknown_key(draft: Draft, fault: Fault, errors: ErrorCollector) -> None:
+def _repair_unknown_key(draft: Draft, fault: Fault, errors: ErrorCollector, schema: type[Recipe]) -> None:
     *around, name = fault.key
     section = draft.parent(fault.key)
-    known = _keys_of(tuple(around), draft)
+    known = _keys_of(tuple(around), draft, schema)
     hint = suggest(name, known, what="Keys here")
     if (*around, "type") in draft.overridden and fault.key not in draft.overridden:
         kind = section["type"]
@@ -202,6 +214,8 @@ def _repair_type_key(draft: Draft, fault: Fault, errors: ErrorCollector) -> bool
 
 def _repair_unknown_name(draft: Draft, fault: Fault, errors: ErrorCollector) -> None:
     known = re.findall(r"'([^']*)'", fault.expected)
+    if fault.key[1:] == ("type",):
+        known += plugin_types(fault.key[0])
     message, hint = f"unknown {fault.key[-1]} '{fault.value}'.", suggest(fault.value, known)
     section, meant = draft.parent(fault.key), nearest(fault.value, known)
     if fault.dotted == "method.type" and fault.value in NOT_TAKEN:
@@ -224,13 +238,13 @@ def _put_stand_in(draft: Draft, key: Key, errors: ErrorCollector) -> None:
         section.pop(key[-1], None)
 
 
-def _keys_of(key: Key, draft: Draft) -> set[str]:
+def _keys_of(key: Key, draft: Draft, schema: type[Recipe]) -> set[str]:
     """The keys that the schema knows in the section at `key`, by its type where it has several."""
     if not key:
-        return set(Recipe.model_fields)
-    field = Recipe.model_fields[key[0]]
-    kinds = _classes(field)
-    section: Any = kinds[draft.get((key[0], "type")) or field.default.type] if kinds else field.annotation
+        return set(schema.model_fields)
+    field = schema.model_fields[key[0]]
+    classes = section_classes(field)
+    section: Any = classes[draft.get((key[0], "type")) or field.default.type] if classes else field.annotation
     for inner in key[1:]:
         section = section.model_fields[inner].annotation
     return set(section.model_fields)

@@ -1,0 +1,71 @@
+"""The schema of recipes with the `task` and `method` sections that other installed packages bring."""
+
+import copy
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any, Union, get_args
+
+from pydantic import create_model
+from pydantic.fields import FieldInfo
+
+from peftlab.recipe.methods import Method
+from peftlab.recipe.plugins import METHOD_PLUGINS, TASK_PLUGINS, load_section, plugin_names, section_types
+from peftlab.recipe.schema import Recipe
+from peftlab.recipe.types import Section
+
+PLUGIN_SECTIONS: dict[str, tuple[str, type[Section]]] = {
+    "task": (TASK_PLUGINS, Section),
+    "method": (METHOD_PLUGINS, Method),
+}
+"""Section of a recipe → the group of its entry points, and the class that their sections are subclasses of."""
+
+
+def section_classes(field: FieldInfo) -> dict[str, type[Section]]:
+    """The classes of a section that is a union, by type; empty for other sections."""
+    classes = get_args(field.annotation) if field.discriminator else ()
+    return {name: section for section in classes for name in section_types(section)}
+
+
+def plugin_types(section: str) -> list[str]:
+    """The types of `task` or `method` that other packages bring and peftlab has not itself; none is imported."""
+    if section not in PLUGIN_SECTIONS:
+        return []
+    own = section_classes(Recipe.model_fields[section])
+    return [name for name in plugin_names(PLUGIN_SECTIONS[section][0]) if name not in own]
+
+
+def extended_schema(types: Mapping[str, Collection[str]]) -> type[Recipe]:
+    """`Recipe`, where some sections also take these types of other packages, as in `{"method": ["scale"]}`.
+
+    Raises:
+        PluginError: a package that brings one cannot be used.
+    """
+    sections = {
+        section: tuple(load_section(*_plugin(section, name)) for name in names)
+        for section, names in types.items()
+        if names
+    }
+    return _schema(**sections) if sections else Recipe
+
+
+def complete_schema() -> type[Recipe]:
+    """`Recipe` with every type of every installed package.
+
+    Raises:
+        PluginError: a package that brings one cannot be used.
+    """
+    return extended_schema({section: plugin_types(section) for section in PLUGIN_SECTIONS})
+
+
+def _plugin(section: str, name: str) -> tuple[str, str, type[Section]]:
+    group, base = PLUGIN_SECTIONS[section]
+    return group, name, base
+
+
+@cache
+def _schema(**sections: tuple[type[Section], ...]) -> type[Recipe]:
+    fields: dict[str, Any] = {}
+    for name, classes in sections.items():
+        field = copy.copy(Recipe.model_fields[name])
+        fields[name] = (Union[(*get_args(field.annotation), *classes)], field)  # noqa: UP007  # made at run time
+    return create_model("Recipe", __base__=Recipe, __module__=Recipe.__module__, **fields)
