@@ -67,5 +67,5 @@ def _schema(**sections: tuple[type[Section], ...]) -> type[Recipe]:
     fields: dict[str, Any] = {}
     for name, classes in sections.items():
         field = copy.copy(Recipe.model_fields[name])
-        fields[name] = (Union[(*get_args(field.annotation), *classes)], field)  # noqa: UP007  # made at run time
+        fields[name] = (Union[(*get_args(field.annotation), *classes)], field)  # made at run time
     return create_model("Recipe", __base__=Recipe, __module__=Recipe.__module__, **fields)
