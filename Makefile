@@ -1,9 +1,9 @@
-# make demo | swap | test | lint | check | matrix | fix | bench: each makes what it needs in .venv first
+# make demo | swap | test | lint | docs | check | matrix | fix | bench: each makes what it needs in .venv first
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo swap test lint check matrix fix bench
+.PHONY: demo swap test lint docs check matrix fix bench
 
 demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
 	$(BIN)/peftlab tune recipes/ner-lora.yaml
@@ -23,7 +23,10 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test  ## all that CI runs
+docs: $(VENV)/.docs  ## the site, in site/: any warning stops it; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint docs test  ## all that CI runs
 
 matrix: $(VENV)/.test  ## every method on every architecture in every quantization; writes docs/matrix.md
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/methods/test_method_matrix.py

@@ -1,9 +1,14 @@
-"""Terminal pictures of the README: `python docs/capture.py` runs real commands and writes what they print as SVG."""
+"""Terminal pictures of README and docs: `python docs/capture.py` runs real commands and writes their output as SVG.
+
+With names of pictures as arguments it writes only these.
+"""
 
 import io
 import os
+import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -11,12 +16,17 @@ from rich.text import Text
 
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 104
+REMOTE_FONTS = re.compile(r',\n\s*url\("https?:[^)]*\) format\("[^"]*"\)')  # Rich names fonts of a CDN
 NOTICE = (
     "The glass workshop in the old tram depot opens its doors on Saturday, 14 March, from ten to four. Short courses "
     "in bead making cost 18 euros, children under twelve pay half. Marta Lindqvist shows at noon how a paperweight is "
     "blown. Bring closed shoes; safety glasses are lent at the desk."
 )
 PICTURES = {
+    "experts": [
+        "peftlab predict ner-clinic,sentiment-stays,ticket-urgency "
+        '"The doctor gave my son ibuprofen for the fever, but the waiting room was filthy."'
+    ],
     "entities": [
         'peftlab predict ner-clinic "Started amoxicillin 500 mg three times daily for a sore throat." '
         '"Denies chest pain, but the left knee is swollen." "Stopped ibuprofen last week after the rash came back."'
@@ -46,15 +56,16 @@ PICTURES = {
 }
 
 
-def main() -> None:
-    """Write every picture."""
+def main(names: list[str]) -> None:
+    """Write the pictures with these names, or every picture."""
     FOLDER.mkdir(exist_ok=True)
-    for name, commands in PICTURES.items():
+    for name in names or PICTURES:
         console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-        for command in commands:
+        for command in PICTURES[name]:
             console.print(Text(f"$ {command}", style="bold"))
             console.print(Text.from_ansi(_output(command)))
-        (FOLDER / f"{name}.svg").write_text(console.export_svg(title="peftlab"), encoding="utf8")
+        svg = REMOTE_FONTS.sub("", console.export_svg(title="peftlab"))
+        (FOLDER / f"{name}.svg").write_text(svg, encoding="utf8")
 
 
 def _output(command: str) -> str:
@@ -64,4 +75,4 @@ def _output(command: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,38 +1,73 @@
-"""The README, run: its recipe reads, its commands parse, its Python works, its tables are true."""
+"""README and docs, run: commands parse, recipes and rows are read, Python runs, links resolve, tables are true."""
 
+import json
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
+from ruamel.yaml import YAML
 
 from peftlab.cli import cli
-from peftlab.errors import PeftlabError
-from peftlab.recipe import read_recipe
-from peftlab.tuning import tune
+from peftlab.data import load_rows
+from peftlab.errors import ErrorCollector, PeftlabError
+from peftlab.methods import METHODS
+from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
+from peftlab.tasks import TASKS, build_task
 from tests.conftest import SENTENCES, recipe_in
+from tests.language_models import build_language_model, instruction_recipe
+from tests.recipes import write_merged
 from tests.task_stores import recipe_for
 from tests.untrained import publish_fresh
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf8")
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf8")
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+EXTRAS = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf8"), re.MULTILINE))
+PEFTLAB_LINE = re.compile(
+    r"peftlab (?:tune|check|predict|evaluate|chat|export|adapters|recipe|bench) [^`\n|]*"
+)  # with …, RECIPE or ADAPTER in it, it is no command but the form of one
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def text_of(page):
+    return page.read_text(encoding="utf8")
+
+
+def blocks(page, language):
+    return [code for found, code in BLOCK.findall(text_of(page)) if found == language]
+
+
+def blocks_of_pages(language):
+    """Each different block once, under the name of the first page that has it."""
+    found = {}
+    for page in PAGES:
+        for number, code in enumerate(blocks(page, language), start=1):
+            found.setdefault(code, f"{page.name}-{number}")
+    return [pytest.param(code, id=name) for code, name in found.items()]
 
 
 def shell_lines():
-    lines = "\n".join(blocks("bash")).splitlines()
-    return [line.split("  #")[0].split("     #")[0].strip() for line in lines if line.strip()]
+    """What people type: lines of bash blocks, lines after `$` in output, and commands of the Makefile."""
+    typed = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
+    shown = [line for page in PAGES for line in re.findall(r"^\$ (.*)$", text_of(page), re.MULTILINE)]
+    made = re.findall(r"\$\(BIN\)/(peftlab .*)", MAKEFILE)
+    return list(dict.fromkeys(line for raw in (*typed, *shown, *made) if (line := re.split(r"\s+#\s", raw)[0].strip())))
 
 
-def peftlab_commands():
-    in_makefile = re.findall(r"\$\(BIN\)/(peftlab .*)", MAKEFILE)
-    in_text = re.findall(r"`[^`\n]*?(peftlab (?:tune|predict|evaluate|adapters|recipe|bench) [^`\n]*)`", README)
-    return [line.split(" > ")[0] for line in (*shell_lines(), *in_makefile, *in_text) if line.startswith("peftlab ")]
+def inline_commands():
+    """Commands inside a sentence or a table."""
+    quoted = [code for page in PAGES for code in re.findall(r"`([^`\n]+)`", text_of(page))]
+    return list(dict.fromkeys(code for code in quoted if PEFTLAB_LINE.fullmatch(code) and is_command(code)))
+
+
+def is_command(code):
+    return "…" not in code and not re.search(r"\b(?:RECIPE|ADAPTER|FILE|COMMAND)\b", code)
 
 
 def parse(arguments):
@@ -44,23 +79,45 @@ def parse(arguments):
     command.make_context(command.name, list(arguments), parent=context)
 
 
-@pytest.mark.parametrize("line", peftlab_commands())
-def test_every_command_parses(line):
-    parse(shlex.split(line)[1:])
+def check_shell_line(line):
+    program, *arguments = shlex.split(re.split(r" > ", line)[0])
+    if program == "peftlab":
+        parse(arguments)
+    elif program == "make":
+        assert set(arguments) <= TARGETS
+    elif program == "pip":
+        assert arguments[0] == "install"
+        assert set(re.findall(r"\[(\w+)\]", line)) <= EXTRAS
+    else:
+        assert [program, arguments[0]] == ["python", "-m"]
+        assert (ROOT / f"{arguments[1].replace('.', '/')}.py").exists()
 
 
-def test_the_two_first_commands_are_make_targets():
-    assert [line.split()[:2] for line in shell_lines()[:2]] == [["make", "demo"], ["make", "test"]]
-    for target in ("demo", "test", "check", "fix", "bench"):
-        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+@pytest.mark.parametrize("line", [*shell_lines(), *inline_commands()])
+def test_command_parses(line):
+    check_shell_line(line)
+
+
+def test_wrong_option_in_a_command_fails():
+    with pytest.raises(click.UsageError, match="--flie"):
+        check_shell_line("peftlab predict ner-news --flie texts.txt")
+
+
+def test_first_two_commands_are_make_targets():
+    assert [line.split()[:2] for line in blocks(README, "bash")[0].splitlines()] == [["make", "demo"], ["make", "test"]]
+    assert {"demo", "test", "check", "docs", "fix", "bench"} <= TARGETS
 
 
 def test_ci_runs_the_test_command():
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf8")
 
 
-def test_the_recipe_reads(tmp_path):
-    recipe_text, *_ = blocks("yaml")  # the others are parts of one
+def test_readme_is_short():
+    assert len(text_of(README).splitlines()) <= 200
+
+
+def test_first_recipe_equals_the_shipped_one(tmp_path):
+    recipe_text, *_ = blocks(README, "yaml")
     (tmp_path / "recipe.yaml").write_text(recipe_text, encoding="utf8")
     shown, shipped = read_recipe(tmp_path / "recipe.yaml"), read_recipe(ROOT / "recipes" / "ner-lora.yaml")
     assert (shown.name, shown.base, shown.task, shown.method) == (
@@ -71,42 +128,156 @@ def test_the_recipe_reads(tmp_path):
     )
 
 
-def test_the_python_runs(tmp_path, tiny_base, monkeypatch, capsys):
-    """The README's own lines, beside a small recipe and two small adapters under the names it uses."""
-    (tmp_path / "recipes").mkdir()
-    recipe = recipe_in(tmp_path / "recipes", tiny_base, name="ner-lora.yaml")
-    monkeypatch.chdir(tmp_path)
-    learning = {"training.num_train_epochs": 20, "training.learning_rate": 2e-2}
-    tune(recipe, overrides={"name": "ner-clinic", **learning})
+@pytest.mark.parametrize("text", blocks_of_pages("yaml"))
+def test_recipe_is_read(text, tmp_path):
+    """A whole recipe, or sections that replace those of a small one."""
+    write_recipe_with(tmp_path, YAML(typ="safe", pure=True).load(text))
+    read_recipe(tmp_path / "recipe.yaml")
+
+
+def write_recipe_with(folder, sections):
+    values = {"name": "shown", "base": {"model": "base"}, "task": {"type": "text-classification"}}
+    values["data"] = {"train": "rows.jsonl"}
+    return write_merged(folder / "recipe.yaml", values, sections, replaced=("task", "method"))
+
+
+@dataclass
+class TaskRows:
+    """Rows of a page, with the task that the text before them names."""
+
+    task: str
+    lines: str
+
+
+def rows_of_pages():
+    shown = []
+    for page in PAGES:
+        task, sections = None, re.split(r"^(```\w*\n.*?^```)$", text_of(page), flags=re.DOTALL | re.MULTILINE)
+        for part in sections:
+            named = [name for name in re.findall(r"^(?:##|  type:) ([\w-]+)$", part, re.MULTILINE) if name in TASKS]
+            task = named[-1] if named else task
+            if part.startswith("```jsonl"):
+                rows = TaskRows(task, part.removeprefix("```jsonl\n").removesuffix("```"))
+                shown.append(pytest.param(rows, id=f"{page.name}-{len(shown)}-{task}"))
+    return shown
+
+
+@pytest.mark.parametrize("shown", rows_of_pages())
+def test_rows_are_read_by_their_task(shown, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(shown.lines, encoding="utf8")
+    multi_label = {"multi_label": True} if '"labels": [' in shown.lines else {}
+    data = {"train": "rows.jsonl", "validation": "rows.jsonl"}
+    write_recipe_with(tmp_path, {"task": {"type": shown.task, **multi_label}, "data": data})
+    with ErrorCollector() as errors:
+        recipe = read_recipe(tmp_path / "recipe.yaml", None, errors)
+        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        _, examples, _ = build_task(recipe.task, rows, errors)
+    assert len(examples["train"]) == len(shown.lines.splitlines())
+
+
+@pytest.mark.parametrize("text", blocks_of_pages("json"))
+def test_json_lines_are_objects(text):
+    assert all(isinstance(json.loads(line), dict) for line in text.splitlines())
+
+
+@pytest.fixture(scope="module")
+def shown_adapters(tmp_path_factory, tiny_base):
+    """A folder with a small recipe, and a store with a small untrained adapter under each name that the pages use."""
+    folder = tmp_path_factory.mktemp("shown")
+    store = folder / "adapters"
+    for name, kind in SHOWN.items():
+        publish_fresh(store, recipe_for(folder / kind, tiny_base, kind), {"name": name})
+    language_model = tmp_path_factory.mktemp("language-model")
+    build_language_model(language_model)
+    task = {"type": "causal-lm", "template": "chatml", "generation": {"max_new_tokens": 4}}
+    persona = instruction_recipe(tmp_path_factory.mktemp("persona"), language_model, task=task)
+    for name in ("persona-a", "persona-b"):
+        publish_fresh(store, persona, {"name": name})
+    (folder / "recipes" / "data" / "ner-news").mkdir(parents=True)
+    recipe = recipe_in(folder / "recipes", tiny_base, name="ner-lora.yaml")
     recipe.write_text(recipe.read_text().replace("ner-tiny", "ner-news"))
-    (tmp_path / "recipes" / "data" / "ner-news").mkdir(parents=True)
-    (tmp_path / "recipes" / "data" / "ner-news" / "test.txt").write_text(SENTENCES["test"])
-    exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert str(Path("adapters/ner-news/1")) in capsys.readouterr().out
+    (folder / "recipes" / "data" / "ner-news" / "test.txt").write_text(SENTENCES["test"])
+    return folder
 
 
-def test_the_python_of_many_adapters_runs(tmp_path, tiny_base, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name in ("sentiment-stays", "sentiment-eats"):
-        publish_fresh("adapters", recipe_for(tmp_path / "rows", tiny_base, "classes"), {"name": name})
-    _, code = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
-    asked = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert asked == ["sentiment-stays", "sentiment-eats", "both"]
+SHOWN = {
+    "ner-clinic": "entities",
+    "qa-notices": "answers",
+    "sentiment-stays": "classes",
+    "sentiment-eats": "classes",
+}
 
 
-def test_the_table_of_exit_codes_is_true():
-    told = {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.*) \|$", README, re.MULTILINE)}
+@pytest.mark.parametrize("code", blocks_of_pages("python"))
+def test_python_runs(code, shown_adapters, monkeypatch, capsys):
+    monkeypatch.chdir(shown_adapters)
+    exec(compile(code, "README.md", "exec"), names := {})
+    assert capsys.readouterr().out or "model" in names
+
+
+def test_python_of_the_readme_tunes_and_mixes(shown_adapters, monkeypatch, capsys):
+    monkeypatch.chdir(shown_adapters)
+    tuning, mixing = blocks(README, "python")
+    exec(compile(tuning, "README.md", "exec"), {})
+    assert str(Path("adapters", "ner-news")) in capsys.readouterr().out
+    exec(compile(mixing, "README.md", "exec"), {})
+    adapters = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert adapters == ["sentiment-stays", "sentiment-eats", "both"]
+
+
+def test_exit_codes_are_those_of_the_errors():
+    page = text_of(ROOT / "docs" / "command-line.md")
+    meanings = {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)}
 
     def classes(kind):
         yield kind
         for child in kind.__subclasses__():
             yield from classes(child)
 
-    assert {kind.exit_code for kind in classes(PeftlabError)} | {0} == set(told)
+    shown = {kind.exit_code for kind in classes(PeftlabError) if kind.__module__.startswith("peftlab")}
+    assert shown | {0} == set(meanings)
 
 
-def test_the_house_is_as_drawn():
-    drawn = re.findall(r"^[├└]── ([\w.]+)", README, re.MULTILINE)
+def test_house_lists_every_file_of_the_package():
+    listed = re.findall(r"^[├└]── ([\w.]+)", text_of(README), re.MULTILINE)
     there = {f.name for f in (ROOT / "peftlab").iterdir() if not f.name.startswith("__")}
-    assert set(drawn) == there
+    assert set(listed) == there
+
+
+def test_table_of_recipes_lists_every_recipe():
+    listed = re.findall(r"^\| \[`(recipes/[\w-]+\.yaml)`\]", text_of(ROOT / "docs" / "ready-recipes.md"), re.MULTILINE)
+    assert sorted(listed) == sorted(f"recipes/{file.name}" for file in (ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("page", "names"), [(README, TASKS), (ROOT / "docs" / "tasks.md", TASKS), (ROOT / "docs" / "methods.md", METHODS)]
+)
+def test_table_lists_every_task_or_method(page, names):
+    assert not [name for name in names if f"`{name}`" not in text_of(page)]
+
+
+def site_navigation():
+    def pages(entry):
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for child in entry.values() if isinstance(entry, dict) else entry:
+                yield from pages(child)
+
+    settings = re.sub(r"!!python\S*", "", (ROOT / "mkdocs.yml").read_text(encoding="utf8"))
+    return list(pages(YAML(typ="safe", pure=True).load(settings)["nav"]))
+
+
+def test_navigation_lists_every_page():
+    written = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(site_navigation()) == sorted(written)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda page: page.name)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#[^)\s]*)?\)", without_code(text_of(page))):
+        assert not target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def without_code(text):
+    return re.sub(r"`[^`\n]*`", "", BLOCK.sub("", text))

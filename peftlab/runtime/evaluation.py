@@ -103,8 +103,13 @@ def evaluate_mixed(
     Args:
         data: A file in any format that a recipe takes; each row has the columns of its own adapter's task.
         by: The column that names each row's adapter: `name` or `name@version`.
-        data_format, columns, header, encoding, store, serving: As for `evaluate`.
+        data_format: As for `evaluate`.
+        columns: As for `evaluate`.
+        header: As for `evaluate`.
+        encoding: As for `evaluate`.
+        store: As for `evaluate`.
         told: Hears how many rows are done, and of how many.
+        serving: As for `evaluate`.
 
     Raises:
         BaseNotFoundError: their base is nowhere.

@@ -1,0 +1,185 @@
+"""Hooks of mkdocs: pages that are generated, and pages of the site that lie outside docs/.
+
+A line `<!-- generated: NAME -->` in a page is replaced by what `GENERATED[NAME]` returns: the command line comes from
+click and the recipe keys from the JSON Schema, so neither is written down twice. Markdown files of `OUTSIDE` become
+pages of the site. Links are written as GitHub follows them; here they are rewritten to the site's own addresses.
+"""
+
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from peftlab.cli import cli
+from peftlab.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = ("benchmarks/results/*.md", "benchmarks/results/*.png", "recipes/data/README.md", "recipes/*.yaml")
+GENERATED_LINE = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
+LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)(?=[)#])")
+SECTIONS = {
+    "base": "`base`: the frozen model",
+    "task": "`task`: what goes in and what comes out",
+    "method": "`method`: how the base is adapted",
+    "data": "`data`: files and columns",
+    "training": "`training`: names of Transformers' TrainingArguments",
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files of `OUTSIDE`, under their path in the repository."""
+    for pattern in OUTSIDE:
+        for path in sorted(ROOT.glob(pattern)):
+            uri = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in what is generated, and turn links of the repository into links of the site."""
+    markdown = GENERATED_LINE.sub(lambda match: GENERATED[match[1]](), markdown)
+    return LINK.sub(lambda match: _site_link(match[1], page.file.src_uri, files), markdown)
+
+
+def _site_link(target: str, page_uri: str, files: Files) -> str:
+    """The address inside the site of a file that `target` names inside the repository; else `target` itself."""
+    page_path = page_uri if page_uri.startswith(("benchmarks/", "recipes/")) else f"docs/{page_uri}"
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(page_path), target))
+    uri = path.removeprefix("docs/")
+    if files.get_file_from_path(uri) is None:
+        return target  # mkdocs warns about it
+    return posixpath.relpath(uri, posixpath.dirname(page_uri) or ".")
+
+
+def command_line() -> str:
+    """Every command with its usage, text, options and defaults, from click."""
+    return "\n\n".join(_command(name, command, context) for name, command, context in _commands("peftlab", cli, None))
+
+
+def _commands(
+    name: str, command: click.Command, parent: click.Context | None
+) -> Iterator[tuple[str, click.Command, click.Context]]:
+    context = click.Context(command, info_name=name, parent=parent)
+    yield context.command_path, command, context
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            assert found is not None
+            yield from _commands(child, found, context)
+
+
+def _command(name: str, command: click.Command, context: click.Context) -> str:
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    text = _prose(command.help or "")
+    epilog = _prose(command.epilog or "")
+    options = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
+    table = _table(("option", "meaning"), [(f"`{_cell(option)}`", _cell(meaning)) for option, meaning in options])
+    return f"## {name}\n\n```text\n{usage}\n```\n\n{text}\n\n{table}\n\n{epilog}"
+
+
+def _prose(text: str) -> str:
+    r"""The text of a command as Markdown; a paragraph that click keeps as it is (`\b`) becomes a block of text."""
+    parts = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join(
+        f"```text\n{part.lstrip().removeprefix(chr(8)).strip(chr(10))}\n```"
+        if part.lstrip().startswith("\b")
+        else part.replace("<", "&lt;")
+        for part in parts
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def recipe_keys() -> str:
+    """Every key of a recipe with its default and meaning, from the JSON Schema."""
+    schema = Recipe.model_json_schema()
+    return "\n\n".join(
+        f"## {title}\n\n{_section(schema['properties'][section], schema['$defs'])}"
+        for section, title in SECTIONS.items()
+    )
+
+
+def _section(property_: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """One section of a recipe; where `type` chooses among several, one after the other."""
+    references = [found.rpartition("/")[2] for found in _references(property_)]
+    models = [definitions[name] for name in dict.fromkeys(references)]
+    if len(models) == 1:
+        return _fields(models[0], definitions)
+    return "\n\n".join(
+        f"### {' or '.join(_types(model))}\n\n{model.get('description', '')}\n\n{_fields(model, definitions)}"
+        for model in models
+    )
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for key, inside in value.items():
+            if key != "discriminator":
+                yield from _references(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _references(inside)
+
+
+def _types(model: dict[str, Any]) -> list[str]:
+    kind = model["properties"]["type"]
+    return [f"`{name}`" for name in kind.get("enum", [kind.get("const")])]
+
+
+def _fields(model: dict[str, Any], definitions: dict[str, Any]) -> str:
+    rows = [
+        (f"`{name}`", _default(model, name), _meaning(field, definitions))
+        for name, field in model["properties"].items()
+        if name != "type"
+    ]
+    return _table(("key", "default", "meaning"), rows) if rows else "No keys beside `type`."
+
+
+def _default(model: dict[str, Any], name: str) -> str:
+    if name in model.get("required", ()):
+        return "required"
+    default = model["properties"][name].get("default")
+    if isinstance(default, dict) and default:
+        return "see its keys"
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+
+
+def _meaning(field: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """What a key means; of a section inside a section, its own keys as well."""
+    inner = [definitions[found.rpartition("/")[2]] for found in _references(field)]
+    keys = [name for model in inner for name in model.get("properties", {})]
+    inside = f" Keys: {', '.join(f'`{key}`' for key in keys)}." if keys else ""
+    return _cell(field.get("description", "") + inside)
+
+
+def decisions() -> str:
+    """A list of all decisions, the newest first."""
+    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"), reverse=True)
+    return "\n".join(f"- [{_title(page)}]({page.name})" for page in pages)
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf8").partition("\n")[0].removeprefix("# ")
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "command line": command_line,
+    "recipe keys": recipe_keys,
+    "decisions": decisions,
+}
