@@ -90,13 +90,13 @@ def loss_on(base: Base, texts: list[str]) -> float:
     """Mean loss of a language model on texts, in nats a token."""
     from peftlab.data import Row
     from peftlab.errors import ErrorCollector
-    from peftlab.tasks import Ground
+    from peftlab.tasks import ModelContext
     from peftlab.tasks.causal_lm import CausalLmTask
     from peftlab.tasks.prediction import predict_examples
 
     task = CausalLmTask()
     with ErrorCollector() as errors:
-        task.suit(Ground(base.tokenizer, base.model.config, base.max_length), {}, errors)
+        task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
     examples = [task.read(Row({"text": text}, "")) for text in texts]
     told = predict_examples(task, base.model, base.tokenizer, examples, max_length=TOKENS)
     return task.score(examples, told).values["loss"]

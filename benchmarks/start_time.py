@@ -16,7 +16,7 @@ from benchmarks.results import write_result
 from peftlab.cli.progress import TuningDisplay
 from peftlab.data import Ledger
 from peftlab.tasks import Task
-from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tuning import tune
 
 CONDITIONS = """
@@ -47,7 +47,7 @@ class Stopwatch(TuningDisplay):
         """A station is reached, if it is not yet."""
         self.stations.setdefault(station, (time.time() - self.asked_for, time.process_time()))
 
-    def encoding(self, split: str) -> AbstractContextManager[Told]:
+    def encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """See `Progress`."""
         self.reach("recipe and data read, torch imported, base loaded")
         return super().encoding(split)

@@ -15,7 +15,7 @@ from peftlab.methods import adapt
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
 from peftlab.store import Store
-from peftlab.tasks import Ground, Task, task_description
+from peftlab.tasks import ModelContext, Task, task_description
 
 SPREAD = 0.02  # as wide as trained ones are
 
@@ -26,7 +26,7 @@ def publish_random(
     """Publish an adapter under each of `names`, alike but for their numbers."""
     base = load_base(base_section, task, seed=seed, device="cpu")
     with ErrorCollector() as errors:
-        task.suit(Ground(base.tokenizer, base.model.config, base.max_length), {}, errors)
+        task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
     model = adapt(base, method, task)
     manifest = {
         "task": task_description(task),

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from peftlab.base import Base, choose_device, head_config, load_base
 from peftlab.bench.step_time import COMPILED, COMPILING, LIMIT
-from peftlab.bench.validation import learned_task
+from peftlab.bench.validation import fitted_task
 from peftlab.methods import adapt, peft_config
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.tasks import Task
@@ -54,7 +54,7 @@ def step_times(
 def _steps(
     recipe: Recipe, bf16: bool, dropout: bool, shape: tuple[int, int], device: str, stack: ExitStack
 ) -> dict[str, Step]:
-    task = learned_task(recipe)
+    task = fitted_task(recipe)
     seed, own_dropout = recipe.training.seed, recipe.training.base_dropout
     base = load_base(recipe.base, task, seed=seed, device=device, dropout=own_dropout)
     inputs = _inputs(base, shape)
@@ -94,7 +94,7 @@ def method_steps(recipes: Mapping[str, str | Path], shape: tuple[int, int], stac
 
 
 def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack, device: str = "auto") -> Step:
-    task, settings = learned_task(recipe), recipe.training
+    task, settings = fitted_task(recipe), recipe.training
     base = load_base(recipe.base, task, seed=settings.seed, device=device, dropout=settings.base_dropout)
     bf16 = training_dtype(settings, base.model.device, recipe.base.quantization) == torch.bfloat16
     return _peftlab_step(recipe, base, task, _inputs(base, shape), bf16, stack)

@@ -19,12 +19,12 @@ def check_ways(recipe_path: str | Path, changes: Sequence[Mapping[str, Any]]) ->
         BaseNotFoundError: the base model is nowhere.
     """
     first, *_ = [read_recipe(recipe_path, overrides) for overrides in changes]
-    learned_task(first)
+    fitted_task(first)
     find_base(first.base)
     return first
 
 
-def learned_task(recipe: Recipe) -> Task:
+def fitted_task(recipe: Recipe) -> Task:
     """The recipe's task with what it learns from the rows, such as its labels.
 
     Raises:

@@ -22,7 +22,7 @@ from peftlab.cli.options import (
 )
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
-from peftlab.tasks.inputs.rows import read_asked
+from peftlab.tasks.inputs.rows import read_input_rows
 
 if TYPE_CHECKING:
     from peftlab.data import Row
@@ -94,7 +94,7 @@ def predict(
             asked = [(name, row) for row in rows for name in tasks]
         asked = [(name, _with_context(row, about, name, tasks[name])) for name, row in asked]
         _refuse_untagged(scheme, tasks)
-        for _ in read_asked(asked, tasks, errors):
+        for _ in read_input_rows(asked, tasks, errors):
             pass  # only for the problems: whatever cannot be asked is told before anything is computed
 
     from peftlab.cli.console import print_notes

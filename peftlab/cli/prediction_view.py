@@ -9,7 +9,7 @@ from rich.text import Text
 
 from peftlab.cli.console import out
 from peftlab.data.markup import write_markup
-from peftlab.tasks.token_classification import Entities
+from peftlab.tasks.token_classification import EntityPrediction
 
 if TYPE_CHECKING:
     from peftlab.runtime import Answer
@@ -40,7 +40,7 @@ def print_predictions(predictions: Iterable["Answer"], tasks: Mapping[str, "Task
 def print_conll(predictions: Iterable["Answer"], scheme: str) -> None:
     """Print one word and its tag per line, with a blank line between texts."""
     for prediction in predictions:
-        click.echo(cast(Entities, prediction.prediction).as_conll(scheme))
+        click.echo(cast(EntityPrediction, prediction.prediction).as_conll(scheme))
 
 
 def format_entities(fields: Mapping[str, Any], task: Any) -> Text:
@@ -84,7 +84,7 @@ def format_reply(fields: Mapping[str, Any], task: Any) -> Text:
 
 def format_generated_text(fields: Mapping[str, Any], task: Any) -> Text:
     """Show the text and the generated text below it, and say whether one of them was truncated."""
-    generated = fields[task.called].replace("\n", "\n  ") or "(nothing)"
+    generated = fields[task.target_column].replace("\n", "\n  ") or "(nothing)"
     rendered = _append_length_limit(
         _input_text(fields).append("\n  ").append(generated, style="bold cyan"), fields, task
     )
@@ -117,7 +117,7 @@ def format_continuation(fields: Mapping[str, Any], task: Any) -> Text:
 
 def format_number(fields: Mapping[str, Any], task: Any) -> Text:
     """Show the text, and a bar for the value within the range of the training rows."""
-    minimum, maximum = task.learned.get("least", 0.0), task.learned.get("most", 1.0)
+    minimum, maximum = task.state.get("least", 0.0), task.state.get("most", 1.0)
     share = (fields["value"] - minimum) / ((maximum - minimum) or 1.0)
     rendered = _input_text(fields).append(f"\n  {fields['value']:.2f} ", style="bold cyan")
     rendered.append(_bar(share), style="cyan")

@@ -21,7 +21,7 @@ from rich.text import Text
 from peftlab.cli.console import bar_for, megabytes, out, score_tables, table
 from peftlab.data import Ledger
 from peftlab.tasks import Task
-from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tuning import Progress as Listener
 from peftlab.tuning import TuningResult
 
@@ -57,7 +57,7 @@ class TuningDisplay(Listener):
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def encoding(self, split: str) -> AbstractContextManager[Told]:
+    def encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """A bar while it lasts."""
         return bar_for(f"encoding {split}")
 
@@ -86,7 +86,7 @@ class TuningDisplay(Listener):
         """A line."""
         out.print(Text(message, "dim"))
 
-    def freezing(self, split: str) -> AbstractContextManager[Told]:
+    def freezing(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """A bar while it lasts."""
         return bar_for(f"frozen layers, {split}")
 

@@ -39,7 +39,7 @@ class PeftExporter:
     @property
     def template(self) -> str | None:
         """How chats are written for it, if it chats."""
-        return self.read.task.learned.get("chat_template")
+        return self.read.task.state.get("chat_template")
 
     def refused(self) -> Iterator[str]:
         """Why it cannot be served there: what would be refused, and what would be left out without a word."""

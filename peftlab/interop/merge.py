@@ -83,7 +83,7 @@ def merge(
 def _tokenizer(bank: Bank, task: Task) -> PreTrainedTokenizerBase:
     """As the adapter was tuned with it, chat template included."""
     tokenizer = copy.copy(bank.base.tokenizer_for(task))
-    tokenizer.chat_template = task.learned.get("chat_template") or tokenizer.chat_template
+    tokenizer.chat_template = task.state.get("chat_template") or tokenizer.chat_template
     return tokenizer
 
 

@@ -39,7 +39,7 @@ class Modelfile:
         self._chats = task.input_columns[0] == "instruction"
         self._system = task.options["system"] if self._chats else None
         self._stops = task.endings(tokenizer)
-        source = task.learned["chat_template"]
+        source = task.state["chat_template"]
         self._template = same_template(source, tokenizer.special_tokens_map) if self._chats else None
 
     @property

@@ -50,7 +50,7 @@ def _known(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) -> I
 
 def _ends(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Iterator[int]:
     vocabulary = base.tokenizer.get_vocab()
-    endings = task.learnt_endings(base.tokenizer)
+    endings = task.learned_stop_strings(base.tokenizer)
     if not endings:
         errors.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
     for ending in endings:

@@ -34,8 +34,8 @@ from peftlab.runtime.loaded_base import DTYPES, LoadedBase, Precision
 from peftlab.runtime.request import Answer, Request
 from peftlab.store import ON, Adapter, Edition, Store
 from peftlab.tasks import Task
-from peftlab.tasks.inputs.encoding import Told
-from peftlab.tasks.inputs.rows import Asked
+from peftlab.tasks.inputs.encoding import ProgressCallback
+from peftlab.tasks.inputs.rows import InputRow
 
 QUANTIZATIONS = ("none", *get_args(Quantization))
 
@@ -316,7 +316,9 @@ class Bank:
             for update in loaded.updates:
                 update.unmerge()
 
-    def predict(self, rows: Asked | Sequence[Asked], *, adapters: str | Sequence[str] | None = None) -> list[Answer]:
+    def predict(
+        self, rows: InputRow | Sequence[InputRow], *, adapters: str | Sequence[str] | None = None
+    ) -> list[Answer]:
         """Each row through its adapter.
 
         Args:
@@ -358,7 +360,7 @@ class Bank:
             yield from request.reply(name, chat, bare=bare)
 
     def stream(
-        self, rows: Iterable[tuple[str, Asked]], *, told: Callable[[int], None] = lambda done: None
+        self, rows: Iterable[tuple[str, InputRow]], *, told: Callable[[int], None] = lambda done: None
     ) -> Iterator[Answer]:
         """Answers to any number of (adapter's name, row), in order, with a bounded number of them in memory.
 
@@ -372,13 +374,13 @@ class Bank:
         with self._request() as request:
             yield from request.stream(rows, told)
 
-    def run(self, name: str, examples: Sequence[Any], told: Told = lambda done, total: None) -> list[Any]:
+    def run(self, name: str, examples: Sequence[Any], told: ProgressCallback = lambda done, total: None) -> list[Any]:
         """Predictions for examples of the adapter's own task, in order; `told` hears how far it is."""
         with self._request() as request:
             return request.predictions(name, examples, told)
 
     def stream_examples(
-        self, asked: Sequence[tuple[str, Any]], told: Told = lambda done, total: None
+        self, asked: Sequence[tuple[str, Any]], told: ProgressCallback = lambda done, total: None
     ) -> Iterator[Answer]:
         """Answers to (adapter's name, example of its own task), in order; `told` hears how many are computed."""
         with self._request() as request:

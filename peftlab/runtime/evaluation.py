@@ -16,8 +16,8 @@ from peftlab.runtime.bank import Serving, load
 from peftlab.runtime.request import Answer
 from peftlab.store import ON, Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
-from peftlab.tasks.inputs.encoding import Told
-from peftlab.tasks.labels.label_set import refuse_unknown
+from peftlab.tasks.inputs.encoding import ProgressCallback
+from peftlab.tasks.labels.label_set import reject_unknown_labels
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evaluate(
     header: Sequence[str] | None = None,
     encoding: str = "utf-8",
     store: str | Path = "adapters",
-    told: Told = lambda done, total: None,
+    told: ProgressCallback = lambda done, total: None,
     **serving: Unpack[Serving],
 ) -> Evaluation:
     """Score an adapter on the labelled rows of a file.
@@ -95,7 +95,7 @@ def evaluate_mixed(
     header: Sequence[str] | None = None,
     encoding: str = "utf-8",
     store: str | Path = "adapters",
-    told: Told = lambda done, total: None,
+    told: ProgressCallback = lambda done, total: None,
     **serving: Unpack[Serving],
 ) -> MixedEvaluation:
     """Score several adapters, of any tasks, on the labelled rows of one file, in one pass of one bank.
@@ -145,9 +145,9 @@ def _labelled(adapter: Adapter, split: Split, errors: ErrorCollector, *, called:
     """Whatever cannot be scored is added to `errors`."""
     task, ledger = adapter.task, Ledger(source=split.source)
     examples = read_examples(task, split, ledger, errors)
-    refuse_unknown(task.labels, examples, task.labels_of, errors, split=called, missing_in="the adapter")
+    reject_unknown_labels(task.labels, examples, task.labels_of, errors, split=called, missing_in="the adapter")
     ledger.used = len(examples)
-    ledger.targets = sum(task.count(example) + example.lost for example in examples)
+    ledger.targets = sum(task.count(example) + example.num_lost_targets for example in examples)
     return _Labelled(adapter, task, examples, ledger)
 
 

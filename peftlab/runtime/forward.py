@@ -13,7 +13,7 @@ from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.generation import generate_texts
 from peftlab.runtime.routing import Router, apply_head, group_segments, slice_output, to_float32
 from peftlab.tasks import Feature
-from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.prediction import Outcome, forward, longest_first
 from peftlab.tasks.task import IGNORED
 
@@ -33,7 +33,7 @@ def forward_features(
     tokenizer: PreTrainedTokenizerBase,
     *,
     most: int | None = None,
-    told: Told = lambda done, total: None,
+    told: ProgressCallback = lambda done, total: None,
 ) -> list[Outcome]:
     """The outcome of each feature by its adapter, in order.
 

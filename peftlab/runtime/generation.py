@@ -40,7 +40,7 @@ def _runs(asked: Asked, router: Router) -> list[list[int]]:
     for i, (loaded, _) in enumerate(asked):
         together = loaded.routed and _shares_cache(loaded, router) and not has_token_embeddings(loaded.model)
         alone = None if together else id(loaded)
-        settings = json.dumps([loaded.task.options["generation"], loaded.task.learned], sort_keys=True)
+        settings = json.dumps([loaded.task.options["generation"], loaded.task.state], sort_keys=True)
         groups.setdefault((settings, alone), []).append(i)
     return list(groups.values())
 

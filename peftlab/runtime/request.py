@@ -19,8 +19,8 @@ from peftlab.runtime.generation import generate_texts
 from peftlab.runtime.loaded_base import LoadedBase
 from peftlab.runtime.streaming import stream_text
 from peftlab.tasks import Feature, Prediction
-from peftlab.tasks.inputs.encoding import Told, encode_examples
-from peftlab.tasks.inputs.rows import Asked, read_asked
+from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
+from peftlab.tasks.inputs.rows import InputRow, read_input_rows
 from peftlab.tasks.prediction import Outcome, predict_features, with_reference
 
 AT_A_TIME = 1024  # rows of a long list that are in memory as features
@@ -31,7 +31,7 @@ Heard = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """One row through one adapter. `prediction` is of the adapter's task, such as `Entities`."""
+    """One row through one adapter. `prediction` is of the adapter's task, such as `EntityPrediction`."""
 
     adapter: str
     prediction: Prediction
@@ -66,7 +66,7 @@ class Request(dict[str, Key]):
         """An adapter's verified files; raises as `AdapterCache.files` does."""
         return self._cache.files(self[name])
 
-    def examples(self, asked: Sequence[tuple[str, Asked]], first: int = 1) -> list[Any]:
+    def examples(self, asked: Sequence[tuple[str, InputRow]], first: int = 1) -> list[Any]:
         """What (adapter's name, row) pairs ask; `first` is the number of the first row.
 
         Raises:
@@ -74,9 +74,9 @@ class Request(dict[str, Key]):
         """
         tasks = {name: self.files(name).task for name in dict.fromkeys(name for name, _ in asked)}
         with ErrorCollector() as errors:
-            return list(read_asked(asked, tasks, errors, first=first))
+            return list(read_input_rows(asked, tasks, errors, first=first))
 
-    def stream(self, rows: Iterable[tuple[str, Asked]], told: Heard) -> Iterator[Answer]:
+    def stream(self, rows: Iterable[tuple[str, InputRow]], told: Heard) -> Iterator[Answer]:
         """Answers to (adapter's name, row) pairs, a chunk after the other; the next one's adapters are prefetched."""
         done = 0
         for chunk in _looked_ahead(_chunks(rows), self._prefetch):
@@ -106,18 +106,18 @@ class Request(dict[str, Key]):
             yield from self._answers(chunk, _in_rows(told, done, len(chunk)))
             done += len(chunk)
 
-    def predictions(self, name: str, examples: Sequence[Any], told: Told) -> list[Any]:
+    def predictions(self, name: str, examples: Sequence[Any], told: ProgressCallback) -> list[Any]:
         """What one adapter says of examples of its task, in order."""
         read, edition = self.files(name), self[name]
         forward_rows = lambda features: self.outcomes([(edition, feature) for feature in features], told)  # noqa: E731
         return predict_features(read.task, examples, self._referred(name, examples), forward_rows)
 
-    def _prefetch(self, chunk: Sequence[tuple[str, Asked]]) -> None:
+    def _prefetch(self, chunk: Sequence[tuple[str, InputRow]]) -> None:
         for name in dict.fromkeys(name for name, _ in chunk):
             with suppress(PeftlabError):  # told in its turn
                 self._cache.prefetch([self[name]])
 
-    def _answers(self, chunk: Sequence[tuple[str, Any]], told: Told) -> list[Answer]:
+    def _answers(self, chunk: Sequence[tuple[str, Any]], told: ProgressCallback) -> list[Answer]:
         groups: dict[str, list[int]] = {}
         for i, (name, _) in enumerate(chunk):
             groups.setdefault(name, []).append(i)
@@ -153,7 +153,9 @@ class Request(dict[str, Key]):
         with self._cache.held(editions) as adapters_by_key:
             yield {edition: loaded.bare for edition, loaded in adapters_by_key.items()}
 
-    def outcomes(self, asked: Sequence[tuple[Key, Feature]], told: Told = lambda done, total: None) -> list[Outcome]:
+    def outcomes(
+        self, asked: Sequence[tuple[Key, Feature]], told: ProgressCallback = lambda done, total: None
+    ) -> list[Outcome]:
         """Of each feature by its adapter, in order; of an ensemble, the mean of its parts' logits."""
         base = self._base
         single = [(part, feature) for edition, feature in asked for part in _asked_of(edition)]
@@ -180,7 +182,7 @@ def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _in_rows(told: Heard, before: int, rows: int) -> Told:
+def _in_rows(told: Heard, before: int, rows: int) -> ProgressCallback:
     """Hears of the inputs that `rows` were made into, and tells how many rows that is, with those `before` them."""
     return lambda done, total: told(before + rows * done // total)
 

@@ -1,7 +1,7 @@
 """TASKS: what goes in and comes out. One file a task, one line here."""
 
 from peftlab.tasks.registry import TASKS, build_task, read_examples, task_description, task_from_manifest
-from peftlab.tasks.task import Confusion, Continuation, Example, Feature, Ground, Prediction, Scores, Task
+from peftlab.tasks.task import Confusion, Continuation, Example, Feature, ModelContext, Prediction, Scores, Task
 
 __all__ = [
     "TASKS",
@@ -9,7 +9,7 @@ __all__ = [
     "Continuation",
     "Example",
     "Feature",
-    "Ground",
+    "ModelContext",
     "Prediction",
     "Scores",
     "Task",

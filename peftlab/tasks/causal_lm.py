@@ -17,14 +17,14 @@ from peftlab.tasks.chat.template import (
     ChatError,
     ChatTemplate,
     Message,
-    Written,
-    learnt_tokens,
+    RenderedText,
     read_template,
+    tokens_in_spans,
 )
-from peftlab.tasks.inputs.columns import chosen_form, question_text, text_column
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, text_column
 from peftlab.tasks.inputs.text_pair import inputs_of
-from peftlab.tasks.metrics.perplexity import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
-from peftlab.tasks.task import IGNORED, Example, Feature, Ground, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.metrics.perplexity import TokenLoss, mean_loss, perplexity_scores, sum_token_losses, token_losses
+from peftlab.tasks.task import IGNORED, Example, Feature, ModelContext, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch
@@ -56,17 +56,20 @@ class Passage(Example):
 
 @dataclass(frozen=True)
 class Reply(Prediction):
-    """How a text goes on. `finished` says that it came to its end, and not only to `max_new_tokens`; `cut` that the
-    beginning of what was asked was left out, for lack of room."""
+    """A generated reply.
+
+    `finished` is false if generation stopped at `max_new_tokens`; `truncated` is true if the beginning of the input was
+    removed because the input was too long.
+    """
 
     reply: str
     finished: bool
-    cut: bool = False
+    truncated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """`text`, `reply`, `finished`, and `cut` where it is so."""
+        """`text`, `reply`, `finished`, and `truncated` where it is so."""
         told = {"text": self.text, "reply": self.reply, "finished": self.finished}
-        return told | ({"cut": True} if self.cut else {})
+        return told | ({"cut": True} if self.truncated else {})
 
 
 class CausalLmTask(Task):
@@ -101,7 +104,7 @@ class CausalLmTask(Task):
         self.template_file = Path(template) if template and template.endswith(TEMPLATE_ENDING) else None
         self.template, self.system = self.template_file.name if self.template_file else template, system
         self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
-        self.learned = {"asked by": "prompt", "chat_template": None}
+        self.state = {"asked by": "prompt", "chat_template": None}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -109,14 +112,14 @@ class CausalLmTask(Task):
         return {"template": self.template, "system": self.system, "generation": self.generation}
 
     @property
-    def outcome_width(self) -> int:
+    def output_width(self) -> int:
         """A token's cost, and whether it was the likeliest."""
         return 2
 
     @property
     def input_columns(self) -> tuple[str, ...]:
         """A bare text is an instruction, or a prompt, as most of the training rows were."""
-        return ("instruction", "input") if self.learned["asked by"] == "instruction" else ("prompt",)
+        return ("instruction", "input") if self.state["asked by"] == "instruction" else ("prompt",)
 
     def read(self, row: Row) -> Chat | Passage:
         """A row with what is to be learnt of it. Raises RowError with what was expected."""
@@ -128,13 +131,13 @@ class CausalLmTask(Task):
             return self._answered_chat(row, [*instruction_messages(row), answer])
         if form == ("text",):
             return Passage("", row.where, completion=text_column(row, "text"))
-        return Passage(question_text(row, "prompt"), row.where, completion=text_column(row, "completion"))
+        return Passage(optional_text_column(row, "prompt"), row.where, completion=text_column(row, "completion"))
 
     def read_input(self, row: Row) -> Chat | Passage:
         """What is to be answered, or to be gone on with."""
         form = chosen_form(row, *ASKED_FORMS)
         if form == ("prompt",):
-            return Passage(question_text(row, "prompt"), row.where)
+            return Passage(optional_text_column(row, "prompt"), row.where)
         messages = messages_column(row) if form == ("messages",) else instruction_messages(row)
         if messages[-1]["role"] == ASSISTANT:
             raise RowError(f"expected the last message to be another's than the {ASSISTANT}'s, who is to answer it")
@@ -148,30 +151,30 @@ class CausalLmTask(Task):
         after = len(messages) - answers[-1] - 1
         return self._chat(row, messages[: answers[-1] + 1], {"message after the last answer": after} if after else {})
 
-    def _chat(self, row: Row, messages: list[Message], notes: Mapping[str, int] | None = None) -> Chat:
+    def _chat(self, row: Row, messages: list[Message], warnings: Mapping[str, int] | None = None) -> Chat:
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         asked = next((message for message in reversed(messages) if message["role"] != ASSISTANT), messages[0])
-        return Chat(asked["content"], row.where, notes=notes or {}, messages=tuple(messages))
+        return Chat(asked["content"], row.where, warnings=warnings or {}, messages=tuple(messages))
 
-    def learn(self, examples: Mapping[str, Sequence[Chat | Passage]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[Chat | Passage]], errors: ErrorCollector) -> None:
         """Whether a bare text is to be taken for an instruction; and the chat template, if it is in a file."""
         if self.template_file:
-            self.learned["chat_template"] = read_template(self.template_file, errors, key="task.template")
+            self.state["chat_template"] = read_template(self.template_file, errors, key="task.template")
         chats = sum(isinstance(example, Chat) for example in examples["train"])
-        self.learned["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
+        self.state["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.suit`."""
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.bind_to_base`."""
         own = ground.tokenizer.chat_template if isinstance(ground.tokenizer.chat_template, str) else None
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
             errors.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
             return
         if own and self.template in (None, "base"):
-            self.learned["chat_template"] = own
+            self.state["chat_template"] = own
         elif not self.template_file:  # which was read with the rows
-            self.learned["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
+            self.state["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
             self._written(split, ground.tokenizer, errors)
         self._check_room(ground.max_length, errors)
@@ -201,17 +204,17 @@ class CausalLmTask(Task):
         wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
         return [
             [self._asked(whole, max_length)]
-            if is_asked(example)
+            if is_prompt(example)
             else self._answered(example, whole, max_length, training)
             for example, whole in zip(examples, wholes, strict=True)
         ]
 
     def _written(
         self, examples: Sequence[Chat | Passage], tokenizer: "PreTrainedTokenizerBase", errors: ErrorCollector
-    ) -> list[Written]:
+    ) -> list[RenderedText]:
         """The text of each; one that the chat template cannot write is a problem."""
-        template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
-        written: list[Written] = []
+        template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
+        written: list[RenderedText] = []
         broken: dict[str, str] = {}
         for example in examples:
             try:
@@ -234,7 +237,7 @@ class CausalLmTask(Task):
     def _asked(self, whole: Feature, max_length: int) -> Feature:
         room = max(1, max_length - self.generation["max_new_tokens"])
         inputs = {name: values[-room:] for name, values in whole.inputs.items()}
-        return Feature(inputs, None, cut=len(whole) > room)
+        return Feature(inputs, None, truncated=len(whole) > room)
 
     def count(self, example: Chat | Passage) -> int:
         """How many answers it has."""
@@ -265,50 +268,50 @@ class CausalLmTask(Task):
 
         if labels is None:
             return logits
-        return functional.pad(token_costs(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
+        return functional.pad(token_losses(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
 
     def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
-        return list(dict.fromkeys([*self.learnt_endings(tokenizer), *self.generation.get("stop_strings", ())]))
+        return list(dict.fromkeys([*self.learned_stop_strings(tokenizer), *self.generation.get("stop_strings", ())]))
 
-    def learnt_endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def learned_stop_strings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What the template writes after an answer, and the tokenizer's own end."""
-        template = ChatTemplate(self.learned["chat_template"], tokenizer.special_tokens_map)
+        template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
         endings = [template.ending.strip(), tokenizer.eos_token or ""]
         return list(dict.fromkeys(ending for ending in endings if ending))
 
-    def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Surprise | Reply:
+    def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> TokenLoss | Reply:
         """Asked, how the text goes on; or else how well it was foreseen, over its windows."""
-        if is_asked(example):
+        if is_prompt(example):
             (told,), (feature,) = logits, features
-            return Reply(example.text, told.text.strip(), told.finished, feature.cut)
-        return summed_costs(example.text, logits, sum(map(self.loss_terms, features)))
+            return Reply(example.text, told.text.strip(), told.finished, feature.truncated)
+        return sum_token_losses(example.text, logits, sum(map(self.loss_terms, features)))
 
-    def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[Surprise]) -> Scores:
+    def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[TokenLoss]) -> Scores:
         """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""
-        return foreseeing_scores(predictions)
+        return perplexity_scores(predictions)
 
 
-def is_asked(example: Chat | Passage) -> bool:
+def is_prompt(example: Chat | Passage) -> bool:
     """Whether it is to be gone on with, and has nothing to be learnt."""
     if isinstance(example, Passage):
         return example.completion is None
     return example.messages[-1]["role"] != ASSISTANT
 
 
-def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> Written:
+def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> RenderedText:
     if isinstance(example, Chat):
         messages = example.messages
-        asked = is_asked(example)
-        return Written(template.prompt(messages), []) if asked else template.write(messages, last=example.learnt)
+        asked = is_prompt(example)
+        return RenderedText(template.prompt(messages), []) if asked else template.write(messages, last=example.learnt)
     if example.completion is None:
-        return Written(example.text, [])
+        return RenderedText(example.text, [])
     text = f"{example.text}{example.completion}{end}"
-    return Written(text, [(len(example.text), len(text))])
+    return RenderedText(text, [(len(example.text), len(text))])
 
 
 def _tokenized(
-    templated: Sequence[bool], written: Sequence[Written], tokenizer: "PreTrainedTokenizerBase"
+    templated: Sequence[bool], written: Sequence[RenderedText], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Feature]:
     """The whole of each text; a template writes the special tokens itself, to all else the tokenizer adds its own."""
     made: dict[int, Feature] = {}
@@ -326,7 +329,7 @@ def _feature(
     inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], learnt: Sequence[tuple[int, int]]
 ) -> Feature:
     """`positions` are the last token of each answer, and its number."""
-    within = learnt_tokens(learnt, offsets)
+    within = tokens_in_spans(learnt, offsets)
     labels = [token if chosen else IGNORED for token, chosen in zip(inputs["input_ids"], within, strict=True)]
     ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(learnt)]
     return Feature(inputs, labels, ends)
@@ -342,18 +345,18 @@ def _part(whole: Feature, start: int, end: int, known: int = 0) -> Feature:
     inputs = {name: values[start:end] for name, values in whole.inputs.items()}
     labels = [IGNORED if i < known else label for i, label in enumerate(whole.labels[start:end], start)]
     ends = [(token - start, answer) for token, answer in whole.positions if start <= token < end]
-    return Feature(inputs, labels, ends, cut=end < len(whole))
+    return Feature(inputs, labels, ends, truncated=end < len(whole))
 
 
 def _pieces(whole: Feature, length: int) -> Iterator[Feature]:
     """All of it, one after the other: the last token of each is the first of the next, which foresees from it."""
     for start in range(0, max(1, len(whole) - 1), length - 1):
-        yield replace(_part(whole, start, start + length), cut=False)
+        yield replace(_part(whole, start, start + length), truncated=False)
 
 
 def _windows(whole: Feature, length: int) -> Iterator[Feature]:
     """All of it, in windows that overlap by half; each label stands in one."""
     known = 0
     for start in range(0, max(1, len(whole) - length // 2), max(1, length // 2)):
-        yield replace(_part(whole, start, start + length, known), cut=False)
+        yield replace(_part(whole, start, start + length, known), truncated=False)
         known = start + length

@@ -12,11 +12,11 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Passage
-from peftlab.tasks.inputs.columns import chosen_form, question_text, shown, text_column
-from peftlab.tasks.inputs.masking import Masks
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.masking import TokenMasker
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
-from peftlab.tasks.metrics.perplexity import Surprise, foreseeing_scores, mean_loss, summed_costs, token_costs
-from peftlab.tasks.task import IGNORED, Feature, Ground, Prediction, Redraw, Scores, Task, padded_labels
+from peftlab.tasks.metrics.perplexity import TokenLoss, mean_loss, perplexity_scores, sum_token_losses, token_losses
+from peftlab.tasks.task import IGNORED, Feature, FeatureSampler, ModelContext, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,8 @@ def domain_adaptation(
 ) -> Task:
     """The task of an objective; without one, a task that only reads rows, which are the same for both."""
     if objective == MASKED:
-        return MaskedTextTask(labels=labels, mask_probability=mask_probability)
-    return ForeseenTextTask(labels=labels, generation=generation)
+        return DomainMaskedLmTask(labels=labels, mask_probability=mask_probability)
+    return DomainCausalLmTask(labels=labels, generation=generation)
 
 
 def read_text(row: Row) -> Passage:
@@ -47,7 +47,7 @@ def read_text(row: Row) -> Passage:
     return Passage("", row.where, completion=text_column(row, "text"))
 
 
-class ForeseenTextTask(CausalLmTask):
+class DomainCausalLmTask(CausalLmTask):
     """Each next token of a text is learnt, and the end of it; asked, a text goes on."""
 
     type = TYPE
@@ -71,10 +71,10 @@ class ForeseenTextTask(CausalLmTask):
     def read_input(self, row: Row) -> Passage:
         """`text`, which is to go on."""
         chosen_form(row, ("text",))
-        return Passage(question_text(row, "text"), row.where)
+        return Passage(optional_text_column(row, "text"), row.where)
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """See `Task.suit`; where the recipe does not say how long replies are, they leave half of an input."""
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """See `Task.bind_to_base`; where the recipe does not say how long replies are, they leave half of an input."""
         if not self._asked_for:
             self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], ground.max_length // 2)
         self._check_room(ground.max_length, errors)
@@ -86,7 +86,7 @@ class ForeseenTextTask(CausalLmTask):
 
 
 @dataclass(frozen=True)
-class Filling:
+class MaskCandidate:
     """A token that may stand in the place of a mask, and how probable it is."""
 
     token: str
@@ -94,10 +94,10 @@ class Filling:
 
 
 @dataclass(frozen=True)
-class Fillings(Prediction):
+class FilledMasks(Prediction):
     """The likeliest tokens for each mask of a text, in order."""
 
-    masks: tuple[tuple[Filling, ...], ...]
+    masks: tuple[tuple[MaskCandidate, ...], ...]
 
     def as_dict(self) -> dict[str, Any]:
         """`text`, and `masks`, a list of {token, score} for each."""
@@ -106,7 +106,7 @@ class Fillings(Prediction):
 
 
 @dataclass(frozen=True)
-class AskedFeature(Feature):
+class MaskedPrompt(Feature):
     """A window of a text with masks; `positions` are those masks that it decides, with their numbers.
 
     `written` turns a token into text.
@@ -115,7 +115,7 @@ class AskedFeature(Feature):
     written: Callable[[int], str] = str
 
 
-class MaskedTextTask(Task):
+class DomainMaskedLmTask(Task):
     """Masked tokens of a text are found; asked, those in the place of the tokenizer's mask token."""
 
     type = TYPE
@@ -132,7 +132,7 @@ class MaskedTextTask(Task):
     def __init__(self, *, labels: list[str] | None = None, mask_probability: float | None = None) -> None:
         super().__init__(labels=labels)
         self.mask_probability = mask_probability or MASK_PROBABILITY
-        self.learned = {"mask token": "[MASK]"}
+        self.state = {"mask token": "[MASK]"}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -140,14 +140,14 @@ class MaskedTextTask(Task):
         return {"objective": MASKED, "mask_probability": self.mask_probability}
 
     @property
-    def outcome_width(self) -> int:
+    def output_width(self) -> int:
         """A token's cost, and whether it was the likeliest."""
         return 2
 
     @property
     def example_arguments(self) -> str:
         """A text with a mask."""
-        return f'"The {self.learned["mask token"]} was here."'
+        return f'"The {self.state["mask token"]} was here."'
 
     def read(self, row: Row) -> Passage:
         """See `read_text`."""
@@ -156,20 +156,20 @@ class MaskedTextTask(Task):
     def read_input(self, row: Row) -> Passage:
         """`text` with masks in it. Raises RowError with what was expected."""
         chosen_form(row, ("text",))
-        text, mask = question_text(row, "text"), self.learned["mask token"]
+        text, mask = optional_text_column(row, "text"), self.state["mask token"]
         if mask not in text:
             raise RowError(f"expected text to hold {mask} where a word is to be found, found {shown(text)}")
         return Passage(text, row.where)
 
-    def learn(self, examples: Mapping[str, Sequence[Passage]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[Passage]], errors: ErrorCollector) -> None:
         """There is nothing to fix."""
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """Take the tokenizer's mask token; see `Task.suit`."""
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """Take the tokenizer's mask token; see `Task.bind_to_base`."""
         if ground.tokenizer.mask_token is None:
             message = "the tokenizer of this base has no mask token."
             errors.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
-        self.learned["mask token"] = ground.tokenizer.mask_token
+        self.state["mask token"] = ground.tokenizer.mask_token
 
     def encode_all(
         self, examples: Sequence[Passage], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
@@ -179,7 +179,7 @@ class MaskedTextTask(Task):
         All of a text is there, in pieces. To be scored, its masks hang on its tokens alone, so that they are the same
         in every evaluation. What only asks goes through in windows that overlap by half.
         """
-        masks = Masks(tokenizer, self.mask_probability if training else MASK_PROBABILITY)
+        masks = TokenMasker(tokenizer, self.mask_probability if training else MASK_PROBABILITY)
         made: dict[int, list[Feature]] = {}
         for asked in (False, True):
             chosen = [i for i, example in enumerate(examples) if (example.completion is None) == asked]
@@ -192,9 +192,9 @@ class MaskedTextTask(Task):
                 made |= zip(chosen, [list(filter(self.loss_terms, whole)) for whole in features], strict=True)
         return [made[i] for i in range(len(examples))]
 
-    def redrawing(self, tokenizer: "PreTrainedTokenizerBase") -> Redraw | None:
-        """Other masks; see `Task.redrawing`."""
-        return Masks(tokenizer, self.mask_probability).again
+    def dynamic_masking(self, tokenizer: "PreTrainedTokenizerBase") -> FeatureSampler | None:
+        """Other masks; see `Task.dynamic_masking`."""
+        return TokenMasker(tokenizer, self.mask_probability).again
 
     def count(self, example: Passage) -> int:
         """One text."""
@@ -213,34 +213,34 @@ class MaskedTextTask(Task):
         return mean_loss(logits, labels)
 
     def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
-        """(batch, tokens, 2): see `token_costs`; asked, (batch, tokens, 2 × likeliest): probabilities, then tokens."""
+        """(batch, tokens, 2): see `token_losses`; asked, (batch, tokens, 2 × likeliest): probabilities, then tokens."""
         import torch
 
         if labels is not None:
-            return token_costs(logits, labels)
+            return token_losses(logits, labels)
         likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
         return torch.cat([likeliest.values, likeliest.indices.to(logits.dtype)], dim=-1)
 
     def decode(self, example: Passage, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Prediction:
         """Asked, what may stand in the place of each mask; or else how well masked tokens were found."""
         if example.completion is not None:
-            return summed_costs(example.completion, logits, sum(map(self.loss_terms, features)))
-        found: dict[int, tuple[Filling, ...]] = {}
+            return sum_token_losses(example.completion, logits, sum(map(self.loss_terms, features)))
+        found: dict[int, tuple[MaskCandidate, ...]] = {}
         for feature, output in zip(features, logits, strict=True):
-            assert isinstance(feature, AskedFeature)
+            assert isinstance(feature, MaskedPrompt)
             found |= {number: tuple(_fillings(output[token], feature)) for token, number in feature.positions}
-        return Fillings(example.text, tuple(found[number] for number in sorted(found)))
+        return FilledMasks(example.text, tuple(found[number] for number in sorted(found)))
 
-    def score(self, examples: Sequence[Passage], predictions: Sequence[Surprise]) -> Scores:
-        """See `foreseeing_scores`."""
-        return foreseeing_scores(predictions)
+    def score(self, examples: Sequence[Passage], predictions: Sequence[TokenLoss]) -> Scores:
+        """See `perplexity_scores`."""
+        return perplexity_scores(predictions)
 
 
-def _fillings(output: "torch.Tensor", feature: AskedFeature) -> Iterator[Filling]:
+def _fillings(output: "torch.Tensor", feature: MaskedPrompt) -> Iterator[MaskCandidate]:
     """Of one token's outcome."""
-    chances, tokens = output.view(2, -1).tolist()
-    for chance, token in zip(chances, tokens, strict=True):
-        yield Filling(feature.written(int(token)), chance)
+    probabilities, tokens = output.view(2, -1).tolist()
+    for chance, token in zip(probabilities, tokens, strict=True):
+        yield MaskCandidate(feature.written(int(token)), chance)
 
 
 def _pieces(
@@ -288,4 +288,4 @@ def _deciding(
     for number, (inputs, _) in enumerate(windows):
         mine = [(token, place) for place, (_, window, token) in enumerate(in_order) if window == number]
         if mine:
-            yield AskedFeature(inputs, None, mine, written=lambda token: str(tokenizer.decode([token])))
+            yield MaskedPrompt(inputs, None, mine, written=lambda token: str(tokenizer.decode([token])))

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftlab.tasks.generation.generate import written
-from peftlab.tasks.inputs.encoding import Told, encode_examples
+from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 from peftlab.tasks.task import Continuation, Feature, Task
 
 Outcome = torch.Tensor | Continuation
@@ -26,14 +26,14 @@ def predict_examples(
     *,
     max_length: int,
     batch_size: int = 32,
-    told: Told = lambda done, total: None,
+    on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[Any]:
     """Predictions in the order of `examples`; longer ones than `max_length` tokens go through in overlapping windows.
 
-    `told` hears of features that went through the model.
+    `on_progress` hears of features that went through the model.
     """
     features = encode_examples(task, tokenizer, examples, max_length=max_length, training=False)
-    through = partial(outcomes, task, model, tokenizer, batch_size=batch_size, told=told)
+    through = partial(outcomes, task, model, tokenizer, batch_size=batch_size, on_progress=on_progress)
     return predict_features(task, examples, features, through)
 
 
@@ -50,12 +50,15 @@ def predict_features(
 
 def with_reference(task: Task, features: Sequence[Sequence[Feature]], through_base: Through) -> list[list[Feature]]:
     """The features of each example, the labelled ones with what the bare base makes of them, if the task asks."""
-    if not task.compares_with_base:
+    if not task.needs_reference:
         return [list(windows) for windows in features]
     labelled = [feature for windows in features for feature in windows if feature.labels is not None]
-    told = iter(through_base(labelled))
+    outputs = iter(through_base(labelled))
     return [
-        [feature if feature.labels is None else task.refer(feature, cast(Any, next(told))) for feature in windows]
+        [
+            feature if feature.labels is None else task.attach_reference(feature, cast(Any, next(outputs)))
+            for feature in windows
+        ]
         for windows in features
     ]
 
@@ -67,7 +70,7 @@ def outcomes(
     tokenizer: PreTrainedTokenizerBase,
     features: Sequence[Feature],
     batch_size: int = 32,
-    told: Told = lambda done, total: None,
+    on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[Outcome]:
     """The task's outcome of each feature, in order: what is written, if the task writes and they only ask.
 
@@ -76,13 +79,13 @@ def outcomes(
     writes = asks(task, features)
     order = longest_first(features)
     given: dict[int, Outcome] = {}
-    with in_mode(model, training=False):
+    with module_mode(model, training=False):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [features[i] for i in chosen]
             made = written(task, _bare(model), tokenizer, batch) if writes else _computed(task, model, tokenizer, batch)
             given |= zip(chosen, made, strict=True)
-            told(len(given), len(order))
+            on_progress(len(given), len(order))
     return [given[i] for i in range(len(order))]
 
 
@@ -106,7 +109,7 @@ def forward(
     task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
 ) -> list[torch.Tensor]:
     """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
-    with in_mode(model, training=False):
+    with module_mode(model, training=False):
         return _computed(task, model, tokenizer, features)
 
 
@@ -124,7 +127,7 @@ def _computed(
 
 
 @contextmanager
-def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+def module_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Inside the block `model` trains, or predicts; then it is again as it was."""
     before = model.training
     model.train(training)

@@ -17,8 +17,8 @@ from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
 from peftlab.tasks.chat.messages import instruction_messages, messages_column
 from peftlab.tasks.chat.template import ASSISTANT, Message
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, text_column
-from peftlab.tasks.task import Example, Feature, Ground, Prediction, Scores
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, text_column
+from peftlab.tasks.task import Example, Feature, ModelContext, Prediction, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class PreferenceTask(CausalLmTask):
     type = "preference"
     feature_class = Answer
     empty = "its answers do not differ within its first tokens"
-    compares_with_base = True
+    needs_reference = True
     main_score = "reward_accuracy"
     smaller_is_better = False
 
@@ -99,7 +99,7 @@ class PreferenceTask(CausalLmTask):
         """A row with both of its answers. Raises RowError with what was expected."""
         form = chosen_form(row, *FORMS)
         if form[0] == "prompt" and all(_is_plain(row, name) for name in form):
-            prompt = question_text(row, "prompt")
+            prompt = optional_text_column(row, "prompt")
             sides: list[Any] = [Passage(prompt, completion=text_column(row, name)) for name in ANSWERS]
         else:
             asked, *answers = _parted(_asked(row, form[0]), *(_said(row, name) for name in ANSWERS))
@@ -111,13 +111,13 @@ class PreferenceTask(CausalLmTask):
         chat = self._chat(row, [*asked, *answer])
         return replace(chat, text=asked[-1]["content"], where="", learnt=answers)
 
-    def learn(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """See `CausalLmTask.learn`."""
-        super().learn({"train": [pair.chosen for pair in examples["train"]]}, errors)
+    def fit_labels(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """See `CausalLmTask.fit_labels`."""
+        super().fit_labels({"train": [pair.chosen for pair in examples["train"]]}, errors)
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """See `CausalLmTask.suit`."""
-        super().suit(ground, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """See `CausalLmTask.bind_to_base`."""
+        super().bind_to_base(ground, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
 
     def encode_all(
         self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
@@ -138,7 +138,7 @@ class PreferenceTask(CausalLmTask):
         sides = zip(example.sides, ANSWERS, strict=True)
         return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in sides)
 
-    def refer(self, feature: Any, outcome: "torch.Tensor") -> Answer:
+    def attach_reference(self, feature: Any, outcome: "torch.Tensor") -> Answer:
         """With the cost of its learnt tokens by the base."""
         return replace(feature, reference=_nats(outcome))
 

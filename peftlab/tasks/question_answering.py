@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
 from peftlab.tasks.task import Example, Feature, Prediction, Scores, Task
@@ -58,7 +58,7 @@ class Window(Feature):
 
 
 @dataclass(frozen=True)
-class AnswerSpan(Prediction):
+class AnswerPrediction(Prediction):
     """The best span of the context, and whether it is given as the answer.
 
     `gap` is how far the null score lies above the span's, in logits; `score` the probability of the span against null.
@@ -111,7 +111,7 @@ class QuestionAnsweringTask(Task):
         self.doc_stride = doc_stride
         self.max_answer_length = max_answer_length
         self.token_types = token_types  # False for what PEFT's class trained, see `peft_task_type`
-        self.learned = {"null_threshold": 0.0}
+        self.state = {"null_threshold": 0.0}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class QuestionAnsweringTask(Task):
     @property
     def reading(self) -> str:
         """When there is no answer."""
-        threshold = self.learned["null_threshold"]
+        threshold = self.state["null_threshold"]
         if threshold is ALWAYS:
             return "Every question has an answer: the best span of the context."
         return (
@@ -149,15 +149,15 @@ class QuestionAnsweringTask(Task):
     def read_input(self, row: Row) -> Question:
         """A question and its context."""
         chosen_form(row, ("question", "context"))
-        return Question(question_text(row, "context"), row.where, question=question_text(row, "question"))
+        return Question(optional_text_column(row, "context"), row.where, question=optional_text_column(row, "question"))
 
-    def learn(self, examples: Mapping[str, Sequence[Question]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[Question]], errors: ErrorCollector) -> None:
         """Whether there are questions without an answer at all."""
         answered = [bool(example.answers) for example in examples["train"]]
         if answered and not any(answered):
             errors.add("no training row has an answer.", key="data.train")
         if answered and all(answered):
-            self.learned = {"null_threshold": ALWAYS}
+            self.state = {"null_threshold": ALWAYS}
 
     def encode_all(
         self, examples: Sequence[Question], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
@@ -198,7 +198,7 @@ class QuestionAnsweringTask(Task):
         ]
 
     def _window(
-        self, example: Question, encoded: Any, i: int, tokenizer: "PreTrainedTokenizerBase", cut: bool
+        self, example: Question, encoded: Any, i: int, tokenizer: "PreTrainedTokenizerBase", truncated: bool
     ) -> Window:
         inputs = inputs_of(encoded, i)
         if not self.token_types and "token_type_ids" in inputs:
@@ -211,7 +211,7 @@ class QuestionAnsweringTask(Task):
         ids = inputs["input_ids"]
         null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
         positions = _answer_tokens(example.answers[0], offsets) if example.answers else None
-        return Window(inputs, positions or (null, null), cut=cut, offsets=offsets, null=null)
+        return Window(inputs, positions or (null, null), truncated=truncated, offsets=offsets, null=null)
 
     def count(self, example: Question) -> int:
         """One, if it has an answer."""
@@ -242,13 +242,13 @@ class QuestionAnsweringTask(Task):
 
         return functional.cross_entropy(logits, labels)  # (batch, classes = tokens, 2) against (batch, 2)
 
-    def decode(self, example: Question, features: Sequence[Any], logits: Sequence["torch.Tensor"]) -> AnswerSpan:
+    def decode(self, example: Question, features: Sequence[Any], logits: Sequence["torch.Tensor"]) -> AnswerPrediction:
         """The best valid span over all windows, and whether it beats the null score."""
         windows = list(zip(features, logits, strict=True))
         null = min(float(output[window.null].sum()) for window, output in windows)
         best, start, end = max(self._best_span(window, output.float()) for window, output in windows)
         gap = min(null - best, FARTHEST)
-        return self._decided(AnswerSpan(example.text, example.question, start, end, _sigmoid(-gap), gap, False))
+        return self._decided(AnswerPrediction(example.text, example.question, start, end, _sigmoid(-gap), gap, False))
 
     def _best_span(self, window: Window, scores: "torch.Tensor") -> tuple[float, int, int]:
         """The largest sum of a start and an end logit inside the context, and its (start, end) in characters."""
@@ -265,19 +265,21 @@ class QuestionAnsweringTask(Task):
             return float("-inf"), 0, 0
         return float(pairs[first, last]), opening[0], closing[1]
 
-    def _decided(self, answer: AnswerSpan) -> AnswerSpan:
-        threshold = self.learned["null_threshold"]
+    def _decided(self, answer: AnswerPrediction) -> AnswerPrediction:
+        threshold = self.state["null_threshold"]
         found = answer.end > answer.start
         return replace(answer, given=found and (threshold is ALWAYS or answer.gap <= threshold))
 
-    def calibrate(self, examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> Sequence[AnswerSpan]:
+    def calibrate(
+        self, examples: Sequence[Question], predictions: Sequence[AnswerPrediction]
+    ) -> Sequence[AnswerPrediction]:
         """Set the null threshold where F1 is best, as SQuAD's `find_best_thresh` does."""
-        if self.learned["null_threshold"] is not ALWAYS and any(not example.answers for example in examples):
+        if self.state["null_threshold"] is not ALWAYS and any(not example.answers for example in examples):
             gains = [_gain(example, prediction) for example, prediction in zip(examples, predictions, strict=True)]
-            self.learned["null_threshold"] = best_threshold([prediction.gap for prediction in predictions], gains)
+            self.state["null_threshold"] = best_threshold([prediction.gap for prediction in predictions], gains)
         return [self._decided(prediction) for prediction in predictions]
 
-    def score(self, examples: Sequence[Question], predictions: Sequence[AnswerSpan]) -> Scores:
+    def score(self, examples: Sequence[Question], predictions: Sequence[AnswerPrediction]) -> Scores:
         """Exact match and F1, over all and by whether there is an answer."""
         scored = [
             (
@@ -292,7 +294,7 @@ class QuestionAnsweringTask(Task):
         return Scores(_means(scored), rows)
 
 
-def _gain(example: Question, prediction: AnswerSpan) -> float:
+def _gain(example: Question, prediction: AnswerPrediction) -> float:
     """What F1 wins by giving the best span instead of no answer."""
     words = prediction.text[prediction.start : prediction.end]
     return f1(words, example.answer_texts) - f1("", example.answer_texts)

@@ -43,7 +43,7 @@ def build_task(section: TaskSection, rows: Rows, errors: ErrorCollector) -> tupl
     task = TASKS[section.type](**section.model_dump(exclude={"type"}))
     ledgers = {name: Ledger(source=split.source) for name, split in rows}
     examples = {name: read_examples(task, split, ledgers[name], errors) for name, split in rows}
-    task.learn(examples, errors)
+    task.fit_labels(examples, errors)
     return task, examples, ledgers
 
 
@@ -58,8 +58,8 @@ def read_examples(task: Task, split: Split, ledger: Ledger, errors: ErrorCollect
         except RowError as error:
             broken.append((row.where, str(error)))
             continue
-        ledger.num_lost_targets += example.lost
-        for what, count in example.notes.items():
+        ledger.num_lost_targets += example.num_lost_targets
+        for what, count in example.warnings.items():
             ledger.add_warning(what, count)
         examples.append(example)
     add_broken_rows(broken, errors, read=ledger.read)
@@ -74,7 +74,7 @@ def task_description(task: Task) -> dict[str, Any]:
         "head_labels": task.head_labels,
         "auto_class": task.auto_class,
         "options": task.options,
-        "learned": task.learned,
+        "learned": task.state,
     }
 
 
@@ -87,5 +87,5 @@ def task_from_manifest(description: dict[str, Any]) -> Task:
     if description["type"] not in TASKS:
         raise IntegrityError(f"unknown task '{description['type']}'. {suggest(description['type'], TASKS)}")
     task = TASKS[description["type"]](labels=description["labels"], **description.get("options", {}))
-    task.learned |= description.get("learned", {})
+    task.state |= description.get("learned", {})
     return task

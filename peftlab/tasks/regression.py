@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
-from peftlab.tasks.inputs.text_pair import PairPrediction, TextPair, encode_sequences, read_pair, second_text
+from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
 from peftlab.tasks.task import Feature, Scores, Task
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RatedText(TextPair):
+class ScoredText(TextPair):
     """A text or a pair, and its number."""
 
     label: float = 0.0
 
 
 @dataclass(frozen=True)
-class Number(PairPrediction):
+class NumberPrediction(TextPairPrediction):
     """The number given to a text, in the unit of the training rows."""
 
     value: float
@@ -50,31 +50,29 @@ class RegressionTask(Task):
     @property
     def reading(self) -> str:
         """The head answers in standard units."""
-        return (
-            f"In the unit of the data, a value is logit × {self.learned['deviation']:.6g} + {self.learned['mean']:.6g}."
-        )
+        return f"In the unit of the data, a value is logit × {self.state['deviation']:.6g} + {self.state['mean']:.6g}."
 
     def __init__(self, *, labels: list[str] | None = None, loss: str = "mse") -> None:
         super().__init__(labels=labels)
         self.loss_name = loss
-        self.learned = {"mean": 0.0, "deviation": 1.0}
+        self.state = {"mean": 0.0, "deviation": 1.0}
 
     @property
     def head_labels(self) -> list[str]:
         """One output."""
         return ["value"]
 
-    def read(self, row: Row) -> RatedText:
+    def read(self, row: Row) -> ScoredText:
         """A row → texts and a number. Raises RowError with what was expected."""
         chosen_form(row, ("text", "label"))
         pair = second_text(row, text_column)
-        return RatedText(text_column(row, "text"), row.where, text_pair=pair, label=number_column(row, "label"))
+        return ScoredText(text_column(row, "text"), row.where, text_pair=pair, label=number_column(row, "label"))
 
     def read_input(self, row: Row) -> TextPair:
         """A bare text, or a pair."""
         return read_pair(row)
 
-    def learn(self, examples: Mapping[str, Sequence[RatedText]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[ScoredText]], errors: ErrorCollector) -> None:
         """Mean, deviation and range of the training rows' numbers."""
         numbers = [example.label for example in examples["train"]]
         if not numbers:
@@ -82,7 +80,7 @@ class RegressionTask(Task):
         deviation = statistics.pstdev(numbers)
         if deviation == 0:
             errors.add(f"every training row says {numbers[0]:g}; there is nothing to learn.", key="data.train")
-        self.learned = {
+        self.state = {
             "mean": statistics.fmean(numbers),
             "deviation": deviation or 1.0,
             "least": min(numbers),
@@ -93,12 +91,12 @@ class RegressionTask(Task):
         self, examples: Sequence[TextPair], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """See `Task.encode_all`; labels are standardized."""
-        mean, deviation = self.learned["mean"], self.learned["deviation"]
-        numbers = [(row.label - mean) / deviation if isinstance(row, RatedText) else None for row in examples]
+        mean, deviation = self.state["mean"], self.state["deviation"]
+        numbers = [(row.label - mean) / deviation if isinstance(row, ScoredText) else None for row in examples]
         texts = [(row.text, row.text_pair) for row in examples]
         return encode_sequences(texts, numbers, tokenizer, max_length, training=training)
 
-    def count(self, example: RatedText) -> int:
+    def count(self, example: ScoredText) -> int:
         """One number a row."""
         return 1
 
@@ -109,12 +107,14 @@ class RegressionTask(Task):
         error = functional.l1_loss if self.loss_name == "mae" else functional.mse_loss
         return error(logits.squeeze(-1), labels.to(logits.dtype))
 
-    def decode(self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Number:
+    def decode(
+        self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
+    ) -> NumberPrediction:
         """The mean over the windows, in the user's unit."""
         mean = sum(float(output.float()[0]) for output in logits) / len(logits)
-        return Number(example.text, example.text_pair, mean * self.learned["deviation"] + self.learned["mean"])
+        return NumberPrediction(example.text, example.text_pair, mean * self.state["deviation"] + self.state["mean"])
 
-    def score(self, examples: Sequence[RatedText], predictions: Sequence[Number]) -> Scores:
+    def score(self, examples: Sequence[ScoredText], predictions: Sequence[NumberPrediction]) -> Scores:
         """Pearson's and Spearman's correlation (0 where all predictions are alike), RMSE and mean absolute error."""
         gold, told = [row.label for row in examples], [row.value for row in predictions]
         if len(set(gold)) < 2 or len(set(told)) < 2:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, suggest
-from peftlab.tasks.inputs.columns import chosen_form, question_text, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
 from peftlab.tasks.inputs.entity_markers import (
     FORMS,
     MarkedText,
@@ -25,7 +25,7 @@ from peftlab.tasks.inputs.entity_markers import (
     read_spans,
 )
 from peftlab.tasks.inputs.text_pair import encode_sequences
-from peftlab.tasks.labels.label_set import learn_labels
+from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.task import Confusion, Feature, Prediction, Scores, Task
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _BACKWARD = re.compile(r"\((?:e2|tail),\s*(?:e1|head)\)$")
 
 
 @dataclass(frozen=True)
-class Relation(Prediction):
+class RelationPrediction(Prediction):
     """The relation of a head to a tail, with its probability."""
 
     head: Span
@@ -97,11 +97,11 @@ class RelationExtractionTask(Task):
 
     def read_input(self, row: Row) -> MarkedText:
         """A text with two spans, as columns or marked by `<e1>…</e1>` and `<e2>…</e2>`."""
-        return read_spans(row, question_text)
+        return read_spans(row, optional_text_column)
 
-    def learn(self, examples: Mapping[str, Sequence[MarkedText]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[MarkedText]], errors: ErrorCollector) -> None:
         """Relations of the training rows, unless the recipe lists them, and which of them is the negative one."""
-        self.labels = learn_labels(self.labels, examples, self.labels_of, errors)
+        self.labels = fit_labels_from_examples(self.labels, examples, self.labels_of, errors)
         if self.negative_label is None:
             self.negative_label = next((label for label in NEGATIVE_LABELS if label in self.labels), None)
         elif self.negative_label not in self.labels:
@@ -124,7 +124,7 @@ class RelationExtractionTask(Task):
         for i in long:
             texts[i] = nearest_text(examples[i], tokenizer, room)
         made = encode_sequences([(text, None) for text in texts], labels, tokenizer, max_length, training=True)
-        return [[replace(feature, cut=feature.cut or i in long)] for i, (feature,) in enumerate(made)]
+        return [[replace(feature, truncated=feature.truncated or i in long)] for i, (feature,) in enumerate(made)]
 
     def labels_of(self, example: MarkedText) -> list[str]:
         """Its relation."""
@@ -140,16 +140,18 @@ class RelationExtractionTask(Task):
 
         return functional.cross_entropy(logits, labels)
 
-    def decode(self, example: MarkedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Relation:
+    def decode(
+        self, example: MarkedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
+    ) -> RelationPrediction:
         """The most probable relation."""
         (output,) = logits
-        chances = output.float().softmax(-1)
-        best = int(chances.argmax())
+        probabilities = output.float().softmax(-1)
+        best = int(probabilities.argmax())
         label = self.labels[best]
         backward = bool(_BACKWARD.search(label))
-        return Relation(example.text, example.head, example.tail, label, float(chances[best]), backward)
+        return RelationPrediction(example.text, example.head, example.tail, label, float(probabilities[best]), backward)
 
-    def score(self, examples: Sequence[MarkedText], predictions: Sequence[Relation]) -> Scores:
+    def score(self, examples: Sequence[MarkedText], predictions: Sequence[RelationPrediction]) -> Scores:
         """Macro precision, recall and F1 over the relations that occur, without the negative one, and accuracy."""
         from sklearn.metrics import confusion_matrix
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftlab.tasks.generation.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+from peftlab.tasks.generation.sequence_to_sequence import GeneratedText, SequenceToSequenceTask, Source
 from peftlab.tasks.metrics.overlap import rouge
 from peftlab.tasks.task import Scores
 
@@ -13,7 +13,7 @@ class SummarizationTask(SequenceToSequenceTask):
 
     type = "summarization"
     targets = "summaries"
-    called = "summary"
+    target_column = "summary"
     pipeline_tag = "summarization"
     main_score = "rougeL"
 
@@ -33,7 +33,7 @@ class SummarizationTask(SequenceToSequenceTask):
         """And how ROUGE splits texts."""
         return {**super().options, "rouge_tokenize": self.rouge_tokenize}
 
-    def score(self, examples: Sequence[Source], predictions: Sequence[Rewriting]) -> Scores:
+    def score(self, examples: Sequence[Source], predictions: Sequence[GeneratedText]) -> Scores:
         """ROUGE; see `rouge`."""
         written = [prediction.written for prediction in predictions]
         return rouge(written, [example.references for example in examples], self.rouge_tokenize)

@@ -17,12 +17,15 @@ IGNORED = -100  # what torch's cross entropy leaves out
 
 @dataclass(frozen=True)
 class Example:
-    """A row understood by its task. `lost` counts targets that reading could not keep, `notes` harmless changes."""
+    """One row, parsed by its task.
+
+    `num_lost_targets` counts targets that parsing could not keep; `warnings` counts harmless changes by description.
+    """
 
     text: str
     where: str = ""
-    lost: int = 0
-    notes: Mapping[str, int] = field(default_factory=dict)
+    num_lost_targets: int = 0
+    warnings: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,13 @@ class Feature:
 
     `inputs` maps the model's argument names to one value a token. `labels` is what the loss compares with: one class a
     token (-100 where it does not look), or one value or list for the whole. `positions` pairs (token, unit of the text)
-    for each token at which something is decided. `cut` says that text was left out.
+    for each token at which something is decided. `truncated` says that text was left out.
     """
 
     inputs: dict[str, list[int]]
     labels: Any
     positions: Sequence[tuple[int, int]] = ()
-    cut: bool = False
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -64,7 +67,7 @@ def _told_once(values: list[int]) -> int | list[int]:
 
 
 FeatureClass = type[Feature]
-Redraw = Callable[[Feature, str], Feature]
+FeatureSampler = Callable[[Feature, str], Feature]
 """A feature → what it is by a chance that hangs on a text alone."""
 
 
@@ -133,7 +136,7 @@ def padded_labels(features: Sequence[Feature], width: int, left: bool) -> "torch
 
 
 @dataclass(frozen=True)
-class Ground:
+class ModelContext:
     """What a task stands on: the base's tokenizer and configuration, and inputs of at most `max_length` tokens."""
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -144,7 +147,7 @@ class Ground:
 class Task(ABC):
     """One task type, made from the keys of its recipe section.
 
-    `labels` are the user's (entity types, classes); `head_labels` name the head's outputs; `learned` holds numbers that
+    `labels` are the user's (entity types, classes); `head_labels` name the head's outputs; `state` holds numbers that
     come from the data (a mean, a threshold) and travel with the adapter.
     """
 
@@ -159,8 +162,8 @@ class Task(ABC):
     feature_class: ClassVar[FeatureClass] = Feature
     whole_text: ClassVar[bool] = False
     """Whether texts are tokenized as they stand, and not word by word."""
-    compares_with_base: ClassVar[bool] = False
-    """Whether what the base makes of a labelled feature, with the adapter off, is to be told before; see `refer`."""
+    needs_reference: ClassVar[bool] = False
+    """Whether labelled features need the base model's output, with the adapter disabled; see `attach_reference`."""
     writes: ClassVar[bool] = False
     """Whether for what only asks a text is written, token by token: its outcome is then a `Continuation`."""
     chats: ClassVar[bool] = False
@@ -179,7 +182,7 @@ class Task(ABC):
 
     def __init__(self, *, labels: list[str] | None = None) -> None:
         self.labels = list(labels or [])
-        self.learned: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -207,7 +210,7 @@ class Task(ABC):
         return self.labels
 
     @property
-    def outcome_width(self) -> int:
+    def output_width(self) -> int:
         """How many numbers `outcome` has for a token, or for an input."""
         return len(self.head_labels)
 
@@ -220,10 +223,10 @@ class Task(ABC):
         """A row that only asks, as it comes to `predict`. Raises RowError with what was expected."""
 
     @abstractmethod
-    def learn(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Fix what comes from the base; what does not go with it is a problem, and so are examples, by split, that
         cannot be written for it."""
         return
@@ -235,7 +238,7 @@ class Task(ABC):
         """What the model sees of each example, in inputs of at most `max_length` tokens.
 
         For prediction as many overlapping windows as the text needs; for training what the task can learn from, with
-        `cut` set where text is left out. None if there is nothing to see. Many texts in one call of the tokenizer
+        `truncated` set where text is left out. None if there is nothing to see. Many texts in one call of the tokenizer
         are split on every core.
         """
 
@@ -257,7 +260,7 @@ class Task(ABC):
         """How many of the example's targets are not wholly inside its features."""
         return 0
 
-    def redrawing(self, tokenizer: "PreTrainedTokenizerBase") -> Redraw | None:
+    def dynamic_masking(self, tokenizer: "PreTrainedTokenizerBase") -> FeatureSampler | None:
         """How a training feature becomes another in every epoch; None where it stays as it is.
 
         It costs as many `loss_terms` however it is drawn.
@@ -291,7 +294,7 @@ class Task(ABC):
         """What a text begins with that is written, in the words of Transformers' `generate`."""
         return {}
 
-    def refer(self, feature: Feature, outcome: "torch.Tensor") -> Feature:
+    def attach_reference(self, feature: Feature, outcome: "torch.Tensor") -> Feature:
         """A labelled feature with what decoding needs of the bare base's outcome of it."""
         return feature
 

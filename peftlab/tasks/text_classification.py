@@ -12,8 +12,8 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
-from peftlab.tasks.inputs.text_pair import PairPrediction, TextPair, encode_sequences, read_pair, second_text
-from peftlab.tasks.labels.label_set import learn_labels
+from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
+from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.task import Confusion, Feature, Scores, Task
 
 if TYPE_CHECKING:
@@ -29,20 +29,20 @@ class LabelledText(TextPair):
 
 
 @dataclass(frozen=True)
-class Classes(PairPrediction):
+class ClassPrediction(TextPairPrediction):
     """The labels given to a text, and the probability of each label there is."""
 
     labels: tuple[str, ...]
-    chances: Mapping[str, float]
+    probabilities: Mapping[str, float]
 
     @property
     def label(self) -> str:
         """The most probable label."""
-        return max(self.chances, key=lambda label: self.chances[label])
+        return max(self.probabilities, key=lambda label: self.probabilities[label])
 
     def as_dict(self) -> dict[str, Any]:
         """`text` (and `text_pair`), `labels`, and `scores`, the probabilities, falling."""
-        falling = sorted(self.chances.items(), key=lambda item: -item[1])
+        falling = sorted(self.probabilities.items(), key=lambda item: -item[1])
         return {
             **self.asked,
             "labels": list(self.labels),
@@ -116,9 +116,9 @@ class TextClassificationTask(Task):
             return self.labels[int(name)]
         return name
 
-    def learn(self, examples: Mapping[str, Sequence[LabelledText]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[LabelledText]], errors: ErrorCollector) -> None:
         """Labels of the training rows, unless the recipe lists them, and their weights."""
-        self.labels = learn_labels(self.labels, examples, self.labels_of, errors)
+        self.labels = fit_labels_from_examples(self.labels, examples, self.labels_of, errors)
         if len(self.labels) < (1 if self.multi_label else 2) and examples["train"]:
             errors.add(
                 f"the training rows hold {len(self.labels)} label(s): {', '.join(self.labels) or 'none'}; nothing to "
@@ -166,26 +166,28 @@ class TextClassificationTask(Task):
             return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
         return functional.cross_entropy(logits, labels, weight=weights)
 
-    def decode(self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Classes:
+    def decode(
+        self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
+    ) -> ClassPrediction:
         """The mean over the windows → one label, or every label above the threshold."""
         import torch
 
         mean = torch.stack([output.float() for output in logits])
-        chances = mean.sigmoid().mean(0) if self.multi_label else mean.log_softmax(-1).mean(0).softmax(-1)
-        by_label = dict(zip(self.labels, chances.tolist(), strict=True))
+        probabilities = mean.sigmoid().mean(0) if self.multi_label else mean.log_softmax(-1).mean(0).softmax(-1)
+        by_label = dict(zip(self.labels, probabilities.tolist(), strict=True))
         if self.multi_label:
             given = tuple(label for label, chance in by_label.items() if chance >= self.threshold)
         else:
-            given = (self.labels[int(chances.argmax())],)
-        return Classes(example.text, example.text_pair, given, by_label)
+            given = (self.labels[int(probabilities.argmax())],)
+        return ClassPrediction(example.text, example.text_pair, given, by_label)
 
-    def score(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
+    def score(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
         """Accuracy, macro and micro F1, Matthews' coefficient (one label), and scores by label."""
         if not examples:
             return Scores({self.main_score: 0.0})
         return self._score_sets(examples, predictions) if self.multi_label else self._score_one(examples, predictions)
 
-    def _score_one(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
+    def _score_one(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
         from sklearn import metrics
 
         gold, told = [row.labels[0] for row in examples], [row.labels[0] for row in predictions]
@@ -199,7 +201,7 @@ class TextClassificationTask(Task):
         counts = metrics.confusion_matrix(gold, told, labels=self.labels)
         return Scores(_floats(values), self._by_label(gold, told, self.labels), Confusion(self.labels, counts.tolist()))
 
-    def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[Classes]) -> Scores:
+    def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
         from sklearn import metrics
 
         # one column more, always false: scikit-learn takes a table of one column for a binary task

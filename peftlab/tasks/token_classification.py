@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, string_list, text_column
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, string_list, text_column
 from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
-from peftlab.tasks.labels.label_set import learn_labels
+from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.labels.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
 from peftlab.tasks.task import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
 
@@ -53,7 +53,7 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class Entities(Prediction):
+class EntityPrediction(Prediction):
     """The entities of one text, in order, and the IOB2 tag of each of its words."""
 
     entities: tuple[Entity, ...]
@@ -107,8 +107,8 @@ class TokenClassificationTask(Task):
         if chosen_form(row, ("tokens",), ("text",))[0] == "tokens":
             text, words = join_tokens(string_list(row.fields["tokens"], "tokens"))
             return TaggedText(text, row.where, words=tuple(words))
-        text = question_text(row, "text")
-        split = split_characters if self.learned.get("unit") == "character" else split_words
+        text = optional_text_column(row, "text")
+        split = split_characters if self.state.get("unit") == "character" else split_words
         return TaggedText(text, row.where, words=tuple(split(text)))
 
     def _read_tokens(self, row: Row) -> TaggedText:
@@ -123,8 +123,8 @@ class TokenClassificationTask(Task):
             raise RowError(str(error)) from None
         text, words = join_tokens(tokens)
         opened_by_i = sum(tags[start][0] == "I" for start, _, _ in spans)
-        notes = {"entities opened by I- (IOB1, or a missing B-)": opened_by_i}
-        return TaggedText(text, row.where, 0, notes, tuple(words), tuple(spans), are_characters(tokens))
+        warnings = {"entities opened by I- (IOB1, or a missing B-)": opened_by_i}
+        return TaggedText(text, row.where, 0, warnings, tuple(words), tuple(spans), are_characters(tokens))
 
     def _read_entities(self, row: Row) -> TaggedText:
         text = text_column(row, "text")
@@ -142,13 +142,13 @@ class TokenClassificationTask(Task):
             text, row.where, lost, {"entities widened to whole words": widened}, tuple(words), tuple(spans)
         )
 
-    def learn(self, examples: Mapping[str, Sequence[TaggedText]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[TaggedText]], errors: ErrorCollector) -> None:
         """Entity types of the training rows by the alphabet, unless the recipe lists them, and the unit of tags."""
-        self.labels = learn_labels(self.labels, examples, self.labels_of, errors)
+        self.labels = fit_labels_from_examples(self.labels, examples, self.labels_of, errors)
         if not self.labels and examples["train"]:
             errors.add("the training rows hold no entity.", key="data.train")
         by_character = sum(example.by_character for example in examples["train"])
-        self.learned = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
+        self.state = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
 
     def encode_all(
         self, examples: Sequence[TaggedText], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
@@ -194,24 +194,26 @@ class TokenClassificationTask(Task):
 
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
-    def decode(self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Entities:
+    def decode(
+        self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
+    ) -> EntityPrediction:
         """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
         from peftlab.tasks.labels.viterbi import best_tags
 
         names = self.head_labels
-        chances = self._chances(len(example.words), features, logits)
-        classes = best_tags(chances, names)
-        scores = [float(chances[word, number].exp()) for word, number in enumerate(classes)]
+        probabilities = self._chances(len(example.words), features, logits)
+        classes = best_tags(probabilities, names)
+        scores = [float(probabilities[word, number].exp()) for word, number in enumerate(classes)]
         tags = [names[number] for number in classes]
         entities = [self._entity(example, span, scores) for span in spans_from_tags(tags)]
-        return Entities(example.text, tuple(entities), tuple(tags), example.words)
+        return EntityPrediction(example.text, tuple(entities), tuple(tags), example.words)
 
     def _chances(self, words: int, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> "torch.Tensor":
         """Log probabilities (words, head labels); a word without tokens (a control character) is surely O."""
         import torch
 
-        chances = torch.full((words, len(self.head_labels)), -100.0)
-        chances[:, 0] = 0.0
+        probabilities = torch.full((words, len(self.head_labels)), -100.0)
+        probabilities[:, 0] = 0.0
         best_distance = [-1] * words
         for feature, output in zip(features, logits, strict=True):
             told = output.float().log_softmax(-1)
@@ -219,8 +221,8 @@ class TokenClassificationTask(Task):
             for nth, (position, word) in enumerate(feature.positions):
                 distance = min(nth, last - nth)
                 if distance > best_distance[word]:
-                    best_distance[word], chances[word] = distance, told[position]
-        return chances
+                    best_distance[word], probabilities[word] = distance, told[position]
+        return probabilities
 
     def _entity(self, example: TaggedText, span: WordSpan, scores: list[float]) -> Entity:
         first, end, label = span
@@ -228,7 +230,7 @@ class TokenClassificationTask(Task):
         mean = sum(scores[first:end]) / (end - first)
         return Entity(start, stop, label, round(mean, 4), example.text[start:stop])
 
-    def score(self, examples: Sequence[TaggedText], predictions: Sequence[Entities]) -> Scores:
+    def score(self, examples: Sequence[TaggedText], predictions: Sequence[EntityPrediction]) -> Scores:
         """Entity precision, recall and F1 by seqeval (micro average, and per type)."""
         from seqeval.metrics import classification_report
 
@@ -282,7 +284,7 @@ def _feature(
     for word, position in first_pieces.items():
         labels[position] = classes[tags[first + word]]
     positions = tuple((position, first + word) for word, position in first_pieces.items())
-    return Feature(inputs, labels, positions, cut=len(first_pieces) < end - first)
+    return Feature(inputs, labels, positions, truncated=len(first_pieces) < end - first)
 
 
 def split_into_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import ErrorCollector, suggest
-from peftlab.tasks.generation.sequence_to_sequence import Rewriting, SequenceToSequenceTask, Source
+from peftlab.tasks.generation.sequence_to_sequence import GeneratedText, SequenceToSequenceTask, Source
 from peftlab.tasks.metrics.overlap import bleu_and_chrf
-from peftlab.tasks.task import Ground, Scores
+from peftlab.tasks.task import ModelContext, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ class TranslationTask(SequenceToSequenceTask):
 
     type = "translation"
     targets = "translations"
-    called = "translation"
+    target_column = "translation"
     pipeline_tag = "translation"
     main_score = "bleu"
 
@@ -49,14 +49,14 @@ class TranslationTask(SequenceToSequenceTask):
         languages = {"source_language": self.source_language, "target_language": self.target_language}
         return {**super().options, **languages, "bleu_tokenize": self.bleu_tokenize}
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """Tell the tokenizer the languages, and take what it writes around texts in them; see `Task.suit`."""
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """Tell the tokenizer the languages, and take what it writes around texts in them; see `Task.bind_to_base`."""
         tokenizer = copy.deepcopy(ground.tokenizer)  # others share it
         for side, theirs in SIDES.items():
             self._tell(tokenizer, side, theirs, errors)
         if errors.issues:
             return
-        super().suit(replace(ground, tokenizer=tokenizer), examples, errors)
+        super().bind_to_base(replace(ground, tokenizer=tokenizer), examples, errors)
         if self.target_language:
             self._begin_with(tokenizer.convert_tokens_to_ids(self.target_language))
 
@@ -76,13 +76,13 @@ class TranslationTask(SequenceToSequenceTask):
 
     def _begin_with(self, language: int) -> None:
         """The target language is the first token that is written, or, as in mBART's first version, comes before it."""
-        before, after = self.learned["target"]
+        before, after = self.state["target"]
         if language in before:
-            self.learned["forced_bos"] = language
+            self.state["forced_bos"] = language
         elif language in after:
-            self.learned["decoder_start"] = language
+            self.state["decoder_start"] = language
 
-    def score(self, examples: Sequence[Source], predictions: Sequence[Rewriting]) -> Scores:
+    def score(self, examples: Sequence[Source], predictions: Sequence[GeneratedText]) -> Scores:
         """BLEU and chrF; see `bleu_and_chrf`."""
         written = [prediction.written for prediction in predictions]
         return bleu_and_chrf(written, [example.references for example in examples], self.bleu_tokenize)

@@ -33,7 +33,9 @@ def encode(
     encoded = {}
     for split, chosen in examples.items():
         with progress.encoding(split) as told:
-            encoded[split] = remembered_features(task, chosen, base, max_length, training=split == "train", told=told)
+            encoded[split] = remembered_features(
+                task, chosen, base, max_length, training=split == "train", on_progress=told
+            )
         count = _count_cut if split == "train" else _count_used
         for example, features in zip(chosen, encoded[split], strict=True):
             count(task, example, features, ledgers[split])
@@ -71,8 +73,8 @@ def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Le
 
 def _count_used(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
-    ledger.truncated += any(feature.cut for feature in features)
-    ledger.targets += task.count(example) + example.lost
+    ledger.truncated += any(feature.truncated for feature in features)
+    ledger.targets += task.count(example) + example.num_lost_targets
 
 
 def _check_losses(

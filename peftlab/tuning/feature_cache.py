@@ -13,7 +13,7 @@ from peftlab.base import Base
 from peftlab.data.cache import forget_oldest, recall, remember
 from peftlab.imports import collector_off
 from peftlab.tasks import Feature, Task, task_description
-from peftlab.tasks.inputs.encoding import Told, encode_examples
+from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 
 FOLDER = "features"
 LIMIT = 2 * 2**30  # bytes of all that is remembered
@@ -27,7 +27,7 @@ def remembered_features(
     max_length: int,
     *,
     training: bool,
-    told: Told = lambda done, total: None,
+    on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[list[Feature]]:
     """The features of each example as `encode_examples` gives them, read from the cache folder if they are there."""
     name = f"{FOLDER}/{_key(task, examples, base, max_length, training)}.json"
@@ -35,7 +35,7 @@ def remembered_features(
         features = _read(recall(name), task, len(examples))
         if features is None:
             features = encode_examples(
-                task, base.tokenizer, examples, max_length=max_length, training=training, told=told
+                task, base.tokenizer, examples, max_length=max_length, training=training, on_progress=on_progress
             )
             remember(name, _written(features))
             forget_oldest(FOLDER, LIMIT)

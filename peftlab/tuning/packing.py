@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import Feature
-from peftlab.tasks.prediction import in_mode
+from peftlab.tasks.prediction import module_mode
 from peftlab.tasks.task import IGNORED
 from peftlab.tuning.run import Run
 
@@ -62,7 +62,7 @@ def check_packing(run: Run) -> None:
         RecipeError: they do not, or the base takes no positions.
     """
     chosen = sorted(run.features, key=len)[:3]
-    with ErrorCollector() as errors, in_mode(run.model, training=False), torch.inference_mode():
+    with ErrorCollector() as errors, module_mode(run.model, training=False), torch.inference_mode():
         try:
             together = _loss(run, packed(chosen, sum(map(len, chosen)), 0))
         except TypeError:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from peftlab.data import Ledger
-from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Progress:
     """A listener that does nothing; a front end overrides what it wants to show."""
 
-    def encoding(self, split: str) -> AbstractContextManager[Told]:
+    def encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """Inside the block the rows of a split are encoded; what it gives is told how many are done."""
         return nullcontext(lambda done, total: None)
 
@@ -31,7 +31,7 @@ class Progress:
     def note(self, message: str) -> None:
         """Something worth knowing; nothing is wrong."""
 
-    def freezing(self, split: str) -> AbstractContextManager[Told]:
+    def freezing(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """Inside the block the rows of a split go through the frozen layers, to be kept; see `encoding`."""
         return nullcontext(lambda done, total: None)
 

@@ -56,7 +56,7 @@ class Run:
             "recipe": recipe_yaml(self.recipe, "/"),
             "data": self.rows.content_hash,
             "base": self.base.fingerprint,
-            "chat template": str(self.task.learned.get("chat_template")),  # a file may have changed
+            "chat template": str(self.task.state.get("chat_template")),  # a file may have changed
             "number of processes": str(self.processes.count),
             "adapter that it starts from": json.dumps(self.start.as_dict()) if self.start else "none",
         }

@@ -8,7 +8,7 @@ from peftlab.errors import ErrorCollector
 from peftlab.methods import adapt, heavier_than_its_base, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
-from peftlab.tasks import Ground, Task
+from peftlab.tasks import ModelContext, Task
 from peftlab.tuning.distributed.process_group import Processes
 from peftlab.tuning.encoding import encode, input_length
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
@@ -53,7 +53,7 @@ def prepare(
             f"this base takes inputs of any length; the recipe names no data.max_length: {max_length} tokens."
         )
     with ErrorCollector() as errors:
-        task.suit(Ground(base.tokenizer, base.model.config, max_length), examples, errors)
+        task.bind_to_base(ModelContext(base.tokenizer, base.model.config, max_length), examples, errors)
     if taken := recipe.method.input_tokens:
         progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
     encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)

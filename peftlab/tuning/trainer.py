@@ -144,7 +144,7 @@ class _Rows(Dataset[Any]):
 
     def __init__(self, run: Run) -> None:
         self.features, self.seed, self.epoch = run.features, run.recipe.training.seed, 0
-        self.redraw = run.task.redrawing(run.base.tokenizer)
+        self.redraw = run.task.dynamic_masking(run.base.tokenizer)
 
     def __len__(self) -> int:
         return len(self.features)

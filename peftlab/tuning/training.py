@@ -109,7 +109,7 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
 
 
 def _trainer_class(run: Run) -> type[TaskTrainer]:
-    if not run.task.compares_with_base:
+    if not run.task.needs_reference:
         return TaskTrainer
     from peftlab.tuning.preference.trainer import PreferenceTrainer  # TRL is an extra
 

@@ -216,7 +216,7 @@ def test_optimizers_of_bitsandbytes_want_a_device_it_knows():
 # training
 
 
-def learned(recipe, folder, **changes):
+def state(recipe, folder, **changes):
     """The weights of delta and head after a short run, and its mean losses."""
     heard = Losses()
     overrides = {f"{key.replace('__', '.')}": value for key, value in changes.items()}
@@ -238,13 +238,13 @@ OTHERS = ["adafactor", "adagrad", "rmsprop", "sgd", "lion_32bit", "lion_8bit"]
 def usual(tiny_base, tmp_path_factory):
     """The weights that the usual optimizer comes to."""
     folder = tmp_path_factory.mktemp("usual")
-    return learned(recipe_for(folder / "rows", tiny_base, "classes"), folder / "store")[0]
+    return state(recipe_for(folder / "rows", tiny_base, "classes"), folder / "store")[0]
 
 
 @pytest.mark.parametrize("optim", [*AS_USUAL, *OTHERS])
 def test_every_optimizer_moves_the_weights(tiny_base, usual, tmp_path, optim):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
-    changed, losses = learned(recipe, tmp_path / "store", training__optim=optim)
+    changed, losses = state(recipe, tmp_path / "store", training__optim=optim)
     assert losses
     assert all(tensor.isfinite().all() for tensor in changed.values())
     far = [name for name in usual if not torch.allclose(usual[name], changed[name], atol=1e-6)]
@@ -262,8 +262,8 @@ def test_checkpointing_learns_the_same(folder, tmp_path, name, method, quantizat
     changes = {"method__type": method, "base__quantization": quantization}
     if method == "ia3":
         changes["method__target_modules"] = ["Wi"]
-    mine, losses = learned(recipe, tmp_path / "store", training__gradient_checkpointing=True, **changes)
-    theirs, expected = learned(recipe, tmp_path / "store", **changes)
+    mine, losses = state(recipe, tmp_path / "store", training__gradient_checkpointing=True, **changes)
+    theirs, expected = state(recipe, tmp_path / "store", **changes)
     assert losses == pytest.approx(expected, abs=1e-5)
     for tensor in theirs:
         torch.testing.assert_close(mine[tensor], theirs[tensor], rtol=0, atol=1e-5)

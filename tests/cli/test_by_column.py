@@ -18,7 +18,7 @@ from peftlab.errors import ErrorCollector, IntegrityError, MemoryBudgetError, Re
 from peftlab.runtime import bank as banking
 from peftlab.runtime import request as requests
 from peftlab.store import Store
-from peftlab.tasks.inputs.rows import read_asked
+from peftlab.tasks.inputs.rows import read_input_rows
 from peftlab.tuning import tune
 from tests.conftest import build_tiny_bert
 from tests.task_stores import KINDS, lines_of, one_line, recipe_for, run, task_store  # noqa: F401  # a fixture
@@ -452,9 +452,9 @@ def test_wrong_rows_far_behind_are_told_before_anything_is_computed(predict, tmp
 def test_rows_are_read_for_their_problems_without_being_kept(task_store):  # noqa: F811
     task = Store(task_store).resolve("classes").task
     errors = ErrorCollector()
-    examples = read_asked((("classes", text) for text in ["a", "b"]), {"classes": task}, errors, first=7)
+    examples = read_input_rows((("classes", text) for text in ["a", "b"]), {"classes": task}, errors, first=7)
     assert [example.where for example in examples] == ["row 7", "row 8"]
-    list(read_asked([("classes", {"texts": "a"})], {"classes": task}, errors, first=7))
+    list(read_input_rows([("classes", {"texts": "a"})], {"classes": task}, errors, first=7))
     assert [(issue.where, issue.key) for issue in errors.issues] == [("row 7", "")]
 
 

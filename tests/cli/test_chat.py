@@ -57,7 +57,7 @@ def test_the_bare_base_replies_as_it_would_alone(bank, base):
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         AutoTokenizer.from_pretrained(base),
     )
-    template = bank.task("ada").learned["chat_template"]
+    template = bank.task("ada").state["chat_template"]
     expected = plain_writing(model, tokenizer, CHAT, template)
     assert "".join(bank.reply(CHAT, adapter="ada", bare=True)).strip() == expected != said(bank, CHAT, "ada")
 

@@ -462,8 +462,8 @@ def test_odd_questions_and_relations_are_answered(told, predict):
 
 
 def test_an_adapter_tuned_on_characters_reads_characters(predict, told, bank):
-    assert bank.task("characters").learned == {"unit": "character"}
-    assert bank.task("entities").learned == {"unit": "word"}
+    assert bank.task("characters").state == {"unit": "character"}
+    assert bank.task("entities").state == {"unit": "word"}
     text = "北京 2026年 ok"
     tagged = predict("characters", text, "--conll", "iob2").output.splitlines()
     assert [line.split("\t")[0] for line in tagged if line] == [letter for letter in text if letter != " "]

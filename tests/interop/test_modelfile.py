@@ -86,7 +86,7 @@ def modelfile(store, tokenizer, template=None, name="chat", **generation):
     """For an adapter with this template and these settings."""
     adapter = Store(store).verify(name)
     task = CausalLmTask(template="base", system="Be brief.", generation=generation)
-    task.learned = {"asked by": "instruction", "chat_template": template or CHAT_TEMPLATES["chatml"].read_text()}
+    task.state = {"asked by": "instruction", "chat_template": template or CHAT_TEMPLATES["chatml"].read_text()}
     return Modelfile(adapter, task, tokenizer)
 
 

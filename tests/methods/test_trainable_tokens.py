@@ -117,7 +117,7 @@ def test_in_a_mixed_batch_each_replies_as_plain_peft(stores, bases, kind, beams)
     names, questions = zip(*asked, strict=True)
     tokenizer = AutoTokenizer.from_pretrained(bases[kind])
     models = {name: plain_peft(bases[kind], bank.adapter(name)).eval() for name in METHODS}
-    template = bank.task("ends").learned["chat_template"]
+    template = bank.task("ends").state["chat_template"]
     for (name, question), answer in zip(asked, bank.predict(list(questions), adapters=list(names)), strict=True):
         ending = {"eos_token_id": ENDS, "num_beams": beams}
         expected = plain_writing(models[name], tokenizer, asking(question), template, **ending)
@@ -140,7 +140,7 @@ def test_texts_are_scored_as_plain_peft_scores_them_beside_others(stores, bases,
 def test_the_bare_base_has_its_own_rows(stores, bases, kind):
     bank = peftlab.load("ends", store=stores / kind, device="cpu")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(bases[kind]), AutoTokenizer.from_pretrained(bases[kind])
-    template = bank.task("ends").learned["chat_template"]
+    template = bank.task("ends").state["chat_template"]
     chat = asking(QUESTIONS[1])
     expected = plain_writing(model, tokenizer, chat, template, eos_token_id=ENDS)
     assert "".join(bank.reply(chat, bare=True)).strip() == expected

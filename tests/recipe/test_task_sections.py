@@ -471,10 +471,10 @@ def published(request, task_store):  # noqa: F811
 
 def test_the_manifest_says_what_the_task_is_and_what_it_learned(published):
     task, (section, rows) = published.manifest["task"], KINDS[published.name]
-    options, learned = OPTIONS[published.name]
+    options, state = OPTIONS[published.name]
     assert task["type"] == section["type"]
     assert task["options"] == options
-    assert task["learned"] == learned
+    assert task["learned"] == state
     assert task["auto_class"] == TASKS[section["type"]].auto_class
     assert len(task["head_labels"]) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(
         published.name, 3

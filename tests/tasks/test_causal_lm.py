@@ -17,7 +17,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError
 from peftlab.interop import merge
 from peftlab.tasks.causal_lm import CausalLmTask
-from peftlab.tasks.task import IGNORED, Ground
+from peftlab.tasks.task import IGNORED, ModelContext
 from tests import task_stores
 from tests.language_models import (
     END,
@@ -87,7 +87,7 @@ def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, 
     """The same code writes in the bank and through plain PEFT; without a cache each step computes all anew."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, bank.adapter(name).folder).eval()
-    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task(name).learned["chat_template"]
+    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task(name).state["chat_template"]
     for question in QUESTIONS:
         tokens = tokenizer.apply_chat_template(
             asking(question), chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -104,7 +104,7 @@ def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, 
 def test_the_bare_base_replies_in_the_place_of_any_adapter(bank, base):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for name in METHODS:
-        template = bank.task(name).learned["chat_template"]
+        template = bank.task(name).state["chat_template"]
         expected = plain_writing(model, tokenizer, asking(QUESTIONS[0]), template)
         assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, bare=True)).strip() == expected
 
@@ -161,9 +161,9 @@ def test_a_reply_stops_before_a_stop_string_and_says_whether_it_ended(store):
 
 def test_a_question_longer_than_the_base_takes_is_cut_at_its_beginning_and_says_so(bank):
     long = bank.predict("Who came? " * 100, adapters="lora")[0].prediction
-    assert long.cut
+    assert long.truncated
     assert long.as_dict()["cut"] is True
-    assert not bank.predict("Who came?", adapters="lora")[0].prediction.cut
+    assert not bank.predict("Who came?", adapters="lora")[0].prediction.truncated
 
 
 def test_chats_and_prompts_are_asked_by_their_columns(bank):
@@ -206,7 +206,7 @@ def test_tuned_and_scored_as_plain_peft_scores(base, tmp_path):
 
 def plain_loss(model, base, template):
     """Mean cross entropy of the answers, by Transformers' own loss on hand-made labels."""
-    tokenizer, nats, tokens = AutoTokenizer.from_pretrained(base), 0.0, 0
+    tokenizer, nll, tokens = AutoTokenizer.from_pretrained(base), 0.0, 0
     for row in ROWS:
         asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
         chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
@@ -218,9 +218,9 @@ def plain_loss(model, base, template):
         labels = ids.clone()
         labels[:, :begin] = IGNORED
         with torch.inference_mode():
-            nats += float(model(input_ids=ids, labels=labels).loss) * (ids.shape[1] - begin)
+            nll += float(model(input_ids=ids, labels=labels).loss) * (ids.shape[1] - begin)
         tokens += ids.shape[1] - begin
-    return nats / tokens
+    return nll / tokens
 
 
 def test_padding_that_the_base_has_no_embedding_for_is_replaced(tmp_path):
@@ -240,7 +240,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def task(tokenizer):
     made = CausalLmTask(template="chatml")
-    made.suit(Ground(tokenizer, None, 256), {}, None)
+    made.bind_to_base(ModelContext(tokenizer, None, 256), {}, None)
     return made
 
 
@@ -255,7 +255,7 @@ def test_plain_text_is_learnt_whole_in_pieces_that_share_one_token(task, tokeniz
     assert tokenizer.decode(whole.inputs["input_ids"]) == "<s>" + example.completion + END
     learnt = [label for piece in pieces for label in piece.labels[1:]]
     assert learnt == whole.inputs["input_ids"][1:]
-    assert all(len(piece) <= 16 and not piece.cut for piece in pieces)
+    assert all(len(piece) <= 16 and not piece.truncated for piece in pieces)
     assert task.lost(example, pieces) == 0
 
 
@@ -271,9 +271,9 @@ def test_windows_score_each_token_once(task, tokenizer, length):
 def test_an_answer_that_is_cut_is_counted_and_one_that_is_out_of_reach_dropped(task, tokenizer):
     chat = read(task, messages=[*turn("Who?", "Ada."), *turn("Why?", "It rained in Rome and Paris." * 4)])
     (whole,) = task.encode(chat, tokenizer, 10_000, training=True)
-    (cut,) = task.encode(chat, tokenizer, len(whole) - 3, training=True)
-    assert (cut.cut, task.lost(chat, [cut]), task.count(chat)) == (True, 1, 2)
-    assert (whole.cut, task.lost(chat, [whole])) == (False, 0)
+    (truncated,) = task.encode(chat, tokenizer, len(whole) - 3, training=True)
+    assert (truncated.truncated, task.lost(chat, [truncated]), task.count(chat)) == (True, 1, 2)
+    assert (whole.truncated, task.lost(chat, [whole])) == (False, 0)
     assert task.encode(read(task, prompt="Who came? " * 9, completion="Ada"), tokenizer, 16, training=True) == []
 
 
@@ -298,7 +298,7 @@ def test_a_system_message_of_the_recipe_opens_chats_that_have_none(tokenizer):
 def test_messages_after_the_last_answer_are_left_out_and_counted(task):
     example = read(task, messages=[*turn("Who?", "Ada."), {"role": "user", "content": "Thanks."}])
     assert [message["role"] for message in example.messages] == ["user", "assistant"]
-    assert example.notes == {"message after the last answer": 1}
+    assert example.warnings == {"message after the last answer": 1}
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quanti
     assert type(plain.lm_head) is torch.nn.Linear
     assert "skip_modules" not in (result.adapter.folder / "README.md").read_text()  # it names new heads
     plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
-    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").learned["chat_template"]
+    tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").state["chat_template"]
     for question in QUESTIONS:
         expected = plain_writing(plain, tokenizer, asking(question), template)
         assert bank.predict(question)[0].prediction.reply == expected

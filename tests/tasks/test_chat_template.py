@@ -6,8 +6,8 @@ import pytest
 
 from peftlab.data import Row
 from peftlab.tasks.causal_lm import CausalLmTask
-from peftlab.tasks.chat.template import CHAT_TEMPLATES, ChatError, ChatTemplate, learnt_tokens
-from peftlab.tasks.task import IGNORED, Ground
+from peftlab.tasks.chat.template import CHAT_TEMPLATES, ChatError, ChatTemplate, tokens_in_spans
+from peftlab.tasks.task import IGNORED, ModelContext
 from tests.language_models import BEGIN, END, save_byte_tokenizer
 
 SPECIAL = {"bos_token": BEGIN, "eos_token": END}
@@ -87,7 +87,7 @@ def test_a_prompt_is_the_chat_up_to_the_answer(name):
 def test_the_learnt_tokens_say_the_marked_text_and_nothing_else(name, tmp_path):
     tokenizer = save_byte_tokenizer(tmp_path)
     task = CausalLmTask(template=name)
-    task.suit(Ground(tokenizer, None, 256), {}, None)
+    task.bind_to_base(ModelContext(tokenizer, None, 256), {}, None)
     example = task.read(Row({"messages": CHAT}, "rows.jsonl:1"))
     (feature,) = task.encode(example, tokenizer, 256, training=True)
     text, spans = read_marks(MARKED[name])
@@ -128,6 +128,6 @@ def test_what_a_template_raises_is_told():
 
 def test_tokens_are_learnt_that_have_a_learnt_character():
     offsets = [(0, 0), (0, 2), (2, 5), (5, 5), (5, 8), (8, 9)]
-    assert list(learnt_tokens([(3, 6)], offsets)) == [False, False, True, False, True, False]
-    assert list(learnt_tokens([(0, 1), (8, 9)], offsets)) == [False, True, False, False, False, True]
-    assert not any(learnt_tokens([], offsets))
+    assert list(tokens_in_spans([(3, 6)], offsets)) == [False, False, True, False, True, False]
+    assert list(tokens_in_spans([(0, 1), (8, 9)], offsets)) == [False, True, False, False, False, True]
+    assert not any(tokens_in_spans([], offsets))

@@ -18,8 +18,8 @@ from peftlab.errors import IntegrityError, RecipeError, TuningInterrupted
 from peftlab.interop import merge
 from peftlab.runtime.adapter_files import WEIGHTS
 from peftlab.tasks.causal_lm import CausalLmTask
-from peftlab.tasks.domain_adaptation import MaskedTextTask
-from peftlab.tasks.inputs.masking import Masks
+from peftlab.tasks.domain_adaptation import DomainMaskedLmTask
+from peftlab.tasks.inputs.masking import TokenMasker
 from peftlab.tasks.task import IGNORED
 from tests.architectures import build
 from tests.conftest import recipe_in
@@ -91,16 +91,16 @@ def test_fillings_and_losses_are_those_of_plain_transformers(kind, tmp_path):
     fillings = bank.predict(text)[0].prediction
     assert [pairs(mask) for mask in fillings.masks] == plain_fillings(model.get_base_model(), tokenizer)(text)
 
-    task, nats, tokens = bank.task("letters"), 0.0, 0
+    task, nll, tokens = bank.task("letters"), 0.0, 0
     for line in TEXTS["test"]:
         for feature in encoded(task, tokenizer, line):
             batch = task.collate([feature], tokenizer)
             with torch.inference_mode():
-                nats += float(model(**batch).loss) * task.loss_terms(feature)
+                nll += float(model(**batch).loss) * task.loss_terms(feature)
             tokens += task.loss_terms(feature)
     scores = peftlab.evaluate("letters", tmp_path / "rows" / "test.txt", store=tmp_path / "store", device="cpu").scores
-    assert scores.values["loss"] == pytest.approx(nats / tokens, abs=1e-5)
-    assert scores.values["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert scores.values["loss"] == pytest.approx(nll / tokens, abs=1e-5)
+    assert scores.values["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
 
 
 def test_in_a_mixed_batch_each_fills_as_with_plain_peft(store, base):
@@ -114,8 +114,8 @@ def test_in_a_mixed_batch_each_fills_as_with_plain_peft(store, base):
         model = plain_model(base, bank.adapter(name))
         inputs = tokenizer(texts[0], return_tensors="pt")
         with torch.inference_mode():
-            chances = model(**inputs).logits[0].softmax(-1)
-        expected = chances[inputs["input_ids"][0] == tokenizer.mask_token_id].topk(5)
+            probabilities = model(**inputs).logits[0].softmax(-1)
+        expected = probabilities[inputs["input_ids"][0] == tokenizer.mask_token_id].topk(5)
         found = [[one.score for one in mask] for mask in answer.prediction.masks]
         assert torch.allclose(torch.tensor(found), expected.values, atol=1e-6), name
         words = [[tokenizer.decode([token]) for token in mask] for mask in expected.indices.tolist()]
@@ -141,9 +141,9 @@ def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
     model = plain_model(base, bank.adapter("lora"))
     for feature in features:
         with torch.inference_mode():
-            chances = model(**task.collate([feature], tokenizer)).logits[0].softmax(-1)
+            probabilities = model(**task.collate([feature], tokenizer)).logits[0].softmax(-1)
         for token, number in feature.positions:
-            expected = chances[token].topk(5)
+            expected = probabilities[token].topk(5)
             words = [tokenizer.decode([word]) for word in expected.indices.tolist()]
             assert pairs(masks[number]) == list(zip(words, expected.values.tolist(), strict=True))
 
@@ -201,8 +201,8 @@ def test_on_a_quantized_base_the_whole_head_stays_whole(tmp_path, quantization):
 
 def test_a_share_of_each_text_is_masked_as_bert_does(base):
     tokenizer, fates = AutoTokenizer.from_pretrained(base), Counter()
-    task = MaskedTextTask(mask_probability=0.3)
-    masks = Masks(tokenizer, 0.3)
+    task = DomainMaskedLmTask(mask_probability=0.3)
+    masks = TokenMasker(tokenizer, 0.3)
     tokens = tokenizer(" ".join(TEXTS["train"]))["input_ids"]
     for number in range(200):
         feature = masks.masked({"input_ids": tokens, "attention_mask": [1] * len(tokens)}, str(number))
@@ -219,20 +219,20 @@ def test_a_share_of_each_text_is_masked_as_bert_does(base):
 
 def test_masks_hang_on_their_chance_alone(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
-    task = MaskedTextTask()
+    task = DomainMaskedLmTask()
     (feature,) = encoded(task, tokenizer, " ".join(TEXTS["train"][:3]), training=True)
-    again = task.redrawing(tokenizer)
+    again = task.dynamic_masking(tokenizer)
     assert again(feature, "1 0 3") == again(again(feature, "2 5 7"), "1 0 3") != again(feature, "1 1 3")
     assert restored(again(feature, "1 1 3")) == restored(feature)
     assert task.loss_terms(again(feature, "1 1 3")) == task.loss_terms(feature)
 
 
 def test_all_of_a_long_text_is_there_in_pieces_and_a_short_one_has_a_mask(base):
-    tokenizer, task = AutoTokenizer.from_pretrained(base), MaskedTextTask()
+    tokenizer, task = AutoTokenizer.from_pretrained(base), DomainMaskedLmTask()
     text = " ".join(TEXTS["train"])
     pieces = encoded(task, tokenizer, text, 16, training=True)
     assert len(pieces) > 3
-    assert not any(piece.cut for piece in pieces)
+    assert not any(piece.truncated for piece in pieces)
     assert [token for piece in pieces for token in restored(piece)[1:-1]] == tokenizer(text)["input_ids"][1:-1]
     assert [task.loss_terms(piece) for piece in encoded(task, tokenizer, "Rome", training=True)] == [1]
     assert encoded(task, tokenizer, "[MASK] [SEP]", training=True) == []
@@ -264,7 +264,7 @@ def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
 
 def test_a_step_costs_what_transformers_computes_for_its_masks(base, tmp_path):
     run_ = prepared_run(text_recipe(tmp_path / "rows", base))
-    again = run_.task.redrawing(run_.base.tokenizer)
+    again = run_.task.dynamic_masking(run_.base.tokenizer)
     drawn = [again(feature, f"42 0 {i}") for i, feature in enumerate(run_.features)]
     batch = run_.task.collate(drawn, run_.base.tokenizer)
     labels = batch.pop("labels")
@@ -298,8 +298,8 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(base, tmp_path, strategy
 @pytest.mark.parametrize("strategy", ["tokens", "random"])
 def test_each_epoch_has_masks_of_its_own_and_each_row_the_same_in_any_batch(base, tmp_path, monkeypatch, strategy):
     seen = []
-    draw = Masks.again
-    monkeypatch.setattr(Masks, "again", lambda *how: seen.append(how[-1]) or draw(*how))
+    draw = TokenMasker.again
+    monkeypatch.setattr(TokenMasker, "again", lambda *how: seen.append(how[-1]) or draw(*how))
     training = {"train_sampling_strategy": strategy, "num_train_epochs": 2}
     peftlab.tune(text_recipe(tmp_path / "rows", base, training=training), store=tmp_path / "store", device="cpu")
     rows = range(len(TEXTS["train"]))
@@ -311,10 +311,10 @@ def test_what_frozen_layers_make_of_masked_rows_is_not_kept(base, tmp_path):
         def note(self, message):
             self.warnings.append(message)
 
-    notes = Notes()
+    warnings = Notes()
     recipe = text_recipe(tmp_path / "rows", base, method={"layers_to_transform": 1}, training={"num_train_epochs": 1})
-    peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=notes)
-    assert any("anew in every epoch; rows are masked anew in every epoch" in told for told in notes.warnings)
+    peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=warnings)
+    assert any("anew in every epoch; rows are masked anew in every epoch" in told for told in warnings.warnings)
 
 
 # --- the objective
@@ -415,7 +415,7 @@ def test_what_does_not_go_together_is_refused_before_training(base, writer, tmp_
 
 
 def test_rows_have_a_text_and_what_is_asked_has_a_mask():
-    task = MaskedTextTask()
+    task = DomainMaskedLmTask()
     with pytest.raises(RowError, match=r"expected column text; found tekst\. Is 'tekst' the text"):
         task.read(Row({"tekst": "Ada"}, "f:1"))
     with pytest.raises(RowError, match="expected text to hold some text"):

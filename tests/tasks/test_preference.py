@@ -28,7 +28,7 @@ from peftlab.tasks.causal_lm import Passage, Reply
 from peftlab.tasks.chat.template import CHAT_TEMPLATES
 from peftlab.tasks.prediction import forward
 from peftlab.tasks.preference import PreferenceTask
-from peftlab.tasks.task import IGNORED, Ground
+from peftlab.tasks.task import IGNORED, ModelContext
 from peftlab.tuning import Processes, Progress
 from peftlab.tuning.preference.checks import check_aligning
 from peftlab.tuning.preference.reference import referred
@@ -163,8 +163,8 @@ def plain_nats(model, feature):
     ids, labels = torch.tensor([feature.inputs["input_ids"]]), torch.tensor([feature.labels])
     with torch.inference_mode():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    nats = functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=IGNORED, reduction="none")
-    return float(nats.double().sum())
+    nll = functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=IGNORED, reduction="none")
+    return float(nll.double().sum())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -343,7 +343,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def task(tokenizer):
     made = PreferenceTask(template="chatml")
-    made.suit(Ground(tokenizer, None, 256), {}, None)
+    made.bind_to_base(ModelContext(tokenizer, None, 256), {}, None)
     return made
 
 
@@ -444,9 +444,9 @@ def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message)
 def test_what_is_cut_is_counted_and_answers_without_a_difference_are_dropped(task, tokenizer):
     pair = read(task, prompt=ASKED, chosen="It rained in Rome. " * 4, rejected="No.")
     whole, short = task.encode(pair, tokenizer, 256, training=True)
-    cut = task.encode(pair, tokenizer, len(whole) - 3, training=True)
-    assert [answer.cut for answer in cut] == [True, False]
-    assert (task.lost(pair, cut), task.lost(pair, [whole, short])) == (1, 0)
+    truncated = task.encode(pair, tokenizer, len(whole) - 3, training=True)
+    assert [answer.truncated for answer in truncated] == [True, False]
+    assert (task.lost(pair, truncated), task.lost(pair, [whole, short])) == (1, 0)
     assert task.encode(pair, tokenizer, 16, training=True) == []
     assert task.encode(read(task, prompt=ASKED, chosen="No.", rejected="No."), tokenizer, 256, training=True) == []
     windows = task.encode(pair, tokenizer, 24, training=False)

@@ -15,7 +15,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
-from peftlab.tasks.question_answering import AnswerSpan, Question, QuestionAnsweringTask
+from peftlab.tasks.question_answering import AnswerPrediction, Question, QuestionAnsweringTask
 from tests.architectures import build
 
 
@@ -38,9 +38,9 @@ def asked(context, *answers, question="who ?"):
     return Question(context, "f:1", question=question, answers=answers)
 
 
-def learn(task, *examples):
+def fit_labels(task, *examples):
     errors = ErrorCollector()
-    task.learn({"train": examples}, errors)
+    task.fit_labels({"train": examples}, errors)
     return [str(issue) for issue in errors.issues]
 
 
@@ -152,10 +152,10 @@ def test_a_question_longer_than_half_the_room_is_cut_and_says_so(bert):
     example = asked("ada came to london", (0, 3), question="letter " * 50)
     windows = QuestionAnsweringTask(doc_stride=2).encode(example, bert, 19, training=True)
     for window in windows:
-        assert window.cut
+        assert window.truncated
         assert window.inputs["input_ids"].index(bert.sep_token_id) == 1 + 8
     [short] = QuestionAnsweringTask().encode(asked("ada came", question="letter " * 8), bert, 40, training=True)
-    assert not short.cut
+    assert not short.truncated
 
 
 @pytest.mark.parametrize("question", ["👩‍🚀👋🏽 🇫🇷", "ꙮꙮ", "哪里哪里", "who wrote the letter"])
@@ -279,10 +279,10 @@ def test_the_answer_is_that_of_a_search_through_every_span_of_every_window(bert,
 
 
 def test_an_answer_is_plain_values_and_so_is_none():
-    answer = AnswerSpan("Ada came", "who ?", 0, 3, 0.9, -2.0, True)
+    answer = AnswerPrediction("Ada came", "who ?", 0, 3, 0.9, -2.0, True)
     asked_for = {"question": "who ?", "context": "Ada came"}
     assert answer.as_dict() == {**asked_for, "answer": "Ada", "start": 0, "end": 3, "score": 0.9}
-    none = AnswerSpan("Ada came", "who ?", 0, 3, 0.25, 1.1, False)
+    none = AnswerPrediction("Ada came", "who ?", 0, 3, 0.25, 1.1, False)
     assert (none.answer, none.as_dict()) == ("", {**asked_for, "answer": None, "score": 0.75})
 
 
@@ -351,7 +351,7 @@ def random_case(rng, words, rows):
         golds = tuple(span() for _ in range(rng.choice([0, 1, 1, 3])))
         start, end = rng.choice(golds) if golds and rng.random() < 0.5 else span()
         examples.append(asked(text, *golds))
-        predictions.append(AnswerSpan(text, "who ?", start, end, 0.5, rng.gauss(0, 3), rng.random() < 0.7))
+        predictions.append(AnswerPrediction(text, "who ?", start, end, 0.5, rng.gauss(0, 3), rng.random() < 0.7))
     return examples, predictions
 
 
@@ -374,7 +374,7 @@ def test_scores_are_those_of_the_official_script():
 
 def test_an_accepted_answer_of_articles_alone_counts_for_nothing_beside_another():
     example = asked("the cat", (0, 3), (4, 7))
-    nothing = AnswerSpan("the cat", "who ?", 0, 0, 0.0, 9.0, False)
+    nothing = AnswerPrediction("the cat", "who ?", 0, 0, 0.0, 9.0, False)
     assert QuestionAnsweringTask().score([example], [nothing]).values == {"exact": 0.0, "f1": 0.0}
 
 
@@ -392,7 +392,7 @@ def test_after_calibrating_f1_is_the_best_that_the_official_script_finds():
         if all(example.answers for example in examples):
             continue
         task = QuestionAnsweringTask()
-        learn(task, *examples)
+        fit_labels(task, *examples)
         told = task.calibrate(examples, predictions)
         assert task.score(examples, told).values["f1"] == pytest.approx(find_best_f1(examples, predictions), abs=1e-9)
         again = task_from_manifest(json.loads(json.dumps(task_description(task))))
@@ -405,14 +405,15 @@ def test_equal_gaps_are_decided_together():
         examples, predictions = random_case(rng, ["cat", "dog", "rain"], 12)
         gaps = [rng.randrange(3) for _ in predictions]
         tied = [
-            AnswerSpan(p.text, "", p.start, p.end, 0.5, gap, True) for p, gap in zip(predictions, gaps, strict=True)
+            AnswerPrediction(p.text, "", p.start, p.end, 0.5, gap, True)
+            for p, gap in zip(predictions, gaps, strict=True)
         ]
         task = QuestionAnsweringTask()
         best = 0.0
         for threshold in (-1, 0, 1, 2):
-            task.learned = {"null_threshold": threshold}
+            task.state = {"null_threshold": threshold}
             best = max(best, task.score(examples, [task._decided(answer) for answer in tied]).values["f1"])
-        task.learned = {"null_threshold": 0.0}
+        task.state = {"null_threshold": 0.0}
         if all(example.answers for example in examples):
             continue
         assert task.score(examples, task.calibrate(examples, tied)).values["f1"] == pytest.approx(best)
@@ -426,33 +427,33 @@ def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
     outputs[1][0][features[1][0].labels, [0, 1]] = 9.0
     predictions = [task.decode(*case) for case in zip(examples, features, outputs, strict=True)]
     assert [told.answer for told in task.calibrate(examples, predictions)] == ["", "Ada"]
-    assert math.isfinite(task.learned["null_threshold"])
+    assert math.isfinite(task.state["null_threshold"])
 
 
 def test_where_every_question_has_an_answer_one_is_always_given():
     task = QuestionAnsweringTask()
     example = asked("Ada came", (0, 3))
-    assert learn(task, example) == []
-    assert task.learned == {"null_threshold": None}
+    assert fit_labels(task, example) == []
+    assert task.state == {"null_threshold": None}
     assert "Every question has an answer" in task.reading
-    unsure = AnswerSpan("Ada came", "", 4, 8, 0.0, 50.0, False)
+    unsure = AnswerPrediction("Ada came", "", 4, 8, 0.0, 50.0, False)
     [told, _] = task.calibrate([example, asked("Ada came")], [unsure, unsure])
-    assert (told.answer, task.learned) == ("came", {"null_threshold": None})
+    assert (told.answer, task.state) == ("came", {"null_threshold": None})
 
 
 def test_questions_without_an_answer_give_a_threshold_and_without_any_answer_a_problem():
     task = QuestionAnsweringTask()
-    assert learn(task, asked("Ada came", (0, 3)), asked("Ada came")) == []
-    assert task.learned == {"null_threshold": 0.0}
+    assert fit_labels(task, asked("Ada came", (0, 3)), asked("Ada came")) == []
+    assert task.state == {"null_threshold": 0.0}
     assert "by more than 0" in task.reading
-    assert learn(QuestionAnsweringTask(), asked("Ada came")) == ["data.train: no training row has an answer."]
-    assert learn(QuestionAnsweringTask()) == []
+    assert fit_labels(QuestionAnsweringTask(), asked("Ada came")) == ["data.train: no training row has an answer."]
+    assert fit_labels(QuestionAnsweringTask()) == []
 
 
 def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
     for threshold in (None, -1.25):
         task = QuestionAnsweringTask(doc_stride=7, max_answer_length=3)
-        task.learned = {"null_threshold": threshold}
+        task.state = {"null_threshold": threshold}
         again = task_from_manifest(json.loads(json.dumps(task_description(task))))
         assert again.options == {"doc_stride": 7, "max_answer_length": 3}
-        assert (again.learned, again.head_labels) == (task.learned, ["start", "end"])
+        assert (again.state, again.head_labels) == (task.state, ["start", "end"])

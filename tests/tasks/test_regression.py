@@ -13,7 +13,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
-from peftlab.tasks.regression import Number, RatedText, RegressionTask
+from peftlab.tasks.regression import NumberPrediction, RegressionTask, ScoredText
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def read(fields):
     return RegressionTask().read(Row(fields, "f:1"))
 
 
-def learn(task, *numbers):
+def fit_labels(task, *numbers):
     errors = ErrorCollector()
-    task.learn({"train": [RatedText("x", label=number) for number in numbers]}, errors)
+    task.fit_labels({"train": [ScoredText("x", label=number) for number in numbers]}, errors)
     return [str(issue) for issue in errors.issues]
 
 
@@ -73,36 +73,36 @@ def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with
         rng = random.Random(seed)
         numbers = [rng.gauss(100, 30) for _ in range(rng.randrange(2, 40))]
         task = RegressionTask()
-        assert learn(task, *numbers) == []
+        assert fit_labels(task, *numbers) == []
         expected = {
             "mean": np.mean(numbers), "deviation": np.std(numbers), "least": min(numbers), "most": max(numbers)
         }  # fmt: skip
-        assert task.learned == pytest.approx(expected, abs=1e-9)
+        assert task.state == pytest.approx(expected, abs=1e-9)
     again = task_from_manifest(json.loads(json.dumps(task_description(task))))
-    assert again.learned == task.learned
+    assert again.state == task.state
     assert again.head_labels == ["value"]
-    assert f"logit × {task.learned['deviation']:.6g} + {task.learned['mean']:.6g}" in again.reading
+    assert f"logit × {task.state['deviation']:.6g} + {task.state['mean']:.6g}" in again.reading
 
 
 @pytest.mark.parametrize("numbers", [[3.0], [0.1] * 7])
 def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert):
     task = RegressionTask()
-    [issue] = learn(task, *numbers)
+    [issue] = fit_labels(task, *numbers)
     assert issue == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
-    [feature] = task.encode(RatedText("ada", label=numbers[0]), bert, 16, training=True)
+    [feature] = task.encode(ScoredText("ada", label=numbers[0]), bert, 16, training=True)
     assert feature.labels == 0.0
 
 
 def test_no_training_row_is_left_for_others_to_tell():
-    assert learn(RegressionTask()) == []
+    assert fit_labels(RegressionTask()) == []
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae"])
 def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
     numbers = [1.0, 2.0, 4.0, 9.0]
     task = RegressionTask(loss=loss)
-    learn(task, *numbers)
-    features = [task.encode(RatedText("ada", label=n), bert, 16, training=True)[0] for n in numbers]
+    fit_labels(task, *numbers)
+    features = [task.encode(ScoredText("ada", label=n), bert, 16, training=True)[0] for n in numbers]
     labels = task.collate(features, bert)["labels"]
     standard = torch.tensor((np.array(numbers) - np.mean(numbers)) / np.std(numbers), dtype=torch.float32)
     assert torch.allclose(labels.float(), standard)
@@ -114,7 +114,7 @@ def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
 
 def test_windows_are_averaged_and_told_in_the_unit_of_the_data(bert):
     task = RegressionTask()
-    learn(task, 10.0, 30.0)
+    fit_labels(task, 10.0, 30.0)
     long = task.read_input(Row({"text": "nobody came " * 60}, "f:1"))
     features = task.encode(long, bert, 16, training=False)
     assert len(features) > 5
@@ -125,13 +125,13 @@ def test_windows_are_averaged_and_told_in_the_unit_of_the_data(bert):
 
 
 def test_a_prediction_is_plain_values():
-    assert Number("x", None, 1 / 3).as_dict() == {"text": "x", "value": 0.3333}
-    assert Number("x", "y", 2.0).as_dict() == {"text": "x", "text_pair": "y", "value": 2.0}
+    assert NumberPrediction("x", None, 1 / 3).as_dict() == {"text": "x", "value": 0.3333}
+    assert NumberPrediction("x", "y", 2.0).as_dict() == {"text": "x", "text_pair": "y", "value": 2.0}
 
 
 def score(gold, told):
-    examples = [RatedText("x", label=number) for number in gold]
-    return RegressionTask().score(examples, [Number("x", None, number) for number in told]).values
+    examples = [ScoredText("x", label=number) for number in gold]
+    return RegressionTask().score(examples, [NumberPrediction("x", None, number) for number in told]).values
 
 
 def test_scores_are_those_of_scipy_and_numpy():

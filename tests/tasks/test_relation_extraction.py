@@ -14,7 +14,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.inputs.entity_markers import MarkedText, Span, marked_text
-from peftlab.tasks.relation_extraction import Relation, RelationExtractionTask, relation_of
+from peftlab.tasks.relation_extraction import RelationExtractionTask, RelationPrediction, relation_of
 from tests.architectures import build
 from tests.conftest import shared_data
 
@@ -34,12 +34,12 @@ def labelled(label):
 
 
 def told(label):
-    return Relation("a b", Span(0, 1), Span(2, 3), label, 0.5, False)
+    return RelationPrediction("a b", Span(0, 1), Span(2, 3), label, 0.5, False)
 
 
-def learn(task, **splits):
+def fit_labels(task, **splits):
     errors = ErrorCollector()
-    task.learn({split: [labelled(name) for name in names] for split, names in splits.items()}, errors)
+    task.fit_labels({split: [labelled(name) for name in names] for split, names in splits.items()}, errors)
     return [str(issue) for issue in errors.issues]
 
 
@@ -156,30 +156,30 @@ def test_a_question_needs_its_spans_and_no_label():
 def test_labels_come_from_training_and_the_negative_one_is_known_by_its_name():
     for negative in ("Other", "no_relation", "NA", "none"):
         task = RelationExtractionTask()
-        assert learn(task, train=["b", negative, "a", "b"], validation=["a"]) == []
+        assert fit_labels(task, train=["b", negative, "a", "b"], validation=["a"]) == []
         assert (task.labels, task.negative_label) == (sorted(["a", "b", negative]), negative)
     task = RelationExtractionTask(negative_label="b")
-    learn(task, train=["b", "Other"])
+    fit_labels(task, train=["b", "Other"])
     assert task.negative_label == "b"
     task = RelationExtractionTask()
-    learn(task, train=["b", "c"])
+    fit_labels(task, train=["b", "c"])
     assert task.negative_label is None
 
 
 def test_what_cannot_be_learned_is_told():
-    assert learn(RelationExtractionTask(), train=["a"]) == [
+    assert fit_labels(RelationExtractionTask(), train=["a"]) == [
         "data.train: the training rows hold 1 relation(s); nothing to tell apart."
     ]
-    [issue] = learn(RelationExtractionTask(negative_label="othr"), train=["Other", "a"])
+    [issue] = fit_labels(RelationExtractionTask(negative_label="othr"), train=["Other", "a"])
     assert issue.startswith("task.negative_label: no training row has the label 'othr'. Did you mean 'Other'?")
-    [issue] = learn(RelationExtractionTask(), train=["Other", "a"], validation=["b"])
+    [issue] = fit_labels(RelationExtractionTask(), train=["Other", "a"], validation=["b"])
     assert "label 'b' occurs in validation (1×, first at f:1) but not in the training rows." in issue
-    assert learn(RelationExtractionTask(), train=[]) == []
+    assert fit_labels(RelationExtractionTask(), train=[]) == []
 
 
 def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
     task = RelationExtractionTask()
-    learn(task, train=["Other", "a(e1,e2)"])
+    fit_labels(task, train=["Other", "a(e1,e2)"])
     again = task_from_manifest(json.loads(json.dumps(task_description(task))))
     assert (again.labels, again.negative_label) == (["Other", "a(e1,e2)"], "Other")
 
@@ -231,7 +231,7 @@ def test_a_text_that_fits_goes_in_whole(tokenizer):
     example = read({"text": "<e1>ada</e1> wrote to <e2>rome</e2> late", "label": "b"})
     [feature] = task.encode(example, tokenizer, 64, training=True)
     assert feature.inputs["input_ids"] == tokenizer(marked_text(example))["input_ids"]
-    assert (feature.labels, feature.cut) == (1, False)
+    assert (feature.labels, feature.truncated) == (1, False)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -249,7 +249,7 @@ def test_a_long_text_keeps_both_spans_and_what_is_near(tokenizer, swapped):
             for training in (True, False):
                 [feature] = task.encode(example, tokenizer, max_length, training=training)
                 assert len(feature) <= max_length
-                assert feature.cut
+                assert feature.truncated
                 kept = decoded(tokenizer, feature)
                 for sign, span in (("@", example.head), ("#", example.tail)):
                     assert f"{sign} {example.text[span.start : span.end]} {sign}" in kept
@@ -265,7 +265,7 @@ def test_a_long_text_without_blanks_keeps_what_is_near(tokenizer):
     example = read({"text": text, "label": "a"})
     [feature] = RelationExtractionTask(labels=["a", "b"]).encode(example, tokenizer, 48, training=True)
     kept = decoded(tokenizer, feature).replace(" ", "")
-    assert feature.cut
+    assert feature.truncated
     assert "@我@爱#北京#" in kept
     assert "里@" in kept
 
@@ -277,7 +277,7 @@ def test_the_loss_is_torchs_cross_entropy():
 
 
 def test_a_prediction_is_plain_values():
-    plain = Relation("Ada left Rome", Span(0, 3, "PER"), Span(9, 13), "left(e1,e2)", 0.98765, False).as_dict()
+    plain = RelationPrediction("Ada left Rome", Span(0, 3, "PER"), Span(9, 13), "left(e1,e2)", 0.98765, False).as_dict()
     assert (
         json.loads(json.dumps(plain))
         == plain
@@ -344,7 +344,7 @@ def test_scores_are_those_of_the_official_scorer(official_scorer, tmp_path, qual
         usable = {"some-never-told": rng.sample(LABELS, 7), "only-other": ["Other"]}.get(kind, LABELS)
         answers = random_answers(rng, gold, quality if kind != "some-never-told" else 0.0, usable)
         task = RelationExtractionTask()
-        learn(task, train=LABELS)
+        fit_labels(task, train=LABELS)
         scores = task.score([labelled(label) for label in gold], [told(label) for label in answers])
         macro, rows = official_scorer(gold, answers, tmp_path)
         for name, expected in (("precision", macro[0]), ("recall", macro[1]), ("f1", macro[2])):
@@ -366,7 +366,7 @@ def test_the_official_scorer_agrees_on_the_real_answer_key(official_scorer, tmp_
     gold = [line.split("\t")[1].strip() for line in key if line.strip()]
     answers = random_answers(random.Random(0), gold, 0.7, LABELS)
     task = RelationExtractionTask()
-    learn(task, train=LABELS)
+    fit_labels(task, train=LABELS)
     scores = task.score([labelled(label) for label in gold], [told(label) for label in answers]).values
     macro, _ = official_scorer(gold, answers, tmp_path)
     assert [100 * scores[name] for name in ("precision", "recall", "f1")] == pytest.approx(macro, abs=0.005001)

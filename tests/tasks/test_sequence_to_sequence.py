@@ -18,7 +18,7 @@ from peftlab.runtime import Bank
 from peftlab.store import Store
 from peftlab.tasks.prediction import forward
 from peftlab.tasks.summarization import SummarizationTask
-from peftlab.tasks.task import IGNORED, Ground
+from peftlab.tasks.task import IGNORED, ModelContext
 from peftlab.tasks.translation import TranslationTask
 from tests import task_stores
 from tests.runs import prepared_run
@@ -168,7 +168,7 @@ def tokenizer(tmp_path_factory):
 
 
 def suited(task, tokenizer):
-    task.suit(Ground(tokenizer, SimpleNamespace(decoder_start_token_id=1), 64), {}, None)
+    task.bind_to_base(ModelContext(tokenizer, SimpleNamespace(decoder_start_token_id=1), 64), {}, None)
     return task
 
 
@@ -176,15 +176,15 @@ def test_each_reference_is_learnt_and_what_is_cut_is_counted(tokenizer):
     task = suited(SummarizationTask(), tokenizer)
     long = "it rained in Rome " * 20
     example = task.read(Row({"text": long, "summary": ["rain", long]}, "rows.jsonl:1"))
-    short, cut = task.encode(example, tokenizer, 32, training=True)
-    assert short.inputs["input_ids"] == cut.inputs["input_ids"]
+    short, truncated = task.encode(example, tokenizer, 32, training=True)
+    assert short.inputs["input_ids"] == truncated.inputs["input_ids"]
     assert len(short.inputs["input_ids"]) == 32
     assert tokenizer.decode(short.labels) == "<s>rain</s>"
-    assert len(cut.labels) == 32
-    assert cut.labels[-1] != tokenizer.eos_token_id  # no false end is learnt
-    assert (task.count(example), task.lost(example, [short, cut])) == (2, 1)
+    assert len(truncated.labels) == 32
+    assert truncated.labels[-1] != tokenizer.eos_token_id  # no false end is learnt
+    assert (task.count(example), task.lost(example, [short, truncated])) == (2, 1)
     (asked,) = task.encode(example, tokenizer, 32, training=False)
-    assert asked.cut
+    assert asked.truncated
     assert asked.labels is None
 
 
@@ -224,8 +224,8 @@ def test_a_row_that_cannot_be_read_says_what_was_expected(fields, message):
 def test_a_text_longer_than_the_adapter_takes_is_cut_and_says_so(store):
     bank = peftlab.load("lora", store=store, device="cpu")
     short, long = bank.predict(["Ada came", "Ada came home. " * 200])
-    assert not short.prediction.cut
-    assert long.prediction.cut
+    assert not short.prediction.truncated
+    assert long.prediction.truncated
     assert long.as_dict()["cut"] is True
 
 

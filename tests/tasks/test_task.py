@@ -150,7 +150,7 @@ def case(name):
     task = TASKS[kind](**options)
     examples = [task.read(Row(row, f"row {number}")) for number, row in enumerate(rows)]
     with ErrorCollector() as errors:
-        task.learn({"train": examples}, errors)
+        task.fit_labels({"train": examples}, errors)
     return task, examples
 
 
@@ -269,12 +269,12 @@ def check_prediction(task, prediction):
                 assert 0 <= entity.start < entity.end <= len(text)
                 assert (entity.text, entity.label in task.labels) == (text[entity.start : entity.end], True)
         case "text-classification":
-            assert list(prediction.chances) == task.labels
-            assert all(0 <= chance <= 1 for chance in prediction.chances.values())
+            assert list(prediction.probabilities) == task.labels
+            assert all(0 <= chance <= 1 for chance in prediction.probabilities.values())
             assert set(prediction.labels) <= set(task.labels)
             if not task.multi_label:
                 assert prediction.labels == (prediction.label,)
-                assert sum(prediction.chances.values()) == pytest.approx(1.0, abs=1e-5)
+                assert sum(prediction.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
         case "question-answering":
             assert 0 <= prediction.start <= prediction.end <= len(text)
             assert prediction.given == bool(prediction.answer)

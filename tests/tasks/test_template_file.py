@@ -58,7 +58,7 @@ def test_given_on_the_command_line_it_is_looked_for_here(recipe, tmp_path, monke
     (tmp_path / "here" / "other.jinja").write_text(MARKED)
     monkeypatch.chdir(tmp_path / "here")
     prepared = prepared_run(recipe, {"task.template": "other.jinja"})
-    assert prepared.task.learned["chat_template"] == MARKED
+    assert prepared.task.state["chat_template"] == MARKED
     assert prepared.task.encode_all([prepared.examples["train"][0]], prepared.base.tokenizer, 64, training=True)
 
 

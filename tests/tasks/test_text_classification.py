@@ -15,7 +15,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.labels.label_set import _by_value
-from peftlab.tasks.text_classification import Classes, LabelledText, TextClassificationTask
+from peftlab.tasks.text_classification import ClassPrediction, LabelledText, TextClassificationTask
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def read(fields, **options):
     return TextClassificationTask(**options).read(Row(fields, "f:1"))
 
 
-def learn(task, **splits):
+def fit_labels(task, **splits):
     errors = ErrorCollector()
-    task.learn(splits, errors)
+    task.fit_labels(splits, errors)
     return [str(issue) for issue in errors.issues]
 
 
@@ -38,7 +38,7 @@ def labelled(*labels):
 
 
 def told(*labels):
-    return Classes("x", None, labels, {})
+    return ClassPrediction("x", None, labels, {})
 
 
 # --- reading rows
@@ -134,7 +134,7 @@ def test_a_question_may_be_empty_and_needs_no_label():
 
 def test_labels_are_those_of_the_training_rows_names_by_the_alphabet_and_numbers_by_value():
     task = TextClassificationTask()
-    assert learn(task, train=[labelled(name) for name in ("10", "b", "9", "a", "-1")]) == []
+    assert fit_labels(task, train=[labelled(name) for name in ("10", "b", "9", "a", "-1")]) == []
     assert task.labels == task.head_labels == ["-1", "9", "10", "a", "b"]
 
 
@@ -147,14 +147,14 @@ def test_labels_have_one_order_whatever_they_look_like():
 
 def test_a_label_that_only_validation_has_is_told():
     seen, unseen = [labelled("good"), labelled("bad")], [labelled("godo")]
-    assert learn(TextClassificationTask(), train=seen, validation=unseen) == [
+    assert fit_labels(TextClassificationTask(), train=seen, validation=unseen) == [
         "data.validation: label 'godo' occurs in validation (1×, first at f:1) but not in the training rows. "
         "Did you mean 'good'? Labels there: bad, good."
     ]
 
 
 def test_a_label_that_the_recipe_does_not_list_is_told():
-    [issue] = learn(TextClassificationTask(labels=["bad", "good"]), train=[labelled("7")])
+    [issue] = fit_labels(TextClassificationTask(labels=["bad", "good"]), train=[labelled("7")])
     assert "label '7' occurs in train (1×, first at f:1) but not in task.labels" in issue
 
 
@@ -166,7 +166,7 @@ def test_a_label_that_the_recipe_does_not_list_is_told():
     ],
 )
 def test_rows_that_are_all_alike_cannot_be_learned_from(options, rows, message):
-    assert learn(TextClassificationTask(**options), train=rows) == [f"data.train: {message}"]
+    assert fit_labels(TextClassificationTask(**options), train=rows) == [f"data.train: {message}"]
 
 
 def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
@@ -185,14 +185,14 @@ def test_balanced_weights_are_those_of_scikit_learn():
         rng = random.Random(seed)
         names = [*"abcd", *rng.choices("abcd", weights=[8, 4, 2, 1], k=rng.randrange(60))]
         task = TextClassificationTask(class_weights="balanced")
-        learn(task, train=[labelled(name) for name in names])
+        fit_labels(task, train=[labelled(name) for name in names])
         expected = compute_class_weight("balanced", classes=np.array(task.labels), y=np.array(names))
         assert task.weights == pytest.approx(expected.tolist(), abs=1e-12)
 
 
 def test_balanced_weights_of_several_labels_are_rows_without_by_rows_with():
     task = TextClassificationTask(multi_label=True, class_weights="balanced", labels=["a", "b", "never"])
-    learn(task, train=[labelled("a"), labelled("a", "b"), labelled("a"), labelled()])
+    fit_labels(task, train=[labelled("a"), labelled("a", "b"), labelled("a"), labelled()])
     assert task.weights == [1 / 3, 3.0, 4.0]
 
 
@@ -203,7 +203,7 @@ def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
     logits = torch.randn(40, 3, generator=generator)
     rows = [labelled(*names) for names in [["a"], ["b"], ["c"], ["a"]] * 10]
     task = TextClassificationTask(multi_label=multi_label, class_weights="balanced" if weighed else None)
-    learn(task, train=rows)
+    fit_labels(task, train=rows)
     weights = torch.tensor([2 / 3, 4 / 3, 4 / 3]) if weighed and not multi_label else torch.ones(3)
     if multi_label:
         target = (torch.rand(40, 3, generator=generator) < 0.5).float()
@@ -212,8 +212,8 @@ def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
         expected = -(positive * target * told + (1 - target) * miss).mean()
     else:
         target = torch.randint(3, (40,), generator=generator)
-        chances = logits.log_softmax(-1)[range(40), target]
-        expected = -(weights[target] * chances).sum() / weights[target].sum()
+        probabilities = logits.log_softmax(-1)[range(40), target]
+        expected = -(weights[target] * probabilities).sum() / weights[target].sum()
         assert task.loss(logits, target) == functional.cross_entropy(logits, target, weight=weights)
     assert task.loss(logits, target) == pytest.approx(float(expected), abs=1e-6)
 
@@ -274,10 +274,10 @@ def test_training_sees_the_beginning_and_says_that_it_was_cut(bert):
     task = TextClassificationTask(labels=["good", "bad"])
     long = LabelledText("letter train rain " * 20, labels=("bad",))
     [feature] = task.encode(long, bert, 10, training=True)
-    assert (len(feature), feature.cut, feature.labels) == (10, True, 1)
+    assert (len(feature), feature.truncated, feature.labels) == (10, True, 1)
     assert feature.inputs["input_ids"][1:-1] == ids_of(bert, long.text)[:8]
     [whole] = task.encode(labelled("bad"), bert, 10, training=True)
-    assert not whole.cut
+    assert not whole.truncated
 
 
 def test_windows_are_averaged_as_log_probabilities():
@@ -287,7 +287,7 @@ def test_windows_are_averaged_as_log_probabilities():
         windows = list(torch.randn(int(torch.randint(1, 5, (1,), generator=rng)), 3, generator=rng) * 3)
         told = task.decode(labelled("a"), [None] * len(windows), windows)
         product = np.prod([np.exp(w.numpy()) / np.exp(w.numpy()).sum() for w in windows], axis=0) ** (1 / len(windows))
-        assert list(told.chances.values()) == pytest.approx((product / product.sum()).tolist(), abs=1e-5)
+        assert list(told.probabilities.values()) == pytest.approx((product / product.sum()).tolist(), abs=1e-5)
         assert told.labels == (task.labels[int(product.argmax())],) == (told.label,)
 
 
@@ -295,16 +295,16 @@ def test_every_label_whose_mean_probability_reaches_the_threshold_is_given():
     task = TextClassificationTask(labels=["a", "b", "c"], multi_label=True, threshold=0.3)
     windows = [torch.tensor([0.5, 0.2, 0.1]).logit(), torch.tensor([0.9, 0.5, 0.1]).logit()]
     told = task.decode(labelled(), [None] * 2, windows)
-    assert list(told.chances.values()) == pytest.approx([0.7, 0.35, 0.1])
+    assert list(told.probabilities.values()) == pytest.approx([0.7, 0.35, 0.1])
     assert told.labels == ("a", "b")
     assert "reaches 0.3" in task.reading
 
 
 def test_a_prediction_is_plain_values_with_the_likeliest_first():
-    plain = Classes("x", "y", ("b",), {"a": 0.25, "b": 0.74999}).as_dict()
+    plain = ClassPrediction("x", "y", ("b",), {"a": 0.25, "b": 0.74999}).as_dict()
     assert plain == {"text": "x", "text_pair": "y", "labels": ["b"], "scores": {"b": 0.75, "a": 0.25}}
     assert list(plain["scores"]) == ["b", "a"]
-    assert "text_pair" not in Classes("x", None, (), {}).as_dict()
+    assert "text_pair" not in ClassPrediction("x", None, (), {}).as_dict()
 
 
 # --- scores

@@ -16,7 +16,7 @@ from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
 from peftlab.tasks import build_task, read_examples, task_from_manifest
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
-from peftlab.tasks.token_classification import Entities, TokenClassificationTask, split_into_windows
+from peftlab.tasks.token_classification import EntityPrediction, TokenClassificationTask, split_into_windows
 from tests.conftest import SENTENCES
 
 WIDENED = "entities widened to whole words"
@@ -98,7 +98,7 @@ def test_every_shape_of_a_row_says_the_same(fields):
     assert example.text == "Ada left New York"
     assert example.tokens() == ["Ada", "left", "New", "York"]
     assert example.spans == ((0, 1, "PER"), (2, 4, "LOC"))
-    assert (example.where, example.lost, set(example.notes.values())) == ("f:3", 0, {0})
+    assert (example.where, example.num_lost_targets, set(example.warnings.values())) == ("f:3", 0, {0})
 
 
 @pytest.mark.parametrize(
@@ -171,25 +171,25 @@ def test_a_named_tag_scheme_is_held_to():
 def test_entities_opened_by_i_are_read_and_noted():
     example = tagged(["a", "b", "c", "d"], ["I-PER", "I-PER", "O", "I-LOC"])
     assert example.spans == ((0, 2, "PER"), (3, 4, "LOC"))
-    assert example.notes == {OPENED_BY_I: 2}
+    assert example.warnings == {OPENED_BY_I: 2}
 
 
 def test_entities_that_end_inside_a_word_are_widened_to_it_and_noted():
     example = marked("in Londons suburbs", (3, 9, "LOC"), (11, 18, "X"))
     assert example.spans == ((1, 2, "LOC"), (2, 3, "X"))
-    assert (example.notes, example.lost) == ({WIDENED: 1}, 0)
+    assert (example.warnings, example.num_lost_targets) == ({WIDENED: 1}, 0)
 
 
 def test_a_second_entity_within_one_word_is_lost_and_so_is_one_of_blanks():
     example = marked("Londonparis  x", (0, 6, "LOC"), (6, 11, "LOC"), (11, 13, "LOC"))
     assert example.spans == ((0, 1, "LOC"),)
-    assert example.lost == 2
+    assert example.num_lost_targets == 2
 
 
 def test_adjacent_entities_in_words_of_their_own_are_both_kept():
     example = marked("北京大学", (0, 2, "LOC"), (2, 4, "ORG"))
     assert example.spans == ((0, 2, "LOC"), (2, 4, "ORG"))
-    assert (example.notes, example.lost) == ({WIDENED: 0}, 0)
+    assert (example.warnings, example.num_lost_targets) == ({WIDENED: 0}, 0)
 
 
 def test_broken_rows_are_told_with_their_place_and_the_others_read():
@@ -216,22 +216,22 @@ def test_what_reading_loses_and_changes_is_in_the_ledger():
 # --- labels
 
 
-def learn(task, **splits):
+def fit_labels(task, **splits):
     errors = ErrorCollector()
-    task.learn(splits, errors)
+    task.fit_labels(splits, errors)
     return [str(issue) for issue in errors.issues]
 
 
 def test_labels_are_those_of_the_training_rows_in_alphabetical_order():
     task = task_with()
-    assert learn(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])], test=[tagged(["a"], ["B-PER"])]) == []
+    assert fit_labels(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])], test=[tagged(["a"], ["B-PER"])]) == []
     assert task.labels == ["LOC", "PER"]
     assert task.head_labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
 def test_given_labels_keep_their_order_even_where_no_row_has_them():
     task = task_with("PER", "ORG", "LOC")
-    assert learn(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])]) == []
+    assert fit_labels(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])]) == []
     assert task.labels == ["PER", "ORG", "LOC"]
 
 
@@ -241,20 +241,20 @@ def test_a_label_that_training_never_sees_is_told_with_its_place_and_the_nearest
         tagged(["a"], ["O"]),
         task_with().read(Row({"tokens": ["a", "b"], "tags": ["B-PERS", "B-PERS"]}, "dev:7")),
     ]
-    assert learn(task_with(), train=seen, validation=unseen) == [
+    assert fit_labels(task_with(), train=seen, validation=unseen) == [
         "data.validation: label 'PERS' occurs in validation (2×, first at dev:7) but not in the training rows. "
         "Did you mean 'PER'? Labels there: LOC, PER."
     ]
 
 
 def test_a_label_that_the_recipe_does_not_list_is_told():
-    assert learn(task_with("LOC"), train=[tagged(["a"], ["B-PER"])]) == [
+    assert fit_labels(task_with("LOC"), train=[tagged(["a"], ["B-PER"])]) == [
         "data.train: label 'PER' occurs in train (1×, first at f:1) but not in task.labels. Labels there: LOC."
     ]
 
 
 def test_training_rows_without_an_entity_are_refused():
-    assert learn(task_with(), train=[tagged(["a"], ["O"])]) == ["data.train: the training rows hold no entity."]
+    assert fit_labels(task_with(), train=[tagged(["a"], ["O"])]) == ["data.train: the training rows hold no entity."]
 
 
 def test_a_task_is_built_with_its_labels_examples_and_ledgers():
@@ -339,7 +339,7 @@ def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
     features = task.encode(example, tokenizer, max_length, training=False)
     assert {word for feature in features for _, word in feature.positions} == set(range(len(example.words)))
     assert all(0 < len(feature) <= max_length for feature in features)
-    assert (task.lost(example, features), any(feature.cut for feature in features)) == (0, False)
+    assert (task.lost(example, features), any(feature.truncated for feature in features)) == (0, False)
     for one, next_one in pairwise(features):
         assert next_one.positions[0][1] <= one.positions[-1][1] + 1
 
@@ -386,7 +386,7 @@ def test_no_words_give_no_features_and_no_entities(tokenizer):
     task = task_with("PER")
     for training in (True, False):
         assert task.encode(task.read_input(Row({"text": " \n"}, "f:1")), tokenizer, 16, training=training) == []
-    assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == Entities(" ", (), ())
+    assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == EntityPrediction(" ", (), ())
 
 
 def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
@@ -398,8 +398,8 @@ def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
         assert kept == list(range(len(kept)))
         assert task.count(example) == 5
         assert task.lost(example, [feature]) == sum(end > len(kept) for _, end, _ in example.spans)
-        assert feature.cut == (len(kept) < len(SENTENCE.split()))
-    assert not feature.cut
+        assert feature.truncated == (len(kept) < len(SENTENCE.split()))
+    assert not feature.truncated
 
 
 def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_base, tmp_path):
@@ -409,7 +409,7 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
     tokenizer = load_tokenizer(BaseFiles("x", folder, "local folder"))
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     [feature] = task.encode(example, tokenizer, 12, training=True)
-    assert feature.cut
+    assert feature.truncated
     kept = {word for _, word in feature.positions}
     assert task.lost(example, [feature]) == sum(not set(range(a, b)) <= kept for a, b, _ in example.spans)
 
@@ -522,7 +522,7 @@ def test_scores_are_those_of_seqeval_overall_and_by_label():
             for tags in gold
         ]
         scores = task.score(
-            examples, [Entities(e.text, (), tuple(tags)) for e, tags in zip(examples, guessed, strict=True)]
+            examples, [EntityPrediction(e.text, (), tuple(tags)) for e, tags in zip(examples, guessed, strict=True)]
         )
 
         assert scores.values == {
@@ -555,7 +555,7 @@ def test_nothing_found_scores_zero_without_a_murmur(gold, guessed, support):
     example = tagged(["a", "b"], gold.split())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = task_with("LOC", "PER").score([example], [Entities("a b", (), tuple(guessed.split()))])
+        scores = task_with("LOC", "PER").score([example], [EntityPrediction("a b", (), tuple(guessed.split()))])
     assert scores.values == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     assert {label: values["support"] for label, values in scores.by_label.items()} == support
 
@@ -564,6 +564,6 @@ def test_nothing_found_scores_zero_without_a_murmur(gold, guessed, support):
 def test_texts_without_anything_to_find_can_be_scored(texts):
     task = task_with("PER")
     examples = [task.read_input(Row({"text": text}, "f:1")) for text in texts]
-    predictions = [Entities(e.text, (), ("O",) * len(e.words)) for e in examples]
+    predictions = [EntityPrediction(e.text, (), ("O",) * len(e.words)) for e in examples]
     scores = task.score(examples, predictions)
     assert scores.as_dict() == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "by_label": {}}

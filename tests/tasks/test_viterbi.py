@@ -20,17 +20,17 @@ def is_well_formed(tags):
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_the_best_of_all_well_formed_sequences(seed):
     """The oracle: try every sequence."""
-    chances = torch.randn(4, len(NAMES), generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+    probabilities = torch.randn(4, len(NAMES), generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
     allowed = [path for path in product(range(5), repeat=4) if is_well_formed([NAMES[i] for i in path])]
-    best = max(allowed, key=lambda path: sum(float(chances[word, i]) for word, i in enumerate(path)))
-    assert best_tags(chances, NAMES) == list(best)
+    best = max(allowed, key=lambda path: sum(float(probabilities[word, i]) for word, i in enumerate(path)))
+    assert best_tags(probabilities, NAMES) == list(best)
 
 
 def test_well_formed_best_tags_are_kept():
     wanted = [0, 1, 2, 2, 3, 4, 1, 0]
-    chances = torch.full((len(wanted), 5), -5.0)
-    chances[range(len(wanted)), wanted] = -0.1
-    assert best_tags(chances, NAMES) == wanted
+    probabilities = torch.full((len(wanted), 5), -5.0)
+    probabilities[range(len(wanted)), wanted] = -0.1
+    assert best_tags(probabilities, NAMES) == wanted
 
 
 def test_no_words_have_no_tags():

@@ -129,7 +129,7 @@ def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind
     features = encode_examples(task, base.tokenizer, rows, max_length=20, training=False)
     told = []
     through = partial(
-        outcomes, task, model, base.tokenizer, batch_size=5, told=lambda done, total: told.append((done, total))
+        outcomes, task, model, base.tokenizer, batch_size=5, on_progress=lambda done, total: told.append((done, total))
     )
     apart = predict_features(task, rows, features, through)
     assert apart == predict_examples(task, model, base.tokenizer, rows, max_length=20, batch_size=5)
@@ -148,7 +148,7 @@ def test_many_rows_are_encoded_in_batches_and_told(base, built, kind, monkeypatc
         rows,
         max_length=20,
         training=True,
-        told=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: told.append((done, total)),
     )
     assert features == [task.encode(row, base.tokenizer, 20, training=True) for row in rows]
     assert [done for done, _ in told] == [*range(5, len(rows), 5), len(rows)]

@@ -300,8 +300,8 @@ def test_a_domain_below_a_task_answers_as_one_model_with_both_deltas(store, base
     bank = peftlab.load(both, store=store, device="cpu")
     assert bank.names == ["letters", top, both]
     alone, stacked = (bank.predict(text, adapters=name)[0].prediction for name in (top, both))
-    assert list(stacked.chances.values()) == pytest.approx(expected, abs=1e-5)
-    assert list(stacked.chances.values()) != pytest.approx(list(alone.chances.values()), abs=1e-3)
+    assert list(stacked.probabilities.values()) == pytest.approx(expected, abs=1e-5)
+    assert list(stacked.probabilities.values()) != pytest.approx(list(alone.probabilities.values()), abs=1e-3)
 
     told = run("predict", both, text, "--store", store, "--json")
     assert told.exit_code == 0, told.output

@@ -5,7 +5,7 @@ from typing import Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.tasks.chat.template import ASSISTANT, Message
-from peftlab.tasks.inputs.columns import json_cell, question_text, shown, text_column
+from peftlab.tasks.inputs.columns import json_cell, optional_text_column, shown, text_column
 
 ROLES = ("system", "user", ASSISTANT)
 SHAREGPT = {"system": "system", "human": "user", "gpt": ASSISTANT}
@@ -36,5 +36,5 @@ def _message(message: Any) -> Message:
 def instruction_messages(row: Row) -> list[Message]:
     """`instruction`, and below it `input` where there is one. Raises RowError."""
     asked = text_column(row, "instruction")
-    about = question_text(row, "input") if row.fields.get("input") is not None else ""
+    about = optional_text_column(row, "input") if row.fields.get("input") is not None else ""
     return [{"role": "user", "content": f"{asked}\n\n{about}" if about.strip() else asked}]

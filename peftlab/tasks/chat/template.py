@@ -53,7 +53,7 @@ class ChatError(ValueError):
     """A template cannot write a chat; the message says why."""
 
 
-class Written(NamedTuple):
+class RenderedText(NamedTuple):
     """A text, and the spans of characters in it that are learnt, one for each thing that is answered."""
 
     text: str
@@ -76,7 +76,7 @@ class ChatTemplate:
         """Messages up to where the assistant is to speak. Raises ChatError."""
         return self._render(messages, add_generation_prompt=True)[0]
 
-    def write(self, messages: Sequence[Message], *, last: int | None = None) -> Written:
+    def write(self, messages: Sequence[Message], *, last: int | None = None) -> RenderedText:
         """A whole chat, and what is learnt of it: where the template marks it with `{% generation %}`, or else by what
         each answer adds to the chat before it, its end-of-turn token included. Of the `last` answers, or of all.
 
@@ -88,14 +88,14 @@ class ChatTemplate:
         closed = self.ending or messages[-1]["role"] != ASSISTANT
         return written if closed else self._with_end(written)
 
-    def _write(self, messages: Sequence[Message], last: int | None = None) -> Written:
+    def _write(self, messages: Sequence[Message], last: int | None = None) -> RenderedText:
         chosen = slice(last and -last, None)
         if _MARKED.search(self.source):
             text, marked = self._render(messages, return_assistant_tokens_mask=True)
-            return Written(text, marked[chosen])
+            return RenderedText(text, marked[chosen])
         text = self._render(messages)[0]
         turns = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
-        return Written(text, [self._turn(messages, i, text) for i in turns[chosen]])
+        return RenderedText(text, [self._turn(messages, i, text) for i in turns[chosen]])
 
     @cached_property
     def ending(self) -> str:
@@ -116,11 +116,11 @@ class ChatTemplate:
             )
         return len(before), len(through.rstrip())
 
-    def _with_end(self, written: Written) -> Written:
+    def _with_end(self, written: RenderedText) -> RenderedText:
         """A template that does not end its answers: the tokenizer's own end does."""
         start, end = written.learnt[-1]
         text = written.text[:end] + self._special.get("eos_token", "")
-        return Written(text, [*written.learnt[:-1], (start, len(text))])
+        return RenderedText(text, [*written.learnt[:-1], (start, len(text))])
 
     def _render(self, messages: Sequence[Message], **how: Any) -> tuple[str, list[tuple[int, int]]]:
         from jinja2 import TemplateError
@@ -135,7 +135,7 @@ class ChatTemplate:
         return texts[0], [(start, end) for start, end in spans[0]] if spans else []
 
 
-def learnt_tokens(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> Iterator[bool]:
+def tokens_in_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> Iterator[bool]:
     """For each token, by where it stands in the text, whether any character of it is learnt."""
     left = iter(sorted(spans))
     span = next(left, None)

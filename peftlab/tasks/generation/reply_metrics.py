@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_asked
+from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_prompt
 from peftlab.tasks.metrics.overlap import bleu_and_chrf, rouge
-from peftlab.tasks.task import Feature, Ground, Scores
+from peftlab.tasks.task import Feature, ModelContext, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,10 +18,10 @@ MAIN_SCORES = {"rouge": "rougeL", "bleu": "bleu"}
 
 def causal_lm(*, scored_by: str = PERPLEXITY, **written: Any) -> CausalLmTask:
     """The task of a recipe that says how it is scored."""
-    return CausalLmTask(**written) if scored_by == PERPLEXITY else ComparedRepliesTask(scored_by=scored_by, **written)
+    return CausalLmTask(**written) if scored_by == PERPLEXITY else GeneratedReplyTask(scored_by=scored_by, **written)
 
 
-class ComparedRepliesTask(CausalLmTask):
+class GeneratedReplyTask(CausalLmTask):
     """Learns as `CausalLmTask` does. To be scored it replies; of a chat, to what comes before its last answer."""
 
     smaller_is_better = False
@@ -35,9 +35,9 @@ class ComparedRepliesTask(CausalLmTask):
         """And how replies are scored."""
         return {**super().options, "scored_by": self.scored_by}
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """See `CausalLmTask.suit`; plain text asks nothing."""
-        super().suit(ground, examples, errors)
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """See `CausalLmTask.bind_to_base`; plain text asks nothing."""
+        super().bind_to_base(ground, examples, errors)
         for split, chosen in examples.items():
             plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
             if plain and split != "train":
@@ -70,7 +70,7 @@ class ComparedRepliesTask(CausalLmTask):
 
 def _asking(example: Chat | Passage) -> Chat | Passage:
     """Without its last answer."""
-    if is_asked(example):
+    if is_prompt(example):
         return example
     if isinstance(example, Passage):
         return replace(example, completion=None)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, question_text, shown, text_column
-from peftlab.tasks.task import IGNORED, Example, Feature, Ground, Prediction, Task
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
+from peftlab.tasks.task import IGNORED, Example, Feature, ModelContext, Prediction, Task
 
 if TYPE_CHECKING:
     import torch
@@ -40,22 +40,22 @@ class SourceFeature(Feature):
 
 
 @dataclass(frozen=True)
-class Rewriting(Prediction):
+class GeneratedText(Prediction):
     """What was written for a text.
 
-    `finished` says that it came to its end, and not only to `max_new_tokens`; `cut` that the end of the text was left
-    out, for lack of room. `called` is what the task calls it.
+    `finished` is false if generation stopped at `max_new_tokens`; `truncated` is true if the end of the input was
+    removed because the input was too long. `target_column` is the key of the generated text in the output.
     """
 
-    called: str
+    target_column: str
     written: str
     finished: bool
-    cut: bool = False
+    truncated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """`text`, what was written, by its name, `finished`, and `cut` where it is so."""
-        told = {"text": self.text, self.called: self.written, "finished": self.finished}
-        return told | ({"cut": True} if self.cut else {})
+        """`text`, what was written, by its name, `finished`, and `truncated` where it is so."""
+        told = {"text": self.text, self.target_column: self.written, "finished": self.finished}
+        return told | ({"cut": True} if self.truncated else {})
 
 
 class SequenceToSequenceTask(Task):
@@ -65,7 +65,7 @@ class SequenceToSequenceTask(Task):
     several references of a row are learnt each. Scores are of what is written, by the adapter's own settings.
     """
 
-    called: ClassVar[str]
+    target_column: ClassVar[str]
     """What is written: the column of it, and the key in predictions."""
     auto_class = "AutoModelForSeq2SeqLM"
     peft_task_type = "SEQ_2_SEQ_LM"
@@ -83,7 +83,7 @@ class SequenceToSequenceTask(Task):
         super().__init__(labels=labels)
         self.prefix = prefix or ""
         self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
-        self.learned = {"source": ([], []), "target": ([], []), "decoder_start": None, "forced_bos": None}
+        self.state = {"source": ([], []), "target": ([], []), "decoder_start": None, "forced_bos": None}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -94,36 +94,36 @@ class SequenceToSequenceTask(Task):
     def opening(self) -> dict[str, int]:
         """What a target begins with, in the words of `generate`."""
         names = {"decoder_start_token_id": "decoder_start", "forced_bos_token_id": "forced_bos"}
-        return {name: self.learned[ours] for name, ours in names.items() if self.learned[ours] is not None}
+        return {name: self.state[ours] for name, ours in names.items() if self.state[ours] is not None}
 
     def read(self, row: Row) -> Source:
         """`text`, and what is written for it: a string, or a list of several that may be. Raises RowError."""
-        chosen_form(row, ("text", self.called))
+        chosen_form(row, ("text", self.target_column))
         return Source(text_column(row, "text"), row.where, references=tuple(self._references(row)))
 
     def _references(self, row: Row) -> list[str]:
-        given = row.fields[self.called]
+        given = row.fields[self.target_column]
         if isinstance(given, str) and given.lstrip().startswith("["):
-            given = json_cell(given, self.called) if given.rstrip().endswith('"]') else given
+            given = json_cell(given, self.target_column) if given.rstrip().endswith('"]') else given
         several = given if isinstance(given, list) and given else [given]
         if not all(isinstance(text, str) and text.strip() for text in several):
-            raise RowError(f"expected {self.called} to hold some text, or a list of texts, found {shown(given)}")
+            raise RowError(f"expected {self.target_column} to hold some text, or a list of texts, found {shown(given)}")
         return several
 
     def read_input(self, row: Row) -> Source:
         """`text` of a row that only asks. Raises RowError."""
         chosen_form(row, ("text",))
-        return Source(question_text(row, "text"), row.where)
+        return Source(optional_text_column(row, "text"), row.where)
 
-    def learn(self, examples: Mapping[str, Sequence[Source]], errors: ErrorCollector) -> None:
+    def fit_labels(self, examples: Mapping[str, Sequence[Source]], errors: ErrorCollector) -> None:
         """Nothing comes from the rows."""
         return
 
-    def suit(self, ground: Ground, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """The special tokens around sources and targets, and the one by which the base begins; see `Task.suit`."""
-        self.learned["source"] = _frame(ground.tokenizer, "text")
-        self.learned["target"] = _frame(ground.tokenizer, "text_target")
-        self.learned["decoder_start"] = getattr(ground.config, "decoder_start_token_id", None)
+    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+        """Read the special tokens around sources and targets, and the decoder's start token."""
+        self.state["source"] = _frame(ground.tokenizer, "text")
+        self.state["target"] = _frame(ground.tokenizer, "text_target")
+        self.state["decoder_start"] = getattr(ground.config, "decoder_start_token_id", None)
 
     def encode_all(
         self,
@@ -144,15 +144,15 @@ class SequenceToSequenceTask(Task):
         ]
 
     def _feature(self, source: list[int], target: list[int] | None, max_length: int) -> Feature:
-        (before, after), room = self.learned["source"], max_length - sum(map(len, self.learned["source"]))
+        (before, after), room = self.state["source"], max_length - sum(map(len, self.state["source"]))
         tokens = [*before, *source[:room], *after]
         inputs = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
         if target is None:
-            return SourceFeature(inputs, None, cut=len(source) > room)
-        before, after = self.learned["target"]
+            return SourceFeature(inputs, None, truncated=len(source) > room)
+        before, after = self.state["target"]
         whole = [*before, *target, *after]
         ends = [(len(whole) - 1, 0)] if len(whole) <= max_length else []
-        return SourceFeature(inputs, whole[:max_length], ends, cut=len(source) > room or not ends)
+        return SourceFeature(inputs, whole[:max_length], ends, truncated=len(source) > room or not ends)
 
     def count(self, example: Source) -> int:
         """How many references it has."""
@@ -178,7 +178,7 @@ class SequenceToSequenceTask(Task):
 
     def _start(self, target: list[int]) -> int:
         """What the decoder is given first: the base's own token, or, as mBART has it, the target's last."""
-        start: int | None = self.learned["decoder_start"]
+        start: int | None = self.state["decoder_start"]
         return target[-1] if start is None else start
 
     def loss_terms(self, feature: Feature) -> int:
@@ -204,10 +204,10 @@ class SequenceToSequenceTask(Task):
         endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
         return [ending for ending in endings if ending]
 
-    def decode(self, example: Source, features: Sequence[Feature], logits: Sequence[Any]) -> Rewriting:
+    def decode(self, example: Source, features: Sequence[Feature], logits: Sequence[Any]) -> GeneratedText:
         """What was written."""
         (told,), (feature,) = logits, features
-        return Rewriting(example.text, self.called, told.text.strip(), told.finished, feature.cut)
+        return GeneratedText(example.text, self.target_column, told.text.strip(), told.finished, feature.truncated)
 
 
 def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

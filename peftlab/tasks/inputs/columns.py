@@ -44,13 +44,13 @@ def _likeness(guesses: dict[str, str | None]) -> tuple[int, int]:
 
 def text_column(row: Row, name: str) -> str:
     """A string with something to read in it. Raises RowError."""
-    text = question_text(row, name)
+    text = optional_text_column(row, name)
     if not text.strip():
         raise RowError(f"expected {name} to hold some text, found {shown(text)}")
     return text
 
 
-def question_text(row: Row, name: str) -> str:
+def optional_text_column(row: Row, name: str) -> str:
     """A string that may be empty, as it comes to `predict`. Raises RowError."""
     text = row.fields[name]
     if not isinstance(text, str):

@@ -8,7 +8,7 @@ from peftlab.tasks.task import Feature, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Is told how many are done, and of how many, after each batch."""
 AT_A_TIME = 512  # what a tokenizer gives for them is held in memory along with the features
 
@@ -20,12 +20,12 @@ def encode_examples(
     *,
     max_length: int,
     training: bool,
-    told: Told = lambda done, total: None,
+    on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[list[Feature]]:
     """The features of each example, in order; see `Task.encode_all`."""
     features: list[list[Feature]] = []
     for start in range(0, len(examples), AT_A_TIME):
         chosen = examples[start : start + AT_A_TIME]
         features += task.encode_all(chosen, tokenizer, max_length, training=training)
-        told(len(features), len(examples))
+        on_progress(len(features), len(examples))
     return features

@@ -14,7 +14,7 @@ MASKED, REPLACED = 0.8, 0.1
 """Of the chosen tokens: shares that become the mask token, and any other word of the vocabulary; the rest stays."""
 
 
-class Masks:
+class TokenMasker:
     """How inputs of a tokenizer are masked: `share` of their tokens is to be found, special ones never."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", share: float) -> None:

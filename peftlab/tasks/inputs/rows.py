@@ -8,12 +8,12 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.task import Task
 
-Asked = str | Mapping[str, Any] | Row
+InputRow = str | Mapping[str, Any] | Row
 """A text, or the columns that a task asks for."""
 
 
-def read_asked(
-    asked: Iterable[tuple[str, Asked]], tasks: Mapping[str, Task], errors: ErrorCollector, *, first: int = 1
+def read_input_rows(
+    asked: Iterable[tuple[str, InputRow]], tasks: Mapping[str, Task], errors: ErrorCollector, *, first: int = 1
 ) -> Iterator[Any]:
     """The example of each (adapter's name, what it is asked); `first` is the number of the first of them.
 
@@ -27,7 +27,7 @@ def read_asked(
             errors.add(str(error), where=row.where, key=name if len(tasks) > 1 else "")
 
 
-def _as_row(asked: Asked, task: Task, where: str) -> Row:
+def _as_row(asked: InputRow, task: Task, where: str) -> Row:
     if isinstance(asked, Row):
         return asked
     fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)

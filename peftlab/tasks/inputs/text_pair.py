@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
-from peftlab.tasks.inputs.columns import chosen_form, question_text
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column
 from peftlab.tasks.task import Example, Feature, Prediction
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class TextPair(Example):
 
 
 @dataclass(frozen=True)
-class PairPrediction(Prediction):
+class TextPairPrediction(Prediction):
     """What is said of a text, or of a pair."""
 
     text_pair: str | None
@@ -34,7 +34,7 @@ class PairPrediction(Prediction):
 def read_pair(row: Row) -> TextPair:
     """`text` and, where there is one, `text_pair` of a row that only asks. Raises RowError."""
     chosen_form(row, ("text",))
-    return TextPair(question_text(row, "text"), row.where, text_pair=second_text(row, question_text))
+    return TextPair(optional_text_column(row, "text"), row.where, text_pair=second_text(row, optional_text_column))
 
 
 def second_text(row: Row, read_text: Callable[[Row, str], str]) -> str | None:
@@ -60,7 +60,7 @@ def encode_sequences(
         windows = _windows([texts[i] for i in chosen], paired, tokenizer, max_length)
         for i, inputs in zip(chosen, windows, strict=True):
             kept = inputs[:1] if training else inputs
-            made[i] = [Feature(window, labels[i], cut=len(kept) < len(inputs)) for window in kept]
+            made[i] = [Feature(window, labels[i], truncated=len(kept) < len(inputs)) for window in kept]
     return made
 
 

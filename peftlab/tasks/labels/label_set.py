@@ -8,7 +8,7 @@ from typing import Any
 from peftlab.errors import ErrorCollector, suggest
 
 
-def learn_labels(
+def fit_labels_from_examples(
     given: list[str],
     examples: Mapping[str, Sequence[Any]],
     labels_of: Callable[[Any], Iterable[str]],
@@ -23,11 +23,11 @@ def learn_labels(
     labels = given or sorted({label for example in examples["train"] for label in labels_of(example)}, key=_by_value)
     missing_in = "task.labels" if given else "the training rows"
     for split, rows in examples.items():
-        refuse_unknown(labels, rows, labels_of, errors, split=split, missing_in=missing_in, key=f"data.{split}")
+        reject_unknown_labels(labels, rows, labels_of, errors, split=split, missing_in=missing_in, key=f"data.{split}")
     return labels
 
 
-def refuse_unknown(
+def reject_unknown_labels(
     labels: Sequence[str],
     rows: Sequence[Any],
     labels_of: Callable[[Any], Iterable[str]],

@@ -12,20 +12,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Surprise(Prediction):
-    """How well a model foresaw the learnt tokens of a text: `nats` is their negative log likelihood, `foreseen` counts
-    those that it held to be the likeliest."""
+class TokenLoss(Prediction):
+    """The negative log-likelihood (`nll`, in nats) of a text's tokens, and how many of them were predicted right."""
 
-    nats: float
+    nll: float
     tokens: int
-    foreseen: int
+    num_correct: int
 
     def as_dict(self) -> dict[str, Any]:
-        """`text`, `nats`, `tokens` and `foreseen`."""
-        return {"text": self.text, "nats": round(self.nats, 4), "tokens": self.tokens, "foreseen": self.foreseen}
+        """`text`, `nll`, `tokens` and `num_correct`."""
+        return {"text": self.text, "nats": round(self.nll, 4), "tokens": self.tokens, "foreseen": self.num_correct}
 
 
-def token_costs(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
+def token_losses(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
     """(batch, tokens, 2): what each token that `came` cost, in nats, and whether it was held to be the likeliest.
 
     `logits` are (batch, tokens, vocabulary); a token that is -100 costs nothing.
@@ -33,8 +32,8 @@ def token_costs(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
     import torch
     from torch.nn import functional
 
-    nats = functional.cross_entropy(logits.transpose(1, 2), came, ignore_index=IGNORED, reduction="none")
-    return torch.stack([nats, (logits.argmax(-1) == came).to(nats.dtype)], dim=-1)
+    nll = functional.cross_entropy(logits.transpose(1, 2), came, ignore_index=IGNORED, reduction="none")
+    return torch.stack([nll, (logits.argmax(-1) == came).to(nll.dtype)], dim=-1)
 
 
 def mean_loss(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
@@ -44,15 +43,15 @@ def mean_loss(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
     return functional.cross_entropy(logits.flatten(0, 1), came.flatten(), ignore_index=IGNORED)
 
 
-def summed_costs(text: str, costs: Sequence["torch.Tensor"], tokens: int) -> Surprise:
-    """Of a text, of which each window gave `token_costs`."""
-    nats, foreseen = (sum(float(window[:, i].double().sum()) for window in costs) for i in (0, 1))
-    return Surprise(text, nats, tokens, round(foreseen))
+def sum_token_losses(text: str, costs: Sequence["torch.Tensor"], tokens: int) -> TokenLoss:
+    """Of a text, of which each window gave `token_losses`."""
+    nll, num_correct = (sum(float(window[:, i].double().sum()) for window in costs) for i in (0, 1))
+    return TokenLoss(text, nll, tokens, round(num_correct))
 
 
-def foreseeing_scores(predictions: Sequence[Surprise]) -> Scores:
+def perplexity_scores(predictions: Sequence[TokenLoss]) -> Scores:
     """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""
     tokens = sum(prediction.tokens for prediction in predictions) or 1
-    loss = sum(prediction.nats for prediction in predictions) / tokens
-    accuracy = sum(prediction.foreseen for prediction in predictions) / tokens
+    loss = sum(prediction.nll for prediction in predictions) / tokens
+    accuracy = sum(prediction.num_correct for prediction in predictions) / tokens
     return Scores({"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": accuracy})

@@ -124,7 +124,7 @@ def _all_logits(
     mine: Mapping[int, torch.Tensor], task: Task, features: Sequence[Feature], processes: Processes
 ) -> list[torch.Tensor]:
     """Those of all processes, in order: each has zeros for what is not its own, and they are added up."""
-    width = task.outcome_width
+    width = task.output_width
     logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
     for i, output in mine.items():
         logits[i] = output.float()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its name everywhere)
 
 from peftlab.base.quantization import is_quantized, whole_weight
-from peftlab.tasks.prediction import in_mode
+from peftlab.tasks.prediction import module_mode
 from peftlab.tuning.fast.dropout import dropout_mask
 
 Layers = tuple[lora.LoraLayer, ...]
@@ -188,7 +188,7 @@ def _shared_inputs(model: PeftModel, layers: Sequence[Any], batch: Mapping[str, 
         layer.register_forward_pre_hook(lambda module, inputs: calls.append((inputs[0], module))) for layer in layers
     ]
     try:
-        with torch.no_grad(), in_mode(model, training=False):
+        with torch.no_grad(), module_mode(model, training=False):
             model(**batch)
     finally:
         for hook in hooks:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from peftlab.recipe import bytes_in
 from peftlab.tasks import Feature
-from peftlab.tasks.inputs.encoding import Told
+from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.prediction import outcomes
 from peftlab.tuning.frozen.activation_file import Activations, Inputs, Writer, first_read, inputs_of
 from peftlab.tuning.frozen.layers import Prefix, Unsuited, alike, extremes, find_prefix, states_of, without_dropout
@@ -69,7 +69,7 @@ def _remembered(prefix: Prefix, run: Run, folder: Path, progress: Progress) -> I
     Raises:
         Unsuited: there is no room for it, or the model answers otherwise with it.
     """
-    if run.task.redrawing(run.base.tokenizer):
+    if run.task.dynamic_masking(run.base.tokenizer):
         raise Unsuited("rows are masked anew in every epoch")
     splits = {split: [one for windows in run.encoded[split] for one in windows] for split in SPLITS}
     if not splits["validation"]:
@@ -102,7 +102,7 @@ def _check_room(needed: int, budget: str | None, folder: Path) -> None:
         raise Unsuited(f"keeping them takes {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
 
 
-def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path, told: Told) -> Activations:
+def _computed(prefix: Prefix, run: Run, features: Sequence[Feature], path: Path, told: ProgressCallback) -> Activations:
     """Run `features` through the frozen layers, in batches of like length, into the file at `path`."""
     size = run.recipe.training.per_device_eval_batch_size
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peftlab.methods.target_modules import layer_names
 from peftlab.tasks import Feature
-from peftlab.tasks.prediction import in_mode
+from peftlab.tasks.prediction import module_mode
 from peftlab.tuning.run import Run
 
 TOLERANCE = 1e-4  # relative; rounding differs with the width that a batch is padded to
@@ -128,7 +128,7 @@ def _traced(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor])
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
-        with torch.enable_grad(), in_mode(model, training=False):
+        with torch.enable_grad(), module_mode(model, training=False):
             model(**batch)
     finally:
         for hook in hooks:
@@ -147,7 +147,7 @@ def _check_repeats(prefix: Prefix, batch: dict[str, Tensor], trace: _Trace) -> N
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.no_grad(),
             without_dropout(prefix),
-            in_mode(prefix.model, training=True),
+            module_mode(prefix.model, training=True),
         ):
             prefix.model(**batch)
     finally:
