@@ -2,7 +2,7 @@ import random
 
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
-from seqeval.scheme import IOB1, IOB2, IOBES, EntityPrediction
+from seqeval.scheme import IOB1, IOB2, IOBES, Entities
 
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
 
@@ -31,7 +31,7 @@ def lenient_seqeval(tags):
 
 
 def strict_seqeval(tags, scheme):
-    return [(entity.start, entity.end, entity.tag) for entity in EntityPrediction([tags], SCHEMES[scheme]).entities[0]]
+    return [(entity.start, entity.end, entity.tag) for entity in Entities([tags], SCHEMES[scheme]).entities[0]]
 
 
 def write_tags(spans, words, scheme):
