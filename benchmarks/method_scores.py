@@ -186,7 +186,7 @@ def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Override
         recipe = _write_recipe(data_set, contender, rate, seed, Path(work))
         result = tune(recipe, store=Path(work) / "store")
         validation, test = (result.scores[split].values[result.task.main_score] for split in ("validation", "test"))
-        trained, weights = result.adapter.manifest["parameters"]["trained"], "adapter_model.safetensors"
+        trained, weights = result.adapter.manifest.parameters.trained, "adapter_model.safetensors"
         size = (result.adapter.folder / weights).stat().st_size
         asked = read_recipe(recipe)
     dtype = training_dtype(asked.training, torch.device("cpu"), asked.base.quantization)

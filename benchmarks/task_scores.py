@@ -165,7 +165,7 @@ class Epochs(Progress):
 
 
 def _report(name: str, result: peftlab.TuningResult, overrides: Overrides) -> None:
-    values, method = result.scores["test"].values, result.adapter.manifest["method"]
+    values, method = result.scores["test"].values, result.adapter.manifest.method
     row: dict[str, Any] = {
         "set": name,
         "method": method,

@@ -158,7 +158,7 @@ def best_of(work: Path, base: Path, name: str, test: Pairs, epochs: int) -> dict
     bank = peftlab.load(str(best.adapter), store=work / "store")
     answers = bank.predict([text for text, _ in test], adapters=str(best.adapter))
     command = by_command(work, [answer.prediction.written for answer in answers], test)  # type: ignore[attr-defined]
-    trained = best.adapter.manifest["parameters"]["trained"]
+    trained = best.adapter.manifest.parameters.trained
     return row(name, f"{rate:g}", trained, best.scores["test"].values, command)
 
 

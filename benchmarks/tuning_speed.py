@@ -128,7 +128,7 @@ def _peftlab(recipe: Path, seed: int) -> TimedRun:
         seeded = [*command, "-o", f"training.seed={seed}"]
         measured = measure(seeded, environment={"PEFTLAB_CACHE": f"{folder}/cache"})
         manifest = Store(f"{folder}/store").resolve(NAME).manifest
-    score = manifest["scores"]["test"][manifest["main_score"]]
+    score = manifest.scores["test"].values[manifest.main_score]
     return TimedRun("peftlab", seed, measured.seconds, measured.peak_bytes, score, {})
 
 

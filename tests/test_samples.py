@@ -103,11 +103,11 @@ def test_the_header_tells_purpose_data_command_score_and_time(path):
 
 
 def headline(manifest):
-    return manifest["scores"]["test"][manifest["main_score"]]
+    return manifest.scores["test"].values[manifest.main_score]
 
 
 def test_every_task_has_a_shipped_adapter():
-    types = {Store(ROOT / "adapters").resolve(name).manifest["task"]["type"] for name in SHIPPED}
+    types = {Store(ROOT / "adapters").resolve(name).manifest.task.type for name in SHIPPED}
     written = {"causal-lm", "preference", "domain-adaptation", "translation", "summarization"}
     assert types == TASKS.keys() - written  # no language model comes in a package
 
@@ -118,8 +118,8 @@ def test_a_shipped_adapter_is_whole_and_as_its_recipe_says(name):
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
     with ErrorCollector() as errors:
         rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
-    assert manifest["data"]["sha256"] == rows.content_hash
-    assert manifest["base"]["model"] == recipe.base.model
+    assert manifest.data.sha256 == rows.content_hash
+    assert manifest.base.model == recipe.base.model
     told = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))
     assert float(told["value"]) == pytest.approx(headline(manifest), abs=0.005)
 

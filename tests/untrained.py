@@ -1,18 +1,30 @@
 """Published adapters without training: PEFT's own fresh ones with random numbers, or copies of others with changes."""
 
-import copy
 import json
 import shutil
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
-from peftlab.store import MANIFEST, Store
-from peftlab.tuning.publish import _manifest
+from peftlab.store import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Store
+from peftlab.store.manifest import canonical_text
+from peftlab.tuning.publish import run_manifest
 from tests.runs import prepared_run
 
 ANSWERS = [f"answer {number}" for number in range(40)]
+
+
+class UncheckedManifest:
+    """Publishes any values as a manifest, for `Store.publish`."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def published(self, name, version, files):
+        return UncheckedManifest({**self.values, "name": name, "version": version, "files": files})
+
+    def to_json(self):
+        return canonical_text(self.values)
 
 
 def stirred(tensors, seed, by=0.1):
@@ -33,7 +45,7 @@ def publish_fresh(store, recipe, overrides, *, seed=1):
         config.base_model_name_or_path = run.base.files.model
         run.model.save_pretrained(folder, save_embedding_layers=False)
         change_weights(folder, lambda tensors: stirred(tensors, seed))
-        return _manifest(run, {}, 0.0, 0.0)
+        return run_manifest(run, {}, 0.0, 0.0)
 
     return Store(store).publish(run.recipe.name, write)
 
@@ -55,33 +67,29 @@ def publish_changed(
     source = Store(store).resolve(reference)
 
     def write(folder):
-        shutil.copytree(source.folder, folder, ignore=lambda *_: [MANIFEST], dirs_exist_ok=True)
+        shutil.copytree(source.folder, folder, ignore=lambda *_: [MANIFEST_FILE], dirs_exist_ok=True)
         change_weights(folder, change)
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG_FILE).read_text())
         configured(config)
-        (folder / CONFIG).write_text(json.dumps(config))
-        manifest = {
-            key: value
-            for key, value in copy.deepcopy(source.manifest).items()
-            if key not in ("files", "manifest_sha256")
-        }
-        told(manifest)
+        (folder / CONFIG_FILE).write_text(json.dumps(config))
+        values = source.manifest.to_dict()
+        told(values)
         finish(folder)
-        return manifest
+        return UncheckedManifest(values)
 
     return Store(store).publish(name or source.name, write)
 
 
 def change_weights(folder, change):
     """Rewrite the tensors of an adapter's folder."""
-    changed = change(load_file(folder / WEIGHTS))
+    changed = change(load_file(folder / WEIGHTS_FILE))
     plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in changed.items()}
-    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def damage(adapter):
     """Turn a bit of the last byte of its tensors."""
-    file = adapter.folder / WEIGHTS
+    file = adapter.folder / WEIGHTS_FILE
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,9 +12,9 @@ from peftlab.base import load_base
 from peftlab.errors import ErrorCollector
 from peftlab.methods import adapt
 from peftlab.recipe import BaseSection, MethodSection
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
-from peftlab.store import Store
-from peftlab.tasks import ModelContext, Task, task_description
+from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Manifest, ParameterCounts, Store, build_manifest
+from peftlab.tasks import ModelContext, Task
+from peftlab.tuning.publish import describe_base
 
 SPREAD = 0.02  # as wide as trained ones are
 
@@ -28,29 +27,27 @@ def publish_random(
     with ErrorCollector() as errors:
         task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
     model = adapt(base, method, task)
-    manifest = {
-        "task": task_description(task),
-        "base": {
-            "model": base.files.model,
-            "revision": base.files.revision,
-            "fingerprint": base.fingerprint,
-            "tokenizer_sha256": base.tokenizer_hash,
-            "trust_remote_code": False,
-            "quantization": base_section.quantization,
-        },
-        "method": method.type,
-        "max_length": base.max_length,
-    }
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    manifest = build_manifest(
+        "random",
+        task,
+        describe_base(base, trust_remote_code=False),
+        method=method.type,
+        max_length=base.max_length,
+        parameters=ParameterCounts(trained=trained, base=base.parameters),
+        head_modules=tuple(base.head_modules),
+        seconds=0.0,
+    )
     generator = torch.Generator().manual_seed(seed)
     with tempfile.TemporaryDirectory() as made:
         model.save_pretrained(made, save_embedding_layers=False)
-        like = load_file(Path(made) / WEIGHTS)
+        like = load_file(Path(made) / WEIGHTS_FILE)
 
-        def write(folder: Path) -> dict[str, Any]:
-            shutil.copy(Path(made) / CONFIG, folder)
+        def write(folder: Path) -> Manifest:
+            shutil.copy(Path(made) / CONFIG_FILE, folder)
             values = {name: torch.randn(tensor.shape, generator=generator) * SPREAD for name, tensor in like.items()}
-            save_file(values, folder / WEIGHTS, metadata={"format": "pt"})
-            return dict(manifest)
+            save_file(values, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            return manifest
 
         for name in names:
             store.publish(name, write)

@@ -1,7 +1,6 @@
 """`peftlab adapters list | show | verify | rollback | remove`; `import` is in importing.py."""
 
 import json
-from typing import Any
 
 import click
 from rich.markup import escape
@@ -10,8 +9,7 @@ from rich.text import Text
 from peftlab.cli.console import cell, megabytes, out, score_tables, table
 from peftlab.cli.options import json_option, store_option
 from peftlab.errors import PeftlabError
-from peftlab.store import Adapter, Store
-from peftlab.tasks import Scores
+from peftlab.store import Adapter, Manifest, Store
 
 
 @click.group()
@@ -27,7 +25,7 @@ def list_adapters(as_json: bool, store: str) -> None:
     found, damaged = _resolved(Store(store))
     if as_json:
         for adapter in found:
-            click.echo(json.dumps({**adapter.manifest, "folder": str(adapter.folder)}, ensure_ascii=False))
+            click.echo(json.dumps({**adapter.manifest.to_dict(), "folder": str(adapter.folder)}, ensure_ascii=False))
         for name, error in damaged.items():
             click.echo(json.dumps({"name": name, "error": str(error)}, ensure_ascii=False))
         return
@@ -40,10 +38,10 @@ def list_adapters(as_json: bool, store: str) -> None:
         made.add_row(
             adapter.name,
             f"{adapter.version} of {len(Store(store).versions(adapter.name))}",
-            manifest["task"]["type"],
+            manifest.task.type,
             _headline(manifest),
             megabytes(adapter.size),
-            manifest["created"][:10],
+            manifest.created[:10],
         )
     out.print(made)
     for name, error in damaged.items():
@@ -58,26 +56,26 @@ def show(adapter: str, as_json: bool, store: str) -> None:
     """What the manifest of ADAPTER says: scores, data, base, versions."""
     found = Store(store).resolve(adapter)
     if as_json:
-        click.echo(json.dumps({**found.manifest, "folder": str(found.folder)}, ensure_ascii=False, indent=2))
+        click.echo(json.dumps({**found.manifest.to_dict(), "folder": str(found.folder)}, ensure_ascii=False, indent=2))
         return
     manifest = found.manifest
-    out.print(f"[bold]{found}[/]  {escape(str(found.folder))}  {megabytes(found.size)}  {manifest['created']}")
-    labels = f": {escape(', '.join(manifest['task']['labels']))}" if manifest["task"]["labels"] else ""
-    out.print(f"task    {manifest['task']['type']}{labels}")
-    out.print(f"base    {escape(manifest['base']['model'])}  fingerprint {manifest['base']['fingerprint'][:12]}…")
-    if quantization := manifest["base"].get("quantization"):  # older versions do not tell
-        held, whole = (megabytes(manifest["base"]["bytes"][key]) for key in ("in memory", "fp32"))
-        out.print(f"        in {quantization}: {held} of memory, in fp32 {whole}")
-    trained, base = manifest["parameters"]["trained"], manifest["parameters"]["base"]
-    out.print(f"method  {manifest['method']}: {trained:,} parameters, {trained / base:.2%} of the base")
-    if start := manifest.get("started_from"):
-        out.print(f"from    {start['adapter']}, manifest {start['manifest_sha256'][:12]}…")
-    out.print(f"data    {_data(manifest)}, inputs of up to {manifest['max_length']} tokens")
-    made = "imported by" if "imported" in manifest else "made by"
-    out.print(f"{made} {', '.join(f'{name} {number}' for name, number in manifest['versions'].items())}\n")
+    out.print(f"[bold]{found}[/]  {escape(str(found.folder))}  {megabytes(found.size)}  {manifest.created}")
+    labels = f": {escape(', '.join(manifest.task.labels))}" if manifest.task.labels else ""
+    out.print(f"task    {manifest.task.type}{labels}")
+    out.print(f"base    {escape(manifest.base.model)}  fingerprint {manifest.base.fingerprint[:12]}…")
+    if (quantization := manifest.base.quantization) and (memory := manifest.base.memory):
+        in_memory, fp32 = megabytes(memory.in_memory), megabytes(memory.fp32)
+        out.print(f"        in {quantization}: {in_memory} of memory, in fp32 {fp32}")
+    trained, base = manifest.parameters.trained, manifest.parameters.base
+    out.print(f"method  {manifest.method}: {trained:,} parameters, {trained / base:.2%} of the base")
+    if start := manifest.started_from:
+        out.print(f"from    {start.adapter}, manifest {start.manifest_sha256[:12]}…")
+    out.print(f"data    {_data(manifest)}, inputs of up to {manifest.max_length} tokens")
+    made = "imported by" if manifest.imported else "made by"
+    out.print(f"{made} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}\n")
     _print_origin(manifest)
-    for split, scores in manifest["scores"].items():
-        out.print(score_tables(f"{split.capitalize()} scores", Scores.from_dict(scores)))
+    for split, scores in manifest.scores.items():
+        out.print(score_tables(f"{split.capitalize()} scores", scores))
         out.print()
 
 
@@ -95,7 +93,7 @@ def verify(adapter_names: tuple[str, ...], store: str) -> None:
         except PeftlabError as error:
             faults.append(error)
         else:
-            out.print(f"[green]ok[/]  {adapter}  {len(adapter.manifest['files']) + 1} files, {megabytes(adapter.size)}")
+            out.print(f"[green]ok[/]  {adapter}  {len(adapter.manifest.files) + 1} files, {megabytes(adapter.size)}")
     if faults:
         raise type(faults[0])("\n".join(dict.fromkeys(map(str, faults))))
     if not (adapter_names or every):
@@ -138,24 +136,24 @@ def _resolved(shelf: Store) -> tuple[list[Adapter], dict[str, PeftlabError]]:
     return found, damaged
 
 
-def _data(manifest: dict[str, Any]) -> str:
-    sha256 = manifest["data"]["sha256"]
+def _data(manifest: Manifest) -> str:
+    sha256 = manifest.data.sha256
     return f"sha256 {sha256[:12]}…" if sha256 else "not known"
 
 
-def _print_origin(manifest: dict[str, Any]) -> None:
+def _print_origin(manifest: Manifest) -> None:
     """Where an imported adapter comes from, and what to know of it."""
-    if imported := manifest.get("imported"):
-        version = f", saved by PEFT {imported['peft_version']}" if imported["peft_version"] else ""
-        out.print(f"Imported from {escape(imported['source'])}{escape(version)}; not scored: peftlab evaluate does it.")
-        for note in imported["notes"]:
+    if imported := manifest.imported:
+        version = f", saved by PEFT {imported.peft_version}" if imported.peft_version else ""
+        out.print(f"Imported from {escape(imported.source)}{escape(version)}; not scored: peftlab evaluate does it.")
+        for note in imported.notes:
             out.print(f"  {note}", style="dim", markup=False)
 
 
-def _headline(manifest: dict[str, Any]) -> str:
+def _headline(manifest: Manifest) -> str:
     """The main score on the last split there is."""
-    if not manifest["scores"]:
-        return "imported, not scored" if "imported" in manifest else "not scored"
-    split = "test" if "test" in manifest["scores"] else "validation"
-    main = manifest["main_score"]
-    return f"{split} {main} {cell(manifest['scores'][split][main])}"
+    if not manifest.scores:
+        return "imported, not scored" if manifest.imported else "not scored"
+    split = "test" if "test" in manifest.scores else "validation"
+    main = manifest.main_score
+    return f"{split} {main} {cell(manifest.scores[split].values[main])}"

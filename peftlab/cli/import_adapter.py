@@ -48,22 +48,20 @@ def import_adapter(source: str, as_json: bool, store: str, **settings: Any) -> N
 
     imported = run(source, store=store, **settings)
     if as_json:
-        adapter, manifest = imported.adapter, imported.adapter.manifest
+        adapter = imported.adapter
         described = {"adapter": str(adapter), "folder": str(adapter.folder), "base": imported.base.model}
-        click.echo(json.dumps({**described, **manifest["imported"]}, ensure_ascii=False))
+        click.echo(json.dumps({**described, **imported.origin.to_dict()}, ensure_ascii=False))
         return
     _print_imported(imported, store)
 
 
 def _print_imported(imported: "Imported", store: str) -> None:
     from peftlab.cli.console import megabytes, out, print_notes
-    from peftlab.tasks import task_from_manifest
 
-    adapter, manifest = imported.adapter, imported.adapter.manifest
-    task = task_from_manifest(manifest["task"])
+    adapter, task = imported.adapter, imported.adapter.task
     labels = f": {escape(', '.join(task.labels))}" if task.labels else ""
     out.print(f"[bold green]Published[/] {adapter}, {megabytes(adapter.size)}, in {escape(str(adapter.folder))}")
-    out.print(f"Task      {task.type}{labels}, by {manifest['method']}, not scored")
+    out.print(f"Task      {task.type}{labels}, by {adapter.manifest.method}, not scored")
     out.print(f"Base      {escape(imported.base.model)}, from {escape(imported.base.source)}")
     out.print(
         f"Compared  its logits (up to {imported.largest:.3g}) differ by {imported.difference:.1g} from plain PEFT's",

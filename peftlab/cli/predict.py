@@ -133,9 +133,9 @@ def refuse_beside(by: str | None, *names: str | None) -> None:
 
 def resolve_first(names: list[str], store: str) -> "dict[str, Task]":
     """The tasks of adapters, of a stack its top's; a wrong name is told at once, not after seconds of imports."""
-    from peftlab.store import ON, Store
+    from peftlab.store import STACK_SEPARATOR, Store
 
-    return {name: [Store(store).verify(part).task for part in name.split(ON)][-1] for name in names}
+    return {name: [Store(store).verify(part).task for part in name.split(STACK_SEPARATOR)][-1] for name in names}
 
 
 def _names(adapters: str | None) -> list[str]:
@@ -196,7 +196,7 @@ def _rows_by(
     from peftlab.data.adapter_column import read_named
     from peftlab.store import Store
 
-    named = read_named(_section(file, data_format, columns), file, by, errors, find=Store(store).edition)
+    named = read_named(_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version)
     return list(named), resolve_first(list(dict.fromkeys(name for name, _ in named)), store)
 
 

@@ -12,8 +12,9 @@ from peftlab.base import BaseFiles, load_tokenizer
 from peftlab.errors import IntegrityError
 from peftlab.interop.gguf import check_gguf, refused_by_llama_cpp, write_gguf
 from peftlab.interop.modelfile import Modelfile
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS, AdapterFiles
+from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.loaded_base import find_tuned_base
+from peftlab.store import CONFIG_FILE, WEIGHTS_FILE
 
 CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
@@ -47,16 +48,16 @@ class PeftExporter:
 
     def write(self, folder: Path) -> None:
         """All that is needed there."""
-        for file in (WEIGHTS, CARD):
+        for file in (WEIGHTS_FILE, CARD):
             shutil.copy(self.adapter.folder / file, folder)
         # vLLM wants none, not an empty list
         saved = {**self.config, "modules_to_save": self.config.get("modules_to_save") or None}
-        (folder / CONFIG).write_text(json.dumps(saved, indent=2), encoding="utf8")
+        (folder / CONFIG_FILE).write_text(json.dumps(saved, indent=2), encoding="utf8")
         self._write_template(folder)
 
     def command(self, folder: Path) -> str:
         """How it is used there."""
-        auto_class, base = self.read.task.auto_class, self.adapter.manifest["base"]["model"]
+        auto_class, base = self.read.task.auto_class, self.adapter.manifest.base.model
         return f'PeftModel.from_pretrained({auto_class}.from_pretrained("{base}", …), "{folder}")  # see its {CARD}'
 
     def _write_template(self, folder: Path) -> None:
@@ -80,7 +81,7 @@ class VllmExporter(PeftExporter):
     def command(self, folder: Path) -> str:
         """See `PeftExporter`."""
         rank = next(rank for rank in VLLM_RANKS if rank >= self.config["r"])
-        command = f"vllm serve {self.adapter.manifest['base']['model']} --enable-lora --max-lora-rank {rank}"
+        command = f"vllm serve {self.adapter.manifest.base.model} --enable-lora --max-lora-rank {rank}"
         template = f" --chat-template {folder / TEMPLATE}" if self.template else ""
         return f"{command} --lora-modules {self.adapter.name}={folder}{template}"
 
@@ -97,7 +98,7 @@ class GgufExporter(PeftExporter):
     @cached_property
     def base(self) -> BaseFiles:
         """The files of its base."""
-        files, tuned_on = find_tuned_base(self.adapter), self.adapter.manifest["base"]["fingerprint"]
+        files, tuned_on = find_tuned_base(self.adapter), self.adapter.manifest.base.fingerprint
         if files.fingerprint != tuned_on:
             raise IntegrityError(
                 f"{self.adapter} was tuned on '{files.model}' with weights {tuned_on[:12]}…, but that from "
@@ -113,7 +114,7 @@ class GgufExporter(PeftExporter):
     def refused(self) -> Iterator[str]:
         """See `PeftExporter`."""
         reasons = [*_beyond_lora(self.read, self.server)]
-        if self.adapter.manifest["base"]["trust_remote_code"]:
+        if self.adapter.manifest.base.trust_remote_code:
             reasons.append(f"its base comes with Python code of its own, which {self.server} does not run.")
         yield from reasons or refused_by_llama_cpp(self.read, self.base_config)
 
@@ -164,7 +165,7 @@ def _beyond_lora(read: AdapterFiles, server: str) -> Iterator[str]:
     if read.task.auto_class != "AutoModelForCausalLM":
         yield f"it is for {read.task.type}; here adapters of causal-lm are handed over."
     if config.get("peft_type") != "LORA":
-        yield f"its method is {read.adapter.manifest['method']}; {server} takes LoRA alone."
+        yield f"its method is {read.adapter.manifest.method}; {server} takes LoRA alone."
         return
     if config.get("use_dora"):
         yield "it is a DoRA."

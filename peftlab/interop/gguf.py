@@ -17,7 +17,7 @@ from torch import Tensor
 
 from peftlab.errors import PackageNotFoundError
 from peftlab.runtime.adapter_files import AdapterFiles
-from peftlab.runtime.adapter_loading import PEFT_PREFIX
+from peftlab.store import PEFT_PREFIX
 
 ARCHITECTURES = {
     "gemma": "GEMMA",
@@ -67,7 +67,7 @@ def write_gguf(read: AdapterFiles, base: transformers.PretrainedConfig, file: Pa
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(str(read.adapter))
     writer.add_base_model_count(1)
-    writer.add_base_model_name(0, read.adapter.manifest["base"]["model"])
+    writer.add_base_model_name(0, read.adapter.manifest.base.model)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     for module in modules:

@@ -14,7 +14,7 @@ import transformers
 from peftlab.base import BaseFiles, max_input_length
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.interop.peft_files import SavedAdapter
-from peftlab.runtime.adapter_loading import PEFT_PREFIX
+from peftlab.store import PEFT_PREFIX
 from peftlab.tasks import TASKS, Task
 from peftlab.tasks.labels.tag_schemes import types_of_tags
 

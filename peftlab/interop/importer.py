@@ -2,12 +2,10 @@
 
 import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +28,53 @@ from peftlab.interop.head_layout import (
 from peftlab.interop.model_card import imported_card
 from peftlab.interop.peft_files import SavedAdapter, find_saved
 from peftlab.recipe import BaseSection
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS, AdapterFiles
-from peftlab.runtime.adapter_loading import PEFT_PREFIX, attach
+from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.adapter_loading import attach
 from peftlab.runtime.adapter_template import extract_adapter
 from peftlab.runtime.forward import forward_rows
 from peftlab.runtime.routing import Router
-from peftlab.store import Adapter, Store
-from peftlab.tasks import task_description
+from peftlab.store import (
+    CONFIG_FILE,
+    PEFT_PREFIX,
+    WEIGHTS_FILE,
+    Adapter,
+    BaseInfo,
+    BaseMemory,
+    ImportInfo,
+    Manifest,
+    ParameterCounts,
+    Store,
+    build_manifest,
+)
 
 TOLERANCE = 1e-4  # of the largest logit
 PROBE = (4, 16)  # rows × tokens
-VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "tokenizers")
 UNFIT = "Was it trained on another base (--base), or for another task (--task)?"
 UNSAVED = "What is missing was not saved with it: PEFT saves what modules_to_save names."
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A published adapter that was trained elsewhere.
-
-    `notes` are sentences that its user should know. `difference` is the largest between the logits that it is served
-    with and plain PEFT's, `largest` the largest logit, both on random tokens.
-    """
+    """A published adapter that was trained elsewhere; `origin` says where it came from, with notes for its user."""
 
     adapter: Adapter
     base: BaseFiles
-    notes: list[str]
-    difference: float
-    largest: float
+    origin: ImportInfo
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences that the user of the adapter should know."""
+        return self.origin.notes
+
+    @property
+    def difference(self) -> float:
+        """The largest difference between the logits of peftlab and of plain PEFT, on random tokens."""
+        return self.origin.difference
+
+    @property
+    def largest(self) -> float:
+        """The largest of these logits."""
+        return self.origin.largest_logit
 
 
 def import_adapter(
@@ -112,8 +129,9 @@ def import_adapter(
     notes += _notes(saved, told)
     entry = _Entry(saved, told, files, tokenizer, blank, notes, max_length, device, trust_remote_code, began)
     adapter = shelf.publish(name, lambda folder: entry.write(name, folder))
-    compared = adapter.manifest["imported"]
-    return Imported(adapter, files, notes, compared["difference"], compared["largest_logit"])
+    origin = adapter.manifest.imported
+    assert origin
+    return Imported(adapter, files, origin)
 
 
 def _find_base(saved: SavedAdapter, asked: str | None, trust_remote_code: bool) -> tuple[BaseFiles, list[str]]:
@@ -181,7 +199,7 @@ class _Entry:
     trust_remote_code: bool
     began: float
 
-    def write(self, name: str, folder: Path) -> dict[str, Any]:
+    def write(self, name: str, folder: Path) -> Manifest:
         """Write the files of the adapter into `folder`, attach it from there, and compare; returns the manifest.
 
         Raises:
@@ -190,11 +208,13 @@ class _Entry:
         model, new = self._whole_model()
         kept = self._kept(model, new)
         tensors = in_our_order(self.saved.tensors, self.blank.outputs, self.told.order) | kept
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = self._config(tensors.keys())
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
-        unpublished = _Unpublished(self.saved.source, 0, folder, {})
-        served, weights = self._served(AdapterFiles(unpublished, self.told.task, config, tensors))
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
+        backbone = self._backbone()
+        manifest = self._manifest(name, sum(weight.numel() for weight in backbone.parameters()), config)
+        unpublished = _Unpublished(self.saved.source, 0, folder, manifest)
+        served = self._served(AdapterFiles(unpublished, self.told.task, config, tensors), backbone)
         self._check_whole(new)
         plain = self._plain(model)
         difference, largest = float((served - plain).abs().max()), float(plain.abs().max())
@@ -203,9 +223,9 @@ class _Entry:
                 f"'{self.saved.source}' was not imported: its logits (up to {largest:.3g}) differ by {difference:.3g} "
                 "from those that plain PEFT gives. Please report this with the adapter."
             )
-        compared = {"difference": difference, "largest_logit": largest}
-        manifest = self._manifest(name, weights, config["modules_to_save"], compared)
-        (folder / "README.md").write_text(imported_card(manifest), encoding="utf8")
+        imported = self._import_info(difference, largest)
+        manifest = manifest.model_copy(update={"imported": imported, "seconds": self._seconds()})
+        (folder / "README.md").write_text(imported_card(manifest, imported), encoding="utf8")
         return manifest
 
     def _whole_model(self) -> tuple[PreTrainedModel, set[str]]:
@@ -240,12 +260,13 @@ class _Entry:
                 names.append(name)
         return names
 
-    @torch.inference_mode()
-    def _served(self, read: AdapterFiles) -> tuple[torch.Tensor, int]:
-        """The logits that a bank gives, and how many weights the base has."""
+    def _backbone(self) -> PreTrainedModel:
         with _in_words(f"base '{self.files.model}' cannot be loaded"):
-            backbone = load_backbone(self.files, trust_remote_code=self.trust_remote_code, device=self.device)
-        weights = sum(parameter.numel() for parameter in backbone.parameters())
+            return load_backbone(self.files, trust_remote_code=self.trust_remote_code, device=self.device)
+
+    @torch.inference_mode()
+    def _served(self, read: AdapterFiles, backbone: PreTrainedModel) -> torch.Tensor:
+        """The logits that a bank gives."""
         with _in_words(f"PEFT cannot put '{self.saved.source}' on '{self.files.model}'"):
             try:
                 attached = attach(read, backbone, self.files, trust_remote_code=self.trust_remote_code)
@@ -255,8 +276,8 @@ class _Entry:
             router, inputs = Router(backbone), _probe(backbone)
             loaded, _ = extract_adapter(read, attached, router)
             if loaded.routed:
-                return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router)).cpu(), weights
-            return read.task.logits(loaded.model(**inputs)).float().cpu(), weights
+                return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router)).cpu()
+            return read.task.logits(loaded.model(**inputs)).float().cpu()
 
     @torch.inference_mode()
     def _plain(self, model: PreTrainedModel) -> torch.Tensor:
@@ -275,44 +296,43 @@ class _Entry:
                 f"{', '.join(lost)}, which was made anew when it was trained, and not saved."
             )
 
-    def _manifest(self, name: str, weights: int, held: list[str], compared: dict[str, float]) -> dict[str, Any]:
-        saved, task = self.saved, self.told.task
-        trained = sum(tensor.numel() for tensor in saved.tensors.values())
-        return {
-            "name": name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "task": task_description(task),
-            "base": {
-                "model": self.files.model,
-                "revision": self.files.revision,
-                "fingerprint": self.files.fingerprint,
-                "tokenizer_sha256": tokenizer_hash(self.tokenizer),
-                "trust_remote_code": self.trust_remote_code,
-                "quantization": None,
-                "bytes": {"fp32": 4 * weights, "in memory": 4 * weights},
-            },
-            "head_modules": held,
-            "method": saved.method,
-            "max_length": self.max_length or self.blank.max_length,
-            "parameters": {"trained": trained, "base": weights},
-            "data": {"sha256": None, "ledger": {}},
-            "scores": {},
-            "main_score": task.main_score,
-            "seconds": round(time.monotonic() - self.began, 1),
-            "imported": {
-                "source": saved.origin,
-                "place": saved.place,
-                "commit": saved.commit,
-                "peft_version": saved.config.get("peft_version"),
-                "head_order": self.told.order,
-                "notes": self.notes,
-                **compared,
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{package: importlib.metadata.version(package) for package in VERSIONS_OF},
-            },
-        }
+    def _import_info(self, difference: float, largest_logit: float) -> ImportInfo:
+        saved, order = self.saved, self.told.order
+        return ImportInfo(
+            source=saved.origin,
+            place=saved.place,
+            commit=saved.commit,
+            peft_version=saved.config.get("peft_version"),
+            head_order=tuple(order) if order else None,
+            notes=tuple(self.notes),
+            difference=difference,
+            largest_logit=largest_logit,
+        )
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self.began, 1)
+
+    def _manifest(self, name: str, weights: int, config: dict[str, Any]) -> Manifest:
+        base = BaseInfo(
+            model=self.files.model,
+            revision=self.files.revision,
+            fingerprint=self.files.fingerprint,
+            tokenizer_sha256=tokenizer_hash(self.tokenizer),
+            trust_remote_code=self.trust_remote_code,
+            quantization=None,
+            pretrained_head=(),
+            memory=BaseMemory(fp32=4 * weights, in_memory=4 * weights),
+        )
+        return build_manifest(
+            name,
+            self.told.task,
+            base,
+            method=self.saved.method,
+            max_length=self.max_length or self.blank.max_length,
+            parameters=ParameterCounts(trained=sum(t.numel() for t in self.saved.tensors.values()), base=weights),
+            head_modules=tuple(config["modules_to_save"]),
+            seconds=self._seconds(),
+        )
 
 
 class _Unpublished(Adapter):

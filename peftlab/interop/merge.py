@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from peftlab.base import quietly
 from peftlab.errors import IntegrityError, StoreError
 from peftlab.runtime.bank import Bank, load
-from peftlab.store import Adapter, open_to_readers
+from peftlab.store import Adapter, make_readable
 from peftlab.tasks import Task
 
 TOLERANCE = 1e-4  # of the largest logit: merging rounds each weight once
@@ -91,7 +91,7 @@ def _folded(adapted: PeftModel, adapter: Adapter) -> transformers.PreTrainedMode
     try:
         return adapted.merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        method, reason = adapter.manifest["method"], str(error).removesuffix(".")
+        method, reason = adapter.manifest.method, str(error).removesuffix(".")
         raise IntegrityError(f"{adapter} ({method}) cannot be merged into its base: {reason}.") from error
 
 
@@ -115,7 +115,7 @@ def appearing(target: Path) -> Iterator[Path]:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
     try:
         yield draft
-        open_to_readers(draft)
+        make_readable(draft)
         draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -2,9 +2,8 @@
 
 import json
 import re
-from typing import Any
 
-from peftlab.tasks import task_from_manifest
+from peftlab.store import ImportInfo, Manifest
 
 _CARD = """\
 ---
@@ -46,22 +45,21 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 """
 
 
-def imported_card(manifest: dict[str, Any]) -> str:
+def imported_card(manifest: Manifest, imported: ImportInfo) -> str:
     """Markdown from the manifest."""
-    task, imported = task_from_manifest(manifest["task"]), manifest["imported"]
-    version = imported["peft_version"]
+    task = manifest.task.build()
     card = _CARD.format(
-        name=manifest["name"],
-        base=manifest["base"]["model"],
+        name=manifest.name,
+        base=manifest.base.model,
         pipeline=task.pipeline_tag,
-        method=manifest["method"],
+        method=manifest.method,
         task=task.type,
-        peftlab=manifest["versions"]["peftlab"],
-        created=manifest["created"][:10],
-        source=imported["source"] + (f"@{imported['commit']}" if imported["commit"] else ""),
-        made_by=f", which PEFT {version} saved" if version else "",
+        peftlab=manifest.versions["peftlab"],
+        created=manifest.created[:10],
+        source=imported.source + (f"@{imported.commit}" if imported.commit else ""),
+        made_by=f", which PEFT {imported.peft_version} saved" if imported.peft_version else "",
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
-        notes="\n".join(f"- {note[0].upper()}{note[1:]}" for note in imported["notes"]),
+        notes="\n".join(f"- {note[0].upper()}{note[1:]}" for note in imported.notes),
         example=task.example_arguments,
         auto_class=task.auto_class,
         head_labels=json.dumps(task.head_labels, ensure_ascii=False),

@@ -64,7 +64,7 @@ class Modelfile:
 
     def text(self, gguf: str) -> str:
         """The whole file, for an adapter in the file `gguf` beside it."""
-        lines = [f"# {self._adapter}, tuned by peftlab on {self._adapter.manifest['base']['model']}."]
+        lines = [f"# {self._adapter}, tuned by peftlab on {self._adapter.manifest.base.model}."]
         lines += [f"# {note}" for note in self.notes]
         lines += [f"FROM {self._base_name}" if self._base_name else "# FROM ./base.gguf", f"ADAPTER ./{gguf}"]
         lines.append(f"TEMPLATE {_quoted(self._go_template())}")
@@ -101,7 +101,7 @@ class Modelfile:
         if not self._base_name:
             yield (
                 "FROM is left open: name the base as Ollama has it (peftlab export … --from NAME), or its GGUF file, "
-                f"which llama.cpp makes of the folder of {self._adapter.manifest['base']['model']}: "
+                f"which llama.cpp makes of the folder of {self._adapter.manifest.base.model}: "
                 "python convert_hf_to_gguf.py FOLDER --outfile base.gguf"
             )
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from peftlab.base import PARTLY, hub_snapshot
 from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
 from peftlab.methods.registry import METHODS
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS, whole
-from peftlab.store import MANIFEST
+from peftlab.runtime.adapter_files import whole
+from peftlab.store import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 
 PICKLED = "adapter_model.bin"
 AS_SAFETENSORS = (
@@ -74,10 +74,10 @@ def find_saved(source: str, revision: str | None = None) -> SavedAdapter:
     """
     folder, place, commit = _found(source, revision)
     _check_files(source, folder)
-    config = _read_config(folder / CONFIG)
+    config = _read_config(folder / CONFIG_FILE)
     if faults := list(_unservable(config)):
         raise IntegrityError("\n".join([f"'{source}' cannot be imported:", *(f"  {fault}" for fault in faults)]))
-    return SavedAdapter(source, place, folder, commit, config, _read_tensors(folder / WEIGHTS))
+    return SavedAdapter(source, place, folder, commit, config, _read_tensors(folder / WEIGHTS_FILE))
 
 
 def _found(source: str, revision: str | None) -> tuple[Path, str, str | None]:
@@ -104,28 +104,28 @@ def _snapshot(source: str, revision: str | None, *, cached: bool) -> Path | str:
 
     if not cached and constants.HF_HUB_OFFLINE:
         return "not asked, HF_HUB_OFFLINE is set"
-    folder = hub_snapshot(source, revision, [CONFIG, WEIGHTS], local_files_only=cached)
+    folder = hub_snapshot(source, revision, [CONFIG_FILE, WEIGHTS_FILE], local_files_only=cached)
     if isinstance(folder, str) or not cached:
         return folder
-    return folder if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else PARTLY
+    return folder if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file() else PARTLY
 
 
 def _check_files(source: str, folder: Path) -> None:
     """Raises IntegrityError unless both files are there, and no manifest."""
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST_FILE).is_file():
         raise IntegrityError(
-            f"'{source}' was published by peftlab: its {MANIFEST} tells task, labels and base. There is nothing to "
-            "import; name the store that it lies in with --store."
+            f"'{source}' was published by peftlab: its {MANIFEST_FILE} holds task, labels and base. There is nothing "
+            "to import; name the store that it lies in with --store."
         )
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if not missing:
         return
     reason = f"'{source}' is no adapter as PEFT saves it: there is no {' and no '.join(missing)} in {folder}."
-    if WEIGHTS in missing and (folder / PICKLED).exists():
+    if WEIGHTS_FILE in missing and (folder / PICKLED).exists():
         raise IntegrityError(f"{reason} There is an {PICKLED}: {AS_SAFETENSORS}")
-    inside = sorted(inner.name for inner in folder.iterdir() if (inner / CONFIG).is_file())
+    inside = sorted(inner.name for inner in folder.iterdir() if (inner / CONFIG_FILE).is_file())
     advice = f" There are adapters inside: {', '.join(inside)}." if inside else ""
-    if WEIGHTS in missing and CONFIG not in missing:
+    if WEIGHTS_FILE in missing and CONFIG_FILE not in missing:
         advice = f" If it has an {PICKLED}: {AS_SAFETENSORS}"
     raise IntegrityError(f"{reason}{advice}")
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -18,7 +19,7 @@ def _named_once(labels: list[str]) -> list[str]:
 
 
 def _adapter_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,62}", name):
+    if not ADAPTER_NAME.fullmatch(name):
         raise ValueError("should be 2 to 63 lower-case letters, digits and dashes, and not begin with a dash")
     return name
 

@@ -17,9 +17,9 @@ from peftlab.runtime.adapter_template import AdapterTemplate, LoadedAdapter, ext
 from peftlab.runtime.composition import CompositeVersion, composed, parts_of
 from peftlab.runtime.loaded_base import LoadedBase
 from peftlab.runtime.lru_cache import LRUCache
-from peftlab.store import Edition, Store
+from peftlab.store import AdapterVersion, Store
 
-Key = Edition | CompositeVersion
+Key = AdapterVersion | CompositeVersion
 
 
 class AdapterCache:
@@ -31,7 +31,7 @@ class AdapterCache:
         self._files: LRUCache[Key, AdapterFiles] = LRUCache(memory, lambda read: read.bytes)
         self._slots: LRUCache[Key, LoadedAdapter] = LRUCache(slots, lambda loaded: 1)
         self._templates: dict[str, AdapterTemplate] = {}
-        self._ref_counts: Counter[Edition] = Counter()  # how many names and requests mean it
+        self._ref_counts: Counter[AdapterVersion] = Counter()  # how many names and requests mean it
         self._composed: set[CompositeVersion] = set()  # that are in a slot, or were
         self._lock = threading.Lock()  # for moments
         self._loading = threading.RLock()  # one adapter is loaded at a time; others answer meanwhile
@@ -133,7 +133,7 @@ class AdapterCache:
         self._keep(edition, read)  # last: nothing goes for what does not fit the base
         return loaded
 
-    def _keep(self, edition: Edition, read: AdapterFiles) -> None:
+    def _keep(self, edition: AdapterVersion, read: AdapterFiles) -> None:
         with self._lock:
             self._drop(self._files.put(edition, read))
             self._tidy(edition)
@@ -153,7 +153,7 @@ class AdapterCache:
             self._templates[kind] = mould
         return loaded
 
-    def _read(self, edition: Edition) -> AdapterFiles:
+    def _read(self, edition: AdapterVersion) -> AdapterFiles:
         try:
             read = read_files(self._store, str(edition))
         except (OSError, IntegrityError):
@@ -163,9 +163,9 @@ class AdapterCache:
         self._check(read)
         return read
 
-    def _check_there(self, edition: Edition) -> None:
+    def _check_there(self, edition: AdapterVersion) -> None:
         """It may be removed while it is read."""
-        if self._store.edition(str(edition)) != edition:
+        if self._store.resolve_version(str(edition)) != edition:
             raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
 
     def _check(self, read: AdapterFiles) -> None:

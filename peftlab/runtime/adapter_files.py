@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -12,11 +11,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from peftlab.errors import IntegrityError
-from peftlab.store import Adapter, Store
+from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Adapter, Store
 from peftlab.tasks import Task
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 OF_ITS_MAKING = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 
 
@@ -50,23 +47,23 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
         AdapterNotFoundError: no such adapter.
         IntegrityError: it is damaged, cannot be read, or is of a task that this version does not know.
     """
-    adapter = store.verify(reference)
+    adapter, contents = store.read_files(reference, (CONFIG_FILE, WEIGHTS_FILE))
     task = adapter.task
-    for needed in (CONFIG, WEIGHTS):
-        if needed not in adapter.manifest["files"]:
+    for needed in (CONFIG_FILE, WEIGHTS_FILE):
+        if needed not in contents:
             raise IntegrityError(f"{adapter} was published without {needed}, so there is nothing to load.")
-    with _readable(adapter, CONFIG) as file:
-        config = json.loads(file.read_text(encoding="utf8"))
-    with _readable(adapter, WEIGHTS) as file:
-        tensors = load(file.read_bytes())
+    with _parse_errors(adapter, CONFIG_FILE):
+        config = json.loads(contents[CONFIG_FILE].decode())
+    with _parse_errors(adapter, WEIGHTS_FILE):
+        tensors = load(contents[WEIGHTS_FILE])
     return AdapterFiles(adapter, task, config, whole(tensors))
 
 
 @contextmanager
-def _readable(adapter: Adapter, file: str) -> Iterator[Path]:
-    """It is what was published, but that may be anything."""
+def _parse_errors(adapter: Adapter, file: str) -> Iterator[None]:
+    """Raise IntegrityError where the content of `file` cannot be parsed: what was published may be anything."""
     try:
-        yield adapter.folder / file
+        yield
     except (ValueError, SafetensorError) as fault:
         raise IntegrityError(f"{adapter}: {file} cannot be read: {fault}") from fault
 

@@ -18,12 +18,12 @@ from peft.utils.other import TrainableTokensWrapper
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, blank_with_head, load_with_head, tensors_named
 from peftlab.errors import IntegrityError
-from peftlab.runtime.adapter_files import CONFIG, AdapterFiles
+from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.backbones import path_of_backbone, put_backbone
 from peftlab.runtime.module_clone import clone_modules
+from peftlab.store import CONFIG_FILE, PEFT_PREFIX
 from peftlab.tasks import Task
 
-PEFT_PREFIX = "base_model.model."
 PEFT_ASKS = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # a model, to tell how to wrap its layers
 KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
 
@@ -60,7 +60,9 @@ def attach(
     """
     adapter, tensors = read.adapter, read.tensors
     if (method := read.config.get("peft_type")) not in PEFT_TYPE_TO_TUNER_MAPPING:
-        raise IntegrityError(f"{adapter}: {CONFIG} is of a method that PEFT does not know: peft_type is {method!r}.")
+        raise IntegrityError(
+            f"{adapter}: {CONFIG_FILE} is of a method that PEFT does not know: peft_type is {method!r}."
+        )
     delta = PeftConfig.from_pretrained(adapter.folder)
     held = frozenset(delta.modules_to_save or ())
     model = _shell(read.task, backbone, files, trust_remote_code)

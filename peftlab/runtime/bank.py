@@ -32,7 +32,7 @@ from peftlab.runtime.composition import (
 )
 from peftlab.runtime.loaded_base import DTYPES, LoadedBase, Precision
 from peftlab.runtime.request import Answer, Request
-from peftlab.store import ON, Adapter, Edition, Store
+from peftlab.store import STACK_SEPARATOR, Adapter, AdapterVersion, Store
 from peftlab.tasks import Task
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.inputs.rows import InputRow
@@ -135,9 +135,9 @@ class Bank:
         }
         self._memory, self._slots = memory, slots
         self._base: LoadedBase | None = None
-        self._current: dict[str, Edition] = {}
+        self._current: dict[str, AdapterVersion] = {}
         self._composed: dict[str, Composition] = {}
-        self._refused: set[Edition] = set()
+        self._refused: set[AdapterVersion] = set()
         self._joining = threading.RLock()
 
     @property
@@ -208,19 +208,19 @@ class Bank:
         with self._joining:
             if name in self.names:
                 return
-            if ON in name:
-                for part in (parts := name.split(ON)):
+            if STACK_SEPARATOR in name:
+                for part in (parts := name.split(STACK_SEPARATOR)):
                     self.add(part)
                 self.compose(name, "stack", parts)
                 return
-            edition = self.store.edition(name)
+            edition = self.store.resolve_version(name)
             if self._base is None:
                 base = LoadedBase(self.store.verify(str(edition)), **self._options)
                 self._cache = AdapterCache(self.store, base, memory=self._memory, slots=self._slots)
                 self._base = base
             self._join(name, edition)
 
-    def _join(self, name: str, edition: Edition) -> None:
+    def _join(self, name: str, edition: AdapterVersion) -> None:
         """From here on `name` means this edition; raises as `add` does, and then it means what it did before."""
         with self._cache.held([edition]):  # what does not fit the base is told now
             self._cache.retain(edition)
@@ -408,9 +408,9 @@ class Bank:
             return CompositeVersion(made.way, tuple(map(self._version, made.names)), made.weights)
         return self._version(name)
 
-    def _version(self, name: str) -> Edition:
+    def _version(self, name: str) -> AdapterVersion:
         """The store's current version, or the one before where that cannot be served."""
-        edition = self.store.edition(name)
+        edition = self.store.resolve_version(name)
         if edition == self._current.get(name):
             return edition
         with self._joining:
@@ -419,7 +419,7 @@ class Bank:
                 self._follow(name, edition)
             return self._current[name]
 
-    def _follow(self, name: str, edition: Edition) -> None:
+    def _follow(self, name: str, edition: AdapterVersion) -> None:
         """Let a name mean what was published or rolled back to since; what cannot be served is noted, and refused."""
         try:
             self._join(name, edition)

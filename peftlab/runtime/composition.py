@@ -21,7 +21,7 @@ from peftlab.runtime.low_rank import LowRankUpdate, concat_updates
 from peftlab.runtime.module_clone import replace_child, replace_tensors
 from peftlab.runtime.routing import AdapterModule
 from peftlab.runtime.token_embeddings import has_token_embeddings
-from peftlab.store import Edition
+from peftlab.store import AdapterVersion
 
 CompositionMode = Literal["stack", "average", "ensemble"]
 
@@ -58,19 +58,19 @@ class CompositeVersion:
     """A composition of certain versions."""
 
     way: CompositionMode
-    parts: tuple[Edition, ...]
+    parts: tuple[AdapterVersion, ...]
     weights: tuple[float, ...]
 
     def __str__(self) -> str:
         return f"the {self.way} of {', '.join(map(str, self.parts))}"
 
 
-def parts_of(edition: Edition | CompositeVersion) -> tuple[Edition, ...]:
+def parts_of(edition: AdapterVersion | CompositeVersion) -> tuple[AdapterVersion, ...]:
     """The versions that are in it."""
     return edition.parts if isinstance(edition, CompositeVersion) else (edition,)
 
 
-def is_ensemble(edition: Edition | CompositeVersion) -> TypeGuard[CompositeVersion]:
+def is_ensemble(edition: AdapterVersion | CompositeVersion) -> TypeGuard[CompositeVersion]:
     """Whether its parts are asked one by one."""
     return isinstance(edition, CompositeVersion) and edition.way == "ensemble"
 

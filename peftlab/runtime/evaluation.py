@@ -14,7 +14,7 @@ from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue
 from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection
 from peftlab.runtime.bank import Serving, load
 from peftlab.runtime.request import Answer
-from peftlab.store import ON, Adapter, Store
+from peftlab.store import STACK_SEPARATOR, Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.labels.label_set import reject_unknown_labels
@@ -82,7 +82,7 @@ def evaluate(
         plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
         split = read_split(section, str(data), errors, key="", plain=plain)
         rows = _labelled(bank.adapter(adapter), split, errors, called="the data")
-    name = ON.join(str(bank.adapter(part)) for part in adapter.split(ON))
+    name = STACK_SEPARATOR.join(str(bank.adapter(part)) for part in adapter.split(STACK_SEPARATOR))
     return _scored(name, rows, bank.run(adapter, rows.examples, told), bank.notes)
 
 
@@ -119,7 +119,7 @@ def evaluate_mixed(
     """
     section, shelf = _section(data, data_format, columns, header, encoding), Store(store)
     with ErrorCollector() as errors:
-        named = read_named(section, str(data), by, errors, find=shelf.edition)
+        named = read_named(section, str(data), by, errors, find=shelf.resolve_version)
         groups = _labelled_by_adapter(named, Path(data).name, shelf, errors)
     bank = load(*groups, store=store, **serving)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}

@@ -48,10 +48,10 @@ class LoadedBase:
         precision: Precision = "auto",
         trust_remote_code: bool,
     ) -> None:
-        base = first.manifest["base"]
-        if base["trust_remote_code"] and not trust_remote_code:  # what a stranger's manifest says is not consent
+        base = first.manifest.base
+        if base.trust_remote_code and not trust_remote_code:  # what a stranger's manifest says is not consent
             raise IntegrityError(
-                f"{first} was tuned with Python code that comes with '{base['model']}'. If you have read that "
+                f"{first} was tuned with Python code that comes with '{base.model}'. If you have read that "
                 "code, allow it: --trust-remote-code, or load(…, trust_remote_code=True)."
             )
         self.device = device
@@ -66,9 +66,7 @@ class LoadedBase:
         self.tokenizer_hash = tokenizer_hash(self.tokenizer)
         self.backbone = self._load_backbone()
         if precision == "fp16" and (kind := self.backbone.config.model_type) in BEYOND_FP16:
-            raise IntegrityError(
-                f"activations of '{base['model']}' ({kind}) leave the range of fp16: take bf16 or fp32."
-            )
+            raise IntegrityError(f"activations of '{base.model}' ({kind}) leave the range of fp16: take bf16 or fp32.")
         if self.quantization is None:
             self.backbone.to(dtype_of(precision, self.backbone.device))
         self._tokenizers = {False: self.tokenizer}
@@ -88,14 +86,14 @@ class LoadedBase:
         Raises:
             IntegrityError: its weights, tokenizer or quantization are others, or its method does not go with it.
         """
-        adapter, base = read.adapter, read.adapter.manifest["base"]
+        adapter, base = read.adapter, read.adapter.manifest.base
         for what, expected, found in (
-            ("weights", base["fingerprint"], self.fingerprint),
-            ("tokenizer", base["tokenizer_sha256"], self.tokenizer_hash),
+            ("weights", base.fingerprint, self.fingerprint),
+            ("tokenizer", base.tokenizer_sha256, self.tokenizer_hash),
         ):
             if expected != found:
                 raise IntegrityError(
-                    f"{adapter} was tuned on '{base['model']}' with {what} {expected[:12]}…, but the base in memory, "
+                    f"{adapter} was tuned on '{base.model}' with {what} {expected[:12]}…, but the base in memory, "
                     f"'{self.files.model}' from {self.files.source}, has {found[:12]}…. One bank holds one base."
                 )
         if self.asked_quantization is None and tuned_on(read.adapter) != self.quantization:
@@ -106,7 +104,7 @@ class LoadedBase:
                 "load(…, quantization=…)."
             )
         dora = read.config.get("use_dora", False)
-        if reason := refusal("dora" if dora else adapter.manifest["method"], self.quantization):
+        if reason := refusal("dora" if dora else adapter.manifest.method, self.quantization):
             raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
 
     def note_on(self, read: AdapterFiles) -> str | None:
@@ -147,14 +145,14 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def tuned_on(adapter: Adapter) -> Quantization | None:
-    """How its base was held; adapters of older versions know of fp32 only."""
-    return adapter.manifest["base"].get("quantization")
+    """The quantization of the base that the adapter was tuned on."""
+    return adapter.manifest.base.quantization
 
 
 def find_tuned_base(adapter: Adapter, *, trust_remote_code: bool = False) -> BaseFiles:
     """The base at the commit it had when tuning, or else anywhere: its fingerprint is yet to be compared."""
-    base = adapter.manifest["base"]
-    section = BaseSection(model=base["model"], revision=base["revision"], trust_remote_code=trust_remote_code)
+    base = adapter.manifest.base
+    section = BaseSection(model=base.model, revision=base.revision, trust_remote_code=trust_remote_code)
     try:
         return find_base(section)
     except BaseNotFoundError:

@@ -134,7 +134,7 @@ class Request(dict[str, Key]):
 
     def encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
         """The features of each example of an adapter's task."""
-        length, tokenizer = read.adapter.manifest["max_length"], self._base.tokenizer_for(read.task)
+        length, tokenizer = read.adapter.manifest.max_length, self._base.tokenizer_for(read.task)
         return encode_examples(read.task, tokenizer, examples, max_length=length, training=False)
 
     def _referred(self, name: str, examples: Sequence[Any]) -> list[list[Feature]]:

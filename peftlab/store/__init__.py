@@ -1,5 +1,48 @@
-"""Adapters on disk: published atomically, resolved by name, verified byte by byte."""
+"""Adapters on disk: published atomically, found by name, verified by the sha256 of every file."""
 
-from peftlab.store.store import MANIFEST, ON, Adapter, Edition, Store, open_to_readers
+from peftlab.store.adapter import Adapter, AdapterVersion
+from peftlab.store.files import make_readable
+from peftlab.store.layout import (
+    ADAPTER_NAME,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PEFT_PREFIX,
+    STACK_SEPARATOR,
+    WEIGHTS_FILE,
+)
+from peftlab.store.manifest import (
+    BaseInfo,
+    BaseMemory,
+    DataInfo,
+    ImportInfo,
+    LedgerInfo,
+    Manifest,
+    ParameterCounts,
+    StartInfo,
+    TaskInfo,
+    build_manifest,
+)
+from peftlab.store.store import Store
 
-__all__ = ["MANIFEST", "ON", "Adapter", "Edition", "Store", "open_to_readers"]
+__all__ = [
+    "ADAPTER_NAME",
+    "CONFIG_FILE",
+    "MANIFEST_FILE",
+    "PEFT_PREFIX",
+    "STACK_SEPARATOR",
+    "WEIGHTS_FILE",
+    "Adapter",
+    "AdapterVersion",
+    "BaseInfo",
+    "BaseMemory",
+    "DataInfo",
+    "ImportInfo",
+    "LedgerInfo",
+    "Manifest",
+    "ParameterCounts",
+    "StartInfo",
+    "Store",
+    "TaskInfo",
+    "build_manifest",
+    "make_readable",
+]

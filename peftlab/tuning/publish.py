@@ -1,19 +1,17 @@
 """What goes into an adapter's folder, and the proof that it works there: reloaded into a fresh base and compared."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
-from peftlab.base import load_with_head, own_head
+from peftlab.base import Base, load_with_head, own_head
 from peftlab.errors import IntegrityError
 from peftlab.recipe import recipe_yaml
-from peftlab.tasks import Scores, task_description
+from peftlab.store import BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
+from peftlab.tasks import Scores
 from peftlab.tasks.prediction import forward
 from peftlab.tuning.report.confusion_matrix import draw_confusion
 from peftlab.tuning.report.model_card import model_card
@@ -22,12 +20,11 @@ from peftlab.tuning.run import Run
 
 PROBED_ROWS = 8
 TOLERANCE = 1e-4
-VERSIONS_OF = ("peftlab", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 
 
 def write_adapter(
     run: Run, log: Sequence[dict[str, float]], scores: Mapping[str, Scores], seconds: float, folder: Path
-) -> dict[str, Any]:
+) -> Manifest:
     """Write PEFT's files, recipe, curves and model card of a trained run into `folder`; returns the manifest.
 
     Raises:
@@ -46,7 +43,7 @@ def write_adapter(
     for split, scored in scores.items():
         if scored.confusion and (split == "test" or "test" not in scores):
             draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")
-    manifest = _manifest(run, scores, seconds, difference)
+    manifest = run_manifest(run, scores, seconds, difference)
     card = model_card(manifest, recipe)
     (folder / "README.md").write_text(card, encoding="utf8")
     return manifest
@@ -73,42 +70,36 @@ def compare_reloaded(run: Run, folder: Path) -> float:
     return difference
 
 
-def _own_head(run: Run) -> list[str]:
-    """The Linear layers of the base's own head, where the task has no other; a quantized base keeps them whole."""
-    modules = dict(run.base.model.named_modules())
-    return [name for name in own_head(run.base.model) if isinstance(modules[name], torch.nn.Linear)]
+def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_difference: float) -> Manifest:
+    """The manifest of a trained run."""
+    ledger = {split: LedgerInfo.model_validate(ledger.as_dict()) for split, ledger in run.ledgers.items()}
+    return build_manifest(
+        run.recipe.name,
+        run.task,
+        describe_base(run.base, trust_remote_code=run.recipe.base.trust_remote_code),
+        method=run.recipe.method.type,
+        max_length=run.max_length,
+        parameters=ParameterCounts(trained=run.trained, base=run.base.parameters),
+        head_modules=tuple(run.base.head_modules),
+        seconds=seconds,
+        data=DataInfo(sha256=run.rows.content_hash, ledger=ledger),
+        scores=scores,
+        reload_difference=reload_difference,
+        started_from=run.start.info() if run.start else None,
+    )
 
 
-def _manifest(run: Run, scores: Mapping[str, Scores], seconds: float, difference: float) -> dict[str, Any]:
-    return {
-        "name": run.recipe.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": task_description(run.task),
-        "base": {
-            "model": run.base.files.model,
-            "revision": run.base.files.revision,
-            "fingerprint": run.base.fingerprint,
-            "tokenizer_sha256": run.base.tokenizer_hash,
-            "trust_remote_code": run.recipe.base.trust_remote_code,
-            "quantization": run.base.quantization,
-            "own_head": _own_head(run),
-            "bytes": {"fp32": run.base.bytes_in_fp32, "in memory": run.base.bytes},
-        },
-        "head_modules": run.base.head_modules,
-        "method": run.recipe.method.type,
-        **({"started_from": run.start.as_dict()} if run.start else {}),
-        "max_length": run.max_length,
-        "parameters": {"trained": run.trained, "base": run.base.parameters},
-        "data": {
-            "sha256": run.rows.content_hash,
-            "ledger": {split: ledger.as_dict() for split, ledger in run.ledgers.items()},
-        },
-        "scores": {split: scored.as_dict() for split, scored in scores.items()},
-        "main_score": run.task.main_score,
-        "reload_difference": difference,
-        "seconds": round(seconds, 1),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
-        },
-    }
+def describe_base(base: Base, *, trust_remote_code: bool) -> BaseInfo:
+    """The manifest's part about a loaded base."""
+    modules = dict(base.model.named_modules())
+    pretrained_head = tuple(name for name in own_head(base.model) if isinstance(modules[name], torch.nn.Linear))
+    return BaseInfo(
+        model=base.files.model,
+        revision=base.files.revision,
+        fingerprint=base.fingerprint,
+        tokenizer_sha256=base.tokenizer_hash,
+        trust_remote_code=trust_remote_code,
+        quantization=base.quantization,
+        pretrained_head=pretrained_head,
+        memory=BaseMemory(fp32=base.bytes_in_fp32, in_memory=base.bytes),
+    )

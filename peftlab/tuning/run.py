@@ -58,7 +58,7 @@ class Run:
             "base": self.base.fingerprint,
             "chat template": str(self.task.state.get("chat_template")),  # a file may have changed
             "number of processes": str(self.processes.count),
-            "adapter that it starts from": json.dumps(self.start.as_dict()) if self.start else "none",
+            "adapter that it starts from": json.dumps(self.start.info().to_dict()) if self.start else "none",
         }
 
     def inputs_of(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ All of its delta is taken where this run's model has a place for it; its head on
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.base import Base, blank_with_head
 from peftlab.errors import AdapterNotFoundError, ErrorCollector, IntegrityError, ValidationIssue
 from peftlab.recipe import Recipe
-from peftlab.store import Adapter, Store
+from peftlab.store import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter, StartInfo, Store
 from peftlab.tasks import Task
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEY = "method.start_from"
-IN_FILES = "base_model.model."
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OF_ITS_MAKING = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type",
 )  # fmt: skip
@@ -50,15 +48,21 @@ class Start:
 
     def __str__(self) -> str:
         head = "and its head" if self.with_head else f"and not its head: {self.why_no_head}"
-        told = f"Starts from {self.adapter} ({self.adapter.manifest['task']['type']}): {self.taken} tensors, {head}."
+        told = f"Starts from {self.adapter} ({self.adapter.manifest.task.type}): {self.taken} tensors, {head}."
         if self.anew:
             told += f" Its model has no {', '.join(self.anew)}, which begin anew."
         return told + (f" Left out: {', '.join(self.left)}, which this model has not." if self.left else "")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
-        told = {"adapter": str(self.adapter), "manifest_sha256": self.adapter.manifest["manifest_sha256"]}
-        return {**told, "tensors": self.taken, "head": self.with_head, "anew": self.anew, "left": self.left}
+    def info(self) -> StartInfo:
+        """The part of the manifest."""
+        return StartInfo(
+            adapter=str(self.adapter),
+            manifest_sha256=self.adapter.manifest.manifest_sha256,
+            num_tensors=self.taken,
+            with_head=self.with_head,
+            newly_initialized=tuple(self.anew),
+            skipped=tuple(self.left),
+        )
 
 
 def find_start(recipe: Recipe, shelf: Store, errors: ErrorCollector) -> Adapter | None:
@@ -73,7 +77,7 @@ def find_start(recipe: Recipe, shelf: Store, errors: ErrorCollector) -> Adapter 
     except (AdapterNotFoundError, IntegrityError) as error:
         errors.add(str(error), key=KEY)
         return None
-    if (method := adapter.manifest["method"]) != recipe.method.type:
+    if (method := adapter.manifest.method) != recipe.method.type:
         message = f"{adapter} is of method {method}, and this recipe's is {recipe.method.type}."
         errors.add(message, key=KEY, hint="Take its method, or another adapter.")
     return adapter
@@ -91,13 +95,16 @@ def begin_with(
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    theirs, mine = load_file(adapter.folder / WEIGHTS), get_peft_model_state_dict(model, save_embedding_layers=False)
+    theirs, mine = (
+        load_file(adapter.folder / WEIGHTS_FILE),
+        get_peft_model_state_dict(model, save_embedding_layers=False),
+    )
     _check_fitting(adapter, model, base)
     blank = blank_with_head(base.files, adapter.task, trust_remote_code=trust_remote_code)
     with ErrorCollector() as errors:
         anew, left = _Places(adapter, base, model, blank).apart(set(mine), set(theirs), errors)
     why = _why_no_head(adapter, task)
-    held = () if not why else (*adapter.manifest["head_modules"], *base.head_modules)
+    held = () if not why else (*_head_modules(adapter), *base.head_modules)
     taken = {name: tensor for name, tensor in theirs.items() if name in mine and not _inside(name, held)}
     _check_shapes(adapter, taken, mine)
     set_peft_model_state_dict(model, {**mine, **taken})  # PEFT wants a head in any case
@@ -115,25 +122,25 @@ def _check_shapes(adapter: Adapter, taken: Mapping[str, "Tensor"], mine: Mapping
     with ErrorCollector() as errors:
         for name in (name for name, tensor in taken.items() if tensor.shape != mine[name].shape):
             shapes = f"{tuple(taken[name].shape)} in {adapter}, and {tuple(mine[name].shape)} here"
-            errors.add(f"{name.removeprefix(IN_FILES)} is {shapes}.", key=KEY)
+            errors.add(f"{name.removeprefix(PEFT_PREFIX)} is {shapes}.", key=KEY)
 
 
 def _of_another_base(adapter: Adapter, base: Base) -> Iterator[ValidationIssue]:
-    told = adapter.manifest["base"]
+    told = adapter.manifest.base
     for what, theirs, mine in (
-        ("weights", told["fingerprint"], base.fingerprint),
-        ("tokenizer", told["tokenizer_sha256"], base.tokenizer_hash),
+        ("weights", told.fingerprint, base.fingerprint),
+        ("tokenizer", told.tokenizer_sha256, base.tokenizer_hash),
     ):
         if theirs != mine:
             message = (
-                f"{adapter} was tuned on '{told['model']}' with {what} {theirs[:12]}…, and this base has {mine[:12]}…."
+                f"{adapter} was tuned on '{told.model}' with {what} {theirs[:12]}…, and this base has {mine[:12]}…."
             )
             yield ValidationIssue(message, key=KEY, hint="Take the same base, or another adapter.")
 
 
 def _shaped_otherwise(adapter: Adapter, model: "PeftModel") -> Iterator[ValidationIssue]:
     """A problem for each field of the method that an adapter of these weights cannot have otherwise."""
-    theirs = json.loads((adapter.folder / CONFIG).read_text(encoding="utf8"))
+    theirs = json.loads((adapter.folder / CONFIG_FILE).read_text(encoding="utf8"))
     mine = json.loads(json.dumps(model.peft_config["default"].to_dict(), default=_plain))
     for field in sorted(theirs.keys() & mine.keys()):
         training_only = "dropout" in field or field.startswith("init_")
@@ -147,6 +154,14 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
 
 
+def _head_modules(adapter: Adapter) -> Sequence[str]:
+    """The modules that the adapter saves in full; early manifests do not list them, and PEFT's configuration does."""
+    if adapter.manifest.head_modules is not None:
+        return adapter.manifest.head_modules
+    config = json.loads((adapter.folder / CONFIG_FILE).read_text(encoding="utf8"))
+    return list(dict.fromkeys(config.get("modules_to_save") or ()))
+
+
 class _Places:
     """The modules that hold the deltas of an adapter and of a run, and those that each of their models has at all.
 
@@ -157,7 +172,7 @@ class _Places:
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
         self._adapter, self._mark = adapter, f".{PEFT_TYPE_TO_PREFIX_MAPPING[model.peft_config['default'].peft_type]}"
-        self._heads = (*adapter.manifest["head_modules"], *base.head_modules)
+        self._heads = (*_head_modules(adapter), *base.head_modules)
         self._theirs = {name for name, _ in blank.named_modules()}
         self._mine = {name for name, _ in model.get_base_model().named_modules()}
 
@@ -182,12 +197,12 @@ class _Places:
         return {self._module(name) for name in tensors if not _inside(name, self._heads)}
 
     def _module(self, tensor: str) -> str:
-        name = tensor.removeprefix(IN_FILES)
+        name = tensor.removeprefix(PEFT_PREFIX)
         return name.rpartition(self._mark)[0] if self._mark in name else name.rpartition(".")[0]
 
 
 def _inside(tensor: str, modules: tuple[str, ...] | list[str]) -> bool:
-    name = tensor.removeprefix(IN_FILES)
+    name = tensor.removeprefix(PEFT_PREFIX)
     return any(name.startswith(f"{module}.") for module in modules)
 
 
@@ -207,5 +222,5 @@ def _check_taken(adapter: Adapter, taken: Mapping[str, "Tensor"], found: Mapping
         name for name, tensor in taken.items() if not found[name].detach().cpu().equal(tensor.to(found[name].dtype))
     ]
     if lost:
-        told = ", ".join(name.removeprefix(IN_FILES) for name in lost[:3])
+        told = ", ".join(name.removeprefix(PEFT_PREFIX) for name in lost[:3])
         raise IntegrityError(f"{adapter} cannot be started from: PEFT did not take {told}. Please report this.")

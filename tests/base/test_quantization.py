@@ -321,8 +321,8 @@ def test_a_quantized_base_trains_in_fp32_on_a_cpu_unless_asked(tiny_base, tmp_pa
 
 def test_manifest_card_and_commands_tell_what_is_saved(store, tiny_base, tmp_path):
     manifest = Store(store).resolve("lora-8bit").manifest
-    held, whole = (manifest["base"]["bytes"][key] for key in ("in memory", "fp32"))
-    assert manifest["base"]["quantization"] == "8bit"
+    held, whole = manifest.base.memory.in_memory, manifest.base.memory.fp32
+    assert manifest.base.quantization == "8bit"
     assert held < whole
     told = f"8bit: {held / 1e6:.1f} MB of memory, in fp32 {whole / 1e6:.1f} MB"
     assert told in (store / "lora-8bit" / "1" / "README.md").read_text()

@@ -328,7 +328,7 @@ def test_the_command_prints_a_line_for_each_adapter(evaluate, task_store, tmp_pa
     for name, mine in told.items():
         assert list(mine) == ["adapter", "data", "rows", "scores"]
         assert (mine["adapter"], mine["data"], mine["rows"]) == (f"{name}@1", str(file), 8)
-        assert alike(mine["scores"], Store(task_store).resolve(name).manifest["scores"]["test"])
+        assert alike(mine["scores"], Store(task_store).resolve(name).manifest.scores["test"].as_dict())
 
 
 def test_predictions_are_written_in_the_order_of_the_rows(evaluate, predict, tmp_path):

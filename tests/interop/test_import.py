@@ -159,17 +159,15 @@ def test_files_are_a_plain_peft_adapter_in_our_order(bases, tmp_path):
 def test_the_manifest_tells_what_is_known(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved", "tags")
     manifest = import_kind(saved, tmp_path / "store", "tags").adapter.manifest
-    assert manifest["imported"]["source"] == str(saved)
-    assert (
-        manifest["imported"]["peft_version"] == json.loads((saved / "adapter_config.json").read_text())["peft_version"]
-    )
-    assert manifest["imported"]["head_order"] == [2, 4, 0, 1, 3]
-    assert manifest["task"]["labels"] == ["LOC", "PER"]
-    assert (manifest["method"], manifest["max_length"], manifest["scores"]) == ("lora", 64, {})
-    assert manifest["parameters"]["trained"] == sum(
+    assert manifest.imported.source == str(saved)
+    assert manifest.imported.peft_version == json.loads((saved / "adapter_config.json").read_text())["peft_version"]
+    assert manifest.imported.head_order == (2, 4, 0, 1, 3)
+    assert manifest.task.labels == ("LOC", "PER")
+    assert (manifest.method, manifest.max_length, manifest.scores) == ("lora", 64, {})
+    assert manifest.parameters.trained == sum(
         t.numel() for t in load_file(saved / "adapter_model.safetensors").values()
     )
-    assert import_kind(saved, tmp_path / "store", "tags", max_length=32).adapter.manifest["max_length"] == 32
+    assert import_kind(saved, tmp_path / "store", "tags", max_length=32).adapter.manifest.max_length == 32
     assert Store(tmp_path / "store").versions("tags") == [1, 2]
 
 
@@ -352,7 +350,7 @@ def test_what_the_checkpoint_holds_of_the_head_goes_with_the_adapter(tmp_path):
     assert not [name for name in load_file(saved / "adapter_model.safetensors") if ".head." in name]
     imported = import_kind(saved, tmp_path / "store")
     assert imported.difference <= 1e-5
-    assert imported.adapter.manifest["head_modules"] == ["head.dense", "head.norm", "classifier"]
+    assert imported.adapter.manifest.head_modules == ("head.dense", "head.norm", "classifier")
     assert peftlab.load("classes", store=tmp_path / "store", device="cpu").predict("Ada left .")
 
 
@@ -415,8 +413,8 @@ def test_from_the_cache_of_the_hub_on_a_base_of_the_hub(bases, tmp_path, hub_cac
     change_config(saved, base_model_name_or_path=HUB_ID, revision="main")
     imported = import_kind("someone/classes", tmp_path / "store")
     manifest = imported.adapter.manifest
-    assert (manifest["imported"]["source"], manifest["imported"]["commit"]) == ("someone/classes", commit)
-    assert (manifest["base"]["model"], manifest["base"]["revision"]) == (HUB_ID, hub_cache.name)
+    assert (manifest.imported.source, manifest.imported.commit) == ("someone/classes", commit)
+    assert (manifest.base.model, manifest.base.revision) == (HUB_ID, hub_cache.name)
     (saved / "adapter_model.safetensors").unlink()
     assert "only partly there" in refused("someone/classes", tmp_path / "other")
 
@@ -436,7 +434,7 @@ def test_from_the_hub_only_the_two_files_are_asked_for(bases, tmp_path, monkeypa
     imported = import_kind("someone/classes", tmp_path / "store", revision="v2")
     files = ["adapter_config.json", "adapter_model.safetensors"]
     assert asked[:2] == [("someone/classes", "v2", files, cached) for cached in (True, False)]
-    assert imported.adapter.manifest["imported"]["place"] == "Hub"
+    assert imported.adapter.manifest.imported.place == "Hub"
     (saved / "adapter_model.safetensors").unlink()
     assert "If it has an adapter_model.bin: that is a pickle" in refused("someone/classes", tmp_path / "other")
 
@@ -471,7 +469,7 @@ def test_the_base_may_lie_elsewhere(bases, tmp_path):
     moved = shutil.copytree(bases["bert"], tmp_path / "moved")
     imported = import_kind(saved, tmp_path / "store", base=str(moved))
     assert "it names another base, '/home/someone/bert'." in imported.notes
-    assert imported.adapter.manifest["base"]["model"] == str(moved)
+    assert imported.adapter.manifest.base.model == str(moved)
 
 
 def test_a_base_that_transformers_cannot_read_is_told(bases, tmp_path):

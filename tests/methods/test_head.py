@@ -14,7 +14,6 @@ from peftlab.base import find_base, load_tokenizer
 from peftlab.data import Row
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import BaseSection
-from peftlab.tasks import task_from_manifest
 from peftlab.tasks.prediction import forward
 from peftlab.tuning import tune
 from tests.architectures import build
@@ -40,7 +39,7 @@ def test_plain_peft_loads_it_without_a_warning_and_with_the_same_logits(tmp_path
     folder = build(architecture, tmp_path / "base")
     recipe = recipe_for(tmp_path / kind, folder, kind)
     result = tune(recipe, overrides={"method": HEAD}, store=tmp_path / "store")
-    task = task_from_manifest(result.adapter.manifest["task"])
+    task = result.adapter.task
     auto_class = getattr(transformers, task.auto_class)
     plain = auto_class.from_pretrained(folder, num_labels=len(task.head_labels))
     with warnings.catch_warnings():

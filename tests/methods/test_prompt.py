@@ -250,8 +250,8 @@ def test_every_task_learns_with_it_and_is_served(tiny, tmp_path, kind):
     recipe = recipe_for(tmp_path / "rows", tiny("bert"), kind, training={"learning_rate": 2e-2, "num_train_epochs": 6})
     method = {"method": {"type": "prompt", "num_virtual_tokens": 4}}
     result = peftlab.tune(recipe, overrides=method, store=tmp_path / "store", device="cpu", progress=progress)
-    assert result.adapter.manifest["reload_difference"] < 1e-5
-    assert result.adapter.manifest["max_length"] == 60
+    assert result.adapter.manifest.reload_difference < 1e-5
+    assert result.adapter.manifest.max_length == 60
     assert progress.notes[0] == "4 of the 64 tokens of an input are virtual ones: 60 are left."
     bank = peftlab.load(kind, store=tmp_path / "store", device="cpu")
     row = {"tokens": ["Ada", "left", "Rome", "."]} if kind in ("entities", "characters") else bank_row(bank.task(kind))

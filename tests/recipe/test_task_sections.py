@@ -470,32 +470,30 @@ def published(request, task_store):  # noqa: F811
 
 
 def test_the_manifest_says_what_the_task_is_and_what_it_learned(published):
-    task, (section, rows) = published.manifest["task"], KINDS[published.name]
+    task, (section, rows) = published.manifest.task, KINDS[published.name]
     options, state = OPTIONS[published.name]
-    assert task["type"] == section["type"]
-    assert task["options"] == options
-    assert task["learned"] == state
-    assert task["auto_class"] == TASKS[section["type"]].auto_class
-    assert len(task["head_labels"]) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(
-        published.name, 3
-    )
-    assert published.manifest["data"]["ledger"]["train"]["used"] == len(rows)
+    assert task.type == section["type"]
+    assert task.options == options
+    assert task.state == state
+    assert task.auto_class == TASKS[section["type"]].auto_class
+    assert len(task.head_labels) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(published.name, 3)
+    assert published.manifest.data.ledger["train"].used == len(rows)
 
 
 def test_the_manifest_holds_the_scores_of_the_task(published):
-    scores = published.manifest["scores"]
+    scores = published.manifest.scores
     assert list(scores) == ["validation", "test"]
     for split in scores.values():
-        assert [name for name in split if name not in ("by_label", "confusion")] == SCORES[published.name]
-        assert ("confusion" in split) == (published.name in ("classes", "relations"))
-        assert bool(split["by_label"]) == (published.name != "rating")
-    assert published.manifest["main_score"] in SCORES[published.name]
+        assert list(split.values) == SCORES[published.name]
+        assert bool(split.confusion) == (published.name in ("classes", "relations"))
+        assert bool(split.by_label) == (published.name != "rating")
+    assert published.manifest.main_score in SCORES[published.name]
 
 
 def test_a_confusion_is_drawn_where_the_task_has_one(published):
     drawn = (published.folder / "confusion.png").is_file()
     assert drawn == (published.name in ("classes", "relations"))
-    assert ("confusion.png" in published.manifest["files"]) == drawn
+    assert ("confusion.png" in published.manifest.files) == drawn
     card = (published.folder / "README.md").read_text(encoding="utf8")
     assert ("![Confusion of labels, test](confusion.png)" in card) == drawn
     if drawn:
@@ -503,13 +501,13 @@ def test_a_confusion_is_drawn_where_the_task_has_one(published):
 
 
 def test_the_card_tells_labels_reading_and_command(published):
-    card, task = (published.folder / "README.md").read_text(encoding="utf8"), published.manifest["task"]
-    labels = f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}"
-    assert (labels in card) == bool(task["labels"])
+    card, task = (published.folder / "README.md").read_text(encoding="utf8"), published.manifest.task
+    labels = f"Labels: {', '.join(f'`{label}`' for label in task.labels)}"
+    assert (labels in card) == bool(task.labels)
     assert READING.get(published.name, "") in card
     command = COMMANDS.get(published.name, '"Your text"')
     assert f"peftlab predict {published.name} {command}\n" in card
-    assert f"from transformers import {task['auto_class']}\n" in card
+    assert f"from transformers import {task.auto_class}\n" in card
     assert "None" not in card
 
 
@@ -525,9 +523,9 @@ def test_the_recipe_of_the_adapter_repeats_its_task(published):
 
 
 def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_base):  # noqa: F811
-    task_of, rows = published.manifest["task"], KINDS[published.name][1][:5]
-    names = dict(enumerate(task_of["head_labels"]))
-    auto_class = getattr(transformers, task_of["auto_class"])
+    task_of, rows = published.manifest.task, KINDS[published.name][1][:5]
+    names = dict(enumerate(task_of.head_labels))
+    auto_class = getattr(transformers, task_of.auto_class)
     model = auto_class.from_pretrained(tiny_base, num_labels=len(names), id2label=names)  # as the card says
     model = PeftModel.from_pretrained(model, published.folder).eval()
     bank = peftlab.load(*KINDS, store=task_store, device="cpu")

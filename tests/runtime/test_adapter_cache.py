@@ -12,10 +12,9 @@ import torch
 import peftlab
 from peftlab.errors import AdapterNotFoundError, IntegrityError, MemoryBudgetError
 from peftlab.runtime import Bank
-from peftlab.runtime.adapter_files import CONFIG, WEIGHTS
 from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.lru_cache import LRUCache
-from peftlab.store import Store
+from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, livelier
 from tests.serving import features_of, served
@@ -193,7 +192,7 @@ def state(bank):
 
 
 def test_bytes_are_those_of_the_tensors(common_store):
-    files = [common_store / name / "1" / WEIGHTS for name in NAMES]
+    files = [common_store / name / "1" / WEIGHTS_FILE for name in NAMES]
     bank = peftlab.load(*NAMES, store=common_store, device="cpu")
     header = 20_000  # at most
     assert sum(file.stat().st_size - header for file in files) < bank.bytes < sum(file.stat().st_size for file in files)
@@ -309,42 +308,45 @@ def another_tokenizer(manifest):
 
 
 def not_tensors(folder):
-    (folder / WEIGHTS).write_bytes(b"no tensors")
+    (folder / WEIGHTS_FILE).write_bytes(b"no tensors")
 
 
 def cut_short(folder):
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-40])
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-40])
 
 
 def not_json(folder):
-    (folder / CONFIG).write_text("{")
+    (folder / CONFIG_FILE).write_text("{")
 
 
 def of_an_unknown_method(folder):
-    (folder / CONFIG).write_text((folder / CONFIG).read_text().replace('"LORA"', '"LORRA"'))
+    (folder / CONFIG_FILE).write_text((folder / CONFIG_FILE).read_text().replace('"LORA"', '"LORRA"'))
 
 
 def without_a_method(folder):
-    (folder / CONFIG).write_text("{}")
+    (folder / CONFIG_FILE).write_text("{}")
 
 
 def no_configuration(folder):
-    (folder / CONFIG).unlink()
+    (folder / CONFIG_FILE).unlink()
 
 
 WRONG = {
-    "a flipped bit": ({}, rf"wrong@1 is not what was published:\n  {WEIGHTS}: changed"),
+    "a flipped bit": ({}, rf"wrong@1 is not what was published:\n  {WEIGHTS_FILE}: changed"),
     "another base": ({"told": another_base}, "wrong@1 was tuned on .* with weights 000000000000…"),
     "another tokenizer": ({"told": another_tokenizer}, "wrong@1 was tuned on .* with tokenizer 000000000000…"),
-    "no tensors": ({"finish": not_tensors}, f"wrong@1: {WEIGHTS} cannot be read: "),
-    "cut short": ({"finish": cut_short}, f"wrong@1: {WEIGHTS} cannot be read: "),
-    "no JSON": ({"finish": not_json}, f"wrong@1: {CONFIG} cannot be read: "),
+    "no tensors": ({"finish": not_tensors}, f"wrong@1: {WEIGHTS_FILE} cannot be read: "),
+    "cut short": ({"finish": cut_short}, f"wrong@1: {WEIGHTS_FILE} cannot be read: "),
+    "no JSON": ({"finish": not_json}, f"wrong@1: {CONFIG_FILE} cannot be read: "),
     "an unknown method": (
         {"finish": of_an_unknown_method},
-        f"wrong@1: {CONFIG} is of a method .*: peft_type is 'LORRA'",
+        f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is 'LORRA'",
     ),
-    "no method": ({"finish": without_a_method}, f"wrong@1: {CONFIG} is of a method .*: peft_type is None"),
-    "no configuration": ({"finish": no_configuration}, f"wrong@1 was published without {CONFIG}, so there is nothing"),
+    "no method": ({"finish": without_a_method}, f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is None"),
+    "no configuration": (
+        {"finish": no_configuration},
+        f"wrong@1 was published without {CONFIG_FILE}, so there is nothing",
+    ),
 }
 
 

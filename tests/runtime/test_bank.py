@@ -1,6 +1,5 @@
 """The bank against plain PEFT: same logits to the bit, whatever else is loaded beside."""
 
-import json
 import shutil
 
 import pytest
@@ -12,7 +11,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 import peftlab
 from peftlab.errors import AdapterNotFoundError, IntegrityError
 from peftlab.runtime import Bank
-from peftlab.store import Store
+from peftlab.store import Manifest, Store
 from peftlab.tuning import tune
 from tests.conftest import HUB_ID, SENTENCES, build_tiny_bert, recipe_in
 
@@ -21,7 +20,7 @@ TEXTS = ["Ada Lovelace left Rome .", "It rained in Paris , wrote Grace Hopper ."
 
 def plain_logits(tiny_base, adapter, text):
     """Logits (tokens, labels) of one text with peft + transformers alone."""
-    count = len(adapter.manifest["task"]["head_labels"])
+    count = len(adapter.manifest.task.head_labels)
     model = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=count)
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     batch = AutoTokenizer.from_pretrained(tiny_base)(text, return_tensors="pt")
@@ -140,7 +139,7 @@ def test_an_adapter_tuned_from_the_hub_cache_works_where_only_a_package_carries_
     tmp_path, hub_cache, carrier, monkeypatch
 ):
     result = tune(recipe_in(tmp_path, HUB_ID), store=tmp_path / "store")
-    assert result.adapter.manifest["base"]["revision"] == hub_cache.name
+    assert result.adapter.manifest.base.revision == hub_cache.name
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     bank = peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
     assert bank.predict("Nobody came .")
@@ -156,7 +155,7 @@ def forge(store_copy, change):
             if file.name != "peftlab.json":
                 shutil.copy(file, folder)
         change(folder)
-        return {k: v for k, v in source.manifest.items() if k not in ("files", "manifest_sha256")}
+        return source.manifest
 
     return store.publish("ner-forged", write)
 
@@ -191,9 +190,9 @@ def test_a_manifest_that_asks_for_the_unknown_or_for_trust_is_refused(store_copy
 
     def write(folder):
         shutil.copy(source.folder / "adapter_model.safetensors", folder)
-        manifest = json.loads(json.dumps(source.manifest))
-        manifest[section][key] = value
-        return manifest
+        values = source.manifest.to_dict()
+        values[section][key] = value
+        return Manifest.from_dict(values)
 
     store.publish("ner-forged", write)
     with pytest.raises(IntegrityError, match=message):

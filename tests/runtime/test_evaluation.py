@@ -54,7 +54,7 @@ def as_table(file, rows):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_test_rows_of_the_recipe_score_as_the_manifest_says(evaluate, task_store, kind):  # noqa: F811
-    expected = Store(task_store).resolve(kind).manifest["scores"]["test"]
+    expected = Store(task_store).resolve(kind).manifest.scores["test"].as_dict()
     result = evaluate(kind, test_file(task_store, kind), "--json")
     told = json.loads(result.stdout)
     assert result.exit_code == 0
@@ -70,16 +70,16 @@ def test_people_are_told_rows_targets_and_every_score(evaluate, task_store, kind
     manifest = Store(task_store).resolve(kind).manifest
     result = evaluate(kind, test_file(task_store, kind))
     assert result.exit_code == 0
-    ledger = manifest["data"]["ledger"]["test"]
+    ledger = manifest.data.ledger["test"]
     targets = {
         "token-classification": "entities",
         "text-classification": "labels",
         "regression": "numbers",
         "question-answering": "answers",
         "relation-extraction": "relations",
-    }[manifest["task"]["type"]]
-    assert result.stdout.startswith(f"8 rows with {ledger['targets']} {targets}, through {kind}@1\n")
-    scores = dict(manifest["scores"]["test"])
+    }[manifest.task.type]
+    assert result.stdout.startswith(f"8 rows with {ledger.targets} {targets}, through {kind}@1\n")
+    scores = manifest.scores["test"].as_dict()
     by_label = scores.pop("by_label")
     confusion = scores.pop("confusion", None)
     for value in scores.values():

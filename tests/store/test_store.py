@@ -6,14 +6,15 @@ from contextlib import suppress
 import pytest
 
 from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError, TuningInterrupted
-from peftlab.store import MANIFEST, Store
+from peftlab.store import MANIFEST_FILE, Store
+from tests.store.manifests import example_manifest
 
 
 def write_files(text="weights"):
     def write(folder):
         (folder / "adapter_model.safetensors").write_text(text)
         (folder / "README.md").write_text("card")
-        return {"created": "now", "scores": {"test": {"f1": 0.5}}}
+        return example_manifest()
 
     return write
 
@@ -35,11 +36,11 @@ def test_versions_count_up_and_the_name_means_the_newest(store):
 
 def test_a_published_adapter_verifies_and_holds_nothing_else(store):
     adapter = store.verify("ner-news")
-    assert {f.name for f in adapter.folder.iterdir()} == {"adapter_model.safetensors", "README.md", MANIFEST}
+    assert {f.name for f in adapter.folder.iterdir()} == {"adapter_model.safetensors", "README.md", MANIFEST_FILE}
     assert not [f for f in (store.folder / "ner-news").iterdir() if f.name.startswith(".staging")]
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md", MANIFEST])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md", MANIFEST_FILE])
 def test_any_flipped_byte_is_found_and_its_file_named(store, name):
     file = store.resolve("ner-news").folder / name
     original = file.read_bytes()
@@ -64,16 +65,16 @@ def test_missing_and_added_files_are_all_told(store):
 
 
 def test_a_manifest_with_other_values_and_a_right_looking_hash_is_refused(store):
-    file = store.resolve("ner-news").folder / MANIFEST
+    file = store.resolve("ner-news").folder / MANIFEST_FILE
     manifest = json.loads(file.read_text())
     manifest["scores"]["test"]["f1"] = 0.99
     file.write_text(json.dumps(manifest, indent=2))
-    with pytest.raises(IntegrityError, match=MANIFEST):
+    with pytest.raises(IntegrityError, match=MANIFEST_FILE):
         store.resolve("ner-news")
 
 
 def test_a_folder_without_manifest_does_not_exist_and_its_number_is_not_reused(store):
-    (store.folder / "ner-news" / "3" / MANIFEST).unlink()
+    (store.folder / "ner-news" / "3" / MANIFEST_FILE).unlink()
     assert store.versions("ner-news") == [1, 2]
     with pytest.raises(IntegrityError, match="rollback ner-news@2"):
         store.resolve("ner-news")

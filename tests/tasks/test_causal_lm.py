@@ -71,7 +71,7 @@ def plain_reply(base, adapter, question, **settings):
     """What Transformers' `generate` and plain PEFT give for one question, by the template as the adapter keeps it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
-    template = adapter.manifest["task"]["learned"]["chat_template"]
+    template = adapter.manifest.task.state["chat_template"]
     return plain_writing(model, AutoTokenizer.from_pretrained(base), asking(question), template, **settings)
 
 
@@ -192,10 +192,10 @@ def test_other_tasks_on_the_same_base_keep_their_words(base, tmp_path):
 def test_tuned_and_scored_as_plain_peft_scores(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, training={"num_train_epochs": 10, "learning_rate": 5e-2})
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
-    curve = result.adapter.manifest["scores"]["validation"]
+    curve = result.adapter.manifest.scores["validation"].values
     untrained = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(untrained, result.adapter.folder).eval()
-    template = result.adapter.manifest["task"]["learned"]["chat_template"]
+    template = result.adapter.manifest.task.state["chat_template"]
     assert curve["loss"] == pytest.approx(plain_loss(model, base, template), abs=1e-5)
     assert curve["perplexity"] == pytest.approx(math.exp(curve["loss"]))
     with model.disable_adapter():

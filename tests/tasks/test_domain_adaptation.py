@@ -16,7 +16,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import IntegrityError, RecipeError, TuningInterrupted
 from peftlab.interop import merge
-from peftlab.runtime.adapter_files import WEIGHTS
+from peftlab.store import WEIGHTS_FILE
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.domain_adaptation import DomainMaskedLmTask
 from peftlab.tasks.inputs.masking import TokenMasker
@@ -171,7 +171,7 @@ def test_a_classifier_upon_a_head_of_the_checkpoint_is_one_head_with_it(tmp_path
     base = build_masked_model(tmp_path / "base", "modernbert")
     (tmp_path / "tags").mkdir()
     adapter = publish_fresh(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
-    assert adapter.manifest["head_modules"] == ["classifier", "head"]
+    assert adapter.manifest.head_modules == ("classifier", "head")
     bank = peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
     plain = AutoModelForTokenClassification.from_pretrained(base, num_labels=5)
     plain = PeftModel.from_pretrained(plain, adapter.folder).eval()
@@ -275,7 +275,7 @@ def test_a_step_costs_what_transformers_computes_for_its_masks(base, tmp_path):
 
 
 def weights(result):
-    return load_file(result.adapter.folder / WEIGHTS)
+    return load_file(result.adapter.folder / WEIGHTS_FILE)
 
 
 def equal(one, other):

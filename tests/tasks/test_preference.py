@@ -204,7 +204,7 @@ def test_scores_are_those_of_plain_peft(base, tmp_path):
         "loss": float(-functional.logsigmoid(margins).mean()),
     }
     assert result.scores["validation"].values == pytest.approx(expected, abs=1e-4)
-    assert result.adapter.manifest["main_score"] == "reward_accuracy"
+    assert result.adapter.manifest.main_score == "reward_accuracy"
 
 
 def test_a_mixed_file_scores_each_adapter_by_its_own_reference(base, tmp_path):
@@ -264,7 +264,7 @@ def test_a_resumed_run_ends_with_the_very_adapter(base, tmp_path):
     resumed = peftlab.tune(recipe, store=tmp_path / "parts", device="cpu", resume=True).adapter
     weights = "adapter_model.safetensors"
     assert (resumed.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
-    assert resumed.manifest["scores"] == whole.manifest["scores"]
+    assert resumed.manifest.scores == whole.manifest.scores
 
 
 def test_two_processes_learn_what_one_learns(base, tmp_path):
@@ -277,7 +277,7 @@ def test_two_processes_learn_what_one_learns(base, tmp_path):
     assert told.returncode == 0, told.stdout + told.stderr
     changes = {"training.gradient_accumulation_steps": 2}
     one = peftlab.tune(recipe, overrides=changes, store=tmp_path / "one", device="cpu")
-    scores = Store(tmp_path / "two").resolve("chat").manifest["scores"]["validation"]
+    scores = Store(tmp_path / "two").resolve("chat").manifest.scores["validation"].values
     assert {name: scores[name] for name in one.scores["validation"].values} == pytest.approx(
         one.scores["validation"].values, abs=1e-3
     )

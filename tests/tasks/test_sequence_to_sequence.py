@@ -159,7 +159,7 @@ def test_on_a_quantized_base_it_learns_and_writes(tmp_path, base, quantization):
     for text in TEXTS:
         written = bank.predict(text)[0].prediction.written
         assert written == plain_writing(base, model, text)
-    assert result.adapter.manifest["base"]["quantization"] == quantization
+    assert result.adapter.manifest.base.quantization == quantization
 
 
 @pytest.fixture(scope="module")

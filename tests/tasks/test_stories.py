@@ -46,7 +46,7 @@ def test_replies_are_those_of_plain_peft_token_for_token(tuned, bank):
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, tuned.adapter.folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    template = tuned.adapter.manifest["task"]["learned"]["chat_template"]
+    template = tuned.adapter.manifest.task.state["chat_template"]
     for question, answer in zip(ASKED, bank.predict(ASKED), strict=True):
         expected = plain_writing(model, tokenizer, asking(question), template, max_new_tokens=64, pad_token_id=0)
         assert answer.prediction.reply == expected

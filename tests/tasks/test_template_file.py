@@ -42,9 +42,9 @@ def test_it_writes_and_is_published_as_one_of_ours(recipe, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)  # the file lies beside the recipe, not here
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     named = peftlab.tune(recipe, overrides={"task.template": "chatml", "name": "named"}, store=tmp_path / "store")
-    mine, theirs = (done.adapter.manifest["task"] for done in (result, named))
-    assert mine["learned"] == theirs["learned"]
-    assert mine["options"]["template"] == "mine.jinja"  # no path of this machine
+    mine, theirs = (done.adapter.manifest.task for done in (result, named))
+    assert mine.state == theirs.state
+    assert mine.options["template"] == "mine.jinja"  # no path of this machine
     again = read_recipe(result.adapter.folder / "recipe.yaml")
     assert again.task.template == str(tmp_path / "rows" / "mine.jinja")
     (tmp_path / "rows" / "mine.jinja").unlink()

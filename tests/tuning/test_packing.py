@@ -93,6 +93,6 @@ def test_a_recipe_that_packs_is_published_and_replies(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
     (tmp_path / "rows" / "more.jsonl").write_text(json.dumps({"text": "Nobody came . " * 60}) + "\n")
     result = peftlab.tune(recipe, overrides={"data.max_length": 64}, store=tmp_path / "store", device="cpu")
-    assert result.adapter.manifest["reload_difference"] < 1e-4
+    assert result.adapter.manifest.reload_difference < 1e-4
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
     assert bank.predict("Who wrote the letter?")[0].prediction.text == "Who wrote the letter?"

@@ -62,12 +62,12 @@ def test_the_flow_publishes_what_the_manifest_says(write_recipe, tmp_path, tiny_
     result = tune(write_recipe(), store=tmp_path / "store", progress=listener)
     assert hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest() == before
     manifest = Store(tmp_path / "store").verify("ner-tiny").manifest
-    assert manifest["task"]["labels"] == ["LOC", "PER"]
-    assert manifest["scores"]["test"] == result.scores["test"].as_dict()
-    assert manifest["reload_difference"] <= 1e-4
-    assert manifest["data"]["ledger"]["train"]["used"] == 12
-    assert manifest["data"]["ledger"]["train"]["targets"] == 19
-    assert set(manifest["files"]) == {
+    assert manifest.task.labels == ("LOC", "PER")
+    assert manifest.scores["test"] == result.scores["test"]
+    assert manifest.reload_difference <= 1e-4
+    assert manifest.data.ledger["train"].used == 12
+    assert manifest.data.ledger["train"].targets == 19
+    assert set(manifest.files) == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.yaml", "curves.png"
     }  # fmt: skip
     assert [epoch for epoch, *_ in listener.scores] == [1, 2]
@@ -84,7 +84,7 @@ def test_published_scores_are_those_of_plain_peft_by_seqeval(tuned_store, tiny_b
     from tests.conftest import SENTENCES
 
     adapter = Store(tuned_store).resolve("ner-tiny@1")
-    names = adapter.manifest["task"]["head_labels"]
+    names = adapter.manifest.task.head_labels
     model = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=len(names))
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
@@ -102,12 +102,12 @@ def test_published_scores_are_those_of_plain_peft_by_seqeval(tuned_store, tiny_b
         firsts = [encoded.word_ids().index(i) for i in range(len(words))]
         gold.append(tags_from_spans(spans, len(words)))
         guess.append([names[int(logits[position].argmax())] for position in firsts])
-    assert f1_score(gold, guess) == adapter.manifest["scores"]["test"]["f1"]
+    assert f1_score(gold, guess) == adapter.manifest.scores["test"].values["f1"]
 
 
 def test_the_tiny_model_learns(tuned_store):
     manifest = Store(tuned_store).resolve("ner-tiny@1").manifest
-    assert manifest["scores"]["validation"]["f1"] > 0.5
+    assert manifest.scores["validation"].values["f1"] > 0.5
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(write_recipe, tmp_path):
@@ -277,11 +277,11 @@ def test_lost_share_counts_rows_or_targets_whichever_is_worse():
 def test_the_card_shows_scores_recipe_and_plain_peft(tuned_store):
     adapter = Store(tuned_store).resolve("ner-tiny@1")
     card = (adapter.folder / "README.md").read_text(encoding="utf8")
-    assert f"| test | {adapter.manifest['scores']['test']['precision']:.3f} |" in card
+    assert f"| test | {adapter.manifest.scores['test'].values['precision']:.3f} |" in card
     assert "PeftModel.from_pretrained" in card
     assert "num_train_epochs: 20" in card
     config = json.loads((adapter.folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == adapter.manifest["base"]["model"]
+    assert config["base_model_name_or_path"] == adapter.manifest.base.model
 
 
 def test_the_python_entry_points_are_the_real_ones():

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 import peftlab
 from peftlab.errors import RecipeError, TuningInterrupted
 from peftlab.interop import merge
-from peftlab.runtime.adapter_files import WEIGHTS
-from peftlab.store import Store
+from peftlab.store import WEIGHTS_FILE, Store
 from peftlab.tuning.training import evaluate
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, instruction_recipe
@@ -107,7 +106,7 @@ def test_on_every_architecture_the_delta_finds_its_places(tmp_path, kind):
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     begun = prepared_run(tagger(tmp_path / "tags", base), store=tmp_path / "store")
     assert_begins_as(begun, base, adapter)
-    assert begun.start.taken == len(load_file(adapter.folder / WEIGHTS))
+    assert begun.start.taken == len(load_file(adapter.folder / WEIGHTS_FILE))
 
 
 def with_pooler(folder):
@@ -163,8 +162,8 @@ def test_a_domain_goes_on_where_it_ended(tmp_path, kind):
     assert evaluate(prepared_run(recipe, again, store=store), "test") == first.scores["test"]
     second = peftlab.tune(recipe, overrides=again, store=store, device="cpu")
     assert second.adapter.version == 2
-    told = second.adapter.manifest["started_from"]
-    assert (told["adapter"], told["manifest_sha256"]) == ("letters@1", first.adapter.manifest["manifest_sha256"])
+    told = second.adapter.manifest.started_from
+    assert (told.adapter, told.manifest_sha256) == ("letters@1", first.adapter.manifest.manifest_sha256)
 
 
 def test_a_chat_starts_from_a_domain(tmp_path):
@@ -182,7 +181,7 @@ def test_a_delta_of_a_whole_base_starts_one_on_a_quantized_base(tmp_path):
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     recipe = tagger(tmp_path / "tags", base)
     begun = prepared_run(recipe, {"base.quantization": "8bit"}, store=tmp_path / "store")
-    assert begun.start.taken == len(load_file(adapter.folder / WEIGHTS))
+    assert begun.start.taken == len(load_file(adapter.folder / WEIGHTS_FILE))
 
 
 # --- what is told and kept
@@ -196,7 +195,7 @@ def test_the_command_line_tells_what_it_starts_from_and_keeps_it(store, base, tm
     tuned = run("tune", recipe, "--store", store, "--device", "cpu")
     assert tuned.exit_code == 0, tuned.output
     assert "Starts from letters@1" in one_line(tuned.output)
-    adapter, digest = Store(store).resolve("ner-tiny"), Store(store).resolve("letters").manifest["manifest_sha256"]
+    adapter, digest = Store(store).resolve("ner-tiny"), Store(store).resolve("letters").manifest.manifest_sha256
     card = (adapter.folder / "README.md").read_text()
     assert f"It began with the delta of `letters@1` (manifest {digest[:12]}…)." in card
     assert "start_from: ../../letters@1" in (adapter.folder / "recipe.yaml").read_text()
@@ -216,7 +215,7 @@ def test_a_run_resumes_only_from_what_it_started_from(store, base, tmp_path):
         peftlab.tune(recipe, store=store, device="cpu", resume=True)
     Store(store).rollback(str(published))
     resumed = peftlab.tune(recipe, store=store, device="cpu", resume=True)
-    one, other = (load_file(result.adapter.folder / WEIGHTS) for result in (straight, resumed))
+    one, other = (load_file(result.adapter.folder / WEIGHTS_FILE) for result in (straight, resumed))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
@@ -263,7 +262,7 @@ def test_another_base_and_another_rank_are_told_together(store, tmp_path):
 
 def test_a_damaged_adapter_is_refused_with_whatever_else_is_wrong(store, base, tmp_path):
     folder = Store(store).resolve("letters").folder
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1] + b"x")
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-1] + b"x")
     recipe = tagger(tmp_path / "tags", base)
     (tmp_path / "tags" / "test.txt").unlink()
     with pytest.raises(

@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 
 from peftlab.base import load_base
 from peftlab.methods import adapt
+from peftlab.store import WEIGHTS_FILE
 from peftlab.tasks import Continuation, Feature, Task
 from peftlab.tasks.prediction import Outcome, Through, asks, longest_first
 from peftlab.tuning.checkpoints import STATE, last_checkpoint
 from peftlab.tuning.distributed.process_group import Processes
 from peftlab.tuning.run import Run
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def engine_arguments(run: Run) -> dict[str, Any]:
@@ -146,5 +145,5 @@ def whole(run: Run, folder: Path) -> Run:
     best = json.loads((checkpoint / STATE).read_text(encoding="utf8"))["best_model_checkpoint"]
     base = load_base(run.recipe.base, run.task, seed=run.recipe.training.seed, device=run.device.type)
     model = adapt(base, run.recipe.method, run.task)
-    set_peft_model_state_dict(model, load_file(Path(best) / WEIGHTS, device=str(run.device)))
+    set_peft_model_state_dict(model, load_file(Path(best) / WEIGHTS_FILE, device=str(run.device)))
     return replace(run, base=base, model=model, sharded=False)

@@ -4,7 +4,8 @@ import json
 import re
 from typing import Any
 
-from peftlab.tasks import Scores, task_from_manifest
+from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo, TaskInfo
+from peftlab.tasks import Scores
 
 _CARD = """\
 ---
@@ -87,57 +88,55 @@ _QUANTIZED = {
 }
 
 
-def model_card(manifest: dict[str, Any], recipe: str) -> str:
+def model_card(manifest: Manifest, recipe: str) -> str:
     """Markdown from the manifest and the recipe's text."""
-    task, parameters, quantization = manifest["task"], manifest["parameters"], manifest["base"]["quantization"]
-    whole = manifest["head_modules"] or _whole_head(manifest["base"])
-    skipped = f", llm_int8_skip_modules={json.dumps(whole)}" if whole else ""
+    task, parameters, quantization = manifest.task, manifest.parameters, manifest.base.quantization
+    full = manifest.head_modules or _pretrained_head(manifest.base)
+    skipped = f", llm_int8_skip_modules={json.dumps(full)}" if full else ""
     quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
-    made = task_from_manifest(task)
-    scores = {split: Scores.from_dict(plain) for split, plain in manifest["scores"].items()}
+    built_task, scores = task.build(), manifest.scores
     last_split = "test" if "test" in scores else "validation"
     by_label = scores[last_split].by_label
     card = _CARD.format(
-        name=manifest["name"],
-        base=manifest["base"]["model"],
-        task=task["type"],
-        pipeline=made.pipeline_tag,
-        method=manifest["method"],
-        peftlab=manifest["versions"]["peftlab"],
-        created=manifest["created"][:10],
-        trained=parameters["trained"],
-        share=parameters["trained"] / parameters["base"],
-        frozen=parameters["base"],
-        without_delta=" The base stays as it is: only its head is new." if manifest["method"] == "head" else "",
-        started=_started(manifest.get("started_from")),
-        held=_held(manifest["base"]),
-        imported=task["auto_class"] + (", BitsAndBytesConfig" if quantization else ""),
-        labels=f"Labels: {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else "",
+        name=manifest.name,
+        base=manifest.base.model,
+        task=task.type,
+        pipeline=built_task.pipeline_tag,
+        method=manifest.method,
+        peftlab=manifest.versions["peftlab"],
+        created=manifest.created[:10],
+        trained=parameters.trained,
+        share=parameters.trained / parameters.base,
+        frozen=parameters.base,
+        without_delta=" The base stays as it is: only its head is new." if manifest.method == "head" else "",
+        started=_started(manifest.started_from),
+        held=_held(manifest.base),
+        imported=task.auto_class + (", BitsAndBytesConfig" if quantization else ""),
+        labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
         confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
-        command=f"peftlab predict {manifest['name']} {made.example_arguments}",
-        registration=_registration(manifest["method"]),
-        reading=f"\n{made.reading}\n" if made.reading else "",
-        loading=_loading(task, manifest["base"]["model"], quantized),
-        ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest["data"]["ledger"].items()}),
+        command=f"peftlab predict {manifest.name} {built_task.example_arguments}",
+        registration=_registration(manifest.method),
+        reading=f"\n{built_task.reading}\n" if built_task.reading else "",
+        loading=_loading(task, manifest.base.model, quantized),
+        ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
         recipe=recipe,
     )
     return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
 
 
-def _whole_head(base: dict[str, Any]) -> list[str]:
-    """Layers of a base's own head that are to stay whole: of a single one Transformers knows that by itself."""
-    own: list[str] = base.get("own_head", [])
-    return own if len(own) > 1 else []
+def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
+    """Layers of the base's own head that must not be quantized; Transformers itself skips a single one."""
+    return base.pretrained_head if len(base.pretrained_head) > 1 else ()
 
 
-def _loading(task: dict[str, Any], base: str, quantized: str) -> str:
+def _loading(task: TaskInfo, base: str, quantized: str) -> str:
     """How Transformers loads the base, under a new head if the task has one."""
-    labels, told = task["head_labels"], {"auto_class": task["auto_class"], "base": base, "quantized": quantized}
+    labels, fields = task.head_labels, {"auto_class": task.auto_class, "base": base, "quantized": quantized}
     if not labels:
-        return _WITHOUT_HEAD.format(**told)
-    return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **told)
+        return _WITHOUT_HEAD.format(**fields)
+    return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **fields)
 
 
 def _registration(method: str) -> str:
@@ -150,30 +149,30 @@ def _signatures(scores: Scores) -> str:
     return "\n".join(f"- {name}: `{signature}`" for name, signature in scores.signatures.items())
 
 
-def _started(start: dict[str, Any] | None) -> str:
+def _started(start: StartInfo | None) -> str:
     """Which adapter's weights it began with."""
     if not start:
         return ""
-    head = " and head" if start["head"] else ""
-    return f" It began with the delta{head} of `{start['adapter']}` (manifest {start['manifest_sha256'][:12]}…)."
+    head = " and head" if start.with_head else ""
+    return f" It began with the delta{head} of `{start.adapter}` (manifest {start.manifest_sha256[:12]}…)."
 
 
-def _held(base: dict[str, Any]) -> str:
+def _held(base: BaseInfo) -> str:
     """What of the base's memory its quantization saves."""
-    if not base["quantization"]:
+    if not (base.quantization and base.memory):
         return ""
-    held, whole = (f"{base['bytes'][key] / 1e6:.1f} MB" for key in ("in memory", "fp32"))
-    return f" The base is held in {base['quantization']}: {held} of memory, in fp32 {whole}."
+    in_memory, fp32 = (f"{size / 1e6:.1f} MB" for size in (base.memory.in_memory, base.memory.fp32))
+    return f" The base is held in {base.quantization}: {in_memory} of memory, in fp32 {fp32}."
 
 
-def _counts(ledger: dict[str, Any]) -> dict[str, Any]:
+def _counts(ledger: LedgerInfo) -> dict[str, Any]:
     return {
-        "rows read": ledger["read"],
-        "used": ledger["used"],
-        "dropped": sum(ledger["dropped"].values()),
-        "cut": ledger["cut"],
-        "targets": ledger["targets"],
-        "targets lost": ledger["targets_lost"],
+        "rows read": ledger.read,
+        "used": ledger.used,
+        "dropped": sum(ledger.dropped.values()),
+        "cut": ledger.truncated,
+        "targets": ledger.targets,
+        "targets lost": ledger.num_lost_targets,
     }
 
 
