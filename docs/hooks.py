@@ -5,6 +5,7 @@ click and the recipe keys from the JSON Schema, so neither is written down twice
 pages of the site. Links are written as GitHub follows them; here they are rewritten to the site's own addresses.
 """
 
+import inspect
 import json
 import posixpath
 import re
@@ -31,6 +32,13 @@ SECTIONS = {
     "data": "`data`: files and columns",
     "training": "`training`: names of Transformers' TrainingArguments",
 }
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add every decision to the navigation, under the page that lists them."""
+    (listed,) = (entry["Decisions"] for entry in config.nav or [] if "Decisions" in entry)
+    listed += [f"decisions/{page.name}" for page in _decision_pages()]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -77,22 +85,39 @@ def _commands(
 
 def _command(name: str, command: click.Command, context: click.Context) -> str:
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    text = _prose(command.help or "")
-    epilog = _prose(command.epilog or "")
-    options = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
-    table = _table(("option", "meaning"), [(f"`{_cell(option)}`", _cell(meaning)) for option, meaning in options])
-    return f"## {name}\n\n```text\n{usage}\n```\n\n{text}\n\n{table}\n\n{epilog}"
+    text, epilog = (_prose(inspect.cleandoc(found or "")) for found in (command.help, command.epilog))
+    records = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
+    rows = [(f"`{_cell(option)}`", _cell(meaning)) for option, meaning in records if meaning]
+    tables = [_subcommands(command, context), _table(("option", "meaning"), rows)]
+    return "\n\n".join([f"## {name}", _block(usage), text, *tables, epilog])
+
+
+def _subcommands(command: click.Command, context: click.Context) -> str:
+    """A table of the commands of a group, with links; nothing for any other command."""
+    children = command.commands if isinstance(command, click.Group) else {}
+    rows = [(_link(f"{context.command_path} {name}"), _cell(_first_line(child))) for name, child in children.items()]
+    return _table(("command", "what it does"), rows) if rows else ""
+
+
+def _first_line(command: click.Command) -> str:
+    return " ".join(inspect.cleandoc(command.help or "").partition("\n\n")[0].split())
+
+
+def _link(command_path: str) -> str:
+    return f"[`{command_path}`](#{command_path.replace(' ', '-')})"
 
 
 def _prose(text: str) -> str:
-    r"""The text of a command as Markdown; a paragraph that click keeps as it is (`\b`) becomes a block of text."""
-    parts = re.split(r"\n\s*\n", text.strip())
-    return "\n\n".join(
-        f"```text\n{part.lstrip().removeprefix(chr(8)).strip(chr(10))}\n```"
-        if part.lstrip().startswith("\b")
-        else part.replace("<", "&lt;")
-        for part in parts
-    )
+    r"""The text of a command as Markdown; a paragraph that click keeps as it is (`\b`) becomes a block of text.
+
+    The exit codes are left out: the page has them in a table.
+    """
+    parts = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if "Exit codes:" not in part]
+    return "\n\n".join(_block(part[1:]) if part.startswith("\b") else part.replace("<", "&lt;") for part in parts)
+
+
+def _block(text: str) -> str:
+    return f"```text\n{inspect.cleandoc(text)}\n```"
 
 
 def _cell(text: str) -> str:
@@ -119,10 +144,7 @@ def _section(property_: dict[str, Any], definitions: dict[str, Any]) -> str:
     models = [definitions[name] for name in dict.fromkeys(references)]
     if len(models) == 1:
         return _fields(models[0], definitions)
-    return "\n\n".join(
-        f"### {' or '.join(_types(model))}\n\n{model.get('description', '')}\n\n{_fields(model, definitions)}"
-        for model in models
-    )
+    return "\n\n".join(f"{_head(model)}\n\n{_fields(model, definitions)}" for model in models)
 
 
 def _references(value: Any) -> Iterator[str]:
@@ -137,9 +159,13 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(inside)
 
 
-def _types(model: dict[str, Any]) -> list[str]:
-    kind = model["properties"]["type"]
-    return [f"`{name}`" for name in kind.get("enum", [kind.get("const")])]
+def _head(model: dict[str, Any]) -> str:
+    """Heading and first paragraph of one `type`, or of several that share their keys."""
+    kind, text = model["properties"]["type"], model.get("description", "")
+    types = kind.get("enum", [kind.get("const")])
+    if len(types) == 1:
+        return f"### `{types[0]}`\n\n{text}"
+    return f"### {len(types)} more types\n\n{', '.join(f'`{name}`' for name in types)}: {text}"
 
 
 def _fields(model: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -170,8 +196,11 @@ def _meaning(field: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 def decisions() -> str:
     """A list of all decisions, the newest first."""
-    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"), reverse=True)
-    return "\n".join(f"- [{_title(page)}]({page.name})" for page in pages)
+    return "\n".join(f"- [{_title(page)}]({page.name})" for page in reversed(_decision_pages()))
+
+
+def _decision_pages() -> list[Path]:
+    return sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 
 
 def _title(page: Path) -> str:
