@@ -69,11 +69,11 @@ def _recipe(data: Path, folder: Path, name: str, rows: str, start: str | None) -
 
 def untuned(data: Path, folder: Path) -> dict[str, float]:
     """Scores of the base as it is: those of a fresh LoRA, which does nothing yet."""
-    from peftlab.tuning.training import evaluate
+    from peftlab.tuning.evaluate import evaluate_split
 
     run = peftlab.check(_recipe(data, folder, "base", "small", None), device="cpu").run
     assert run is not None  # the base is a folder
-    return evaluate(run, "test").values
+    return evaluate_split(run, "test").values
 
 
 def _row(name: str, learnt: str, scores: dict[str, float]) -> dict[str, Any]:

@@ -77,11 +77,11 @@ class Watching(Progress):
         self.trained = 0
         self._stories = stories
 
-    def base_loaded(self, base: Base, trained: int) -> None:
+    def on_base_loaded(self, base: Base, trained: int) -> None:
         """The model is made around this base, which is thus the adapted one."""
         self._base, self.trained = base, trained
 
-    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+    def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """On articles it is scored already."""
         self.points.append((scores["loss"], loss_on(self._base, self._stories)))
 

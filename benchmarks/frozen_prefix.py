@@ -32,7 +32,7 @@ def main(names: tuple[str, ...], epochs: int, overrides: dict[str, Any]) -> None
     """Tune with and without; print times, scores and the difference of weights, and write them."""
     import peftlab.methods
     import peftlab.tuning.publish
-    import peftlab.tuning.training  # noqa: F401  # all that `tune` imports
+    import peftlab.tuning.train  # noqa: F401  # all that `tune` imports
 
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def _tuned(work: Path, method: str, epochs: int, cache: str | None, extra: dict[
 class Notes(Epochs):
     """Epochs and notes on standard error."""
 
-    def note(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """What is kept, or why not."""
         click.echo(message, err=True)
 

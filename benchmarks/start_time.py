@@ -47,24 +47,24 @@ class Stopwatch(TuningDisplay):
         """A station is reached, if it is not yet."""
         self.stations.setdefault(station, (time.time() - self.asked_for, time.process_time()))
 
-    def encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
+    def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """See `Progress`."""
         self.reach("recipe and data read, torch imported, base loaded")
-        return super().encoding(split)
+        return super().track_encoding(split)
 
-    def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
+    def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """See `Progress`."""
         self.reach("rows encoded")
 
-    def base_loaded(self, base: Any, trained: int) -> None:
+    def on_base_loaded(self, base: Any, trained: int) -> None:
         """See `Progress`."""
         self.reach("delta added")
 
-    def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
+    def on_train_begin(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """See `Progress`."""
         self.reach("training begins")
 
-    def step_done(self, step: int, loss: float | None) -> None:
+    def on_step_end(self, step: int, loss: float | None) -> None:
         """See `Progress`."""
         self.reach(f"step {step} done")
         if step == 2:

@@ -158,7 +158,7 @@ def by_key(sections: Mapping[str, Mapping[str, Any]]) -> Overrides:
 class Epochs(Progress):
     """One line an epoch on standard error."""
 
-    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+    def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """The validation scores."""
         told = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         click.echo(f"epoch {epoch:g}  {told}{'  best' if best else ''}", err=True)

@@ -138,9 +138,9 @@ def untuned(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
 
     run = check(write_recipe(work, base, {"type": "lora"}, 1e-3, 1)).run
     assert run is not None
-    examples = run.examples["test"]
+    examples = run.dataset.examples["test"]
     with run.model.disable_adapter():
-        told = predict_examples(run.task, run.model, run.base.tokenizer, examples, max_length=run.max_length)
+        told = predict_examples(run.task, run.model, run.base.tokenizer, examples, max_length=run.dataset.max_length)
     scores = run.task.score(examples, told).values
     command = by_command(work, [one.written for one in told], test)
     return row("base alone", "–", run.base.parameters, scores, command)

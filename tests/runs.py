@@ -1,38 +1,38 @@
-"""Runs of the main flow as they stand before training, and what is heard of them while they train."""
+"""Runs that are ready to train, and a progress object that records losses and warnings."""
 
-from peftlab.data import load_rows
 from peftlab.errors import ErrorCollector
-from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
+from peftlab.recipe import read_recipe
 from peftlab.store import Store
-from peftlab.tasks import build_task
-from peftlab.tuning import Processes, Progress
-from peftlab.tuning.setup import prepare
-from peftlab.tuning.warm_start import find_start
+from peftlab.tuning import Progress, TuningSession, steps
+from peftlab.tuning.dataset import load_dataset
+from peftlab.tuning.warm_start import find_start_adapter
 
 
 def prepared_run(file, overrides=None, store="adapters"):
-    """The run of the recipe in `file`, on the CPU; an adapter that it starts from is in `store`."""
+    """The run of the recipe in `file`, ready to train on the CPU; its start adapter, if any, is in `store`."""
+    session = TuningSession(Store(store), "cpu")
     with ErrorCollector() as errors:
         recipe = read_recipe(file, overrides, errors)
-        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
-        understood = build_task(recipe.task, rows, errors)
-        start = find_start(recipe, Store(store), errors)
-    place = {"processes": Processes(), "device": "cpu", "sharded": False}
-    return prepare(recipe, rows, *understood, Progress(), **place, start=start)
+        dataset = load_dataset(recipe, errors)
+        start = find_start_adapter(recipe, session.store, errors)
+    recipe, dataset = steps.choose_objective(recipe, dataset, session)
+    base = steps.load_base(recipe, dataset.task, session)
+    encoded = steps.encode(dataset, base, recipe, session)
+    return steps.add_adapter(base, recipe, encoded, start, session)
 
 
 class Losses(Progress):
-    """The mean losses that a run tells, its warnings, and whether it lost patience."""
+    """Records the mean losses of a run, its warnings, and whether it stopped early."""
 
     def __init__(self):
         self.losses, self.warnings = [], []
 
-    def step_done(self, step, loss):
+    def on_step_end(self, step, loss):
         if loss is not None:
             self.losses.append(loss)
 
     def warn(self, message):
         self.warnings.append(message)
 
-    def training_ended(self, stopped_early):
+    def on_train_end(self, stopped_early):
         self.stopped_early = stopped_early

@@ -25,7 +25,7 @@ def python(code):
 
 
 def test_pictures_metrics_and_the_compiler_are_not_imported_before_they_are_needed():
-    modules = "peftlab.runtime, peftlab.tuning.training, peftlab.tuning.publish, peftlab.tuning.encoding"
+    modules = "peftlab.runtime, peftlab.tuning.train, peftlab.tuning.publish, peftlab.tuning.encoding"
     assert python(f"import sys, {modules}; print([name for name in {LATE} if name in sys.modules])") == "[]\n"
 
 

@@ -71,7 +71,7 @@ def measure_call(module: str, name: str, *, environment: Mapping[str, str] | Non
 
 def warm_up() -> None:
     """Read the libraries from the disk once, so that what is measured first does not wait for it alone."""
-    measure([sys.executable, "-c", "import datasets, peftlab.tuning.training, peftlab.tuning.publish"])
+    measure([sys.executable, "-c", "import datasets, peftlab.tuning.train, peftlab.tuning.publish"])
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:

@@ -14,19 +14,19 @@ class Stopwatch(Progress):
         self.parts = {"training": 0.0, "evaluation": 0.0}
         self.last = 0.0
 
-    def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
+    def on_train_begin(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """Training begins."""
         self.last = time.perf_counter()
 
-    def step_done(self, step: int, loss: float | None) -> None:
+    def on_step_end(self, step: int, loss: float | None) -> None:
         """What went before was training."""
         self._count("training")
 
-    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+    def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """What came after the last step was evaluation."""
         self._count("evaluation")
 
-    def training_ended(self, stopped_early: bool) -> None:
+    def on_train_end(self, stopped_early: bool) -> None:
         """The best checkpoint is loaded again."""
         self._count("training")
 

@@ -51,9 +51,11 @@ def print_masks(run: "Run", rows: int) -> None:
     """The first training rows as the model sees them, learnt tokens on green; in « and » where there is no colour."""
     from peftlab.cli.console import out
 
-    if not ((run.task.per_token or run.task.writes) and isinstance(run.features[0].labels, list)):
+    if not ((run.task.per_token or run.task.writes) and isinstance(run.train_features[0].labels, list)):
         raise click.UsageError(f"{run.task.type} does not learn token by token, so there is no mask to show.")
-    for example, features in list(zip(run.examples["train"], run.encoded["train"], strict=True))[:rows]:
+    for example, features in list(zip(run.dataset.examples["train"], run.dataset.features["train"], strict=True))[
+        :rows
+    ]:
         for feature in features:
             learnt = sum(chosen for _, chosen in feature.learnt())
             which = f" ({part})" if (part := getattr(feature, "part", "")) else ""

@@ -25,8 +25,8 @@ import click
 from peftlab import errors
 from peftlab.errors import PeftlabError, ProcessLostError, RecipeError, TuningInterrupted, ValidationIssue, suggest
 from peftlab.store import Store
-from peftlab.tuning.checkpoints import how_to_go_on
-from peftlab.tuning.distributed.process_group import Processes
+from peftlab.tuning.checkpoints import resume_hint
+from peftlab.tuning.distributed.process_group import ProcessGroup
 
 LAUNCHERS = ("accelerate launch", "torchrun")
 LEFT_IN = "PEFTLAB_LAUNCHED"  # the folder in which launched processes leave their errors
@@ -46,7 +46,7 @@ def launcher_words(_: click.Context, __: click.Parameter, text: str | None) -> l
     """`torchrun --nproc-per-node 2` → its words, the first of them a program that is there."""
     if text is None:
         return None
-    if Processes.around().count > 1:
+    if ProcessGroup.from_environment().world_size > 1:
         raise click.BadParameter("this process was launched itself; take --launch out.")
     try:
         first, *others = shlex.split(text) or [""]
@@ -71,7 +71,7 @@ def launch(words: Sequence[str], command: str, typed: Sequence[str], store: str,
         shutil.rmtree(folder)
     elif stopped and (error is None or isinstance(error, ProcessLostError)):
         shutil.rmtree(folder)
-        how = how_to_go_on(Store(store).run_folder(name))
+        how = resume_hint(Store(store).run_folder(name))
         raise TuningInterrupted(f"stopped; nothing was published. {how}")
     else:
         raise _explained(error, code, folder / "log", Store(store).run_folder(name))
@@ -79,17 +79,17 @@ def launch(words: Sequence[str], command: str, typed: Sequence[str], store: str,
 
 def launched_alone() -> bool:
     """Whether `launch` ran, but its launcher started a single process."""
-    return LEFT_IN in os.environ and Processes.around().count == 1
+    return LEFT_IN in os.environ and ProcessGroup.from_environment().world_size == 1
 
 
 def hand_over(error: PeftlabError) -> bool:
     """Leave the error to the process that launched this one, if one did; whether nothing is left to tell here."""
-    processes = Processes.around()
-    if not processes.first and isinstance(error, ProcessLostError | TuningInterrupted):
+    process_group = ProcessGroup.from_environment()
+    if not process_group.is_main and isinstance(error, ProcessLostError | TuningInterrupted):
         return True  # the first process, or the one that ended, tells it
     if LEFT_IN not in os.environ:
         return False
-    file = Path(os.environ[LEFT_IN]) / f"{processes.index}.json"
+    file = Path(os.environ[LEFT_IN]) / f"{process_group.rank}.json"
     file.write_text(json.dumps(_plain(error)), encoding="utf8")
     return True
 
@@ -97,7 +97,7 @@ def hand_over(error: PeftlabError) -> bool:
 def hand_over_fault(fault: Exception) -> None:
     """Leave word of an unforeseen fault, whose traceback goes to the launcher's log."""
     if not isinstance(fault, click.ClickException | click.exceptions.Exit | click.Abort):
-        place = f"process {Processes.around().index} met an unforeseen fault"
+        place = f"process {ProcessGroup.from_environment().rank} met an unforeseen fault"
         hand_over(PeftlabError(f"{place}: {type(fault).__name__}: {fault}. Please report it."))
 
 
@@ -173,7 +173,7 @@ def _explained(error: PeftlabError | None, code: int, log: Path, run_folder: Pat
     if error is not None and not isinstance(error, ProcessLostError):
         return type(error)(f"{error}\n{kept}")
     what = _read_in(log.read_text(encoding="utf8", errors="replace")) or f"the launcher ended with exit code {code}"
-    return ProcessLostError(f"{what}; nothing was published. {how_to_go_on(run_folder)}\n{kept}")
+    return ProcessLostError(f"{what}; nothing was published. {resume_hint(run_folder)}\n{kept}")
 
 
 def _read_in(log: str) -> str:

@@ -57,11 +57,11 @@ class TuningDisplay(Listener):
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
+    def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """A bar while it lasts."""
         return bar_for(f"encoding {split}")
 
-    def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
+    def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """The ledger as a table."""
         self.main_score = task.main_score
         out.print(ledger_table(task.targets, ledgers))
@@ -69,43 +69,44 @@ class TuningDisplay(Listener):
             for what, count in {**ledger.dropped, **ledger.warnings}.items():
                 out.print(Text(f"  {split}: {count} × {what}", "dim"))
 
-    def base_loaded(self, base: "Base", trained: int) -> None:
+    def on_base_loaded(self, base: "Base", num_trainable: int) -> None:
         """Which base, and how little of it trains."""
         out.print(f"\n[bold]Base[/]  {escape(base.files.model)}, from {base.files.source}, on {base.model.device}")
         held = f"in {base.quantization}; in fp32 {megabytes(base.bytes_in_fp32)}" if base.quantization else "in fp32"
         out.print(f"      {megabytes(base.bytes)} of memory {held}")
         out.print(
-            f"      {trained:,} parameters train, {trained / base.parameters:.2%} of the base's {base.parameters:,}\n"
+            f"      {num_trainable:,} parameters train, "
+            f"{num_trainable / base.parameters:.2%} of the base's {base.parameters:,}\n"
         )
 
     def warn(self, message: str) -> None:
         """A line that stands out."""
         out.print(Text(f"warning: {message}", "yellow"))
 
-    def note(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """A line."""
         out.print(Text(message, "dim"))
 
-    def freezing(self, split: str) -> AbstractContextManager[ProgressCallback]:
+    def track_activation_caching(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """A bar while it lasts."""
         return bar_for(f"frozen layers, {split}")
 
-    def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
+    def on_train_begin(self, total_steps: int, epochs: int, completed_steps: int) -> None:
         """The bar."""
-        self.epochs, self.total, self.first_step = epochs, total_steps, done_steps
+        self.epochs, self.total, self.first_step = epochs, total_steps, completed_steps
         self.began = time.monotonic()
-        if done_steps:
-            out.print(f"Resuming after step {done_steps} of {total_steps}.")
-        self.task_id = self.bar.add_task("tuning", total=total_steps, completed=done_steps, loss="–", score="")
+        if completed_steps:
+            out.print(f"Resuming after step {completed_steps} of {total_steps}.")
+        self.task_id = self.bar.add_task("tuning", total=total_steps, completed=completed_steps, loss="–", score="")
         self.bar.start()
 
-    def step_done(self, step: int, loss: float | None) -> None:
+    def on_step_end(self, step: int, loss: float | None) -> None:
         """Move the bar."""
         self.loss, self.step = self.loss if loss is None else loss, step
         if self.task_id is not None:
             self.bar.update(self.task_id, completed=step, loss=f"{self.loss:.3f}")
 
-    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+    def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """One line an epoch, above the bar."""
         value = scores[self.main_score]
         mark = "  [green]best so far[/]" if best else ""
@@ -117,7 +118,7 @@ class TuningDisplay(Listener):
         if self.task_id is not None:
             self.bar.update(self.task_id, score=f"{self.main_score} {value:.3f}")
 
-    def training_ended(self, stopped_early: bool) -> None:
+    def on_train_end(self, stopped_early: bool) -> None:
         """Take the bar down."""
         self.bar.stop()
         if stopped_early:

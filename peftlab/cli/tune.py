@@ -42,7 +42,7 @@ def tune(
         return
 
     from peftlab.cli.progress import TuningDisplay, print_result
-    from peftlab.tuning import Processes
+    from peftlab.tuning import ProcessGroup
     from peftlab.tuning import tune as run
 
     with TuningDisplay() as display:
@@ -51,5 +51,5 @@ def tune(
                 "the launcher started one process, so nothing is shared. On CPU take torchrun, not accelerate."
             )
         result = run(recipe_path, overrides=overrides, store=store, device=device, resume=resume, progress=display)
-    if Processes.around().first:
+    if ProcessGroup.from_environment().is_main:
         print_result(result, store)

@@ -19,7 +19,7 @@ STATE = "rank_allocation.safetensors"
 MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-class RankAllocation(TrainerCallback):
+class AdaLoraCallback(TrainerCallback):
     """Tells PEFT's AdaLoRA how many steps there are and each one that is done, and keeps its state in checkpoints.
 
     Masked directions stay in the adapter as zeros: PEFT's own way, to cut them out on saving, makes a checkpoint that
@@ -95,7 +95,7 @@ def average_rank(model: torch.nn.Module) -> float:
     return sum(ranks) / len(ranks)
 
 
-def orthogonality(model: torch.nn.Module) -> Tensor:
+def orthogonality_loss(model: torch.nn.Module) -> Tensor:
     """‖P Pᵀ - I‖ of every P and Q, on average (equation 4 of the paper, with PEFT's norm)."""
     squares = [p @ p.T if ".lora_A." in name else p.T @ p for name, p in _directions(model)]
     return torch.stack([(s - torch.eye(len(s), device=s.device)).norm() for s in squares]).mean()

@@ -53,10 +53,10 @@ class TokenBatches(Sampler[list[int]]):
 
     def _cut(self, pool: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
         pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-        return np.split(pool, cut_evenly(self.lengths[pool], parts))
+        return np.split(pool, split_evenly(self.lengths[pool], parts))
 
 
-def cut_evenly(costs: Numbers, parts: int) -> NDArray[np.int64]:
+def split_evenly(costs: Numbers, parts: int) -> NDArray[np.int64]:
     """Where to cut a row of costs into `parts` runs of about equal sums: the begin of each run but the first.
 
     No run is empty, if there are as many costs as parts: what costs more than a fair share counts as one.

@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from peftlab.tuning.distributed.process_group import Processes
+from peftlab.tuning.distributed.process_group import ProcessGroup
 from peftlab.tuning.progress import Progress
 
 
-class Telling(TrainerCallback):
+class ProgressReporter(TrainerCallback):
     """Passes the Trainer's events on to a `Progress`."""
 
     def __init__(self, progress: Progress) -> None:
@@ -21,26 +21,26 @@ class Telling(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Training begins."""
-        self.progress.training_started(state.max_steps, int(args.num_train_epochs), state.global_step)
+        self.progress.on_train_begin(state.max_steps, int(args.num_train_epochs), state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One optimizer step."""
-        self.progress.step_done(state.global_step, None)
+        self.progress.on_step_end(state.global_step, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """The mean loss since the last log."""
         if "loss" in logs:
-            self.progress.step_done(state.global_step, logs["loss"])
+            self.progress.on_step_end(state.global_step, logs["loss"])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """The validation split is scored."""
         scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         score, before = scores[args.metric_for_best_model], state.best_metric
         best = before is None or (score > before if args.greater_is_better else score < before)
-        self.progress.epoch_done(state.epoch, scores, best=best)
+        self.progress.on_epoch_end(state.epoch, scores, best=best)
 
 
-class Patience(EarlyStoppingCallback):
+class EarlyStopping(EarlyStoppingCallback):
     """Early stopping that begins to count once the score has left 0, where F1 of rare labels stays for some epochs."""
 
     def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
@@ -49,45 +49,45 @@ class Patience(EarlyStoppingCallback):
             super().check_metric_value(args, state, control, metric_value)
 
 
-class Interruption(TrainerCallback):
+class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once.
 
     Signals reach several processes at different times, so they agree after each step whether to stop.
     """
 
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-        self.asked = self.agreed = False
+    def __init__(self, process_group: ProcessGroup) -> None:
+        self.process_group = process_group
+        self.stop_requested = self.stopping = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Catch the signals inside the block (Python allows it in the main thread only)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.stop_requested = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop after this step, if asked to."""
-        self.agreed = self.processes.any(self.asked)
-        if self.agreed:
+        self.stopping = self.process_group.any(self.stop_requested)
+        if self.stopping:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asked while validating: the epoch's checkpoint is about to be saved anyway."""
-        control.should_training_stop |= self.processes.any(self.asked)
+        control.should_training_stop |= self.process_group.any(self.stop_requested)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Trainer takes a stop for the end of an epoch: do not score and save once more."""
-        if self.agreed and control.should_training_stop:
+        if self.stopping and control.should_training_stop:
             control.should_save = control.should_evaluate = False

@@ -8,19 +8,19 @@ from pathlib import Path
 from peftlab.errors import ErrorCollector
 from peftlab.tuning.progress import Progress
 
-NOTE = "run.json"
-STATE = "trainer_state.json"  # Trainer writes it last
-NAME = re.compile(r"checkpoint-([0-9]+)")
+RUN_FILE = "run.json"
+TRAINER_STATE = "trainer_state.json"  # Trainer writes it last
+CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint in `folder`, or None; one that a killed process was still writing does not count."""
-    found = {int(name[1]): inside for inside in folder.glob("*") if (name := NAME.fullmatch(inside.name))}
-    whole = [step for step, checkpoint in found.items() if (checkpoint / STATE).is_file()]
+    found = {int(name[1]): inside for inside in folder.glob("*") if (name := CHECKPOINT_NAME.fullmatch(inside.name))}
+    whole = [step for step, checkpoint in found.items() if (checkpoint / TRAINER_STATE).is_file()]
     return found[max(whole)] if whole else None
 
 
-def how_to_go_on(folder: Path) -> str:
+def resume_hint(folder: Path) -> str:
     """What is kept of a run that ended early, and the way on, in words."""
     checkpoint = last_checkpoint(folder)
     if checkpoint is None:
@@ -28,20 +28,20 @@ def how_to_go_on(folder: Path) -> str:
     return f"{checkpoint} is kept: go on with the same command and --resume."
 
 
-def note_run(folder: Path, identity: Mapping[str, str], progress: Progress, *, resume: bool) -> str | None:
+def record_run(folder: Path, identity: Mapping[str, str], progress: Progress, *, resume: bool) -> str | None:
     """Note in `folder` what is trained there; the checkpoint to go on from, if that is asked for and there is one.
 
     Raises:
         RecipeError: the checkpoint is that of another run.
     """
-    checkpoint = _fitting_checkpoint(folder, identity, progress) if resume else None
-    (folder / NOTE).write_text(json.dumps(identity), encoding="utf8")
+    checkpoint = _matching_checkpoint(folder, identity, progress) if resume else None
+    (folder / RUN_FILE).write_text(json.dumps(identity), encoding="utf8")
     return checkpoint
 
 
-def _fitting_checkpoint(folder: Path, identity: Mapping[str, str], progress: Progress) -> str | None:
+def _matching_checkpoint(folder: Path, identity: Mapping[str, str], progress: Progress) -> str | None:
     """The last checkpoint of an interrupted run of the very same recipe, data and base."""
-    note = folder / NOTE
+    note = folder / RUN_FILE
     checkpoint = last_checkpoint(folder) if note.is_file() else None
     if checkpoint is None:
         progress.warn(f"there is no checkpoint in {folder} to resume from; starting at the beginning.")

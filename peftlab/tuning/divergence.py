@@ -1,4 +1,4 @@
-"""A run that learns nothing: one whose numbers are lost is stopped at once, one that answers all rows alike is told."""
+"""Runs that fail to learn: a diverged run is stopped, and a run that predicts the same for every row is reported."""
 
 import math
 from typing import Any
@@ -13,69 +13,74 @@ from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
 
-class Divergence(TrainerCallback):
-    """Ends a run whose weights are no numbers any more; no later step could mend them.
+class DivergenceCallback(TrainerCallback):
+    """Stops a run whose weights became NaN or infinite, because no later step can repair them.
 
-    In fp16 a loss may overflow alone: its step is left out, and the run goes on.
+    In fp16 the loss alone may overflow: Trainer skips that step, and the run continues.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.seen = False
+        self.detected = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Where the loss is no number, which all processes are told alike, look what has become of the weights."""
+        """Check the weights if the logged loss, which is the same in all processes, is not finite."""
         if not math.isfinite(logs.get("loss", 0.0)):
-            self._look(control)
+            self._check_weights(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look in any case, for no loss has been told of the last steps; do not score and save what is lost."""
-        self._look(control)
-        if self.seen:
+        """Check the weights in any case, because the last steps have no logged loss; a diverged epoch is not scored."""
+        self._check_weights(control)
+        if self.detected:
             control.should_save = control.should_evaluate = False
 
-    def _look(self, control: Any) -> None:
-        self.seen = self.seen or self.run.processes.any(not _all_numbers(self.run.model))
-        control.should_training_stop |= self.seen
+    def _check_weights(self, control: Any) -> None:
+        self.detected = self.detected or self.run.process_group.any(not _is_finite(self.run.model))
+        control.should_training_stop |= self.detected
 
-    def settle(self, state: Any, progress: Progress) -> None:
-        """Say what happened, if it did; the best checkpoint from before is what the run comes to.
+    def report(self, state: Any, progress: Progress) -> None:
+        """Warn about a divergence; the run continues with the best checkpoint before it.
 
         Raises:
-            TuningDiverged: there is none.
+            TuningDiverged: there is no checkpoint before it.
         """
-        if not self.seen:
+        if not self.detected:
             return
-        told = f"training diverged: at step {state.global_step} of {state.max_steps} weights were no numbers any more"
-        way_out = f"Lower training.learning_rate: {_rates(self.run.recipe)}"
+        step = f"step {state.global_step} of {state.max_steps}"
+        message = f"training diverged: at {step} the weights were NaN or infinite"
+        hint = f"Lower training.learning_rate: {_describe_rates(self.run.recipe)}"
         if state.best_metric is None:
-            raise TuningDiverged(f"{told}; nothing was published. {way_out}")
-        progress.warn(f"{told}; the best epoch before is kept. {way_out}")
+            raise TuningDiverged(f"{message}; nothing was published. {hint}")
+        progress.warn(f"{message}; the best epoch before is kept. {hint}")
 
 
-def warn_of_collapse(recipe: Recipe, task: Task, scores: Scores, progress: Progress) -> None:
-    """Say so where the best epoch's answers to validation rows show nothing of what was to be learnt."""
-    if told := _collapse(task, scores):
+def warn_if_collapsed(recipe: Recipe, task: Task, scores: Scores, progress: Progress) -> None:
+    """Warn if the validation scores of the best epoch show that nothing was learned."""
+    if reason := _collapse_reason(task, scores):
         progress.warn(
-            f"{told}: nothing was learnt. Train for longer, or at another training.learning_rate: {_rates(recipe)}"
+            f"{reason}: nothing was learned. Train for longer, or with another training.learning_rate: "
+            f"{_describe_rates(recipe)}"
         )
 
 
-def _collapse(task: Task, scores: Scores) -> str:
+def _collapse_reason(task: Task, scores: Scores) -> str:
+    """Empty if the scores show that something was learned."""
     if not task.smaller_is_better and scores.values[task.main_score] == 0:
         return f"validation {task.main_score} is 0"
     if task.main_score != "accuracy" or scores.confusion is None:
         return ""
     columns = zip(scores.confusion.labels, zip(*scores.confusion.counts, strict=True), strict=True)
-    given = [label for label, column in columns if any(column)]
-    asked = [row for row in scores.confusion.counts if any(row)]
-    return f"every validation row is answered '{given[0]}'" if len(given) == 1 < len(asked) else ""
+    predicted_labels = [label for label, column in columns if any(column)]
+    gold_rows = [row for row in scores.confusion.counts if any(row)]
+    if len(predicted_labels) == 1 < len(gold_rows):
+        return f"the prediction for every validation row is '{predicted_labels[0]}'"
+    return ""
 
 
-def _rates(recipe: Recipe) -> str:
-    rate, usual = recipe.training.learning_rate, recipe.method.usual_learning_rate
-    return f"it is {rate:g}, and {usual:g} where a recipe of this method names none."
+def _describe_rates(recipe: Recipe) -> str:
+    rate, default = recipe.training.learning_rate, recipe.method.usual_learning_rate
+    return f"it is {rate:g}; the default for this method is {default:g}."
 
 
-def _all_numbers(model: torch.nn.Module) -> bool:
+def _is_finite(model: torch.nn.Module) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in model.parameters() if parameter.requires_grad)

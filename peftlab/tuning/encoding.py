@@ -1,96 +1,125 @@
-"""Examples → features, and the last entries of the ledger: what was dropped, cut and lost."""
+"""Examples → features, and the last counts of the ledger: rows dropped and truncated, targets lost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from peftlab.base import UNLIMITED, Base
 from peftlab.data import Ledger
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
-from peftlab.tasks import Feature, Task
-from peftlab.tuning.feature_cache import remembered_features
+from peftlab.tasks import Feature, ModelContext, Task
+from peftlab.tuning.dataset import EncodedDataset, TuningDataset
+from peftlab.tuning.feature_cache import cached_features
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.session import TuningSession
 
-WARN_LOST = 0.05
-SHORTEST = 8  # tokens, as of data.max_length
-UNSTATED = 512  # tokens, where neither base nor recipe says how long an input may be: what T5 was trained on
+WARN_LOST_SHARE = 0.05
+MIN_LENGTH = 8  # tokens, as of data.max_length
+DEFAULT_LENGTH = 512  # tokens, if neither base nor recipe limits the input; T5 was trained on this length
 
 
-def encode(
-    task: Task,
-    examples: Mapping[str, Sequence[Any]],
-    base: Base,
-    max_length: int,
-    max_lost: float,
-    ledgers: Mapping[str, Ledger],
-    progress: Progress,
-) -> dict[str, list[list[Feature]]]:
-    """The features of each example: in training each cut at `max_length` tokens, else read whole, in windows.
+def encode(dataset: TuningDataset, base: Base, recipe: Recipe, session: TuningSession) -> EncodedDataset:
+    """Encode every example for the base, and report what was dropped, truncated and lost.
 
     Raises:
-        RecipeError: a larger share of rows or targets than `max_lost` is dropped or cut away.
+        RecipeError: the base cannot read such inputs, or more is dropped or lost than `data.max_lost` allows.
     """
-    encoded = {}
-    for split, chosen in examples.items():
-        with progress.encoding(split) as told:
-            encoded[split] = remembered_features(
-                task, chosen, base, max_length, training=split == "train", on_progress=told
+    with session.process_group.sync_errors():
+        max_length = input_length(base, recipe)
+        _report_length(max_length, base, recipe, session.progress)
+        with ErrorCollector() as errors:
+            dataset.task.bind_to_base(
+                ModelContext(base.tokenizer, base.model.config, max_length), dataset.examples, errors
             )
-        count = _count_cut if split == "train" else _count_used
-        for example, features in zip(chosen, encoded[split], strict=True):
-            count(task, example, features, ledgers[split])
-    progress.data_read(task, ledgers)
-    _check_losses(task, ledgers, max_length, max_lost, progress)
-    return encoded
+        return encode_dataset(dataset, base, max_length, recipe.data.max_lost, session.progress)
+
+
+def encode_dataset(
+    dataset: TuningDataset, base: Base, max_length: int, max_lost: float, progress: Progress
+) -> EncodedDataset:
+    """Encode every example, and complete the ledgers.
+
+    Raises:
+        RecipeError: a larger share of rows or targets than `max_lost` is dropped or truncated away.
+    """
+    features = {split: _encode_split(split, dataset, base, max_length, progress) for split in dataset.examples}
+    progress.on_data_encoded(dataset.task, dataset.ledgers)
+    _check_lost_share(dataset, max_length, max_lost, progress)
+    return EncodedDataset(dataset.rows, dataset.task, dataset.examples, dataset.ledgers, features, max_length)
 
 
 def input_length(base: Base, recipe: Recipe) -> int:
-    """The longest input in tokens: the recipe's, within what the base takes and the method leaves of it.
+    """The longest input in tokens: `data.max_length`, within what base and method allow.
 
     Raises:
-        RecipeError: the recipe asks for more than there is, or the method leaves next to nothing.
+        RecipeError: the recipe asks for more tokens than that, or the method's virtual tokens leave too few.
     """
-    asked, taken = recipe.data.max_length, recipe.method.input_tokens
-    there = (base.max_length if base.max_length < UNLIMITED else asked or UNSTATED) - taken
+    wanted, virtual = recipe.data.max_length, recipe.method.input_tokens
+    available = (base.max_length if base.max_length < UNLIMITED else wanted or DEFAULT_LENGTH) - virtual
     with ErrorCollector() as errors:
-        if taken and there < SHORTEST:
-            message = f"{taken} virtual tokens leave {max(0, there)} of the {base.max_length} that this base takes."
-            errors.add(message, key="method.num_virtual_tokens", hint="Take fewer.")
-        elif asked and asked > there:
-            virtual = f", of which {taken} are virtual" if taken else ""
-            message = f"{asked} tokens are more than this base takes ({base.max_length}{virtual})."
+        if virtual and available < MIN_LENGTH:
+            message = (
+                f"{virtual} virtual tokens leave {max(0, available)} of the {base.max_length} that this base takes."
+            )
+            errors.add(message, key="method.num_virtual_tokens", hint="Use fewer.")
+        elif wanted and wanted > available:
+            detail = f", of which {virtual} are virtual" if virtual else ""
+            message = f"{wanted} tokens are more than this base takes ({base.max_length}{detail})."
             errors.add(message, key="data.max_length")
-    return asked or there
+    return wanted or available
 
 
-def _count_cut(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
+def _report_length(max_length: int, base: Base, recipe: Recipe, progress: Progress) -> None:
+    if base.max_length >= UNLIMITED and not recipe.data.max_length:
+        progress.info(
+            f"This base takes inputs of any length, and the recipe sets no data.max_length: {max_length} tokens are "
+            "used."
+        )
+    if virtual := recipe.method.input_tokens:
+        progress.info(
+            f"{virtual} of the {base.max_length} tokens of an input are virtual tokens: {max_length} are left."
+        )
+
+
+def _encode_split(
+    split: str, dataset: TuningDataset, base: Base, max_length: int, progress: Progress
+) -> list[list[Feature]]:
+    """The features of each example of a split, counted in its ledger."""
+    task, examples, training = dataset.task, dataset.examples[split], split == "train"
+    with progress.track_encoding(split) as on_progress:
+        encoded = cached_features(task, examples, base, max_length, training=training, on_progress=on_progress)
+    count = _count_training_example if training else _count_example
+    for example, features in zip(examples, encoded, strict=True):
+        count(task, example, features, dataset.ledgers[split])
+    return encoded
+
+
+def _count_training_example(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     if not features:
         ledger.drop(task.empty)
         return
-    _count_used(task, example, features, ledger)
+    _count_example(task, example, features, ledger)
     ledger.num_lost_targets += task.lost(example, features)
 
 
-def _count_used(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
+def _count_example(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
     ledger.truncated += any(feature.truncated for feature in features)
     ledger.targets += task.count(example) + example.num_lost_targets
 
 
-def _check_losses(
-    task: Task, ledgers: Mapping[str, Ledger], max_length: int, max_lost: float, progress: Progress
-) -> None:
+def _check_lost_share(dataset: TuningDataset, max_length: int, max_lost: float, progress: Progress) -> None:
     with ErrorCollector() as errors:
-        for split, ledger in ledgers.items():
-            told = (
+        for split, ledger in dataset.ledgers.items():
+            message = (
                 f"{split} loses {ledger.lost_share:.0%}: {sum(ledger.dropped.values())} of {ledger.read} rows "
-                f"dropped, {ledger.num_lost_targets} of {ledger.targets} {task.targets} lost "
-                f"({ledger.truncated} rows cut at {max_length} tokens)."
+                f"dropped, {ledger.num_lost_targets} of {ledger.targets} {dataset.task.targets} lost "
+                f"({ledger.truncated} rows truncated at {max_length} tokens)."
             )
             if ledger.lost_share > max_lost:
                 hint = f"Raise data.max_length, split long rows, or allow it: data.max_lost: {ledger.lost_share:.2f}"
-                errors.add(told, key=f"data.{split}", hint=hint)
-            elif ledger.lost_share > WARN_LOST:
-                progress.warn(told)
-        if not ledgers["train"].used:
+                errors.add(message, key=f"data.{split}", hint=hint)
+            elif ledger.lost_share > WARN_LOST_SHARE:
+                progress.warn(message)
+        if not dataset.ledgers["train"].used:
             errors.add("no training row is left.", key="data.train")

@@ -20,7 +20,7 @@ LIMIT = 2 * 2**30  # bytes of all that is remembered
 MADE_BY = ("peftlab", "transformers", "tokenizers")
 
 
-def remembered_features(
+def cached_features(
     task: Task,
     examples: Sequence[Any],
     base: Base,

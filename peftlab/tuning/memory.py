@@ -42,13 +42,13 @@ def check_checkpointing(settings: TrainingSection, model: PreTrainedModel) -> No
 
 
 @contextmanager
-def layers_computed_again(model: PreTrainedModel, *, wanted: bool) -> Iterator[None]:
-    """Inside the block, if `wanted`, what happens in a layer is not kept but computed again going backward.
+def gradient_checkpointing(model: PreTrainedModel, *, enabled: bool) -> Iterator[None]:
+    """Inside the block, if `enabled`, what happens in a layer is not kept but computed again going backward.
 
     Trainer would do so too, but with gradients of the embeddings' output, for the sake of an older way to checkpoint:
     layers below the lowest adapted one would be gone through backward in vain.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -59,7 +59,7 @@ def layers_computed_again(model: PreTrainedModel, *, wanted: bool) -> Iterator[N
         model.gradient_checkpointing_disable()
 
 
-def return_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Hand back to the system what freed tensors of ever other sizes have left, where the C library is glibc.
 
     It keeps such holes for later: on a small base as much as scoring needs (decision 0030).

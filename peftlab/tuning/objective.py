@@ -1,6 +1,7 @@
 """Which objective a domain adaptation has: the recipe's, or what the base was pretrained for, by its configuration."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers.models.auto.modeling_auto import (
@@ -12,7 +13,9 @@ from peftlab.base import find_base
 from peftlab.errors import ErrorCollector, ValidationIssue
 from peftlab.recipe import DomainAdaptation, Recipe
 from peftlab.recipe.compatibility import check_together
-from peftlab.tasks import TASKS, Task
+from peftlab.tasks import TASKS
+from peftlab.tuning.dataset import TuningDataset
+from peftlab.tuning.session import TuningSession
 
 HEADS: dict[str, tuple[str, Mapping[str, str], tuple[str, ...]]] = {
     "masked-lm": ("AutoModelForMaskedLM", MODEL_FOR_MASKED_LM_MAPPING_NAMES, ("ForMaskedLM",)),
@@ -21,17 +24,23 @@ HEADS: dict[str, tuple[str, Mapping[str, str], tuple[str, ...]]] = {
 """Objective → the Transformers class that loads its head, the architectures that have one, and ends of their names."""
 
 
-def with_objective(recipe: Recipe, task: Task) -> tuple[Recipe, Task]:
-    """Both with the objective of a domain adaptation fixed; any other task stays as it is.
+def choose_objective(recipe: Recipe, dataset: TuningDataset, session: TuningSession) -> tuple[Recipe, TuningDataset]:
+    """Set the objective of a domain adaptation; for any other task, return both unchanged.
 
     Raises:
         RecipeError: the base was not pretrained for the objective, or for none, or the rest of the recipe does not go
             with it.
-        BaseNotFoundError: the base is nowhere.
+        BaseNotFoundError: the base was not found.
     """
-    section = recipe.task
-    if not isinstance(section, DomainAdaptation):
-        return recipe, task
+    if not isinstance(recipe.task, DomainAdaptation):
+        return recipe, dataset
+    with session.process_group.sync_errors():
+        recipe = _with_objective(recipe, recipe.task)
+    task = TASKS[recipe.task.type](**recipe.task.model_dump(exclude={"type"}))
+    return recipe, replace(dataset, task=task)
+
+
+def _with_objective(recipe: Recipe, section: DomainAdaptation) -> Recipe:
     config = find_base(recipe.base).config
     objective = section.objective or _pretrained_for(config)
     with ErrorCollector() as errors:
@@ -43,7 +52,7 @@ def with_objective(recipe: Recipe, task: Task) -> tuple[Recipe, Task]:
     if section.objective is None:
         with ErrorCollector() as errors:
             check_together(recipe, errors)
-    return recipe, TASKS[decided.type](**decided.model_dump(exclude={"type"}))
+    return recipe
 
 
 def _pretrained_for(config: Mapping[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from peftlab.tuning.run import Run
 TOLERANCE = 1e-4  # of the loss, in nats
 
 
-def packed(features: Sequence[Feature], length: int, padding: int) -> dict[str, Tensor]:
+def pack_features(features: Sequence[Feature], length: int, padding: int) -> dict[str, Tensor]:
     """`input_ids`, `position_ids` and `labels`, each (rows, at most `length` tokens).
 
     The first token of a text, which nothing foresees, has no label. What is left of a row is one more text, of the
@@ -61,10 +61,10 @@ def check_packing(run: Run) -> None:
     Raises:
         RecipeError: they do not, or the base takes no positions.
     """
-    chosen = sorted(run.features, key=len)[:3]
+    chosen = sorted(run.train_features, key=len)[:3]
     with ErrorCollector() as errors, module_mode(run.model, training=False), torch.inference_mode():
         try:
-            together = _loss(run, packed(chosen, sum(map(len, chosen)), 0))
+            together = _loss(run, pack_features(chosen, sum(map(len, chosen)), 0))
         except TypeError:
             errors.add("this base takes no positions, so texts cannot be told apart.", key="training.packing")
             return

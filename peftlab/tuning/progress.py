@@ -1,4 +1,4 @@
-"""What a tuning run tells while it goes on."""
+"""The progress of a tuning run, as a front end receives it."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A listener that does nothing; a front end overrides what it wants to show."""
+    """Callbacks that do nothing; a front end overrides those that it wants to show."""
 
-    def encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
-        """Inside the block the rows of a split are encoded; what it gives is told how many are done."""
+    def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
+        """Inside the block the rows of a split are encoded; the callback it gives receives how many are done."""
         return nullcontext(lambda done, total: None)
 
-    def data_read(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
-        """Every row is read, encoded and accounted for."""
+    def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
+        """All rows are read, encoded and counted in the ledgers."""
 
-    def base_loaded(self, base: "Base", trained: int) -> None:
-        """The base is in memory, with so many parameters of delta and head to train."""
+    def on_base_loaded(self, base: "Base", num_trainable: int) -> None:
+        """The base is in memory; `num_trainable` parameters of delta and head train."""
 
     def warn(self, message: str) -> None:
-        """Something the user should know, though the run goes on."""
+        """Report a warning; the run continues."""
 
-    def note(self, message: str) -> None:
-        """Something worth knowing; nothing is wrong."""
+    def info(self, message: str) -> None:
+        """Report information; nothing is wrong."""
 
-    def freezing(self, split: str) -> AbstractContextManager[ProgressCallback]:
-        """Inside the block the rows of a split go through the frozen layers, to be kept; see `encoding`."""
+    def track_activation_caching(self, split: str) -> AbstractContextManager[ProgressCallback]:
+        """Inside the block the frozen layers compute activations of a split; see `track_encoding`."""
         return nullcontext(lambda done, total: None)
 
-    def training_started(self, total_steps: int, epochs: int, done_steps: int) -> None:
-        """Training begins, after `done_steps` where it is resumed."""
+    def on_train_begin(self, total_steps: int, epochs: int, completed_steps: int) -> None:
+        """Training begins, after `completed_steps` if it is resumed."""
 
-    def step_done(self, step: int, loss: float | None) -> None:
+    def on_step_end(self, step: int, loss: float | None) -> None:
         """An optimizer step is done; `loss` is the mean since it was last told, or None."""
 
-    def epoch_done(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
+    def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """The validation split is scored; `best` if every epoch before was worse."""
 
-    def training_ended(self, stopped_early: bool) -> None:
+    def on_train_end(self, stopped_early: bool) -> None:
         """No more steps; the best checkpoint is in memory."""

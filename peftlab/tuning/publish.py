@@ -1,8 +1,7 @@
 """What goes into an adapter's folder, and the proof that it works there: reloaded into a fresh base and compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -10,25 +9,39 @@ from peft import PeftModel
 from peftlab.base import Base, load_with_head, own_head
 from peftlab.errors import IntegrityError
 from peftlab.recipe import recipe_yaml
-from peftlab.store import BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
+from peftlab.store import Adapter, BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
 from peftlab.tasks import Scores
 from peftlab.tasks.prediction import forward
 from peftlab.tuning.report.confusion_matrix import draw_confusion
 from peftlab.tuning.report.model_card import model_card
 from peftlab.tuning.report.training_curves import draw_curves
 from peftlab.tuning.run import Run
+from peftlab.tuning.session import TuningSession
 
 PROBED_ROWS = 8
 TOLERANCE = 1e-4
 
 
-def write_adapter(
-    run: Run, log: Sequence[dict[str, float]], scores: Mapping[str, Scores], seconds: float, folder: Path
-) -> Manifest:
-    """Write PEFT's files, recipe, curves and model card of a trained run into `folder`; returns the manifest.
+def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> Adapter:
+    """Write the adapter of a trained run to the store; the main process does, and all get the adapter.
 
     Raises:
-        IntegrityError: reloaded from `folder` into a fresh base, the adapter does not answer as it did in training.
+        IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
+        StoreError: the store cannot be written.
+    """
+    store, seconds = session.store, session.seconds
+
+    def publish_on_main() -> str:
+        return str(store.publish(run.recipe.name, lambda folder: write_adapter(run, scores, seconds, folder)))
+
+    return store.resolve(run.process_group.broadcast(publish_on_main))
+
+
+def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder: Path) -> Manifest:
+    """Write PEFT's files, recipe, plots and model card of a trained run into `folder`, and return the manifest.
+
+    Raises:
+        IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
     """
     config = run.model.peft_config["default"]
     # PEFT notes the folder that the base was read from; another machine needs the name
@@ -39,7 +52,7 @@ def write_adapter(
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
     curves, smaller = folder / "curves.png", run.task.smaller_is_better
-    draw_curves(log, run.task.main_score, title, curves, smaller_is_better=smaller)
+    draw_curves(run.log, run.task.main_score, title, curves, smaller_is_better=smaller)
     for split, scored in scores.items():
         if scored.confusion and (split == "test" or "test" not in scores):
             draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")
@@ -56,10 +69,15 @@ def compare_reloaded(run: Run, folder: Path) -> float:
         IntegrityError: it is larger than rounding explains.
     """
     section = run.recipe.base
-    place: dict[str, Any] = {"quantization": section.quantization, "device": run.model.device.type}
-    fresh, _ = load_with_head(run.base.files, run.task, trust_remote_code=section.trust_remote_code, **place)
+    fresh, _ = load_with_head(
+        run.base.files,
+        run.task,
+        quantization=section.quantization,
+        device=run.model.device.type,
+        trust_remote_code=section.trust_remote_code,
+    )
     reloaded = PeftModel.from_pretrained(fresh, folder).eval()
-    probe = run.features[:PROBED_ROWS]
+    probe = run.train_features[:PROBED_ROWS]
     trained, loaded = (forward(run.task, model, run.base.tokenizer, probe) for model in (run.model, reloaded))
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
     if not difference <= TOLERANCE:  # also for NaN
@@ -72,17 +90,17 @@ def compare_reloaded(run: Run, folder: Path) -> float:
 
 def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_difference: float) -> Manifest:
     """The manifest of a trained run."""
-    ledger = {split: LedgerInfo.model_validate(ledger.as_dict()) for split, ledger in run.ledgers.items()}
+    ledger = {split: LedgerInfo.model_validate(ledger.as_dict()) for split, ledger in run.dataset.ledgers.items()}
     return build_manifest(
         run.recipe.name,
         run.task,
         describe_base(run.base, trust_remote_code=run.recipe.base.trust_remote_code),
         method=run.recipe.method.type,
-        max_length=run.max_length,
-        parameters=ParameterCounts(trained=run.trained, base=run.base.parameters),
+        max_length=run.dataset.max_length,
+        parameters=ParameterCounts(trained=run.num_trainable, base=run.base.parameters),
         head_modules=tuple(run.base.head_modules),
         seconds=seconds,
-        data=DataInfo(sha256=run.rows.content_hash, ledger=ledger),
+        data=DataInfo(sha256=run.dataset.rows.content_hash, ledger=ledger),
         scores=scores,
         reload_difference=reload_difference,
         started_from=run.start.info() if run.start else None,

@@ -1,82 +1,89 @@
-"""What one tuning run works with."""
+"""The state of one tuning run, ready to train."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from peft import PeftModel
 
 from peftlab.base import Base
-from peftlab.data import Ledger, Rows
 from peftlab.methods import saved_bytes
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
-from peftlab.tuning.distributed.process_group import Processes
+from peftlab.tuning.dataset import EncodedDataset
+from peftlab.tuning.distributed.process_group import ProcessGroup
 from peftlab.tuning.precision import training_dtype
-from peftlab.tuning.warm_start import Start
+from peftlab.tuning.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with all it asked for in memory: `examples`, `encoded` and `ledgers` by split.
+    """A recipe with everything it needs loaded into memory.
 
-    `encoded` holds the features of each example: of the training split cut at `max_length` tokens, of the others in
-    windows. `max_length` is the longest input in tokens, `trained` the number of parameters that train; `processes` are
-    those that share the run, on a `device` each, and with `sharded` each of them holds a part of the base. `start`
-    tells which adapter's weights it began with, if any.
+    Attributes:
+        recipe: What to train.
+        dataset: The encoded rows of all splits, and the task.
+        base: The frozen base.
+        model: The base with its adapter.
+        num_trainable: Number of parameters that train.
+        process_group: The processes that share the run.
+        device: Where this process computes.
+        sharded: Whether each process holds only a part of the base.
+        start: The adapter whose weights the run started with, if any.
+        log: Trainer's log, after training.
     """
 
     recipe: Recipe
-    rows: Rows
-    task: Task
-    examples: dict[str, list[Any]]
-    ledgers: dict[str, Ledger]
+    dataset: EncodedDataset
     base: Base
-    max_length: int
-    encoded: dict[str, list[list[Feature]]]
     model: PeftModel
-    trained: int
-    processes: Processes
+    num_trainable: int
+    process_group: ProcessGroup
     device: torch.device
     sharded: bool
-    start: Start | None = None
+    start: WarmStart | None = None
+    log: Sequence[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def task(self) -> Task:
+        """The task of the dataset."""
+        return self.dataset.task
 
     @cached_property
-    def features(self) -> list[Feature]:
-        """Every feature of the training split."""
-        return [feature for features in self.encoded["train"] for feature in features]
+    def train_features(self) -> list[Feature]:
+        """All features of the training split."""
+        return [feature for features in self.dataset.features["train"] for feature in features]
 
     @property
     def identity(self) -> dict[str, str]:
-        """What must be the same for a checkpoint to be worth going on from."""
+        """What must be unchanged to resume from a checkpoint: name → value."""
         return {
             "recipe": recipe_yaml(self.recipe, "/"),
-            "data": self.rows.content_hash,
+            "data": self.dataset.rows.content_hash,
             "base": self.base.fingerprint,
-            "chat template": str(self.task.state.get("chat_template")),  # a file may have changed
-            "number of processes": str(self.processes.count),
+            "chat template": str(self.task.state.get("chat_template")),  # its file may have changed
+            "number of processes": str(self.process_group.world_size),
             "adapter that it starts from": json.dumps(self.start.info().to_dict()) if self.start else "none",
         }
 
-    def inputs_of(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        """A batch without its labels, where the model is."""
+    def model_inputs(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        """A batch of `features` without labels, on the model's device."""
         batch = self.task.collate(features, self.base.tokenizer)
         return {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != "labels"}
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """What training computes in; see `training_dtype`."""
-        kind = self.model.config.model_type
-        return training_dtype(self.recipe.training, self.device, self.base.quantization, model_type=kind)
+        model_type = self.model.config.model_type
+        return training_dtype(self.recipe.training, self.device, self.base.quantization, model_type=model_type)
 
-    def precision(self) -> torch.autocast:
-        """The block to run the model in while it trains; afterwards it predicts in fp32."""
+    def autocast(self) -> torch.autocast:
+        """The context in which the model trains; after training it predicts in fp32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Disk space the run may need: three checkpoints, with two Adam moments in fp32, and the adapter."""
-        return 4 * (saved_bytes(self.model) + 2 * 4 * self.trained) + 10_000_000
+        """Disk space that the run may need: three checkpoints with two Adam moments in fp32, and the adapter."""
+        return 4 * (saved_bytes(self.model) + 2 * 4 * self.num_trainable) + 10_000_000

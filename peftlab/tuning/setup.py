@@ -1,73 +1,85 @@
-"""A recipe and its understood rows → a `Run` that only has to train: base loaded, rows encoded, method added."""
+"""The steps before training: load the base, add the adapter; the result is a `Run` that only has to train."""
 
-from typing import Any
+from peft import PeftModel
 
-from peftlab.base import UNLIMITED, choose_device, load_base
-from peftlab.data import Ledger, Rows
-from peftlab.errors import ErrorCollector
+from peftlab import base as bases
+from peftlab.base import Base, choose_device
 from peftlab.methods import adapt, heavier_than_its_base, trained_parameters
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
-from peftlab.tasks import ModelContext, Task
-from peftlab.tuning.distributed.process_group import Processes
-from peftlab.tuning.encoding import encode, input_length
+from peftlab.tasks import Task
+from peftlab.tuning.dataset import EncodedDataset
+from peftlab.tuning.distributed.backend_check import shards_base
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
-from peftlab.tuning.objective import with_objective
 from peftlab.tuning.packing import check_packing
-from peftlab.tuning.preference.checks import check_aligning
-from peftlab.tuning.progress import Progress
+from peftlab.tuning.preference.dpo_checks import check_dpo
 from peftlab.tuning.run import Run
-from peftlab.tuning.warm_start import begin_with
+from peftlab.tuning.session import TuningSession
+from peftlab.tuning.start_weights import load_start_weights
+from peftlab.tuning.warm_start import WarmStart
 
 
-def prepare(
-    recipe: Recipe,
-    rows: Rows,
-    task: Task,
-    examples: dict[str, list[Any]],
-    ledgers: dict[str, Ledger],
-    progress: Progress,
-    *,
-    processes: Processes,
-    device: str,
-    sharded: bool,
-    start: Adapter | None = None,
-) -> Run:
-    """All that training needs, in memory, with the weights of `start` if there is one; see `Run`.
+def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
+    """The frozen base of a recipe with the head of its task, on the session's device.
 
     Raises:
-        RecipeError: base, method and rows do not go together, or too much of the rows would be lost.
-        BaseNotFoundError: the base model is nowhere.
-        DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
+        RecipeError: the base, the device or an installed package does not support what the recipe asks for.
+        BaseNotFoundError: the base was not found.
+        DeviceNotFoundError: the device does not exist, or it cannot compute with a quantized base.
     """
-    recipe, task = with_objective(recipe, task)
-    place, training = "cpu" if sharded else device, recipe.training
-    with ErrorCollector() as errors:
-        check_optimizer(training, choose_device(device), errors)
-        check_aligning(recipe, processes, errors)
-    base = load_base(recipe.base, task, seed=training.seed, device=place, dropout=training.base_dropout)
-    check_checkpointing(training, base.model)
-    max_length = input_length(base, recipe)
-    if base.max_length >= UNLIMITED and not recipe.data.max_length:
-        progress.note(
-            f"this base takes inputs of any length; the recipe names no data.max_length: {max_length} tokens."
+    training = recipe.training
+    with session.collect_errors() as errors:
+        check_optimizer(training, choose_device(session.device), errors)
+        check_dpo(recipe, session.process_group, errors)
+    sharded = shards_base(training.distributed, session.process_group)
+    with session.process_group.sync_errors():
+        base = bases.load_base(
+            recipe.base,
+            task,
+            seed=training.seed,
+            device="cpu" if sharded else session.device,
+            dropout=training.base_dropout,
         )
-    with ErrorCollector() as errors:
-        task.bind_to_base(ModelContext(base.tokenizer, base.model.config, max_length), examples, errors)
-    if taken := recipe.method.input_tokens:
-        progress.note(f"{taken} of the {base.max_length} tokens of an input are virtual ones: {max_length} are left.")
-    encoded = encode(task, examples, base, max_length, recipe.data.max_lost, ledgers, progress)
-    model = adapt(base, recipe.method, task)  # only delta and head train
-    trusted = recipe.base.trust_remote_code
-    started = begin_with(start, model, base, task, trust_remote_code=trusted) if start else None
-    if started:
-        progress.note(str(started))
-    trained = trained_parameters(model)
-    progress.base_loaded(base, trained)
-    if heavy := heavier_than_its_base(model, base, recipe.method):
-        progress.warn(heavy)
-    shared = (processes, choose_device(device), sharded)
-    run = Run(recipe, rows, task, examples, ledgers, base, max_length, encoded, model, trained, *shared, started)
-    if training.packing:
-        check_packing(run)
+        check_checkpointing(training, base.model)
+    return base
+
+
+def add_adapter(
+    base: Base, recipe: Recipe, dataset: EncodedDataset, start: Adapter | None, session: TuningSession
+) -> Run:
+    """Add the method of the recipe to the base, so that only delta and head train.
+
+    The adapter begins with the weights of `start`, if given.
+
+    Raises:
+        RecipeError: the base, the method and `start` do not fit together.
+    """
+    with session.process_group.sync_errors():
+        model = adapt(base, recipe.method, dataset.task)
+        run = Run(
+            recipe=recipe,
+            dataset=dataset,
+            base=base,
+            model=model,
+            num_trainable=trained_parameters(model),
+            process_group=session.process_group,
+            device=choose_device(session.device),
+            sharded=shards_base(recipe.training.distributed, session.process_group),
+            start=_start_from(start, model, base, dataset.task, recipe) if start else None,
+        )
+        _report(run, session)
+        if recipe.training.packing:
+            check_packing(run)
     return run
+
+
+def _start_from(start: Adapter, model: PeftModel, base: Base, task: Task, recipe: Recipe) -> WarmStart:
+    return load_start_weights(start, model, base, task, trust_remote_code=recipe.base.trust_remote_code)
+
+
+def _report(run: Run, session: TuningSession) -> None:
+    if run.start:
+        session.progress.info(str(run.start))
+    session.progress.on_base_loaded(run.base, run.num_trainable)
+    if warning := heavier_than_its_base(run.model, run.base, run.recipe.method):
+        session.progress.warn(warning)

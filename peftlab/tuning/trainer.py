@@ -12,11 +12,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Feature, Scores
-from peftlab.tuning.adalora import orthogonality
+from peftlab.tuning.adalora import orthogonality_loss
 from peftlab.tuning.batching import TokenBatches, TokenLoader
-from peftlab.tuning.distributed.backends import engine_arguments
-from peftlab.tuning.packing import packed
-from peftlab.tuning.preference.reference import as_it_trains
+from peftlab.tuning.distributed.backends import backend_arguments
+from peftlab.tuning.packing import pack_features
+from peftlab.tuning.preference.reference import preserve_requires_grad
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10
@@ -36,7 +36,7 @@ class TaskTrainer(Trainer):
             model=run.model,
             args=self.arguments(run, folder),
             train_dataset=self.dataset(),
-            eval_dataset=_Listed(run.examples["validation"]),
+            eval_dataset=_Listed(run.dataset.examples["validation"]),
             data_collator=self.collator(),
             **kwargs,
         )
@@ -48,11 +48,11 @@ class TaskTrainer(Trainer):
     @staticmethod
     def arguments(run: Run, folder: Path) -> TrainingArguments:
         """What Trainer is told."""
-        return training_arguments(run, folder, len(run.features))
+        return training_arguments(run, folder, len(run.train_features))
 
     def rows(self) -> Sequence[Any]:
         """What training batches are made of, each as long as it has tokens."""
-        return self.run.features
+        return self.run.train_features
 
     def dataset(self) -> Dataset[Any]:
         """The same as the collator takes them."""
@@ -66,13 +66,13 @@ class TaskTrainer(Trainer):
         """Rows → a batch: padded, or packed."""
         run, tokenizer = self.run, self.run.base.tokenizer
         if run.recipe.training.packing:
-            return partial(packed, length=run.max_length, padding=tokenizer.pad_token_id)
+            return partial(pack_features, length=run.dataset.max_length, padding=tokenizer.pad_token_id)
         return partial(run.task.collate, tokenizer=tokenizer)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """The task's own loss of a batch, and what the model gives."""
         labels = inputs.pop("labels")
-        with self.run.precision():
+        with self.run.autocast():
             output = model(**inputs)
         return self.run.task.loss(self.run.task.logits(output).float(), labels), output
 
@@ -84,7 +84,7 @@ class TaskTrainer(Trainer):
         loss, output = self.mean_loss(model, inputs)
         loss = weight * loss
         if isinstance(method := self.run.recipe.method, AdaLora):
-            loss = loss + method.orth_reg_weight * orthogonality(self.run.model)
+            loss = loss + method.orth_reg_weight * orthogonality_loss(self.run.model)
         return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -100,7 +100,7 @@ class TaskTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """What trains stays what it was: after PEFT has loaded AdaLoRA's weights, its frozen counts would train."""
-        with as_it_trains(self.run.model):
+        with preserve_requires_grad(self.run.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -113,8 +113,8 @@ class TaskTrainer(Trainer):
             settings.per_device_train_batch_size,
             settings.seed,
             together=settings.gradient_accumulation_steps,
-            rank=self.run.processes.index,
-            world=self.run.processes.count,
+            rank=self.run.process_group.rank,
+            world=self.run.process_group.world_size,
         )
         share = batches.total / sum(map(self.loss_terms, rows))
 
@@ -131,7 +131,7 @@ class TaskTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the validation split; see `Trainer.evaluate`."""
-        with self.run.precision():
+        with self.run.autocast():
             scores = self.validate()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.values.items()}
         self.log(metrics)
@@ -143,7 +143,7 @@ class _Rows(Dataset[Any]):
     """Training features, drawn anew in each `epoch` where the task does so, whatever batch they are in."""
 
     def __init__(self, run: Run) -> None:
-        self.features, self.seed, self.epoch = run.features, run.recipe.training.seed, 0
+        self.features, self.seed, self.epoch = run.train_features, run.recipe.training.seed, 0
         self.redraw = run.task.dynamic_masking(run.base.tokenizer)
 
     def __len__(self) -> int:
@@ -183,7 +183,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Our stable names → those of the installed Transformers, for so many training rows; `more` is for `kind`."""
     settings = run.recipe.training
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * run.processes.count
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * run.process_group.world_size
     arguments = kind(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -212,7 +212,7 @@ def training_arguments(
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
-        **engine_arguments(run),
+        **backend_arguments(run),
         **more,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs and one process: not torch's old DataParallel

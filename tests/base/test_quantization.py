@@ -191,7 +191,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.items())
 def test_what_cannot_work_is_told_before_the_base_is_loaded(tiny_base, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("peftlab.tuning.setup.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("peftlab.base.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     recipe.write_text(recipe.read_text().replace("  r: 4\n", "  use_dora: false\n"))
     if "type" in options:
@@ -272,13 +272,13 @@ def test_checkpointing_learns_the_same(folder, tmp_path, name, method, quantizat
 def test_layers_are_computed_again_going_backward(tiny_base, tmp_path):
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"), {"training.gradient_checkpointing": True})
     from peftlab.tuning.progress import Progress
-    from peftlab.tuning.training import train
+    from peftlab.tuning.train import run_trainer
 
     calls = []
     layer = run.model.get_submodule("base_model.model.bert.encoder.layer.1.output.dense")
     layer.register_forward_pre_hook(lambda module, _: calls.append(torch.is_grad_enabled() and module.training))
-    train(run, tmp_path, resume=False, progress=Progress())
-    steps = -(-len(run.features) // 4)
+    run_trainer(run, tmp_path, resume=False, progress=Progress())
+    steps = -(-len(run.train_features) // 4)
     assert sum(calls) == 2 * steps
 
 
@@ -299,9 +299,9 @@ def test_in_bfloat16_the_base_is_afterwards_as_it_was(tiny_base, tmp_path, quant
     changes = {"base.quantization": quantization, "training.bf16": True, "method.layers_to_transform": layers}
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"), changes)
     before = {name: tensor.clone() for name, tensor in run.base.model.state_dict().items()}
-    inputs = run.inputs_of(run.features[:4])
-    with fast_steps(run.model, run.recipe, run.dtype, inputs), run.precision():
-        forward(run.task, run.model, run.base.tokenizer, run.features)
+    inputs = run.model_inputs(run.train_features[:4])
+    with fast_steps(run.model, run.recipe, run.dtype, inputs), run.autocast():
+        forward(run.task, run.model, run.base.tokenizer, run.train_features)
         norms = [p for name, p in run.model.named_parameters() if "LayerNorm" in name]
         assert {p.dtype for p in norms} == {torch.float32}
         run.model(**inputs)[0].sum().backward()

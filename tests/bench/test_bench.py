@@ -12,7 +12,7 @@ from peftlab.bench.processes import measure_call
 from peftlab.cli import cli
 from peftlab.cli.bench import print_ways
 from peftlab.errors import PeftlabError
-from peftlab.tuning.fast import compiling
+from peftlab.tuning.fast import compilation
 from tests.measured_here import call_here
 
 ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
@@ -120,7 +120,7 @@ def test_json_is_one_object_with_runs_ways_and_steps(write_recipe):
 
 @pytest.mark.usefixtures("_two_ways", "_in_this_process")
 def test_torch_compile_is_measured_on_demand(write_recipe, monkeypatch):
-    monkeypatch.setattr(compiling, "OPTIONS", {"backend": "eager"})
+    monkeypatch.setattr(compilation, "OPTIONS", {"backend": "eager"})
     told = json.loads(run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--compile").stdout)
     assert [one["way"] for one in told["ways"]] == ["plain", "+ precision", "torch.compile"]
     assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab", "torch.compile"}

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from peftlab.errors import RecipeError, TuningInterrupted
 from peftlab.recipe import read_recipe
 from peftlab.tuning import Progress, tune
-from peftlab.tuning.adalora import STATE, average_rank, orthogonality
-from peftlab.tuning.training import _trainer
+from peftlab.tuning.adalora import STATE, average_rank, orthogonality_loss
+from peftlab.tuning.train import _trainer
 from tests.runs import Losses, prepared_run
 from tests.task_stores import recipe_for
 from tests.tuning.test_tune import Listener
@@ -143,5 +143,5 @@ def test_the_penalty_is_the_one_that_peft_adds_to_a_loss():
     with torch.no_grad():
         whole = model(input_ids=ids, labels=labels).loss
         bare = torch.nn.functional.cross_entropy(model(input_ids=ids).logits, labels)
-        torch.testing.assert_close(whole, bare + 0.5 * orthogonality(model))
+        torch.testing.assert_close(whole, bare + 0.5 * orthogonality_loss(model))
     assert average_rank(model) == 0  # Λ begins as 0

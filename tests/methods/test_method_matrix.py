@@ -17,7 +17,7 @@ from peftlab.methods.architectures import PLACEMENTS
 from peftlab.methods.registry import OTHERS
 from peftlab.recipe import REFUSED_ON
 from peftlab.recipe import refusal as recipe_refusal
-from peftlab.tuning.memory import layers_computed_again
+from peftlab.tuning.memory import gradient_checkpointing
 from tests.architectures import build
 from tests.matrix_page import PAGE, matrix_page
 from tests.runs import prepared_run
@@ -148,7 +148,7 @@ def learn(run):
     """Some steps on the training rows, without dropout; the losses."""
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    batch = run.task.collate(run.features, run.base.tokenizer)
+    batch = run.task.collate(run.train_features, run.base.tokenizer)
     labels, losses = batch.pop("labels"), []
     run.model.train()
     for _ in range(STEPS):
@@ -162,7 +162,7 @@ def learn(run):
 
 @torch.no_grad()
 def logits_of(run, model):
-    return run.task.logits(model.eval()(**run.inputs_of(run.features)))
+    return run.task.logits(model.eval()(**run.model_inputs(run.train_features)))
 
 
 def bare_logits(run):
@@ -202,9 +202,9 @@ def hold_to_the_contract(run, tmp_path):
 def assert_same_gradients_with_checkpointing(run):
     gradients = []
     for wanted in (False, True):
-        with layers_computed_again(run.model.get_base_model(), wanted=wanted):
+        with gradient_checkpointing(run.model.get_base_model(), enabled=wanted):
             run.model.train().zero_grad()
-            run.task.logits(run.model(**run.inputs_of(run.features))).pow(2).sum().backward()
+            run.task.logits(run.model(**run.model_inputs(run.train_features))).pow(2).sum().backward()
         trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
         gradients.append([None if p.grad is None else p.grad.clone() for p in trained])
     for one, other in zip(*gradients, strict=True):
@@ -218,7 +218,7 @@ def assert_same_as_on_whole_weights(run, saved):
     """
     plain = PeftModel.from_pretrained(fresh_base(run).dequantize(torch.float32), saved)
     with torch.no_grad():
-        mine = run.task.logits(run.model.train()(**run.inputs_of(run.features)))
+        mine = run.task.logits(run.model.train()(**run.model_inputs(run.train_features)))
     torch.testing.assert_close(mine, logits_of(run, plain), rtol=1e-3, atol=1e-3)
 
 

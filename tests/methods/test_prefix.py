@@ -21,7 +21,7 @@ from peftlab.methods.tuners import prefix_attention
 from peftlab.methods.tuners.prefix import PrefixConfig, PrefixLayer
 from peftlab.methods.tuners.prefix_attention import key_widths
 from peftlab.recipe import Prefix
-from peftlab.tuning.fast.attention import short_attention
+from peftlab.tuning.fast.attention import short_sequence_attention
 from tests.architectures import build
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
@@ -335,7 +335,7 @@ def test_short_attention_gives_the_same_gradients(kind):
     gradients = []
     for short in (False, True):
         model = adapted(base_of(kind).float()).float()
-        with short_attention(model.get_base_model(), None) if short else torch.enable_grad():
+        with short_sequence_attention(model.get_base_model(), None) if short else torch.enable_grad():
             states_of(model(**inputs_for(model))).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for plain, other in zip(*gradients, strict=True):

@@ -13,7 +13,7 @@ from peftlab.errors import RecipeError
 from peftlab.methods.prompt import p_tuning_config, prompt_config
 from peftlab.methods.tuners.prompt import PromptConfig, PromptedForward, PromptLayer
 from peftlab.recipe import Prompt, PTuning
-from peftlab.tuning.frozen.layers import find_prefix
+from peftlab.tuning.frozen.layers import find_frozen_prefix
 from tests.architectures import build
 from tests.methods.test_prefix import INPUTS, MASK, base_of
 from tests.runs import Losses, prepared_run
@@ -240,7 +240,7 @@ class Notes(Losses):
         super().__init__()
         self.notes = []
 
-    def note(self, message):
+    def info(self, message):
         self.notes.append(message)
 
 
@@ -252,7 +252,7 @@ def test_every_task_learns_with_it_and_is_served(tiny, tmp_path, kind):
     result = peftlab.tune(recipe, overrides=method, store=tmp_path / "store", device="cpu", progress=progress)
     assert result.adapter.manifest.reload_difference < 1e-5
     assert result.adapter.manifest.max_length == 60
-    assert progress.notes[0] == "4 of the 64 tokens of an input are virtual ones: 60 are left."
+    assert progress.notes[0] == "4 of the 64 tokens of an input are virtual tokens: 60 are left."
     bank = peftlab.load(kind, store=tmp_path / "store", device="cpu")
     row = {"tokens": ["Ada", "left", "Rome", "."]} if kind in ("entities", "characters") else bank_row(bank.task(kind))
     alone, beside = bank.predict(row), bank.predict([row, row])
@@ -274,18 +274,17 @@ def run_of(tiny, tmp_path, kind="bert", method=None, **changes):
 
 def test_the_longest_input_is_shorter_by_them(tiny, tmp_path):
     run = run_of(tiny, tmp_path, method={"num_virtual_tokens": 20})
-    assert run.max_length == 44
+    assert run.dataset.max_length == 44
     ids = torch.randint(5, 20, (1, 44))
     assert run.model(input_ids=ids).logits.shape[0] == 1
     for length, found in ((40, 40), (44, 44)):
-        assert (
-            run_of(tiny, tmp_path, method={"num_virtual_tokens": 20}, **{"data.max_length": length}).max_length == found
-        )
+        run = run_of(tiny, tmp_path, method={"num_virtual_tokens": 20}, **{"data.max_length": length})
+        assert run.dataset.max_length == found
     with pytest.raises(
         RecipeError, match=r"data.max_length: 45 tokens are more than this base takes \(64, of which 20 are"
     ):
         run_of(tiny, tmp_path, method={"num_virtual_tokens": 20}, **{"data.max_length": 45})
-    with pytest.raises(RecipeError, match=r"num_virtual_tokens: 60 virtual tokens leave 4 of the 64 .* Take fewer"):
+    with pytest.raises(RecipeError, match=r"num_virtual_tokens: 60 virtual tokens leave 4 of the 64 .* Use fewer"):
         run_of(tiny, tmp_path, method={"num_virtual_tokens": 60})
 
 
@@ -301,7 +300,7 @@ def test_fast_steps_learn_in_either_precision(tiny, tmp_path, kind, bf16):
 
 
 def test_no_layer_is_frozen_below_virtual_tokens(tiny, tmp_path):
-    assert find_prefix(run_of(tiny, tmp_path)) is None
+    assert find_frozen_prefix(run_of(tiny, tmp_path)) is None
 
 
 def test_bases_without_a_place_for_them_are_refused(monkeypatch):

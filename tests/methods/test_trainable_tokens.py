@@ -204,7 +204,7 @@ def test_layers_below_are_not_remembered_while_embeddings_train(bases, tmp_path)
 class Stopping(Listener):
     """After four steps."""
 
-    def epoch_done(self, epoch, scores, *, best):
+    def on_epoch_end(self, epoch, scores, *, best):
         """What is scored is of no interest."""
 
 

@@ -550,7 +550,7 @@ class Stopping(Progress):
     def __init__(self, at=None):
         self.at, self.steps = at, []
 
-    def step_done(self, step, loss):
+    def on_step_end(self, step, loss):
         if loss is None:
             self.steps.append(step)
             if step == self.at:

@@ -227,7 +227,7 @@ def test_padding_that_the_base_has_no_embedding_for_is_replaced(tmp_path):
     """Qwen2's tokenizer class adds a padding token to a vocabulary that has none."""
     base = build_language_model(tmp_path / "qwen2", "qwen2")
     run = prepared_run(instruction_recipe(tmp_path / "rows", base))
-    batch = run.task.collate(run.features, run.base.tokenizer)
+    batch = run.task.collate(run.train_features, run.base.tokenizer)
     assert (batch["attention_mask"] == 0).any()
     assert batch["input_ids"].max() < run.base.model.config.vocab_size
 

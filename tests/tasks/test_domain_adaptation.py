@@ -242,7 +242,7 @@ def test_a_text_without_anything_to_mask_is_dropped_and_counted(base, tmp_path):
     recipe = text_recipe(tmp_path / "rows", base)
     with (tmp_path / "rows" / "train.txt").open("a") as file:
         file.write("\n[MASK]\n")
-    ledger = prepared_run(recipe).ledgers["train"]
+    ledger = prepared_run(recipe).dataset.ledgers["train"]
     assert ledger.dropped == {"nothing in it that can be masked": 1}
 
 
@@ -255,9 +255,9 @@ def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
         recipe = text_recipe(rows, base)
         (rows / "more.txt").write_text("\n".join(reversed(TEXTS["test"])))
         run_ = prepared_run(recipe, changes)
-        features = [feature for windows in run_.encoded["test"] for feature in windows]
+        features = [feature for windows in run_.dataset.features["test"] for feature in windows]
         told.append(sorted((feature.inputs["input_ids"], feature.labels) for feature in features))
-        masked = sum(map(run_.task.loss_terms, run_.features))
+        masked = sum(map(run_.task.loss_terms, run_.train_features))
         assert (number == 1) == (masked > 30), masked
     assert told[0] == told[1] == told[2] == told[3]
 
@@ -265,7 +265,7 @@ def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
 def test_a_step_costs_what_transformers_computes_for_its_masks(base, tmp_path):
     run_ = prepared_run(text_recipe(tmp_path / "rows", base))
     again = run_.task.dynamic_masking(run_.base.tokenizer)
-    drawn = [again(feature, f"42 0 {i}") for i, feature in enumerate(run_.features)]
+    drawn = [again(feature, f"42 0 {i}") for i, feature in enumerate(run_.train_features)]
     batch = run_.task.collate(drawn, run_.base.tokenizer)
     labels = batch.pop("labels")
     run_.model.eval()
@@ -308,7 +308,7 @@ def test_each_epoch_has_masks_of_its_own_and_each_row_the_same_in_any_batch(base
 
 def test_what_frozen_layers_make_of_masked_rows_is_not_kept(base, tmp_path):
     class Notes(Losses):
-        def note(self, message):
+        def info(self, message):
             self.warnings.append(message)
 
     warnings = Notes()
@@ -429,7 +429,7 @@ def test_plain_text_reads_for_causal_lm_too(writer, tmp_path):
     (tmp_path / "rows" / "train.txt").write_text("Ada [wrote] to x-\n\nRome O\n")
     run_ = prepared_run(recipe)
     assert isinstance(run_.task, CausalLmTask)
-    assert [example.completion for example in run_.examples["train"]] == ["Ada [wrote] to x-", "Rome O"]
+    assert [example.completion for example in run_.dataset.examples["train"]] == ["Ada [wrote] to x-", "Rome O"]
 
 
 # --- in the bank and from the command line

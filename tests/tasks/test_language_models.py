@@ -54,7 +54,7 @@ def test_texts_and_translations_are_marked_and_shifted_as_transformers_does(kind
     tokenizer = AutoTokenizer.from_pretrained(base, src_lang=source, tgt_lang=target)
     texts, translations = map(list, zip(*PAIRS, strict=True))
     expected = tokenizer(texts, text_target=translations)
-    features = run.features[: len(PAIRS)]
+    features = run.train_features[: len(PAIRS)]
     assert [feature.inputs["input_ids"] for feature in features] == expected["input_ids"]
     assert [feature.labels for feature in features] == expected["labels"]
     batch = run.task.collate(features, run.base.tokenizer)

@@ -29,10 +29,10 @@ from peftlab.tasks.chat.template import CHAT_TEMPLATES
 from peftlab.tasks.prediction import forward
 from peftlab.tasks.preference import PreferenceTask
 from peftlab.tasks.task import IGNORED, ModelContext
-from peftlab.tuning import Processes, Progress
-from peftlab.tuning.preference.checks import check_aligning
-from peftlab.tuning.preference.reference import referred
-from peftlab.tuning.training import train
+from peftlab.tuning import ProcessGroup, Progress
+from peftlab.tuning.preference.dpo_checks import check_dpo
+from peftlab.tuning.preference.reference import attach_references
+from peftlab.tuning.train import run_trainer
 from tests.conftest import shared_data
 from tests.language_models import (
     END,
@@ -136,7 +136,8 @@ def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, monkeypatch, told, 
     tuned = peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=losses)
     assert losses.losses == pytest.approx(expected, abs=1e-5)
     assert abs(losses.losses[-1] - losses.losses[0]) > 0.02
-    for (chosen, rejected), row in zip(prepared_run(recipe).encoded["train"], trainer.train_dataset, strict=True):
+    pairs = prepared_run(recipe).dataset.features["train"]
+    for (chosen, rejected), row in zip(pairs, trainer.train_dataset, strict=True):
         assert chosen.inputs["input_ids"] == row["prompt_ids"] + row["chosen_ids"]
         assert [label for label in rejected.labels if label != IGNORED] == row["rejected_ids"]
     assert tuned.scores["validation"].values["reward_accuracy"] > 0.5
@@ -173,7 +174,7 @@ def test_the_reference_is_the_bare_base_to_the_bit_and_what_trains_stays(base, t
     made = prepared_run(recipe, {"method": METHODS[name]})
     stir(made.model)
     before = [(parameter, parameter.requires_grad) for parameter in made.model.parameters()]
-    told = referred(made, made.encoded["train"])
+    told = attach_references(made, made.dataset.features["train"])
     assert [(p, p.requires_grad) for p in made.model.parameters()] == before
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     for pair in told:
@@ -191,7 +192,7 @@ def test_scores_are_those_of_plain_peft(base, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
     rewards = []
-    for pair in prepared_run(recipe).encoded["train"]:
+    for pair in prepared_run(recipe).dataset.features["train"]:
         with model.disable_adapter():
             reference = [plain_nats(model, answer) for answer in pair]
         rewards.append([0.4 * (bare - plain_nats(model, answer)) for bare, answer in zip(reference, pair, strict=True)])
@@ -251,7 +252,7 @@ class Stopping(Progress):
     def __init__(self, at):
         self.at = at
 
-    def step_done(self, step, loss):
+    def on_step_end(self, step, loss):
         if step == self.at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -286,7 +287,7 @@ def test_two_processes_learn_what_one_learns(base, tmp_path):
 def test_two_processes_with_batches_by_tokens_are_refused(base, tmp_path):
     recipe = read_recipe(pair_recipe(tmp_path / "rows", base))
     errors = ErrorCollector()
-    check_aligning(recipe, Processes(count=2), errors)
+    check_dpo(recipe, ProcessGroup(world_size=2), errors)
     (told,) = errors.issues
     assert told.key == "training.train_sampling_strategy"
     assert "TRL wants batches of as many rows in each process" in told.message
@@ -319,16 +320,16 @@ def test_real_preferences_are_learnt(tmp_path):
     changes |= {"task.template": "plain", "method": {"type": "lora", "r": 16}, "training.learning_rate": 2e-3}
     changes |= {"training.num_train_epochs": 3, "training.per_device_train_batch_size": 8}
     made = prepared_run(pair_recipe(tmp_path / "rows", stories), changes)
-    told = made.ledgers["train"]
+    told = made.dataset.ledgers["train"]
     assert told.used > 75
     assert told.read == told.used + told.dropped["its answers do not differ within its first tokens"]
-    log = train(made, tmp_path, resume=False, progress=Progress())
+    log = run_trainer(made, tmp_path, resume=False, progress=Progress())
     shares = [(entry["epoch"], entry["rewards/accuracies"]) for entry in log if "rewards/accuracies" in entry]
     first, last = ([share for epoch, share in shares if end - 1 < epoch <= end] for end in (1, 3))
     assert sum(last) / len(last) > 0.9 > sum(first) / len(first)
     plain = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
-    pair = next(pair for pair in made.encoded["train"] if pair)
-    (told,) = referred(made, [pair])
+    pair = next(pair for pair in made.dataset.features["train"] if pair)
+    (told,) = attach_references(made, [pair])
     assert [answer.reference for answer in told] == pytest.approx([plain_nats(plain, one) for one in pair], abs=1e-3)
 
 

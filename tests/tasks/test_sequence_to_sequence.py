@@ -113,7 +113,7 @@ def test_in_a_mixed_batch_each_writes_as_alone(kind, base, store, beams):
 def test_the_loss_is_that_of_transformers(tmp_path, kind):
     base = build_sequence_model(tmp_path / "base", kind)
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
-    features = run.features[:4]
+    features = run.train_features[:4]
     batch = run.task.collate(features, run.base.tokenizer)
     labels = batch.pop("labels")
     with torch.inference_mode():
@@ -277,6 +277,6 @@ def test_the_command_line_tunes_translates_and_scores(base, tmp_path):
 
 def test_logits_of_labelled_features_are_costs_of_tokens(base, tmp_path):
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
-    outcome = forward(run.task, run.model, run.base.tokenizer, run.features[:3])
-    assert [int((row > 0).sum()) for row in outcome] == [len(feature.labels) for feature in run.features[:3]]
+    outcome = forward(run.task, run.model, run.base.tokenizer, run.train_features[:3])
+    assert [int((row > 0).sum()) for row in outcome] == [len(feature.labels) for feature in run.train_features[:3]]
     assert TranslationTask().outcome(torch.ones(1, 2, 3), None).shape == (1, 2, 3)

@@ -36,9 +36,9 @@ def bank(tuned):
 
 
 def test_the_loss_on_unseen_instructions_falls_by_a_third(tuned):
-    from peftlab.tuning.training import evaluate
+    from peftlab.tuning.evaluate import evaluate_split
 
-    untuned = evaluate(prepared_run(RECIPE, CHANGES), "test").values["loss"]
+    untuned = evaluate_split(prepared_run(RECIPE, CHANGES), "test").values["loss"]
     assert tuned.scores["test"].values["loss"] < 0.7 * untuned
 
 

@@ -59,13 +59,13 @@ def test_given_on_the_command_line_it_is_looked_for_here(recipe, tmp_path, monke
     monkeypatch.chdir(tmp_path / "here")
     prepared = prepared_run(recipe, {"task.template": "other.jinja"})
     assert prepared.task.state["chat_template"] == MARKED
-    assert prepared.task.encode_all([prepared.examples["train"][0]], prepared.base.tokenizer, 64, training=True)
+    assert prepared.task.encode_all([prepared.dataset.examples["train"][0]], prepared.base.tokenizer, 64, training=True)
 
 
 def test_the_answers_that_it_marks_are_learnt(recipe, base):
     (recipe.parent / "mine.jinja").write_text(MARKED)
     prepared = prepared_run(recipe)
-    feature = prepared.features[0]
+    feature = prepared.train_features[0]
     learnt = [token for token, label in zip(feature.inputs["input_ids"], feature.labels, strict=True) if label != -100]
     text = prepared.base.tokenizer.decode(learnt)
     assert text.startswith("A: ")

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from peftlab.tuning import Progress
-from peftlab.tuning.checkpoints import NOTE
-from peftlab.tuning.frozen.activation_cache import frozen_prefix
+from peftlab.tuning.checkpoints import RUN_FILE
+from peftlab.tuning.evaluate import evaluate_split
+from peftlab.tuning.frozen.activation_cache import cached_activations
 from peftlab.tuning.frozen.activation_file import Activations, Writer, inputs_of
-from peftlab.tuning.frozen.layers import find_prefix
-from peftlab.tuning.training import evaluate, train
+from peftlab.tuning.frozen.layers import find_frozen_prefix
+from peftlab.tuning.train import run_trainer
 from tests.architectures import build
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
@@ -31,10 +32,10 @@ class Notes(Progress):
         self.notes = []
         self.computed = []
 
-    def note(self, message):
+    def info(self, message):
         self.notes.append(message)
 
-    def freezing(self, split):
+    def track_activation_caching(self, split):
         return nullcontext(lambda done, total: self.computed.append((done, total)))
 
 
@@ -72,12 +73,12 @@ def trained(run, folder):
 
     @contextmanager
     def watched(*arguments):
-        with frozen_prefix(*arguments) as seen["answering"]:
-            seen.update(calls=calls_of(lowest_linear(run)), files={file.name for file in folder.iterdir()} - {NOTE})
+        with cached_activations(*arguments) as seen["answering"]:
+            seen.update(calls=calls_of(lowest_linear(run)), files={file.name for file in folder.iterdir()} - {RUN_FILE})
             yield
 
-    with mock.patch("peftlab.tuning.training.frozen_prefix", watched):
-        log = train(run, folder, resume=False, progress=progress)
+    with mock.patch("peftlab.tuning.train.cached_activations", watched):
+        log = run_trainer(run, folder, resume=False, progress=progress)
     answering, calls, files = seen["answering"], seen["calls"], seen["files"]
     weights = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
     assert not list(folder.glob("*.bin"))
@@ -112,14 +113,14 @@ def test_weights_and_scores_are_the_same_with_and_without(prepared, tmp_path, ar
         f"{frozen} of 2 layers lie below all that trains: they run without dropout, "
         "and what they make of each row is kept (0 MB)."
     ]
-    assert progress.computed[-1] == (len(without.features), len(without.features))
+    assert progress.computed[-1] == (len(without.train_features), len(without.train_features))
 
 
 def test_dropout_above_the_frozen_layers_stays_on(prepared, tmp_path):
     run = prepared(method=LAST)
-    with frozen_prefix(run, tmp_path, Notes()):
+    with cached_activations(run, tmp_path, Notes()):
         run.model.train()
-        batch = run.task.collate(run.features[:4], run.base.tokenizer)
+        batch = run.task.collate(run.train_features[:4], run.base.tokenizer)
         batch.pop("labels")
         one, other = (run.model(**batch).logits for _ in range(2))
         modes = {name: module.training for name, module in run.base.model.named_modules()}
@@ -139,11 +140,11 @@ def test_what_windows_and_bf16_ask_for_is_known(prepared, tmp_path):
 
 def test_rows_that_are_not_known_are_computed(prepared, tmp_path):
     run = prepared()
-    expected = evaluate(run, "test")
-    with frozen_prefix(run, tmp_path, Notes()) as answering:
+    expected = evaluate_split(run, "test")
+    with cached_activations(run, tmp_path, Notes()) as answering:
         del answering.kept[1].spans[next(iter(answering.kept[1].spans))]
         answering.kept[0].spans.clear()
-        found = evaluate(run, "test")
+        found = evaluate_split(run, "test")
     assert answering.unknown
     assert found == expected
 
@@ -173,7 +174,7 @@ def test_a_full_disk_is_said_and_training_goes_on(prepared, tmp_path, monkeypatc
 
 def test_where_the_lowest_layer_is_adapted_nothing_happens(prepared, tmp_path):
     run, progress = prepared(method={"type": "lora"}), Notes()
-    with frozen_prefix(run, tmp_path, progress) as answering:
+    with cached_activations(run, tmp_path, progress) as answering:
         run.model.train()
         assert run.base.model.bert.embeddings.dropout.training
     assert (answering, progress.notes) == (None, [])
@@ -181,16 +182,16 @@ def test_where_the_lowest_layer_is_adapted_nothing_happens(prepared, tmp_path):
 
 def test_what_trains_below_the_layers_is_found_by_its_gradient(prepared):
     run = prepared(method=LAST)
-    assert find_prefix(run).frozen == 1
+    assert find_frozen_prefix(run).frozen == 1
     run.base.model.bert.embeddings.LayerNorm.weight.requires_grad = True
-    assert find_prefix(run) is None
+    assert find_frozen_prefix(run) is None
 
 
 def test_activations_that_hang_on_the_padding_are_not_kept(prepared, tmp_path):
     """BERT counts positions from the left edge of a batch, so padding there moves a row."""
     run, progress = prepared(), Notes()
     run.base.tokenizer.padding_side = "left"
-    with frozen_prefix(run, tmp_path, progress) as answering:
+    with cached_activations(run, tmp_path, progress) as answering:
         assert answering is None
     assert "anew in every epoch; the model answers otherwise when they are kept." in progress.notes[-1]
     assert not list(tmp_path.glob("*.bin"))
@@ -202,7 +203,7 @@ def test_chance_that_no_module_owns_is_found(prepared, tmp_path):
     model.bert.embeddings.register_forward_hook(
         lambda module, args, output: nn.functional.dropout(output, 0.5, training=model.training)
     )
-    with frozen_prefix(run, tmp_path, progress) as answering:
+    with cached_activations(run, tmp_path, progress) as answering:
         assert answering is None
     assert progress.notes == [
         "Frozen layers run anew in every epoch, with the base's dropout: something random is left in them."
@@ -213,7 +214,7 @@ def test_layers_that_run_more_than_once_are_left_alone(prepared, tmp_path):
     run, progress = prepared(), Notes()
     layers = run.base.model.bert.encoder.layer
     layers[1] = layers[0]
-    with frozen_prefix(run, tmp_path, progress) as answering:
+    with cached_activations(run, tmp_path, progress) as answering:
         assert answering is None
     assert "do not simply follow one another" in progress.notes[0]
 
@@ -221,7 +222,7 @@ def test_layers_that_run_more_than_once_are_left_alone(prepared, tmp_path):
 def test_the_model_is_as_it_was_afterwards(prepared, tmp_path):
     run = prepared()
     state = torch.get_rng_state()
-    with frozen_prefix(run, tmp_path, Notes()):
+    with cached_activations(run, tmp_path, Notes()):
         names = run.model.state_dict().keys()
     assert names == run.model.state_dict().keys()
     assert torch.equal(state, torch.get_rng_state())

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from peftlab.tuning import Progress
-from peftlab.tuning.batching import TokenBatches, cut_evenly
-from peftlab.tuning.training import _trainer
+from peftlab.tuning.batching import TokenBatches, split_evenly
+from peftlab.tuning.train import _trainer
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 
@@ -60,7 +60,7 @@ def test_no_run_is_empty_whatever_the_costs(seed):
     random = np.random.default_rng(seed)
     costs = np.sort(random.pareto(0.5, 60) + 1)
     for parts in (1, 2, 17, 30, 59, 60):
-        runs = np.split(costs, cut_evenly(costs, parts))
+        runs = np.split(costs, split_evenly(costs, parts))
         assert len(runs) == parts
         assert all(len(run) for run in runs)
 
@@ -73,7 +73,7 @@ def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp
     run.model.eval()
     loader = trainer.get_train_dataloader()
     losses = [trainer.compute_loss(run.model, dict(batch)) for batch in loader]
-    whole = run.task.collate(run.features, run.base.tokenizer)
+    whole = run.task.collate(run.train_features, run.base.tokenizer)
     labels = whole.pop("labels")
     expected = run.task.loss(run.task.logits(run.model(**whole)), labels)
     assert len({len(batch["labels"]) for batch in loader}) > 1

@@ -18,7 +18,7 @@ def test_a_good_recipe_is_ready_to_be_tuned_and_nothing_is_written(base, tmp_pat
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     checked = peftlab.check(recipe, device="cpu")
-    assert checked.run.trained == sum(p.numel() for p in checked.run.model.parameters() if p.requires_grad)
+    assert checked.run.num_trainable == sum(p.numel() for p in checked.run.model.parameters() if p.requires_grad)
     assert checked.ledgers["train"].used == 12
     told = run("check", recipe, "--device", "cpu")
     assert (told.exit_code, told.output.splitlines()[-1]) == (0, "chat can be tuned.")

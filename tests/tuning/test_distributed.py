@@ -27,10 +27,11 @@ from peftlab.tasks import Feature
 from peftlab.tasks.prediction import forward, outcomes
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
-from peftlab.tuning import Processes, tune
-from peftlab.tuning.checkpoints import how_to_go_on, last_checkpoint
-from peftlab.tuning.distributed.backends import deepspeed_config, divided, fsdp_config, idle_gpus, layer_classes
-from peftlab.tuning.distributed.process_group import check_engine
+from peftlab.tuning import ProcessGroup, TuningSession, tune
+from peftlab.tuning.checkpoints import last_checkpoint, resume_hint
+from peftlab.tuning.distributed.backend_check import check_backend, shards_base
+from peftlab.tuning.distributed.backends import deepspeed_config, fsdp_config, idle_gpus_warning, layer_classes
+from peftlab.tuning.distributed.inference import split_across_ranks
 from tests.runs import Losses, prepared_run
 from tests.sequence_models import build_sequence_model, translation_recipe
 
@@ -310,10 +311,10 @@ def test_a_wrong_recipe_is_told_before_anything_is_launched(recipe, monkeypatch)
 def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_path, engine):
     with pytest.raises(RecipeError) as caught:
         tune(recipe, store=tmp_path, overrides={"training.distributed": engine})
-    (issue,) = [issue for issue in caught.value.errors if "several" in issue.message]
-    assert issue.key == "training.distributed"
-    assert issue.message == f"{engine} shares a run among several processes, and this is a single one."
-    assert TWO in issue.hint
+    (problem,) = [problem for problem in caught.value.errors if "several" in problem.message]
+    assert problem.key == "training.distributed"
+    assert problem.message == f"{engine} shares a run among several processes, and this is a single one."
+    assert TWO in problem.hint
 
 
 @pytest.mark.parametrize(
@@ -324,45 +325,46 @@ def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_pa
     ],
 )
 def test_an_engine_that_cannot_run_here_is_refused(wanted, message):
-    errors = ErrorCollector()
-    assert check_engine(wanted, Processes(2, 0, 0), "cpu", errors)
-    assert message in [issue.message for issue in errors.issues]
+    errors, session = ErrorCollector(), TuningSession(Store("store"), "cpu", process_group=ProcessGroup(2, 0, 0))
+    check_backend(wanted, session, errors)
+    assert shards_base(wanted, session.process_group)
+    assert message in [problem.message for problem in errors.issues]
 
 
 def test_an_engine_that_only_accelerate_knows_of_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    errors = ErrorCollector()
-    check_engine(None, Processes(2, 0, 0), "cpu", errors)
-    assert [issue.message for issue in errors.issues] == ["accelerate is configured for fsdp, the recipe for ddp."]
+    errors, session = ErrorCollector(), TuningSession(Store("store"), "cpu", process_group=ProcessGroup(2, 0, 0))
+    check_backend(None, session, errors)
+    assert [problem.message for problem in errors.issues] == ["accelerate is configured for fsdp, the recipe for ddp."]
 
 
 def test_one_process_agrees_with_itself_at_once(tmp_path):
-    processes = Processes()
-    assert processes.first
-    assert processes.any(True)
-    assert not processes.any(False)
-    assert processes.exchange("æ") == ["æ"]
-    assert processes.from_first(lambda: 3) == 3
-    with processes.opened_by_first(Store(tmp_path).tuning_run("shared", 0, resume=False)) as folder:
+    process_group = ProcessGroup()
+    assert process_group.is_main
+    assert process_group.any(True)
+    assert not process_group.any(False)
+    assert process_group.all_gather("æ") == ["æ"]
+    assert process_group.broadcast(lambda: 3) == 3
+    with process_group.shared_folder(Store(tmp_path).tuning_run("shared", 0, resume=False)) as folder:
         assert folder.is_dir()
-    with pytest.raises(StoreError, match="full"), processes.together():
+    with pytest.raises(StoreError, match="full"), process_group.sync_errors():
         raise StoreError("full")
 
 
 def test_a_world_size_without_a_rank_is_not_a_launchers(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert Processes.around() == Processes()
+    assert ProcessGroup.from_environment() == ProcessGroup()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert Processes.around() == Processes(2, 1, 0)
+    assert ProcessGroup.from_environment() == ProcessGroup(2, 1, 0)
 
 
 @pytest.mark.parametrize("per_token", [True, False])
 def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
     said = []
 
-    class Half(Processes):
-        def sum_up(self, values):
+    class Half(ProcessGroup):
+        def all_reduce(self, values):
             said.append(values.clone())
 
     auto_class = AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
@@ -373,7 +375,7 @@ def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
     expected = forward(task, model, tokenizer, features)
     for index in (0, 1):
         alone = partial(forward, task, model, tokenizer)
-        logits = divided(alone, task, Half(2, index, index), sharded=False)(features)
+        logits = split_across_ranks(alone, task, Half(2, index, index), sharded=False)(features)
         assert [part.shape for part in logits] == [part.shape for part in expected]
     both = (said[0] + said[1]).split([part.numel() for part in expected])
     assert all(torch.allclose(part, whole.flatten(), atol=1e-6) for part, whole in zip(both, expected, strict=True))
@@ -383,17 +385,17 @@ def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
 def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
     base = build_sequence_model(tmp_path / "base", "bart")
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
-    features = [feature for windows in run.encoded["validation"] for feature in windows]
+    features = [feature for windows in run.dataset.features["validation"] for feature in windows]
     alone, said = partial(outcomes, run.task, run.model, run.base.tokenizer), {}
 
-    class Half(Processes):
-        def exchange(self, text):
-            said[self.index] = text
+    class Half(ProcessGroup):
+        def all_gather(self, text):
+            said[self.rank] = text
             return [said.get(index, "{}") for index in (0, 1)]
 
-    first = divided(alone, run.task, Half(2, 0, 0), sharded=False)(features)
+    first = split_across_ranks(alone, run.task, Half(2, 0, 0), sharded=False)(features)
     assert len(first) == len(features) / 2
-    assert divided(alone, run.task, Half(2, 1, 1), sharded=False)(features) == alone(features)
+    assert split_across_ranks(alone, run.task, Half(2, 1, 1), sharded=False)(features) == alone(features)
 
 
 def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):
@@ -412,7 +414,7 @@ def test_a_log_that_says_nothing_known_gives_no_reason():
 
 def test_a_checkpoint_that_was_still_being_written_does_not_count(tmp_path):
     assert last_checkpoint(tmp_path) is None
-    assert how_to_go_on(tmp_path) == "no checkpoint was saved yet."
+    assert resume_hint(tmp_path) == "no checkpoint was saved yet."
     for step in (2, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (2, 10):
@@ -422,11 +424,11 @@ def test_a_checkpoint_that_was_still_being_written_does_not_count(tmp_path):
 
 def test_idle_gpus_are_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    alone = SimpleNamespace(device=torch.device("cuda"), processes=Processes())
-    assert "this machine has 4 GPUs, and one trains" in idle_gpus(alone)
-    assert "--nproc-per-node 4" in idle_gpus(alone)
-    assert idle_gpus(SimpleNamespace(device=torch.device("cuda"), processes=Processes(2, 0, 0))) == ""
-    assert idle_gpus(SimpleNamespace(device=torch.device("cpu"), processes=Processes())) == ""
+    alone = SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup())
+    assert "this machine has 4 GPUs, and one trains" in idle_gpus_warning(alone)
+    assert "--nproc-per-node 4" in idle_gpus_warning(alone)
+    assert idle_gpus_warning(SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup(2, 0, 0))) == ""
+    assert idle_gpus_warning(SimpleNamespace(device=torch.device("cpu"), process_group=ProcessGroup())) == ""
 
 
 def test_fsdp_shards_by_the_layers_of_the_base_and_not_by_its_embeddings(steady_base):

@@ -11,83 +11,83 @@ from peftlab.tasks import Confusion, Scores
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tuning import trainer
-from peftlab.tuning.divergence import warn_of_collapse
+from peftlab.tuning.divergence import warn_if_collapsed
 from tests.runs import Losses
 from tests.task_stores import one_line, recipe_for, run
 
 AWAY = 1e30  # one step so far, and products are infinite
-LOWER = r"Lower training.learning_rate: it is 1e\+30, and 0.001 where a recipe of this method names none."
+LOWER = r"Lower training.learning_rate: it is 1e\+30; the default for this method is 0.001."
 
 
 @pytest.fixture
 def recipe(tiny_base, tmp_path):
-    def written(kind="classes", **training):
+    def write(kind="classes", **training):
         return recipe_for(tmp_path / kind, tiny_base, kind, training={"num_train_epochs": 4, **training})
 
-    return written
+    return write
 
 
 @pytest.fixture
-def loses_its_numbers(monkeypatch):
-    """From its so-many-th training batch on, a run's loss is no number."""
+def nan_loss_after(monkeypatch):
+    """A function that makes the training loss NaN after some batches; without `weights`, gradients stay finite."""
 
-    def after(batches, *, weights=True):
-        loss, done = TextClassificationTask.loss, []
+    def patch(num_batches, *, weights=True):
+        loss, calls = TextClassificationTask.loss, []
 
-        def counting(task, logits, labels):
+        def failing_loss(task, logits, labels):
             if not torch.is_grad_enabled():
                 return loss(task, logits, labels)
-            done.append(1)
-            told = loss(task, logits, labels)
-            lost = told * float("nan")
-            return told if len(done) <= batches else lost if weights else told + lost.detach()
+            calls.append(1)
+            value = loss(task, logits, labels)
+            nan = value * float("nan")
+            return value if len(calls) <= num_batches else nan if weights else value + nan.detach()
 
-        monkeypatch.setattr(TextClassificationTask, "loss", counting)
+        monkeypatch.setattr(TextClassificationTask, "loss", failing_loss)
 
-    return after
+    return patch
 
 
-def test_a_run_without_numbers_ends_at_once_in_words_and_publishes_nothing(recipe, tmp_path):
-    heard = Losses()
-    with pytest.raises(TuningDiverged, match=rf"step \d of 12 weights were no numbers any more; nothing .*{LOWER}"):
-        peftlab.tune(recipe(learning_rate=AWAY), store=tmp_path / "store", device="cpu", progress=heard)
-    assert not [loss for loss in heard.losses if loss == 0]
+def test_diverged_run_raises_and_publishes_nothing(recipe, tmp_path):
+    progress = Losses()
+    with pytest.raises(TuningDiverged, match=rf"step \d of 12 the weights were NaN or infinite; nothing .*{LOWER}"):
+        peftlab.tune(recipe(learning_rate=AWAY), store=tmp_path / "store", device="cpu", progress=progress)
+    assert not [loss for loss in progress.losses if loss == 0]
     assert Store(tmp_path / "store").names() == []
 
 
-def test_the_command_says_so_too(recipe, tmp_path):
+def test_diverged_command_exits_with_7(recipe, tmp_path):
     result = run("tune", recipe(learning_rate=AWAY), "--store", tmp_path / "store", "--device", "cpu")
     assert result.exit_code == 7
     assert "error: training diverged: at step" in one_line(result.output)
 
 
-def test_the_best_epoch_before_is_kept(recipe, tmp_path, loses_its_numbers):
-    loses_its_numbers(7)  # three batches an epoch
-    heard = Losses()
-    done = peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=heard)
-    (warning,) = [told for told in heard.warnings if "diverged" in told]
-    assert "at step 8 of 12 weights were no numbers any more; the best epoch before is kept." in warning
-    assert not heard.stopped_early
+def test_best_epoch_before_divergence_is_published(recipe, tmp_path, nan_loss_after):
+    nan_loss_after(7)  # three batches an epoch
+    progress = Losses()
+    done = peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=progress)
+    (warning,) = [message for message in progress.warnings if "diverged" in message]
+    assert "at step 8 of 12 the weights were NaN or infinite; the best epoch before is kept." in warning
+    assert not progress.stopped_early
     assert done.scores["test"].values["accuracy"] > 0
     assert peftlab.load("classes", store=tmp_path / "store", device="cpu").predict("it rained .")
 
 
-def test_what_is_lost_after_the_last_loss_told_is_not_scored(recipe, tmp_path, loses_its_numbers, monkeypatch):
+def test_divergence_after_last_log_is_not_scored(recipe, tmp_path, nan_loss_after, monkeypatch):
     monkeypatch.setattr(trainer, "LOGS_PER_EPOCH", 1)
-    loses_its_numbers(2)
-    monkeypatch.setattr(Losses, "epoch_done", lambda *_, **__: pytest.fail("was scored"), raising=False)
+    nan_loss_after(2)
+    monkeypatch.setattr(Losses, "on_epoch_end", lambda *_, **__: pytest.fail("was scored"), raising=False)
     options = {"overrides": {"training.per_device_train_batch_size": 5, "training.num_train_epochs": 1}}
-    with pytest.raises(TuningDiverged, match="at step 3 of 3 weights were no numbers any more"):
+    with pytest.raises(TuningDiverged, match="at step 3 of 3 the weights were NaN or infinite"):
         peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=Losses(), **options)
 
 
-def test_where_the_weights_are_well_the_run_goes_on(recipe, tmp_path, loses_its_numbers):
+def test_nan_loss_with_finite_weights_continues(recipe, tmp_path, nan_loss_after):
     """As in fp16, whose loss may overflow while the step is left out."""
-    loses_its_numbers(7, weights=False)
-    heard = Losses()
-    peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=heard)
-    assert [loss == loss for loss in heard.losses] == [True] * 7 + [False] * 5
-    assert not [told for told in heard.warnings if "diverged" in told]
+    nan_loss_after(7, weights=False)
+    progress = Losses()
+    peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=progress)
+    assert [loss == loss for loss in progress.losses] == [True] * 7 + [False] * 5
+    assert not [message for message in progress.warnings if "diverged" in message]
 
 
 CLASSES = TextClassificationTask(labels=["bad", "good"])
@@ -95,26 +95,28 @@ TAGS = TokenClassificationTask(labels=["PER"])
 
 
 @pytest.mark.parametrize(
-    ("task", "scores", "told"),
+    ("task", "scores", "message"),
     [
-        (TAGS, Scores({"f1": 0.0}), "validation f1 is 0: nothing was learnt."),
+        (TAGS, Scores({"f1": 0.0}), "validation f1 is 0: nothing was learned."),
         (TAGS, Scores({"f1": 0.1}), ""),
-        (CLASSES, [[0, 2], [0, 3]], "every validation row is answered 'good': nothing was learnt."),
+        (CLASSES, [[0, 2], [0, 3]], "the prediction for every validation row is 'good': nothing was learned."),
         (CLASSES, [[1, 1], [0, 3]], ""),
         (CLASSES, [[0, 0], [0, 3]], ""),  # all that there was
     ],
 )
-def test_answers_that_show_nothing_learnt_are_told(recipe, task, scores, told):
+def test_collapsed_predictions_warn(recipe, task, scores, message):
     if isinstance(scores, list):
         scores = Scores({"accuracy": 0.6}, confusion=Confusion(["bad", "good"], scores))
-    heard = Losses()
-    warn_of_collapse(read_recipe(recipe(learning_rate=5e-3)), task, scores, heard)
-    way = "Train for longer, or at another training.learning_rate: it is 0.005, and 0.001 where a recipe of this method"
-    assert heard.warnings == ([f"{told} {way} names none."] if told else [])
+    progress = Losses()
+    warn_if_collapsed(read_recipe(recipe(learning_rate=5e-3)), task, scores, progress)
+    hint = (
+        "Train for longer, or with another training.learning_rate: it is 0.005; the default for this method is 0.001."
+    )
+    assert progress.warnings == ([f"{message} {hint}"] if message else [])
 
 
-def test_a_run_tells_it(recipe, tmp_path):
-    heard = Losses()
-    told = recipe("entities", learning_rate=1e-9, num_train_epochs=1)
-    peftlab.tune(told, store=tmp_path / "store", device="cpu", progress=heard)
-    assert "validation f1 is 0: nothing was learnt. Train for longer" in " ".join(heard.warnings)
+def test_tune_warns_if_collapsed(recipe, tmp_path):
+    progress = Losses()
+    file = recipe("entities", learning_rate=1e-9, num_train_epochs=1)
+    peftlab.tune(file, store=tmp_path / "store", device="cpu", progress=progress)
+    assert "validation f1 is 0: nothing was learned. Train for longer" in " ".join(progress.warnings)

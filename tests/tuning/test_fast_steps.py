@@ -15,10 +15,10 @@ from peftlab.base.quantization import keep_unpacked, quantized_loading
 from peftlab.errors import RecipeError
 from peftlab.recipe import TrainingSection
 from peftlab.tuning.fast import fast_steps
-from peftlab.tuning.fast.attention import NAME, short_attention
-from peftlab.tuning.fast.dropout import Masks, cheap_dropout
+from peftlab.tuning.fast.attention import NAME, short_sequence_attention
+from peftlab.tuning.fast.dropout import DropoutMasks, fast_dropout
 from peftlab.tuning.fast.lora import fused_lora
-from peftlab.tuning.fast.walks import short_walks
+from peftlab.tuning.fast.trainable_parameters import trainable_parameters_only
 from peftlab.tuning.precision import frozen_weights_in, training_dtype
 from tests.architectures import ARCHITECTURES, build
 from tests.runs import Losses, prepared_run
@@ -127,7 +127,7 @@ def test_fused_lora_gives_them_on_a_quantized_base_too(encoders, name, quantizat
 def test_fused_lora_equals_peft_with_dropout_too(encoders, name):
     """Both draw their masks in the same order, from the same seed."""
     model = with_lora(encoder(encoders, name), dropout=0.3).train()
-    with cheap_dropout(model, seed=3):
+    with fast_dropout(model, seed=3):
         torch.manual_seed(5)
         plain = step(model, batch())
         torch.manual_seed(6)
@@ -259,7 +259,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(encoders):
 
 def test_masks_keep_the_right_share_at_the_right_scale():
     torch.manual_seed(0)
-    source = Masks(seed=1)
+    source = DropoutMasks(seed=1)
     masks = torch.stack([source.draw(torch.empty(40, 50), 0.2) for _ in range(60)])
     assert set(masks.unique().tolist()) == {0.0, 1.25}
     kept = masks.gt(0).double()
@@ -271,7 +271,7 @@ def test_masks_keep_the_right_share_at_the_right_scale():
 
 def test_masks_depend_on_seed_and_torchs_generator_alone_whatever_was_drawn_before():
     """A resumed run has drawn nothing yet, and goes on as the one that was interrupted."""
-    fresh, used = Masks(seed=1), Masks(seed=1)
+    fresh, used = DropoutMasks(seed=1), DropoutMasks(seed=1)
     used.draw(torch.empty(3_000_000), 0.1)
     used.draw(torch.empty(10), 0.5)
     drawn = []
@@ -280,12 +280,12 @@ def test_masks_depend_on_seed_and_torchs_generator_alone_whatever_was_drawn_befo
         drawn.append([masks.draw(torch.empty(100), 0.1), masks.draw(torch.empty(1_500_000), 0.1)])
     assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
     torch.manual_seed(7)
-    assert not torch.equal(Masks(seed=2).draw(torch.empty(100), 0.1), drawn[0][0])
+    assert not torch.equal(DropoutMasks(seed=2).draw(torch.empty(100), 0.1), drawn[0][0])
 
 
 def test_cheap_dropout_does_nothing_in_prediction_and_is_taken_out_again():
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.0))
-    with cheap_dropout(model, seed=1):
+    with fast_dropout(model, seed=1):
         x = torch.ones(1000)
         assert (model.train()(x) == 0).any()
         assert torch.equal(model.eval()(x), x)
@@ -301,7 +301,7 @@ def test_short_attention_equals_torchs(encoders, name):
     model = decoder(name) if name in ("llama", "gpt2") else encoder(encoders, name)
     model.eval()
     plain = step(model, batch())
-    with short_attention(model, None) as used:
+    with short_sequence_attention(model, None) as used:
         assert used is (name != "deberta-v2")  # whose attention is its own
         assert_same(plain, step(model, batch()), rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation != NAME
@@ -311,8 +311,8 @@ def test_attention_drops_weights_with_masks_or_as_torch_does(encoders):
     model = encoder(encoders, "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5).train()
     expected = model.eval()(**batch()).logits
     model.train()
-    for masks in (Masks(seed=1), None):
-        with short_attention(model, masks):
+    for masks in (DropoutMasks(seed=1), None):
+        with short_sequence_attention(model, masks):
             outputs = torch.stack([model(**batch()).logits.detach() for _ in range(50)])
         assert outputs.std(dim=0).min() > 0
         torch.testing.assert_close(outputs.mean(dim=0), expected, rtol=0.5, atol=0.1)
@@ -323,7 +323,7 @@ def test_attention_in_bfloat16_survives_rows_that_see_nothing():
     model = decoder("llama").to(torch.bfloat16).train()
     inputs = batch()
     inputs["attention_mask"] = inputs["attention_mask"].flip(1)
-    with short_attention(model, None):
+    with short_sequence_attention(model, None):
         logits, gradients = step(model, inputs)
     assert torch.isfinite(logits).all()
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
@@ -331,7 +331,7 @@ def test_attention_in_bfloat16_survives_rows_that_see_nothing():
 
 def test_another_attention_that_is_asked_for_is_left_alone(encoders):
     model = encoder(encoders, "bert", attn_implementation="eager")
-    with short_attention(model, None) as used:
+    with short_sequence_attention(model, None) as used:
         assert not used
         assert model.config._attn_implementation == "eager"
 
@@ -381,7 +381,7 @@ def test_frozen_weights_come_back_bit_by_bit_and_what_trains_stays_in_fp32(encod
 def test_walks_are_short_in_training_and_as_they_were_afterwards(encoders):
     model = with_lora(encoder(encoders, "bert")).eval()
     every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
-    with short_walks(model):
+    with trainable_parameters_only(model):
         assert all(module.training for module in model.modules())
         assert all(one is other for one, other in zip(model.parameters(), trained, strict=True))
         model(**batch()).logits.sum().backward()
@@ -403,7 +403,7 @@ def test_after_fast_steps_the_model_is_as_it_was(tmp_path, tiny_base):
     types = [type(module) for module in run.model.modules()]
     inputs = batch()
     logits = run.model.eval()(**inputs).logits
-    with fast_steps(run.model, run.recipe, run.dtype, run.inputs_of(run.features[:1])):
+    with fast_steps(run.model, run.recipe, run.dtype, run.model_inputs(run.train_features[:1])):
         assert [type(module) for module in run.model.modules()] != types
         assert run.base.model.config._attn_implementation == NAME
     assert [type(module) for module in run.model.modules()] == types

@@ -23,8 +23,9 @@ from peftlab.tasks import build_task
 from peftlab.tasks.inputs.encoding import encode_examples
 from peftlab.tasks.prediction import outcomes, predict_examples, predict_features
 from peftlab.tuning import feature_cache, tune
-from peftlab.tuning.encoding import encode
-from peftlab.tuning.feature_cache import remembered_features
+from peftlab.tuning.dataset import TuningDataset
+from peftlab.tuning.encoding import encode_dataset
+from peftlab.tuning.feature_cache import cached_features
 from peftlab.tuning.progress import Progress
 from tests.task_stores import KINDS, recipe_for
 
@@ -80,9 +81,9 @@ def test_features_come_back_as_they_were(cache, base, built, kind, no_encoding, 
     task, examples, _ = built(kind)
     rows = examples["train"]
     plain = [task.encode(row, base.tokenizer, max_length, training=training) for row in rows]  # one by one
-    first = remembered_features(task, rows, base, max_length, training=training)
+    first = cached_features(task, rows, base, max_length, training=training)
     no_encoding()
-    second = remembered_features(task, rows, base, max_length, training=training)
+    second = cached_features(task, rows, base, max_length, training=training)
     assert first == second == plain
     assert repr(first) == repr(second) == repr(plain)  # tuples stay tuples, whole numbers whole
     assert {type(feature) for row in second for feature in row} == {task.feature_class}
@@ -92,7 +93,8 @@ def test_ledgers_are_the_same_with_features_recalled(cache, base, built, kind, n
     ledgers = []
     for _ in range(2):
         task, examples, ledger = built(kind)
-        encode(task, examples, base, 12 if kind == "characters" else 20, 1.0, ledger, Progress())
+        max_length = 12 if kind == "characters" else 20
+        encode_dataset(TuningDataset(None, task, examples, ledger), base, max_length, 1.0, Progress())
         ledgers.append(ledger)
         no_encoding()
     assert ledgers[0] == ledgers[1]
@@ -104,8 +106,8 @@ def test_a_row_without_words_is_dropped_in_either_case(cache, base, built, no_en
     for _ in range(2):
         task, examples, ledgers = built("entities")
         examples["train"][3] = replace(examples["train"][3], words=(), spans=())
-        encoded = encode(task, examples, base, 64, 1.0, ledgers, Progress())
-        assert encoded["train"][3] == []
+        encoded = encode_dataset(TuningDataset(None, task, examples, ledgers), base, 64, 1.0, Progress())
+        assert encoded.features["train"][3] == []
         assert (ledgers["train"].used, ledgers["train"].dropped) == (11, {"no words in it": 1})
         no_encoding()
 
@@ -161,7 +163,7 @@ def test_anything_that_features_depend_on_makes_them_others(cache, base, built):
 
     def remembered(task=task, rows=rows, base=base, max_length=64, training=True):
         before = len(cached_files(cache)) if cache.exists() else 0
-        remembered_features(task, rows, base, max_length, training=training)
+        cached_features(task, rows, base, max_length, training=training)
         return len(cached_files(cache)) - before
 
     assert remembered() == 1
@@ -224,12 +226,12 @@ def resealed(content):
 def test_a_damaged_file_is_encoded_and_written_anew(cache, base, built, damage):
     task, examples, _ = built("classes")
     rows = examples["train"]
-    plain = remembered_features(task, rows, base, 64, training=True)
+    plain = cached_features(task, rows, base, 64, training=True)
     [file] = cached_files(cache)
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     assert file.read_bytes() != whole
-    assert remembered_features(task, rows, base, 64, training=True) == plain
+    assert cached_features(task, rows, base, 64, training=True) == plain
     assert file.read_bytes() == whole
     assert cached_files(cache) == [file]
 
@@ -239,7 +241,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch, b
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
     task, examples, _ = built("classes")
     plain = [task.encode(row, base.tokenizer, 64, training=True) for row in examples["train"]]
-    assert remembered_features(task, examples["train"], base, 64, training=True) == plain
+    assert cached_features(task, examples["train"], base, 64, training=True) == plain
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
@@ -272,7 +274,7 @@ def test_what_was_used_longest_ago_is_forgotten_first(cache):
 def test_the_features_of_a_run_are_kept_within_the_limit(cache, base, built, monkeypatch):
     task, examples, _ = built("classes")
     monkeypatch.setattr(feature_cache, "LIMIT", 0)
-    remembered_features(task, examples["train"], base, 64, training=True)
+    cached_features(task, examples["train"], base, 64, training=True)
     assert cached_files(cache) == []
 
 
@@ -280,10 +282,10 @@ def test_a_listener_hears_of_what_is_encoded_and_not_of_what_is_recalled(cache, 
     heard = []
 
     class Hearing(Progress):
-        def encoding(self, split):
+        def track_encoding(self, split):
             return nullcontext(lambda done, total: heard.append((split, done, total)))
 
     for _ in range(2):
         task, examples, ledgers = built("classes")
-        encode(task, examples, base, 64, 1.0, ledgers, Hearing())
+        encode_dataset(TuningDataset(None, task, examples, ledgers), base, 64, 1.0, Hearing())
     assert heard == [("train", 12, 12), ("validation", 6, 6), ("test", 8, 8)]

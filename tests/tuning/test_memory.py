@@ -36,7 +36,7 @@ def test_holes_between_tensors_that_are_still_used_go_back_to_the_system():
 
 def test_without_glibc_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    memory.return_freed_memory()
+    memory.release_freed_memory()
     monkeypatch.setattr(memory.sys, "platform", "win32")
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
-    memory.return_freed_memory()
+    memory.release_freed_memory()

@@ -7,8 +7,8 @@ import transformers
 import peftlab
 from peftlab.errors import RecipeError
 from peftlab.recipe import read_recipe
-from peftlab.tuning.fast import compiling
-from peftlab.tuning.fast.compiling import compiled_layers
+from peftlab.tuning.fast import compilation
+from peftlab.tuning.fast.compilation import compiled_layers
 from tests.architectures import build
 from tests.conftest import build_tiny_bert
 from tests.runs import Losses
@@ -27,7 +27,7 @@ def traced(monkeypatch):
         return lambda *given: (runs.append(1), graph.forward(*given))[1]
 
     torch.compiler.reset()
-    monkeypatch.setattr(compiling, "OPTIONS", {**compiling.OPTIONS, "backend": backend})
+    monkeypatch.setattr(compilation, "OPTIONS", {**compilation.OPTIONS, "backend": backend})
     return runs
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_compiled_is_told_in_words(tmp_path, tiny_base, monkeypat
         raise RuntimeError("no C++ compiler was found")
 
     torch.compiler.reset()
-    monkeypatch.setattr(compiling, "OPTIONS", {"backend": broken})
+    monkeypatch.setattr(compilation, "OPTIONS", {"backend": broken})
     with pytest.raises(RecipeError, match=r"(?s)training.torch_compile: torch.compile cannot compile .*no C\+\+"):
         peftlab.tune(recipe_for(tmp_path, tiny_base, "classes"), overrides=COMPILED, store=tmp_path / "store")
     assert not (tmp_path / "store").exists() or not list((tmp_path / "store").glob("*/1"))

@@ -27,22 +27,22 @@ class Listener(Progress):
         self.warnings, self.scores, self.ledgers, self.started, self.steps = [], [], {}, None, []
         self.interrupt_at = interrupt_at
 
-    def data_read(self, task, ledgers):
+    def on_data_encoded(self, task, ledgers):
         self.ledgers = dict(ledgers)
 
     def warn(self, message):
         self.warnings.append(message)
 
-    def training_started(self, total_steps, epochs, done_steps):
+    def on_train_begin(self, total_steps, epochs, done_steps):
         self.started = (total_steps, epochs, done_steps)
 
-    def step_done(self, step, loss):
+    def on_step_end(self, step, loss):
         if loss is None:
             self.steps.append(step)
             if step == self.interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    def epoch_done(self, epoch, scores, *, best):
+    def on_epoch_end(self, epoch, scores, *, best):
         self.scores.append((epoch, scores["f1"], best))
         if self.interrupt_at == "validation":
             os.kill(os.getpid(), signal.SIGINT)
@@ -199,7 +199,7 @@ def test_an_interruption_while_validating_keeps_that_epoch(write_recipe, tmp_pat
 
 def test_a_second_interruption_stops_at_once_and_tells_what_is_kept(write_recipe, tmp_path):
     class Impatient(Listener):
-        def step_done(self, step, loss):
+        def on_step_end(self, step, loss):
             if step == 5:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
@@ -247,7 +247,7 @@ def test_a_small_loss_is_only_a_warning(write_recipe, tmp_path):
     listener = Listener()
     tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=listener)
     assert listener.ledgers["train"].lost_share > 0.05
-    about_rows = [told for told in listener.warnings if "nothing was learnt" not in told]  # one epoch of 12 rows
+    about_rows = [told for told in listener.warnings if "nothing was learned" not in told]  # one epoch of 12 rows
     assert len(about_rows) == 1
 
 

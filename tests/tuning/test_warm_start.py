@@ -13,7 +13,7 @@ import peftlab
 from peftlab.errors import RecipeError, TuningInterrupted
 from peftlab.interop import merge
 from peftlab.store import WEIGHTS_FILE, Store
-from peftlab.tuning.training import evaluate
+from peftlab.tuning.evaluate import evaluate_split
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.masked_models import KINDS, build_masked_model, text_recipe
@@ -95,8 +95,8 @@ def test_a_tagger_begins_with_the_delta_of_a_domain(base, tmp_path, method):
     assert_begins_as(begun, base, adapter)
     trained = [[name for name, p in r.model.named_parameters() if p.requires_grad] for r in (before, begun)]
     assert trained[0] == trained[1]
-    assert begun.trained == before.trained
-    assert (begun.start.with_head, begun.start.anew, begun.start.left) == (False, [], [])
+    assert begun.num_trainable == before.num_trainable
+    assert (begun.start.has_head, begun.start.newly_initialized, begun.start.skipped) == (False, [], [])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama", "gpt2"])
@@ -106,7 +106,7 @@ def test_on_every_architecture_the_delta_finds_its_places(tmp_path, kind):
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     begun = prepared_run(tagger(tmp_path / "tags", base), store=tmp_path / "store")
     assert_begins_as(begun, base, adapter)
-    assert begun.start.taken == len(load_file(adapter.folder / WEIGHTS_FILE))
+    assert begun.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
 
 
 def with_pooler(folder):
@@ -123,16 +123,16 @@ def test_a_module_that_one_of_both_models_lacks_begins_anew_or_is_left(tmp_path)
     adapter = publish_fresh(store, text_recipe(tmp_path / "rows", base, task={"objective": "masked-lm"}), {})
     recipe = recipe_for(tmp_path / "classes", base, "classes", method={"r": 4, "start_from": "letters"})
     begun = prepared_run(recipe, store=store)
-    assert (begun.start.anew, begun.start.left) == (["bert.pooler.dense"], [])
+    assert (begun.start.newly_initialized, begun.start.skipped) == (["bert.pooler.dense"], [])
     assert str(begun.start) == (
-        f"Starts from letters@1 (domain-adaptation): {begun.start.taken} tensors, and not its head: it has none of its "
-        "own. Its model has no bert.pooler.dense, which begin anew."
+        f"Starts from letters@1 (domain-adaptation): {begun.start.num_tensors} tensors, and not its head: it has none "
+        "of its own. Newly initialized: bert.pooler.dense, which its model does not have."
     )
     assert_begins_as(begun, base, adapter)
     publish_fresh(store, recipe, {"name": "classes", "method.start_from": None})
     back = prepared_run(tmp_path / "rows" / "recipe.yaml", {"method.start_from": "classes"}, store=store)
-    assert (back.start.anew, back.start.left) == ([], ["bert.pooler.dense"])
-    assert back.start.why_no_head == "it is for text-classification"
+    assert (back.start.newly_initialized, back.start.skipped) == ([], ["bert.pooler.dense"])
+    assert back.start.no_head_reason == "it is for text-classification"
     assert_begins_as(back, base, Store(store).resolve("classes"))
 
 
@@ -141,14 +141,14 @@ def test_the_head_is_taken_for_the_very_same_task_and_labels(base, tmp_path):
     recipe = recipe_for(tmp_path / "classes", base, "classes")
     adapter = publish_fresh(store, recipe, {})
     begun = prepared_run(recipe, {"method.start_from": "classes"}, store=store)
-    assert begun.start.with_head
-    inputs = begun.inputs_of(begun.features[:4])
+    assert begun.start.has_head
+    inputs = begun.model_inputs(begun.train_features[:4])
     with torch.inference_mode():
         mine, theirs = (m.eval()(**inputs).logits for m in (begun.model, plain_model(base, adapter)))
     assert torch.equal(mine, theirs)
     other = {"method.start_from": "classes", "task.labels": ["good", "bad", "fair"]}
     apart = prepared_run(recipe, other, store=store)
-    assert apart.start.why_no_head == "it has other labels (bad, fair, good)"
+    assert apart.start.no_head_reason == "it has other labels (bad, fair, good)"
     with torch.inference_mode():
         assert not torch.equal(apart.model.eval()(**inputs).logits, theirs)
 
@@ -159,7 +159,7 @@ def test_a_domain_goes_on_where_it_ended(tmp_path, kind):
     recipe, store = text_recipe(tmp_path / "rows", base), tmp_path / "store"
     first = peftlab.tune(recipe, store=store, device="cpu")
     again = {"method.start_from": "letters"}
-    assert evaluate(prepared_run(recipe, again, store=store), "test") == first.scores["test"]
+    assert evaluate_split(prepared_run(recipe, again, store=store), "test") == first.scores["test"]
     second = peftlab.tune(recipe, overrides=again, store=store, device="cpu")
     assert second.adapter.version == 2
     told = second.adapter.manifest.started_from
@@ -181,7 +181,7 @@ def test_a_delta_of_a_whole_base_starts_one_on_a_quantized_base(tmp_path):
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     recipe = tagger(tmp_path / "tags", base)
     begun = prepared_run(recipe, {"base.quantization": "8bit"}, store=tmp_path / "store")
-    assert begun.start.taken == len(load_file(adapter.folder / WEIGHTS_FILE))
+    assert begun.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
 
 
 # --- what is told and kept
@@ -228,10 +228,10 @@ def test_a_run_resumes_only_from_what_it_started_from(store, base, tmp_path):
         ({"start_from": "lettres"}, r"method.start_from: no adapter 'lettres' in .*Did you mean 'letters'\?"),
         ({"start_from": "letters@7"}, "no version '7' of 'letters'"),
         ({"start_from": "../store/nothing"}, "no adapter 'nothing' in .*store"),
-        ({"type": "ia3"}, r"letters@1 is of method lora, and this recipe's is ia3\. Take its method"),
+        ({"type": "ia3"}, r"letters@1 is of method lora, and this recipe's is ia3\. Use its method"),
         ({"type": "head"}, "'head' has no delta that could begin"),
         ({"type": "adalora"}, "'adalora' shares its ranks out while it trains"),
-        ({"r": 8}, r"method.r: it is 8 here, and 4 in letters@1, which this recipe starts from\. Take 4"),
+        ({"r": 8}, r"method.r: it is 8 here, and 4 in letters@1, which this recipe starts from\. Use 4"),
         ({"r": 8, "use_dora": True, "lora_alpha": 9}, r"(?s)3 problems.*lora_alpha: .*\.r: .*use_dora: it is True"),
         ({"target_modules": ["query"]}, r"letters@1 adapts 10 modules \(dense, key, value\) that this recipe does not"),
         ({"layers_to_transform": 0}, "letters@1 adapts 6 modules .* that this recipe does not"),

@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 
 from peftlab.recipe import Recipe
-from peftlab.tuning.fast.attention import short_attention
-from peftlab.tuning.fast.compiling import compiled_layers
-from peftlab.tuning.fast.dropout import cheap_dropout
+from peftlab.tuning.fast.attention import short_sequence_attention
+from peftlab.tuning.fast.compilation import compiled_layers
+from peftlab.tuning.fast.dropout import fast_dropout
 from peftlab.tuning.fast.lora import fused_lora
-from peftlab.tuning.fast.walks import short_walks
+from peftlab.tuning.fast.trainable_parameters import trainable_parameters_only
 from peftlab.tuning.precision import frozen_weights_in
 
 __all__ = ["fast_steps"]
@@ -37,7 +37,7 @@ def fast_steps(
         if not recipe.training.torch_compile:
             stack.enter_context(_own_functions(model, recipe, inputs))
         stack.enter_context(frozen_weights_in(model, dtype))
-        stack.enter_context(short_walks(model))
+        stack.enter_context(trainable_parameters_only(model))
         if recipe.training.torch_compile:
             with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
                 stack.enter_context(compiled_layers(model, inputs))
@@ -53,7 +53,7 @@ def _own_functions(model: PeftModel, recipe: Recipe, inputs: Mapping[str, torch.
         if on_cpu if fused is None else fused:
             stack.enter_context(fused_lora(model, inputs))
         if on_cpu:
-            masks = stack.enter_context(cheap_dropout(model, recipe.training.seed))
+            masks = stack.enter_context(fast_dropout(model, recipe.training.seed))
             if recipe.base.attn_implementation is None:
-                stack.enter_context(short_attention(model.get_base_model(), masks))
+                stack.enter_context(short_sequence_attention(model.get_base_model(), masks))
         yield

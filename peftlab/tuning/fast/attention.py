@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from peftlab.methods.tuners.prefix_attention import ATTENDS_BY_MASK
-from peftlab.tuning.fast.dropout import Masks
+from peftlab.tuning.fast.dropout import DropoutMasks
 
 NAME = "peftlab_short"
 ATTENDS_BY_MASK.add(NAME)
@@ -24,7 +24,7 @@ LONGEST = {torch.float32: 128, torch.bfloat16: 1024}
 
 
 @contextmanager
-def short_attention(model: PreTrainedModel, masks: Masks | None) -> Iterator[bool]:
+def short_sequence_attention(model: PreTrainedModel, masks: DropoutMasks | None) -> Iterator[bool]:
     """Inside the block, a model that uses torch's kernel (sdpa) uses this for short inputs; gives whether it does.
 
     Args:
@@ -53,7 +53,7 @@ def _attend(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    masks: Masks | None,
+    masks: DropoutMasks | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,

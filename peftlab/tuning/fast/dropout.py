@@ -17,7 +17,7 @@ PLACES = 2**20
 CHUNK = 2**20
 
 
-class Masks:
+class DropoutMasks:
     """Random rows by probability and dtype; what stands where in them depends on nothing but the seed."""
 
     def __init__(self, seed: int) -> None:
@@ -43,10 +43,10 @@ class Masks:
         return torch.empty(CHUNK).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
-class WindowDropout(nn.Dropout):
-    """torch's Dropout with masks from `Masks`; made by `cheap_dropout`, never directly."""
+class PrecomputedDropout(nn.Dropout):
+    """torch's Dropout with masks from `Masks`; made by `fast_dropout`, never directly."""
 
-    masks: Masks
+    masks: DropoutMasks
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -59,18 +59,18 @@ def dropout_mask(dropout: Any, x: Tensor) -> Tensor | None:
     p = getattr(dropout, "p", 0.0)
     if not dropout.training or p == 0:
         return None
-    if isinstance(dropout, WindowDropout):
+    if isinstance(dropout, PrecomputedDropout):
         return dropout.masks.draw(x, p)
     return nn.functional.dropout(torch.ones_like(x), p)
 
 
 @contextmanager
-def cheap_dropout(model: nn.Module, seed: int) -> Iterator[Masks]:
+def fast_dropout(model: nn.Module, seed: int) -> Iterator[DropoutMasks]:
     """Inside the block, every Dropout module of `model` draws cheap masks; gives where they come from."""
-    masks = Masks(seed)
+    masks = DropoutMasks(seed)
     modules: list[Any] = [module for module in model.modules() if type(module) is nn.Dropout]
     for module in modules:
-        module.__class__, module.masks = WindowDropout, masks
+        module.__class__, module.masks = PrecomputedDropout, masks
     try:
         yield masks
     finally:

@@ -85,7 +85,7 @@ class Activations:
         return padded.to(inputs.mask.device)
 
 
-def first_read(tables: Sequence[Activations], inputs: Inputs) -> torch.Tensor | None:
+def first_match(tables: Sequence[Activations], inputs: Inputs) -> torch.Tensor | None:
     """From the first of `tables` that knows every row."""
     found = (table.read(inputs) for table in tables)
     return next((states for states in found if states is not None), None)

@@ -23,12 +23,12 @@ TOLERANCE = 1e-4  # relative; rounding differs with the width that a batch is pa
 COARSE_TOLERANCE = 5e-2  # of 16-bit values
 
 
-class Unsuited(Exception):
+class CacheUnavailable(Exception):
     """Why this model's activations cannot be kept, or are not."""
 
 
 @dataclass(frozen=True)
-class Prefix:
+class FrozenPrefix:
     """The layers of a Transformers model, of which the first `frozen` depend on nothing that trains.
 
     `below` are the modules that are done when the last of these is, `token_bytes` the size of the activations of one
@@ -50,7 +50,7 @@ class Prefix:
         return states if self.extras is None else (states, *[None] * self.extras)
 
 
-def find_prefix(run: Run) -> Prefix | None:
+def find_frozen_prefix(run: Run) -> FrozenPrefix | None:
     """The frozen layers of the run's model, or None where the lowest one is adapted.
 
     Raises:
@@ -61,10 +61,10 @@ def find_prefix(run: Run) -> Prefix | None:
     if not layers or any(parameter.requires_grad for parameter in layers[0].parameters()):
         return None
     if model.config.is_encoder_decoder:
-        raise Unsuited("the base is an encoder with a decoder")
+        raise CacheUnavailable("the base is an encoder with a decoder")
     if model.device.type == "cuda" and torch.cuda.device_count() > 1:
-        raise Unsuited("training uses several GPUs")
-    batch = run.inputs_of(extremes(run.features))
+        raise CacheUnavailable("training uses several GPUs")
+    batch = run.model_inputs(shortest_and_longest(run.train_features))
     trace = _traced(model, layers, batch)
     prefix = trace.prefix(model, layers, batch["input_ids"].shape)
     if prefix:
@@ -72,7 +72,7 @@ def find_prefix(run: Run) -> Prefix | None:
     return prefix
 
 
-def extremes(features: Sequence[Feature]) -> list[Feature]:
+def shortest_and_longest(features: Sequence[Feature]) -> list[Feature]:
     """The shortest and the longest: a batch that is padded most."""
     return [min(features, key=len), max(features, key=len)]
 
@@ -94,7 +94,7 @@ class _Trace:
         """What left layer `number`."""
         return states_of(self.outputs[number][1])
 
-    def prefix(self, model: nn.Module, layers: list[nn.Module], shape: torch.Size) -> Prefix | None:
+    def prefix(self, model: nn.Module, layers: list[nn.Module], shape: torch.Size) -> FrozenPrefix | None:
         """The layers that no gradient reaches; None if the lowest already is reached."""
         if self.outputs and getattr(self.states(0), "requires_grad", False):
             return None  # before any look at shapes: virtual tokens make the input of the lowest layer longer
@@ -103,10 +103,10 @@ class _Trace:
         last = self.done.index(layers[frozen - 1])
         below, above = self.done[: last + 1], self.done[last + 1 :]
         if set(below) & set(above):
-            raise Unsuited("its layers share modules")
+            raise CacheUnavailable("its layers share modules")
         output, states = self.outputs[frozen - 1][1], self.states(frozen - 1)
         extras = len(output) - 1 if isinstance(output, tuple) else None
-        return Prefix(model, layers, frozen, _outermost(below), states.shape[-1] * states.dtype.itemsize, extras)
+        return FrozenPrefix(model, layers, frozen, _outermost(below), states.shape[-1] * states.dtype.itemsize, extras)
 
     def _check(self, count: int, shape: torch.Size) -> None:
         """Each layer ran once, in order, and gave (batch, tokens, hidden)."""
@@ -114,7 +114,7 @@ class _Trace:
         if [number for number, _ in self.outputs] != list(range(count)) or not all(
             isinstance(tensor, Tensor) and tensor.dim() == 3 and tensor.shape[:2] == shape for tensor in tensors
         ):
-            raise Unsuited("the base's layers do not simply follow one another")
+            raise CacheUnavailable("the base's layers do not simply follow one another")
 
 
 def _traced(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor]) -> _Trace:
@@ -136,7 +136,7 @@ def _traced(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor])
     return trace
 
 
-def _check_repeats(prefix: Prefix, batch: dict[str, Tensor], trace: _Trace) -> None:
+def _check_repeats(prefix: FrozenPrefix, batch: dict[str, Tensor], trace: _Trace) -> None:
     """In training the frozen layers must give just what they give in prediction."""
     device = next(prefix.model.parameters()).device
     again: list[Tensor] = []
@@ -152,12 +152,12 @@ def _check_repeats(prefix: Prefix, batch: dict[str, Tensor], trace: _Trace) -> N
             prefix.model(**batch)
     finally:
         hook.remove()
-    if not alike(trace.states(prefix.frozen - 1), again[0], again[0].dtype):
-        raise Unsuited("something random is left in them")
+    if not allclose(trace.states(prefix.frozen - 1), again[0], again[0].dtype):
+        raise CacheUnavailable("something random is left in them")
 
 
 @contextmanager
-def without_dropout(prefix: Prefix) -> Iterator[None]:
+def without_dropout(prefix: FrozenPrefix) -> Iterator[None]:
     """Inside the block the frozen part stays in evaluation, whoever sets the model to training."""
     for module in prefix.below:
         module.eval()
@@ -180,7 +180,7 @@ def states_of(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def alike(expected: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
+def allclose(expected: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
     """Whether two tensors, computed in `dtype`, are equal but for rounding."""
     tolerance = TOLERANCE if dtype.itemsize >= 4 else COARSE_TOLERANCE
     return bool((expected - found).abs().max() <= tolerance * max(1.0, float(expected.abs().max())))

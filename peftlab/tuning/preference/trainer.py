@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 
 from peftlab.tasks.preference import Answer, PreferenceTask
 from peftlab.tasks.task import IGNORED
-from peftlab.tuning.preference.reference import referred
+from peftlab.tuning.preference.reference import attach_references
 from peftlab.tuning.run import Run
 from peftlab.tuning.trainer import TaskTrainer, training_arguments
 
@@ -39,7 +39,7 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
     """A TaskTrainer whose loss is TRL's."""
 
     def __init__(self, run: Run, *args: Any, **kwargs: Any) -> None:
-        self._pairs = _pairs(run.encoded["train"])
+        self._pairs = _pairs(run.dataset.features["train"])
         with _weights_kept(run.model):
             super().__init__(
                 run,
@@ -56,7 +56,7 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
         return training_arguments(
             run,
             folder,
-            len(_pairs(run.encoded["train"])),
+            len(_pairs(run.dataset.features["train"])),
             DPOConfig,
             beta=task.beta,
             loss_type=[task.loss_type],
@@ -66,7 +66,7 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
             disable_dropout=False,
             router_aux_loss_coef=0.0,
             bf16=False,  # `Run.precision` does
-            gradient_checkpointing=None,  # `layers_computed_again` does; False would warn of its new name
+            gradient_checkpointing=None,  # `gradient_checkpointing` does; False would warn of its new name
         )
 
     def rows(self) -> Sequence[AnswerPair]:
@@ -87,13 +87,13 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Of pairs that know what the base makes of them; it is computed now, as the steps will compute."""
-        with self.run.precision():
-            self._pairs = _pairs(referred(self.run, self.run.encoded["train"]))
+        with self.run.autocast():
+            self._pairs = _pairs(attach_references(self.run, self.run.dataset.features["train"]))
         return super().get_train_dataloader()
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """TRL's."""
-        with self.run.precision():
+        with self.run.autocast():
             return DPOTrainer.compute_loss(self, model, inputs), None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

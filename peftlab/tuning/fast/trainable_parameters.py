@@ -11,7 +11,7 @@ from torch import nn
 
 
 @contextmanager
-def short_walks(model: nn.Module) -> Iterator[None]:
+def trainable_parameters_only(model: nn.Module) -> Iterator[None]:
     """Inside the block `model` is in training, `parameters()` gives only what trains, and `train()` does no more."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before, train = model.training, model.train

@@ -4,13 +4,13 @@ import importlib.metadata
 
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
-from peftlab.tuning.distributed.process_group import Processes
+from peftlab.tuning.distributed.process_group import ProcessGroup
 
 TRL = "1.16"
 INSTALL = "pip install 'peftlab[align]'"
 
 
-def check_aligning(recipe: Recipe, processes: Processes, errors: ErrorCollector) -> None:
+def check_dpo(recipe: Recipe, process_group: ProcessGroup, errors: ErrorCollector) -> None:
     """Note what a recipe for preferences needs and this run has not: TRL, and batches of as many rows everywhere."""
     if recipe.task.type != "preference":
         return
@@ -21,7 +21,7 @@ def check_aligning(recipe: Recipe, processes: Processes, errors: ErrorCollector)
     else:
         if not found.startswith(f"{TRL}."):
             errors.add(f"trl {found} is installed; this needs {TRL}.", key="task.type", hint=INSTALL)
-    if processes.count > 1 and recipe.training.train_sampling_strategy == "tokens":
+    if process_group.world_size > 1 and recipe.training.train_sampling_strategy == "tokens":
         message = "TRL wants batches of as many rows in each process, and those by tokens differ."
         hint = "Take random: -o training.train_sampling_strategy=random"
         errors.add(message, key="training.train_sampling_strategy", hint=hint)

@@ -1,0 +1,37 @@
+"""The data of a run: rows read and understood, and later encoded."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peftlab.data import Ledger, Rows, load_rows
+from peftlab.errors import ErrorCollector
+from peftlab.recipe import PLAIN_TEXT_TASKS, Recipe
+from peftlab.tasks import Feature, Task, build_task
+
+
+@dataclass(frozen=True)
+class TuningDataset:
+    """The rows of a recipe with its task: `examples` and `ledgers` by split."""
+
+    rows: Rows
+    task: Task
+    examples: dict[str, list[Any]]
+    ledgers: dict[str, Ledger]
+
+
+@dataclass(frozen=True)
+class EncodedDataset(TuningDataset):
+    """A dataset as the model reads it.
+
+    `features` holds, by split, the features of each example: in the training split truncated at `max_length` tokens, in
+    the others split into windows.
+    """
+
+    features: dict[str, list[list[Feature]]]
+    max_length: int
+
+
+def load_dataset(recipe: Recipe, errors: ErrorCollector) -> TuningDataset:
+    """Read the rows of a recipe, fit its task's labels, and parse each row; every mistake goes to `errors`."""
+    rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+    return TuningDataset(rows, *build_task(recipe.task, rows, errors))

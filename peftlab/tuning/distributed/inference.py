@@ -1,0 +1,51 @@
+"""Prediction in a distributed run: each process computes a share of the rows, and all get all outputs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from peftlab.tasks import Continuation, Feature, Task
+from peftlab.tasks.prediction import Outcome, Through, asks, longest_first
+from peftlab.tuning.distributed.process_group import ProcessGroup
+
+
+def split_across_ranks(forward: Through, task: Task, process_group: ProcessGroup, *, sharded: bool) -> Through:
+    """`forward`, computed in shares: each process runs some of the features, and all get all outputs.
+
+    With a sharded base every process runs all features, in step with the others.
+    """
+    if process_group.world_size == 1 or sharded:
+        return forward
+
+    def split_forward(features: Sequence[Feature]) -> Sequence[Outcome]:
+        indices = longest_first(features)[process_group.rank :: process_group.world_size]
+        outputs: dict[int, Any] = dict(zip(indices, forward([features[i] for i in indices]), strict=True))
+        if asks(task, features):
+            return _gather_texts(outputs, process_group)
+        return _gather_logits(outputs, task, features, process_group)
+
+    return split_forward
+
+
+def _gather_texts(local: Mapping[int, Continuation], process_group: ProcessGroup) -> list[Continuation]:
+    """The texts of all processes, in order."""
+    shares = process_group.all_gather(json.dumps({i: asdict(text) for i, text in local.items()}))
+    texts = {int(i): Continuation(**text) for share in shares for i, text in json.loads(share).items()}
+    return [texts[i] for i in sorted(texts)]
+
+
+def _gather_logits(
+    local: Mapping[int, torch.Tensor], task: Task, features: Sequence[Feature], process_group: ProcessGroup
+) -> list[torch.Tensor]:
+    """The logits of all processes, in order: each has zeros for rows of other processes, and they are summed."""
+    width = task.output_width
+    logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
+    for i, output in local.items():
+        logits[i] = output.float()
+    flat = torch.cat([part.flatten() for part in logits])
+    process_group.all_reduce(flat)
+    parts = flat.split([part.numel() for part in logits])
+    return [part.view(original.shape) for part, original in zip(parts, logits, strict=True)]

@@ -1,0 +1,37 @@
+"""The steps of `tune()` that need torch, Transformers and PEFT, which take seconds to import.
+
+A recipe with mistakes is reported without them: all steps are imported when the first one is called.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from peftlab.imports import heavy_imports
+
+if TYPE_CHECKING:
+    from peftlab.tuning.encoding import encode as encode
+    from peftlab.tuning.evaluate import evaluate as evaluate
+    from peftlab.tuning.objective import choose_objective as choose_objective
+    from peftlab.tuning.publish import publish as publish
+    from peftlab.tuning.setup import add_adapter as add_adapter
+    from peftlab.tuning.setup import load_base as load_base
+    from peftlab.tuning.train import train as train
+
+MODULES = {
+    "choose_objective": "objective",
+    "load_base": "setup",
+    "encode": "encoding",
+    "add_adapter": "setup",
+    "train": "train",
+    "evaluate": "evaluate",
+    "publish": "publish",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A step by its name; the first one imports the modules of all."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with heavy_imports():
+        modules = {step: import_module(f"peftlab.tuning.{module}") for step, module in MODULES.items()}
+    return getattr(modules[name], name)
