@@ -1,6 +1,7 @@
 """README and docs, run: commands parse, recipes and rows are read, Python runs, links resolve, tables are true."""
 
 import json
+import pkgutil
 import re
 import shlex
 from dataclasses import dataclass
@@ -263,6 +264,11 @@ def test_table_of_recipes_lists_every_recipe():
 )
 def test_table_lists_every_task_or_method(page, names):
     assert not [name for name in names if f"`{name}`" not in text_of(page)]
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", text_of(ROOT / "docs" / "python.md"), re.MULTILINE))
+def test_name_in_python_reference_exists(name):
+    assert pkgutil.resolve_name(name).__doc__
 
 
 def site_navigation():
