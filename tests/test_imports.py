@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from peftlab.imports import KERNELS_KEPT, heavy_imports
+from peftlab.imports import KERNEL_CACHE_VARIABLES, heavy_imports
 
 LATE = [
     "matplotlib",
@@ -45,14 +45,14 @@ def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():
     assert python(code).split() == ["False", "True", "True", "True"]
 
 
-@pytest.mark.parametrize("asked", [{}, *({name: "7"} for name in KERNELS_KEPT)])
+@pytest.mark.parametrize("asked", [{}, *({name: "7"} for name in KERNEL_CACHE_VARIABLES)])
 def test_onednn_keeps_few_kernels_unless_the_environment_says_how_many(monkeypatch, asked):
-    for name in KERNELS_KEPT:
+    for name in KERNEL_CACHE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", {**os.environ, **asked})
     with heavy_imports():
         pass
-    told = {name: os.environ[name] for name in KERNELS_KEPT if name in os.environ}
+    told = {name: os.environ[name] for name in KERNEL_CACHE_VARIABLES if name in os.environ}
     assert told == (asked or {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"})
 
 

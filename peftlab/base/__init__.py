@@ -1,41 +1,49 @@
-"""The frozen base: found and fingerprinted, loaded with its tokenizer, with or without a head."""
+"""Find, fingerprint and load the frozen base model with its tokenizer, with or without a head."""
 
 from peftlab.base.device import choose_device
-from peftlab.base.heads import head_config, own_head
+from peftlab.base.heads import head_config, lm_head_modules
 from peftlab.base.loading import (
-    BEYOND_FP16,
+    FP16_OVERFLOW_MODEL_TYPES,
     Base,
-    blank_with_head,
+    init_empty_model,
     load_backbone,
     load_base,
+    load_tensors,
     load_with_head,
-    quietly,
-    tensors_named,
+    suppress_transformers_output,
 )
-from peftlab.base.lookup import PACKAGES, PARTLY, BaseFiles, Package, file_sha256, find_base, hub_snapshot
-from peftlab.base.tokenizer import UNLIMITED, load_tokenizer, max_input_length, tokenizer_hash
+from peftlab.base.lookup import (
+    INCOMPLETE,
+    MODEL_PACKAGES,
+    BaseFiles,
+    ModelPackage,
+    file_sha256,
+    find_base,
+    find_hub_snapshot,
+)
+from peftlab.base.tokenizer import NO_LENGTH_LIMIT, load_tokenizer, max_input_length, tokenizer_hash
 
 __all__ = [
-    "BEYOND_FP16",
-    "PACKAGES",
-    "PARTLY",
-    "UNLIMITED",
+    "FP16_OVERFLOW_MODEL_TYPES",
+    "INCOMPLETE",
+    "MODEL_PACKAGES",
+    "NO_LENGTH_LIMIT",
     "Base",
     "BaseFiles",
-    "Package",
-    "blank_with_head",
+    "ModelPackage",
     "choose_device",
     "file_sha256",
     "find_base",
+    "find_hub_snapshot",
     "head_config",
-    "hub_snapshot",
+    "init_empty_model",
+    "lm_head_modules",
     "load_backbone",
     "load_base",
+    "load_tensors",
     "load_tokenizer",
     "load_with_head",
     "max_input_length",
-    "own_head",
-    "quietly",
-    "tensors_named",
+    "suppress_transformers_output",
     "tokenizer_hash",
 ]

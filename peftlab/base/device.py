@@ -1,28 +1,22 @@
-"""Where the base computes."""
-
-from typing import TYPE_CHECKING
+"""Choose the device that the base computes on."""
 
 from peftlab.errors import DeviceNotFoundError
-
-if TYPE_CHECKING:
-    import torch
+from peftlab.imports import torch
 
 
 def choose_device(device: str = "auto") -> "torch.device":
-    """auto → cuda, mps or cpu, the first there is.
+    """The torch device of that name; `auto` takes cuda, mps or cpu, the first that is available.
 
     Raises:
-        DeviceNotFoundError: there is none of that name.
+        DeviceNotFoundError: this machine, or this torch, has no such device.
     """
-    import torch
-
-    there = ["cpu"]
+    available = ["cpu"]
     if torch.backends.mps.is_available():
-        there.insert(0, "mps")
+        available.insert(0, "mps")
     if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    if device not in ("auto", *there):
+        available.insert(0, "cuda")
+    if device not in ("auto", *available):
         raise DeviceNotFoundError(
-            f"no device '{device}' here, by torch {torch.__version__}. There: {', '.join(there)}."
+            f"torch {torch.__version__} finds no device '{device}' here. Available: {', '.join(available)}."
         )
-    return torch.device(there[0] if device == "auto" else device)
+    return torch.device(available[0] if device == "auto" else device)

@@ -1,4 +1,8 @@
-"""What a head is: all that the base's checkpoint does not hold, or a language model's own, which stays as it is."""
+"""Which parameters and modules of a model are its head.
+
+A task's own head is everything that the base's checkpoint does not hold. A language model keeps the head of its
+checkpoint, which stays frozen.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,41 +14,44 @@ if TYPE_CHECKING:
 
 
 def head_config(task: "Task") -> dict[str, Any]:
-    """What a model's configuration must say so that its head fits `task`."""
-    if not task.head_labels:  # the base's own
+    """The fields of the model's configuration that make its head fit `task`; none for a language model."""
+    if not task.head_labels:
         return {}
     names = dict(enumerate(task.head_labels))
-    fitting = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-    return fitting | ({"problem_type": task.problem_type} if task.problem_type else {})
+    labels = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    return labels | ({"problem_type": task.problem_type} if task.problem_type else {})
 
 
-def whole_head(model: "PreTrainedModel", new: set[str]) -> set[str]:
-    """`new`, and the rest of a head that is new in part, as a classifier upon ModernBERT's own `head`: both are one."""
-    inside = f"{model.base_model_prefix}."
-    outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
-    own = model.get_output_embeddings() is not None or not hasattr(model, model.base_model_prefix)
-    return new if own or new.isdisjoint(outside) else new | outside
+def head_parameters(model: "PreTrainedModel", new: set[str]) -> set[str]:
+    """Names of the head's parameters: the `new` ones, and the others of a head of which only a part is new.
 
-
-def own_head(model: "PreTrainedModel") -> Iterator[str]:
-    """Names of the modules of a language model's own head, all that is not its backbone, which stays as it is.
-
-    The last of them is mostly the embeddings once more.
+    ModernBERT, for example, has a new classifier on top of a `head` that its checkpoint holds: both are one head.
     """
-    vocabulary, inside = model.get_output_embeddings(), model.base_model_prefix
-    if vocabulary is None:
-        return
-    if inside not in model._modules:  # T5 holds its backbone itself
-        yield from (name for name, module in model.named_modules() if module is vocabulary)
-        return
-    yield from (name for name, _ in model.named_modules() if name and not f"{name}.".startswith(f"{inside}."))
+    prefix = f"{model.base_model_prefix}."
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
+    pretrained = model.get_output_embeddings() is not None or not hasattr(model, model.base_model_prefix)
+    return new if pretrained or new.isdisjoint(outside) else new | outside
 
 
-def whole_modules(model: "PreTrainedModel", new: set[str]) -> list[str]:
-    """The outermost modules of which every parameter is new: a two-layer head is one module."""
-    whole: list[str] = []
+def lm_head_modules(model: "PreTrainedModel") -> Iterator[str]:
+    """Names of the modules of a language model's own head: everything outside its backbone. They stay frozen.
+
+    The weight of the last of them is usually tied to the embeddings.
+    """
+    output_embeddings, prefix = model.get_output_embeddings(), model.base_model_prefix
+    if output_embeddings is None:
+        return
+    if prefix not in dict(model.named_children()):  # T5 has no separate backbone module
+        yield from (name for name, module in model.named_modules() if module is output_embeddings)
+        return
+    yield from (name for name, _ in model.named_modules() if name and not f"{name}.".startswith(f"{prefix}."))
+
+
+def find_modules_to_save(model: "PreTrainedModel", new: set[str]) -> list[str]:
+    """The outermost modules whose parameters are all `new`: a head of two layers is one module."""
+    found: list[str] = []
     for name, module in model.named_modules():
-        inside = {f"{name}.{inner}" for inner, _ in module.named_parameters()}
-        if name and inside and inside <= new and not any(name.startswith(f"{outer}.") for outer in whole):
-            whole.append(name)
-    return sorted(whole)
+        parameters = {f"{name}.{inner}" for inner, _ in module.named_parameters()}
+        if name and parameters and parameters <= new and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return sorted(found)

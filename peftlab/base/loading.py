@@ -1,4 +1,4 @@
-"""Load the frozen base: whole or quantized, under a head for a task or without any."""
+"""Load the frozen base in fp32 or quantized, with a head for a task or without any."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -7,47 +7,46 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from peftlab.base.device import choose_device
-from peftlab.base.heads import head_config, own_head, whole_head, whole_modules
+from peftlab.base.heads import find_modules_to_save, head_config, head_parameters, lm_head_modules
 from peftlab.base.lookup import BaseFiles, find_base
-from peftlab.base.quantization import bytes_of, keep_unpacked, quantized_loading, weights_in
+from peftlab.base.quantization import disable_avx512_packing, memory_footprint, num_weights, quantization_kwargs
 from peftlab.base.tokenizer import load_tokenizer, max_input_length, tokenizer_hash
 from peftlab.errors import ErrorCollector
+from peftlab.imports import safetensors, torch, transformers
 from peftlab.recipe import BaseSection, Quantization
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from peftlab.tasks import Task
 
-
-BEYOND_FP16 = ("t5", "mt5", "umt5", "longt5")
-"""Kinds of models whose activations leave the range of fp16 (huggingface/transformers#4586)."""
+FP16_OVERFLOW_MODEL_TYPES = ("t5", "mt5", "umt5", "longt5")
+"""Model types whose activations overflow in fp16 (huggingface/transformers#4586)."""
 
 
 @dataclass
 class Base:
-    """A base in memory, with its tokenizer and, on top of it, a fresh head for one task.
+    """A base in memory, with its tokenizer and a newly initialized head for one task.
 
-    `head_modules` names every module whose parameters the checkpoint does not hold, and what else their head has: they
-    must be trained and saved with the adapter. `parameters` counts those of the base without them, and `bytes` is the
-    memory these take, in fp32 or quantized; `max_length` is the longest input in tokens.
+    `head_modules` names the modules that are trained and saved with the adapter: those whose parameters the checkpoint
+    does not hold, and the rest of their head. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the
+    base without these. `max_length` is the longest input in tokens.
     """
 
     files: BaseFiles
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     head_modules: list[str]
-    parameters: int
-    bytes: int
+    num_parameters: int
+    num_bytes: int
     quantization: Quantization | None
     max_length: int
     fingerprint: str
 
     @property
-    def bytes_in_fp32(self) -> int:
-        """The memory its weights take unquantized."""
-        return 4 * self.parameters
+    def num_bytes_fp32(self) -> int:
+        """The memory that the base's weights take without quantization."""
+        return 4 * self.num_parameters
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -56,63 +55,65 @@ class Base:
 
 
 def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto", dropout: bool = True) -> Base:
-    """Load the base, quantized if `section` says so, with a fresh head for `task`, seeded.
+    """Load the base, quantized if `section` says so, with a new head for `task` that `seed` initializes.
 
-    Without `dropout` it has none while training.
+    Without `dropout`, all dropout probabilities in the base's configuration are 0.
 
     Raises:
-        BaseNotFoundError: no such base.
-        IntegrityError: its files are not what they should be.
-        RecipeError: the task writes with the base's own head, and it has none.
+        BaseNotFoundError: no such base was found.
+        IntegrityError: its files differ from the known ones, or are not safetensors.
+        RecipeError: the base's architecture does not support the task, or the base lacks the head that the task needs.
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
-    from transformers import set_seed
-
     files = find_base(section)
-    _check_class(section, files, task)
-    set_seed(seed)
-    settings = {} if dropout else _no_dropout(files)
+    _check_architecture(section, files, task)
+    transformers.set_seed(seed)
+    config = {} if dropout else _zero_dropout(files)
     if section.attn_implementation:
-        settings["attn_implementation"] = section.attn_implementation
+        config["attn_implementation"] = section.attn_implementation
     trusted, quantization = section.trust_remote_code, section.quantization
-    place: dict[str, Any] = {"quantization": quantization, "device": device}
-    model, new = load_with_head(files, task, trust_remote_code=trusted, **place, **settings)
+    placement: dict[str, Any] = {"quantization": quantization, "device": device}
+    model, new = load_with_head(files, task, trust_remote_code=trusted, **placement, **config)
     if new and not task.head_labels:
-        _refuse_headless(section, task, new)
-    head = whole_head(model, new)
-    model.config.use_cache = False  # keys and values are for writing; while training they only take memory
+        _raise_missing_lm_head(section, task, new)
+    head = head_parameters(model, new)
+    model.config.use_cache = False  # training needs no cached keys and values
     tokenizer = load_tokenizer(files, trust_remote_code=trusted, whole_text=task.whole_text)
     return Base(
         files=files,
         model=model,
         tokenizer=tokenizer,
-        head_modules=whole_modules(model, head),
-        parameters=sum(weights_in(tensor) for name, tensor in model.named_parameters() if name not in head),
-        bytes=bytes_of(model, without=head),
+        head_modules=find_modules_to_save(model, head),
+        num_parameters=sum(num_weights(tensor) for name, tensor in model.named_parameters() if name not in head),
+        num_bytes=memory_footprint(model, exclude=head),
         quantization=quantization,
         max_length=max_input_length(tokenizer, model),
         fingerprint=files.fingerprint,
     )
 
 
-def _check_class(section: BaseSection, files: BaseFiles, task: "Task") -> None:
-    """Refuse a base whose architecture Transformers has no class of for the task; its own code may bring one."""
-    import transformers
+def _check_architecture(section: BaseSection, files: BaseFiles, task: "Task") -> None:
+    """Refuse a base for whose architecture Transformers has no class for the task; remote code may bring its own.
 
-    kind = files.config.get("model_type", "unknown")
-    names = getattr(transformers, task.auto_class)._model_mapping._model_mapping  # its keys() import every architecture
-    if section.trust_remote_code or kind in names:
+    Raises:
+        RecipeError: there is no such class.
+    """
+    model_type = files.config.get("model_type", "unknown")
+    # the public mapping would import every architecture to answer `in`; the private one holds plain names
+    supported = getattr(transformers, task.auto_class)._model_mapping._model_mapping
+    if section.trust_remote_code or model_type in supported:
         return
     with ErrorCollector() as errors:
+        message = f"'{section.model}' is a '{model_type}' model, which does not support {task.type}."
         hint = f"Take one that Transformers loads as {task.auto_class}."
-        message = f"{task.type} has no form for '{section.model}', a model of type {kind}."
         errors.add(message, key="base.model", hint=hint)
 
 
-def _refuse_headless(section: BaseSection, task: "Task", new: set[str]) -> None:
+def _raise_missing_lm_head(section: BaseSection, task: "Task", new: set[str]) -> None:
     with ErrorCollector() as errors:
-        message = f"'{section.model}' has no head for {task.type}: its weights lack {', '.join(sorted(new)[:3])}."
-        hint = f"Take one that was saved with it, by a class of {task.auto_class}: mostly the model this was made of."
+        missing = ", ".join(sorted(new)[:3])
+        message = f"'{section.model}' has no head for {task.type}: its checkpoint lacks {missing}."
+        hint = f"Take a checkpoint saved from {task.auto_class}, usually the model that this one was made from."
         errors.add(message, key="base.model", hint=hint)
 
 
@@ -123,31 +124,21 @@ def load_with_head(
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
     device: str = "cpu",
-    **settings: Any,
+    **config: Any,
 ) -> tuple["PreTrainedModel", set[str]]:
-    """The base, in fp32 or quantized, under a fresh head for `task`, and the names of the parameters that are new.
+    """Load the base, in fp32 or quantized, with a head for `task`, and name the newly initialized parameters.
 
-    `settings` change the model's configuration.
+    `config` overrides fields of the model's configuration.
 
     Raises:
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
-    return _loaded(
-        task.auto_class,
-        files,
-        quantization,
-        device,
-        **head_config(task),
-        **settings,
-        **_load_options(trust_remote_code),
-    )
+    options = {**head_config(task), **config, **_loading_options(trust_remote_code)}
+    return _from_pretrained(task.auto_class, files, quantization, device, **options)
 
 
-def blank_with_head(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The same class of model without any weight."""
-    import torch
-    import transformers
-
+def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The same model class as `load_with_head` gives, on the meta device: modules without weights."""
     trusted = {"trust_remote_code": trust_remote_code}
     with torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
@@ -155,15 +146,13 @@ def blank_with_head(files: BaseFiles, task: "Task", *, trust_remote_code: bool =
     return model
 
 
-def tensors_named(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
-    """Those of the checkpoint's tensors that have these names."""
-    from safetensors import safe_open
-
-    found: dict[str, torch.Tensor] = {}
+def load_tensors(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
+    """The checkpoint's tensors with these names; names that it does not hold are left out."""
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(files.folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            found |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}  # noqa: SIM118
-    return found
+        with safetensors.safe_open(file, framework="pt") as weights:
+            tensors |= {name: weights.get_tensor(name) for name in weights.keys() if name in names}  # noqa: SIM118
+    return tensors
 
 
 def load_backbone(
@@ -173,58 +162,53 @@ def load_backbone(
     quantization: Quantization | None = None,
     device: str = "auto",
 ) -> "PreTrainedModel":
-    """The base without any head, in fp32 or quantized: what stays resident while adapters come and go.
+    """Load the base without a head, in fp32 or quantized, in eval mode: adapters and their heads share it.
 
     Raises:
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
-    model, _ = _loaded("AutoModel", files, quantization, device, **_load_options(trust_remote_code))
+    model, _ = _from_pretrained("AutoModel", files, quantization, device, **_loading_options(trust_remote_code))
     return model.eval()
 
 
-def _loaded(
+def _from_pretrained(
     auto_class: str, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
     """The model on its device, and the names of the parameters that the checkpoint lacks."""
-    import transformers
-
-    place = choose_device(device)
+    placement = choose_device(device)
     load = partial(getattr(transformers, auto_class).from_pretrained, files.folder, output_loading_info=True, **options)
-    with quietly():
+    with suppress_transformers_output():
         if quantization is None:
             model, report = load()
-            return model.to(place), set(report["missing_keys"])
-        # what is new has to stay whole, so it must be known first: a pass in which no weight is read tells
-        blank, report = load(device_map={"": "meta"})
+            return model.to(placement), set(report["missing_keys"])
+        # new parameters must not be quantized: load on the meta device first, which reads no weight, to learn them
+        empty_model, report = load(device_map={"": "meta"})
         new = set(report["missing_keys"])
-        whole = {name.rpartition(".")[0] for name in whole_head(blank, new)} | set(own_head(blank))
-        model, _ = load(**quantized_loading(quantization, whole, place))
-    keep_unpacked(model)
+        head = {name.rpartition(".")[0] for name in head_parameters(empty_model, new)}
+        model, _ = load(**quantization_kwargs(quantization, head | set(lm_head_modules(empty_model)), placement))
+    disable_avx512_packing(model)
     return model, new
 
 
-def _load_options(trust_remote_code: bool) -> dict[str, Any]:
-    import torch
-
+def _loading_options(trust_remote_code: bool) -> dict[str, Any]:
     return {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
 
 
-def _no_dropout(files: BaseFiles) -> dict[str, Any]:
-    """Every probability of dropout in the configuration, under any of its names, set to 0."""
+def _zero_dropout(files: BaseFiles) -> dict[str, Any]:
+    """Every dropout probability of the configuration, whatever its name, set to 0."""
     return {key: 0.0 for key, value in files.config.items() if "drop" in key and isinstance(value, float)}
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Transformers reports the new head as a fault and draws a bar for a second's work: both would only puzzle."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+def suppress_transformers_output() -> Iterator[None]:
+    """Hide Transformers' load report and progress bar: the report warns of the new head, which is expected."""
+    logging = transformers.utils.logging
+    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if progress_bar:
             logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""The base's tokenizer, made ready for our tasks, and the longest input that both of them take."""
+"""Load the base's tokenizer, and find the longest input that the base and its tokenizer accept."""
 
 import hashlib
 import json
@@ -7,81 +7,80 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.base.lookup import BaseFiles
 from peftlab.errors import IntegrityError
+from peftlab.imports import tokenizers, transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-UNLIMITED = 10**20  # from this length on, Transformers means that there is none
+NO_LENGTH_LIMIT = 10**20
+"""Transformers gives at least this length where the tokenizer has no limit."""
 
 
 def load_tokenizer(
     files: BaseFiles, *, trust_remote_code: bool = False, whole_text: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer, ready for text that is already split into words, unless it is for `whole_text`.
+    """Load the base's tokenizer for text that is already split into words, or for `whole_text`.
 
     Raises:
-        IntegrityError: it is not a fast tokenizer, which alone can tell which word a token belongs to.
+        IntegrityError: it is not a fast tokenizer, and only a fast one knows the word of each token.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
     if not whole_text and getattr(tokenizer, "add_prefix_space", None) is False:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, add_prefix_space=True
         )
     if tokenizer.is_fast and not whole_text:
-        _begin_words_with_a_blank(tokenizer)
-    tokenizer.truncation_side = "right"  # the ledger counts what a cut at the end loses
+        _enable_prefix_space(tokenizer)
+    tokenizer.truncation_side = "right"  # the ledger counts what truncation at the end loses
     if tokenizer.pad_token is None or not _is_embedded(tokenizer.pad_token_id, files):
-        tokenizer.pad_token = tokenizer.eos_token  # GPT-2, Llama: padding is masked out, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2, Llama: padding is masked, so any token works
     if not tokenizer.is_fast:
         raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
     return tokenizer
 
 
 def _is_embedded(token: Any, files: BaseFiles) -> bool:
-    """Whether the base has an embedding for a token: one that a tokenizer's class adds may have none."""
+    """Whether the base has an embedding for this token id; a token added by the tokenizer's class may have none."""
     return bool(token < files.config.get("vocab_size", math.inf))
 
 
-def _begin_words_with_a_blank(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Byte-level BPE (RoBERTa, GPT-2, ModernBERT) takes words one by one only so; some tokenizers ignore the option."""
-    from tokenizers import pre_tokenizers
-
-    whole = tokenizer.backend_tokenizer.pre_tokenizer
-    parts: Any = whole if isinstance(whole, pre_tokenizers.Sequence) else [whole]
+def _enable_prefix_space(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Set `add_prefix_space`, which byte-level BPE needs for single words, in the backend: some tokenizers ignore the
+    option of their constructor."""
+    pre_tokenizers = tokenizers.pre_tokenizers
+    top = tokenizer.backend_tokenizer.pre_tokenizer
+    parts: Any = top if isinstance(top, pre_tokenizers.Sequence) else [top]
     for part in parts:
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = True
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """sha256 of the tokenizer's vocabulary and rules, whatever was padded or cut with it before.
+    """sha256 of the tokenizer's vocabulary and rules, without its padding and truncation settings.
 
-    It is the same for whole texts and for words.
+    It is the same whether the tokenizer was loaded for whole texts or for words.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_words_begin_with_a_blank)
+    rules = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_with_prefix_space)
     for setting in ("truncation", "padding"):
         rules.pop(setting, None)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
-def _words_begin_with_a_blank(rule: dict[str, Any]) -> dict[str, Any]:
+def _with_prefix_space(rule: dict[str, Any]) -> dict[str, Any]:
     return rule | ({"add_prefix_space": True} if "add_prefix_space" in rule else {})
 
 
 def max_input_length(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:
-    """The longest input in tokens: what the tokenizer says, or else the positions of the model; from
-    `UNLIMITED` on, neither does."""
+    """The longest input in tokens: the smaller limit of tokenizer and model; `NO_LENGTH_LIMIT` or more if neither
+    has one."""
     positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if positions:
-        positions -= _positions_before_the_first(model)
+        positions -= _unused_positions(model)
     return min(limit for limit in (tokenizer.model_max_length, positions) if limit)
 
 
-def _positions_before_the_first(model: "PreTrainedModel") -> int:
-    """RoBERTa and its kin count positions from the one after padding's, so that the first few are never used."""
+def _unused_positions(model: "PreTrainedModel") -> int:
+    """Positions that are never used: RoBERTa and similar models count from the one after the padding position."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings"):
             padding = getattr(module, "padding_idx", None)

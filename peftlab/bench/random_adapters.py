@@ -34,7 +34,7 @@ def publish_random(
         describe_base(base, trust_remote_code=False),
         method=method.type,
         max_length=base.max_length,
-        parameters=ParameterCounts(trained=trained, base=base.parameters),
+        parameters=ParameterCounts(trained=trained, base=base.num_parameters),
         head_modules=tuple(base.head_modules),
         seconds=0.0,
     )

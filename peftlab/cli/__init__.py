@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from peftlab.base.quantization import quiet_bitsandbytes
+from peftlab.base.quantization import silence_bitsandbytes
 from peftlab.errors import PeftlabError, RecipeError
 
 EXIT_CODES = """\b
@@ -69,7 +69,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the `peftlab` command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    quiet_bitsandbytes()  # PEFT imports it whether or not anything is quantized
+    silence_bitsandbytes()  # PEFT imports it whether or not anything is quantized
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)  # between PEFT and Transformers, not for the user
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")

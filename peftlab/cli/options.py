@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import click
 
-from peftlab.recipe import DataSection, Quantization, bytes_in, parse_override
+from peftlab.recipe import DataSection, Quantization, parse_byte_size, parse_override
 
 store_option = click.option(
     "--store", default="adapters", show_default=True, metavar="DIR", help="Folder that holds the adapters."
@@ -30,7 +30,7 @@ trust_option = click.option(
 
 def _bytes(_: click.Context, __: click.Parameter, size: str | None) -> int | None:
     try:
-        return None if size is None else bytes_in(size)
+        return None if size is None else parse_byte_size(size)
     except ValueError as error:
         raise click.BadParameter(f"'{size}' {error}.") from None
 

@@ -193,10 +193,10 @@ def _rows_by(
     by: str, file: str, data_format: str, columns: dict[str, str], store: str, errors: ErrorCollector
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
     """The rows of a file with their adapters' names, and the tasks of these."""
-    from peftlab.data.adapter_column import read_named
+    from peftlab.data.adapter_column import read_adapter_rows
     from peftlab.store import Store
 
-    named = read_named(_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version)
+    named = read_adapter_rows(_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version)
     return list(named), resolve_first(list(dict.fromkeys(name for name, _ in named)), store)
 
 

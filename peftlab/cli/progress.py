@@ -72,11 +72,11 @@ class TuningDisplay(Listener):
     def on_base_loaded(self, base: "Base", num_trainable: int) -> None:
         """Which base, and how little of it trains."""
         out.print(f"\n[bold]Base[/]  {escape(base.files.model)}, from {base.files.source}, on {base.model.device}")
-        held = f"in {base.quantization}; in fp32 {megabytes(base.bytes_in_fp32)}" if base.quantization else "in fp32"
-        out.print(f"      {megabytes(base.bytes)} of memory {held}")
+        held = f"in {base.quantization}; in fp32 {megabytes(base.num_bytes_fp32)}" if base.quantization else "in fp32"
+        out.print(f"      {megabytes(base.num_bytes)} of memory {held}")
         out.print(
             f"      {num_trainable:,} parameters train, "
-            f"{num_trainable / base.parameters:.2%} of the base's {base.parameters:,}\n"
+            f"{num_trainable / base.num_parameters:.2%} of the base's {base.num_parameters:,}\n"
         )
 
     def warn(self, message: str) -> None:

@@ -2,6 +2,6 @@
 
 from peftlab.data.ledger import Ledger
 from peftlab.data.loading import load_rows
-from peftlab.data.rows import Row, Rows, Split
+from peftlab.data.rows import DataSplits, Row, Split
 
-__all__ = ["Ledger", "Row", "Rows", "Split", "load_rows"]
+__all__ = ["DataSplits", "Ledger", "Row", "Split", "load_rows"]

@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from peftlab.data.loading import add_broken_rows, read_split
+from peftlab.data.loading import add_invalid_rows, read_split
 from peftlab.data.rows import Row, RowError
 from peftlab.errors import ErrorCollector, NotFoundError, suggest
 from peftlab.recipe import DataSection
 
-NamedRow = tuple[str, Row]
+AdapterRow = tuple[str, Row]
 """The adapter's name, and its row without the column that held it."""
 TABLES = ("csv", "tsv", "parquet")  # in which a row has a cell for every column of the file
 EMPTY = ("", None)
 
 
-def read_named(
+def read_adapter_rows(
     section: DataSection, source: str, by: str, errors: ErrorCollector, *, find: Callable[[str], object]
-) -> list[NamedRow]:
+) -> list[AdapterRow]:
     """The rows of a file, each with the adapter that its column `by` names, in order.
 
     A row without that column, and a name for which `find` raises NotFoundError, are left out and added to `errors`.
@@ -29,13 +29,13 @@ def read_named(
             named.append(_named(row, by))
         except RowError as error:
             broken.append((row.where, str(error)))
-    add_broken_rows(broken, errors, read=len(split.rows))
+    add_invalid_rows(broken, errors, read=len(split.rows))
     known = _known(named, find, errors)
     named = [(name, row) for name, row in named if name in known]
     return _without_empty_columns(named) if _is_table(section, source) else named
 
 
-def _named(row: Row, by: str) -> NamedRow:
+def _named(row: Row, by: str) -> AdapterRow:
     if by not in row.fields:
         found = suggest(by, row.fields, what="Columns there")
         raise RowError(f"no column '{by}', which should name the adapter of the row. {found}")
@@ -45,7 +45,7 @@ def _named(row: Row, by: str) -> NamedRow:
     return name.strip(), Row({column: value for column, value in row.fields.items() if column != by}, row.where)
 
 
-def _known(named: Iterable[NamedRow], find: Callable[[str], object], errors: ErrorCollector) -> set[str]:
+def _known(named: Iterable[AdapterRow], find: Callable[[str], object], errors: ErrorCollector) -> set[str]:
     """The names that mean something; each of the others is a problem, told with its first row."""
     places: dict[str, list[str]] = {}
     for name, row in named:
@@ -66,7 +66,7 @@ def _is_table(section: DataSection, source: str) -> bool:
     return (ending if section.format == "auto" else section.format) in TABLES
 
 
-def _without_empty_columns(named: list[NamedRow]) -> list[NamedRow]:
+def _without_empty_columns(named: list[AdapterRow]) -> list[AdapterRow]:
     filled: dict[str, set[str]] = {}
     for name, row in named:
         used = (column for column, value in row.fields.items() if value not in EMPTY)

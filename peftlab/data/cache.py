@@ -11,7 +11,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PEFTLAB_CACHE", "~/.cache/peftlab")).expanduser()
 
 
-def recall(name: str) -> bytes | None:
+def read_cache(name: str) -> bytes | None:
     """What was remembered under a name; None if nothing was, or it cannot be read. Using it keeps it young."""
     file = cache_folder() / name
     try:
@@ -23,7 +23,7 @@ def recall(name: str) -> bytes | None:
     return content
 
 
-def remember(name: str, content: bytes) -> None:
+def write_cache(name: str, content: bytes) -> None:
     """Write a cache file, whole or not at all; best effort: without a writable cache the work is only done again."""
     file = cache_folder() / name
     draft = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
@@ -36,7 +36,7 @@ def remember(name: str, content: bytes) -> None:
             draft.unlink(missing_ok=True)
 
 
-def forget_oldest(subfolder: str, limit: int) -> None:
+def evict_oldest(subfolder: str, limit: int) -> None:
     """Delete the files of a subfolder that were used longest ago, until the others hold at most `limit` bytes."""
     with suppress(OSError):  # another run may be at the same work
         files = [(path.stat(), path) for path in (cache_folder() / subfolder).iterdir()]

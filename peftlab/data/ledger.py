@@ -25,7 +25,7 @@ class Ledger:
     warnings: dict[str, int] = field(default_factory=dict)
 
     @property
-    def lost_share(self) -> float:
+    def lost_fraction(self) -> float:
         """The larger of the share of rows dropped and the share of targets lost, 0 to 1."""
         rows = sum(self.dropped.values()) / self.read if self.read else 0.0
         targets = self.num_lost_targets / self.targets if self.targets else 0.0

@@ -13,7 +13,7 @@ from peftlab.data.json_files import read_json, read_jsonl, read_squad
 from peftlab.data.markup import read_markup
 from peftlab.data.parallel import parallel_paths, read_parallel
 from peftlab.data.plain_text import read_lines, read_paragraphs
-from peftlab.data.rows import Row, RowError, Rows, Split
+from peftlab.data.rows import DataSplits, Row, RowError, Split
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
 from peftlab.errors import ErrorCollector, NotFoundError, suggest
 from peftlab.recipe import DataSection
@@ -45,7 +45,7 @@ SHOWN_PER_SPLIT = 5
 _PLACED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
-def load_rows(section: DataSection, errors: ErrorCollector, *, plain: bool = False) -> Rows:
+def load_rows(section: DataSection, errors: ErrorCollector, *, plain: bool = False) -> DataSplits:
     """Rows of each split, read or carved; what cannot be read is added to `errors`.
 
     With `plain`, files that are no tables hold text as it stands, and not markup.
@@ -58,10 +58,10 @@ def load_rows(section: DataSection, errors: ErrorCollector, *, plain: bool = Fal
     }
     shares = {name: share for name, share in named.items() if isinstance(share, float)}
     splits = _carve(splits, shares, section.seed, errors)
-    return Rows({name: splits[name] for name in named if name in splits})
+    return DataSplits({name: splits[name] for name in named if name in splits})
 
 
-def guess_format(path: Path, encoding: str = "utf-8-sig", *, plain: bool = False) -> str:
+def detect_format(path: Path, encoding: str = "utf-8-sig", *, plain: bool = False) -> str:
     """The format by the file's ending, or else by its first lines: JSON, token-and-tag columns, or markup.
 
     Of `plain` text, lines are neither tagged nor marked up.
@@ -129,7 +129,7 @@ def add_row_errors(row_errors: Iterable[RowError], errors: ErrorCollector) -> No
         errors.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
 
 
-def add_broken_rows(broken: Sequence[tuple[str, str]], errors: ErrorCollector, *, read: int) -> None:
+def add_invalid_rows(broken: Sequence[tuple[str, str]], errors: ErrorCollector, *, read: int) -> None:
     """Tell (place, what is wrong) of some of the rows `read`: once, if it is the same with every one of them."""
     if read == len(broken) > 1 and len({message for _, message in broken}) == 1:
         _add_once(*broken[0], errors)
@@ -164,7 +164,7 @@ def _read_file(
         encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a mark
         if pair := parallel_paths(path):
             return list(read_parallel(pair, encoding))
-        kind = guess_format(path, encoding, plain=plain) if section.format == "auto" else section.format
+        kind = detect_format(path, encoding, plain=plain) if section.format == "auto" else section.format
         return list(FORMATS[kind](path, encoding, section.header))
     except FileNotFoundError as error:
         path = Path(error.filename or path)

@@ -29,7 +29,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Rows:
+class DataSplits:
     """Every split by name: `train`, `validation`, and `test` where the recipe has one."""
 
     splits: dict[str, Split] = field(default_factory=dict)

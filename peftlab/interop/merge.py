@@ -13,7 +13,7 @@ import transformers
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from peftlab.base import quietly
+from peftlab.base import suppress_transformers_output
 from peftlab.errors import IntegrityError, StoreError
 from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter, make_readable
@@ -126,13 +126,13 @@ def _save(model: transformers.PreTrainedModel, folder: Path) -> None:
     with torch.device("meta"):
         own = type(model)(model.config).state_dict()
     state = model.state_dict()
-    with quietly():
+    with suppress_transformers_output():
         model.save_pretrained(folder, state_dict={name: state[name] for name in own})
 
 
 def _read_back(folder: Path, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
     model_class = getattr(transformers, task.auto_class)
-    with quietly():
+    with suppress_transformers_output():
         return model_class.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from peftlab.base import PARTLY, hub_snapshot
+from peftlab.base import INCOMPLETE, find_hub_snapshot
 from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
 from peftlab.methods.registry import METHODS
 from peftlab.runtime.adapter_files import whole
@@ -88,7 +88,7 @@ def _found(source: str, revision: str | None) -> tuple[Path, str, str | None]:
     local = Path(source).expanduser()
     if local.is_dir() and not revision:
         return local, "local folder", None
-    looked.append(f"local folder {local}: {'a folder has no revision' if local.is_dir() else 'there is none'}")
+    looked.append(f"local folder {local}: {'a folder has no revision' if local.is_dir() else 'it does not exist'}")
     for place, cached in ((f"Hub cache {constants.HF_HUB_CACHE}", True), (f"the Hub ({constants.ENDPOINT})", False)):
         folder = _snapshot(source, revision, cached=cached)
         if isinstance(folder, Path):
@@ -103,11 +103,11 @@ def _snapshot(source: str, revision: str | None, *, cached: bool) -> Path | str:
     from huggingface_hub import constants
 
     if not cached and constants.HF_HUB_OFFLINE:
-        return "not asked, HF_HUB_OFFLINE is set"
-    folder = hub_snapshot(source, revision, [CONFIG_FILE, WEIGHTS_FILE], local_files_only=cached)
+        return "skipped, because HF_HUB_OFFLINE is set"
+    folder = find_hub_snapshot(source, revision, [CONFIG_FILE, WEIGHTS_FILE], local_files_only=cached)
     if isinstance(folder, str) or not cached:
         return folder
-    return folder if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file() else PARTLY
+    return folder if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file() else INCOMPLETE
 
 
 def _check_files(source: str, folder: Path) -> None:

@@ -80,7 +80,7 @@ def saved_bytes(model: PeftModel) -> int:
 def heavier_than_its_base(model: PeftModel, base: Base, section: MethodSection) -> str:
     """What to say of an adapter that, for what does not train in it, takes more disk than its base; else nothing."""
     size = saved_bytes(model)
-    if size < max(base.bytes_in_fp32, 8 * trained_parameters(model)):  # `full` holds its base, but trains it all
+    if size < max(base.num_bytes_fp32, 8 * trained_parameters(model)):  # `full` holds its base, but trains it all
         return ""
     told = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
     drawn_anew = " With method.save_projection: false, PEFT draws that part anew on loading."

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.base import Base, own_head
+from peftlab.base import Base, lm_head_modules
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.recipe import AdaLora, BitFit, LnTuning, Lora, OtherMethod
 
@@ -34,7 +34,7 @@ def linears_of(base: Base) -> list[str]:
 
 def modules_of(base: Base, kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.Module,)) -> list[str]:
     """Full names of the base's modules of some kinds."""
-    head = [*base.head_modules, *own_head(base.model)]
+    head = [*base.head_modules, *lm_head_modules(base.model)]
     found = (name for name, module in base.model.named_modules() if name and isinstance(module, kinds))
     return [name for name in found if not _inside(name, head)]
 

@@ -32,7 +32,7 @@ from peftlab.recipe.tasks import (
     TextClassification,
     TokenClassification,
 )
-from peftlab.recipe.types import bytes_in
+from peftlab.recipe.types import parse_byte_size
 
 __all__ = [
     "NOT_TAKEN",
@@ -66,8 +66,8 @@ __all__ = [
     "TextClassification",
     "TokenClassification",
     "TrainingSection",
-    "bytes_in",
     "complete_schema",
+    "parse_byte_size",
     "parse_override",
     "read_recipe",
     "recipe_yaml",

@@ -68,7 +68,7 @@ _NOT_STARTING = {
 """Methods that cannot begin with the weights of a published adapter, and why not."""
 
 
-def check_together(recipe: Recipe, errors: ErrorCollector) -> None:
+def check_compatibility(recipe: Recipe, errors: ErrorCollector) -> None:
     """Note every key that cannot stand beside what the recipe says elsewhere."""
     for issue in _clashes(recipe):
         errors.add(issue.message, key=issue.key, hint=issue.hint)

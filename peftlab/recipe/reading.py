@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.tasks import TEMPLATE_ENDING
-from peftlab.recipe.validation import Draft, Key, checked_recipe
+from peftlab.recipe.validation import Key, RawRecipe, validate_recipe
 
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
 TEMPLATE: Key = ("task", "template")
@@ -39,7 +39,7 @@ def read_recipe(
     for key, value in (overrides or {}).items():
         _override(draft, key, value, errors)
     _resolve_paths(draft)
-    return checked_recipe(draft, errors)
+    return validate_recipe(draft, errors)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -75,8 +75,8 @@ def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
     return text.getvalue()
 
 
-def _read_yaml(file: Path, errors: ErrorCollector) -> Draft:
-    draft = Draft(file)
+def _read_yaml(file: Path, errors: ErrorCollector) -> RawRecipe:
+    draft = RawRecipe(file)
     try:
         document = YAML(typ="rt", pure=True).load(file.read_text(encoding="utf8"))
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def _plain(node: Any, key: Key, file: Path, places: dict[str, str]) -> Any:
     return node
 
 
-def _override(draft: Draft, dotted: str, value: Any, errors: ErrorCollector) -> None:
+def _override(draft: RawRecipe, dotted: str, value: Any, errors: ErrorCollector) -> None:
     key: Key = tuple(dotted.split("."))
     typed = f"-o {dotted}={_yaml_line(value)}"
     section = draft.values
@@ -147,7 +147,7 @@ def _yaml_line(value: Any) -> str:
     return text.getvalue().removesuffix("...\n").strip()
 
 
-def _resolve_paths(draft: Draft) -> None:
+def _resolve_paths(draft: RawRecipe) -> None:
     """Make paths absolute, so that nothing after this depends on where the recipe lies."""
     for key in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS, TEMPLATE):
         value = draft.get(key)

@@ -24,7 +24,7 @@ def _adapter_name(name: str) -> str:
     return name
 
 
-def bytes_in(size: str) -> int:
+def parse_byte_size(size: str) -> int:
     """`500MB`, `1.5 GiB` → bytes.
 
     Raises:
@@ -38,7 +38,7 @@ def bytes_in(size: str) -> int:
 
 def _size(written: str) -> str:
     try:
-        bytes_in(written)
+        parse_byte_size(written)
     except ValueError as error:
         raise ValueError(f"{error}; null for none") from None
     return written

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from peftlab.errors import ErrorCollector, PluginError, RecipeError, nearest, suggest
-from peftlab.recipe.compatibility import check_together
+from peftlab.recipe.compatibility import check_compatibility
 from peftlab.recipe.extended_schema import extended_schema, plugin_types, section_classes
 from peftlab.recipe.methods import NOT_TAKEN
 from peftlab.recipe.schema import Recipe
@@ -31,7 +31,7 @@ STAND_INS: dict[Key, Any] = {
 
 
 @dataclass
-class Draft:
+class RawRecipe:
     """A recipe on its way in: plain values, and the keys that overrides set."""
 
     file: Path
@@ -71,7 +71,7 @@ class Fault:
         return ".".join(self.key)
 
 
-def checked_recipe(draft: Draft, errors: ErrorCollector) -> Recipe:
+def validate_recipe(draft: RawRecipe, errors: ErrorCollector) -> Recipe:
     """The recipe that `draft` holds, repaired where it is wrong.
 
     Raises:
@@ -86,7 +86,7 @@ def checked_recipe(draft: Draft, errors: ErrorCollector) -> Recipe:
         except ValidationError as error:
             faults = _faults(error, draft.values, schema)
         else:
-            check_together(recipe, errors)
+            check_compatibility(recipe, errors)
             _sort_by_line(errors, told_before)
             return recipe
         for fault in sorted(faults, key=lambda fault: _line(errors.location(fault.dotted))):
@@ -108,7 +108,7 @@ def checked_recipe(draft: Draft, errors: ErrorCollector) -> Recipe:
                 _put_stand_in(draft, fault.key, errors)
 
 
-def _schema_for(draft: Draft, errors: ErrorCollector) -> type[Recipe]:
+def _schema_for(draft: RawRecipe, errors: ErrorCollector) -> type[Recipe]:
     """`Recipe`, extended by the types that the draft names and another package brings."""
     types: dict[str, list[str]] = {}
     for section, stand_in in (("task", "token-classification"), ("method", "lora")):
@@ -178,7 +178,7 @@ def _line(place: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def _repair_unknown_key(draft: Draft, fault: Fault, errors: ErrorCollector, schema: type[Recipe]) -> None:
+def _repair_unknown_key(draft: RawRecipe, fault: Fault, errors: ErrorCollector, schema: type[Recipe]) -> None:
     *around, name = fault.key
     section = draft.parent(fault.key)
     known = _keys_of(tuple(around), draft, schema)
@@ -195,7 +195,7 @@ def _repair_unknown_key(draft: Draft, fault: Fault, errors: ErrorCollector, sche
         errors.add_alias(fault.dotted, ".".join((*around, meant)))
 
 
-def _repair_type_key(draft: Draft, fault: Fault, errors: ErrorCollector) -> bool:
+def _repair_type_key(draft: RawRecipe, fault: Fault, errors: ErrorCollector) -> bool:
     """A section that is a union says nothing of a misspelled `type` but that there is none."""
     if fault.key[-1] != "type":
         return False
@@ -212,7 +212,7 @@ def _repair_type_key(draft: Draft, fault: Fault, errors: ErrorCollector) -> bool
     return True
 
 
-def _repair_unknown_name(draft: Draft, fault: Fault, errors: ErrorCollector) -> None:
+def _repair_unknown_name(draft: RawRecipe, fault: Fault, errors: ErrorCollector) -> None:
     known = re.findall(r"'([^']*)'", fault.expected)
     if fault.key[1:] == ("type",):
         known += plugin_types(fault.key[0])
@@ -228,7 +228,7 @@ def _repair_unknown_name(draft: Draft, fault: Fault, errors: ErrorCollector) -> 
     section[fault.key[-1]] = meant or known[0]
 
 
-def _put_stand_in(draft: Draft, key: Key, errors: ErrorCollector) -> None:
+def _put_stand_in(draft: RawRecipe, key: Key, errors: ErrorCollector) -> None:
     """What may stand at `key` while the rest is checked; where there is nothing, the default does."""
     section = draft.parent(key)
     if key in STAND_INS:
@@ -238,7 +238,7 @@ def _put_stand_in(draft: Draft, key: Key, errors: ErrorCollector) -> None:
         section.pop(key[-1], None)
 
 
-def _keys_of(key: Key, draft: Draft, schema: type[Recipe]) -> set[str]:
+def _keys_of(key: Key, draft: RawRecipe, schema: type[Recipe]) -> set[str]:
     """The keys that the schema knows in the section at `key`, by its type where it has several."""
     if not key:
         return set(schema.model_fields)

@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import TrainableTokensWrapper
 
 import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
-from peftlab.base import BaseFiles, blank_with_head, load_with_head, tensors_named
+from peftlab.base import BaseFiles, init_empty_model, load_tensors, load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.backbones import path_of_backbone, put_backbone
@@ -107,7 +107,7 @@ def _shell(
     task: Task, backbone: transformers.PreTrainedModel, files: BaseFiles, trust_remote_code: bool
 ) -> transformers.PreTrainedModel:
     """The task's own model class on the backbone's weights, its head without any yet."""
-    model = blank_with_head(files, task, trust_remote_code=trust_remote_code)
+    model = init_empty_model(files, task, trust_remote_code=trust_remote_code)
     for flag in PEFT_ASKS:
         setattr(model, flag, getattr(backbone, flag, False))
     put_backbone(model, clone_modules(backbone))
@@ -130,7 +130,7 @@ def _add_own_head(
     """
     path = path_of_backbone(model)
     wanted = model.state_dict().keys() - {f"{path}{name}" for name in backbone.state_dict()} - set(_tied(model))
-    found = tensors_named(files, wanted)
+    found = load_tensors(files, wanted)
     if wanted - found.keys():  # of other names, such as LayerNorm.gamma of old, which Transformers knows to read
         whole, new = load_with_head(files, task, trust_remote_code=trust_remote_code)
         found = {name: tensor for name, tensor in whole.state_dict().items() if name in wanted - new}

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from pydantic import ValidationError
 
 from peftlab.data import Ledger, Split
-from peftlab.data.adapter_column import NamedRow, read_named
+from peftlab.data.adapter_column import AdapterRow, read_adapter_rows
 from peftlab.data.loading import read_split
 from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue
 from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection
@@ -119,7 +119,7 @@ def evaluate_mixed(
     """
     section, shelf = _section(data, data_format, columns, header, encoding), Store(store)
     with ErrorCollector() as errors:
-        named = read_named(section, str(data), by, errors, find=shelf.resolve_version)
+        named = read_adapter_rows(section, str(data), by, errors, find=shelf.resolve_version)
         groups = _labelled_by_adapter(named, Path(data).name, shelf, errors)
     bank = load(*groups, store=store, **serving)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}
@@ -152,7 +152,7 @@ def _labelled(adapter: Adapter, split: Split, errors: ErrorCollector, *, called:
 
 
 def _labelled_by_adapter(
-    named: Iterable[NamedRow], source: str, shelf: Store, errors: ErrorCollector
+    named: Iterable[AdapterRow], source: str, shelf: Store, errors: ErrorCollector
 ) -> dict[str, _Labelled]:
     """Each adapter's rows, by its name; problems are told with it."""
     splits: dict[str, Split] = {}

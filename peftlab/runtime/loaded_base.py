@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from peftlab.base import BEYOND_FP16, BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
+from peftlab.base import FP16_OVERFLOW_MODEL_TYPES, BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.errors import BaseNotFoundError, IntegrityError
 from peftlab.recipe import BaseSection, Quantization, refusal
 from peftlab.runtime.adapter_files import AdapterFiles
@@ -65,7 +65,7 @@ class LoadedBase:
         self.tokenizer = load_tokenizer(self.files, trust_remote_code=trust_remote_code)
         self.tokenizer_hash = tokenizer_hash(self.tokenizer)
         self.backbone = self._load_backbone()
-        if precision == "fp16" and (kind := self.backbone.config.model_type) in BEYOND_FP16:
+        if precision == "fp16" and (kind := self.backbone.config.model_type) in FP16_OVERFLOW_MODEL_TYPES:
             raise IntegrityError(f"activations of '{base.model}' ({kind}) leave the range of fp16: take bf16 or fp32.")
         if self.quantization is None:
             self.backbone.to(dtype_of(precision, self.backbone.device))

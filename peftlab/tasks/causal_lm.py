@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
-from peftlab.data.loading import add_broken_rows
+from peftlab.data.loading import add_invalid_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.recipe.tasks import TEMPLATE_ENDING
@@ -221,7 +221,7 @@ class CausalLmTask(Task):
                 written.append(_write(example, template, tokenizer.eos_token or ""))
             except ChatError as error:
                 broken[example.where] = f"{error}."
-        add_broken_rows(list(broken.items()), errors, read=len({example.where for example in examples}))
+        add_invalid_rows(list(broken.items()), errors, read=len({example.where for example in examples}))
         return written
 
     def _answered(self, example: Chat | Passage, whole: Feature, max_length: int, training: bool) -> list[Feature]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from peftlab.data import Ledger, Rows, Split
-from peftlab.data.loading import add_broken_rows
+from peftlab.data import DataSplits, Ledger, Split
+from peftlab.data.loading import add_invalid_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, IntegrityError, suggest
 from peftlab.recipe import TaskSection
@@ -36,7 +36,9 @@ TASKS: dict[str, Callable[..., Task]] = {
 Examples = dict[str, list[Any]]
 
 
-def build_task(section: TaskSection, rows: Rows, errors: ErrorCollector) -> tuple[Task, Examples, dict[str, Ledger]]:
+def build_task(
+    section: TaskSection, rows: DataSplits, errors: ErrorCollector
+) -> tuple[Task, Examples, dict[str, Ledger]]:
     """The task with its labels, the examples of each split, and a ledger of each."""
     if errors.placeholders & {"task", "task.type"}:
         errors.raise_if_any()  # rows would be read as those of another task
@@ -62,7 +64,7 @@ def read_examples(task: Task, split: Split, ledger: Ledger, errors: ErrorCollect
         for what, count in example.warnings.items():
             ledger.add_warning(what, count)
         examples.append(example)
-    add_broken_rows(broken, errors, read=ledger.read)
+    add_invalid_rows(broken, errors, read=ledger.read)
     return examples
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peftlab.data import Ledger, Rows, load_rows
+from peftlab.data import DataSplits, Ledger, load_rows
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import PLAIN_TEXT_TASKS, Recipe
 from peftlab.tasks import Feature, Task, build_task
@@ -13,7 +13,7 @@ from peftlab.tasks import Feature, Task, build_task
 class TuningDataset:
     """The rows of a recipe with its task: `examples` and `ledgers` by split."""
 
-    rows: Rows
+    rows: DataSplits
     task: Task
     examples: dict[str, list[Any]]
     ledgers: dict[str, Ledger]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from peftlab.base import UNLIMITED, Base
+from peftlab.base import NO_LENGTH_LIMIT, Base
 from peftlab.data import Ledger
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
@@ -55,7 +55,7 @@ def input_length(base: Base, recipe: Recipe) -> int:
         RecipeError: the recipe asks for more tokens than that, or the method's virtual tokens leave too few.
     """
     wanted, virtual = recipe.data.max_length, recipe.method.input_tokens
-    available = (base.max_length if base.max_length < UNLIMITED else wanted or DEFAULT_LENGTH) - virtual
+    available = (base.max_length if base.max_length < NO_LENGTH_LIMIT else wanted or DEFAULT_LENGTH) - virtual
     with ErrorCollector() as errors:
         if virtual and available < MIN_LENGTH:
             message = (
@@ -70,7 +70,7 @@ def input_length(base: Base, recipe: Recipe) -> int:
 
 
 def _report_length(max_length: int, base: Base, recipe: Recipe, progress: Progress) -> None:
-    if base.max_length >= UNLIMITED and not recipe.data.max_length:
+    if base.max_length >= NO_LENGTH_LIMIT and not recipe.data.max_length:
         progress.info(
             f"This base takes inputs of any length, and the recipe sets no data.max_length: {max_length} tokens are "
             "used."
@@ -112,14 +112,14 @@ def _check_lost_share(dataset: TuningDataset, max_length: int, max_lost: float, 
     with ErrorCollector() as errors:
         for split, ledger in dataset.ledgers.items():
             message = (
-                f"{split} loses {ledger.lost_share:.0%}: {sum(ledger.dropped.values())} of {ledger.read} rows "
+                f"{split} loses {ledger.lost_fraction:.0%}: {sum(ledger.dropped.values())} of {ledger.read} rows "
                 f"dropped, {ledger.num_lost_targets} of {ledger.targets} {dataset.task.targets} lost "
                 f"({ledger.truncated} rows truncated at {max_length} tokens)."
             )
-            if ledger.lost_share > max_lost:
-                hint = f"Raise data.max_length, split long rows, or allow it: data.max_lost: {ledger.lost_share:.2f}"
+            if ledger.lost_fraction > max_lost:
+                hint = f"Raise data.max_length, split long rows, or allow it: data.max_lost: {ledger.lost_fraction:.2f}"
                 errors.add(message, key=f"data.{split}", hint=hint)
-            elif ledger.lost_share > WARN_LOST_SHARE:
+            elif ledger.lost_fraction > WARN_LOST_SHARE:
                 progress.warn(message)
         if not dataset.ledgers["train"].used:
             errors.add("no training row is left.", key="data.train")

@@ -10,8 +10,8 @@ from typing import Any
 
 import peftlab.tasks
 from peftlab.base import Base
-from peftlab.data.cache import forget_oldest, recall, remember
-from peftlab.imports import collector_off
+from peftlab.data.cache import evict_oldest, read_cache, write_cache
+from peftlab.imports import gc_disabled
 from peftlab.tasks import Feature, Task, task_description
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 
@@ -31,14 +31,14 @@ def cached_features(
 ) -> list[list[Feature]]:
     """The features of each example as `encode_examples` gives them, read from the cache folder if they are there."""
     name = f"{FOLDER}/{_key(task, examples, base, max_length, training)}.json"
-    with collector_off():
-        features = _read(recall(name), task, len(examples))
+    with gc_disabled():
+        features = _read(read_cache(name), task, len(examples))
         if features is None:
             features = encode_examples(
                 task, base.tokenizer, examples, max_length=max_length, training=training, on_progress=on_progress
             )
-            remember(name, _written(features))
-            forget_oldest(FOLDER, LIMIT)
+            write_cache(name, _written(features))
+            evict_oldest(FOLDER, LIMIT)
     return features
 
 

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 from peftlab.base import find_base
 from peftlab.errors import ErrorCollector, ValidationIssue
 from peftlab.recipe import DomainAdaptation, Recipe
-from peftlab.recipe.compatibility import check_together
+from peftlab.recipe.compatibility import check_compatibility
 from peftlab.tasks import TASKS
 from peftlab.tuning.dataset import TuningDataset
 from peftlab.tuning.session import TuningSession
@@ -51,7 +51,7 @@ def _with_objective(recipe: Recipe, section: DomainAdaptation) -> Recipe:
     recipe = recipe.model_copy(update={"task": decided})
     if section.objective is None:
         with ErrorCollector() as errors:
-            check_together(recipe, errors)
+            check_compatibility(recipe, errors)
     return recipe
 
 

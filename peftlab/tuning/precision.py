@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from peftlab.base import BEYOND_FP16
-from peftlab.base.quantization import layers_in_4bit
+from peftlab.base import FP16_OVERFLOW_MODEL_TYPES
+from peftlab.base.quantization import find_4bit_layers
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Quantization, TrainingSection
 
@@ -33,7 +33,7 @@ def training_dtype(
         hint = "Take it out: bf16 is chosen by itself where it is faster."
         if settings.fp16 and device.type != "cuda":
             errors.add(FP16_ON_CUDA_ONLY.format(device=device.type), key="training.fp16", hint=hint)
-        if settings.fp16 and model_type in BEYOND_FP16:
+        if settings.fp16 and model_type in FP16_OVERFLOW_MODEL_TYPES:
             errors.add(TOO_LARGE_FOR_FP16.format(kind=model_type), key="training.fp16", hint=hint)
     if settings.fp16:
         return torch.float16
@@ -42,7 +42,7 @@ def training_dtype(
     if wanted:
         return torch.bfloat16
     old_cuda = device.type == "cuda" and settings.bf16 is None and settings.fp16 is None
-    return torch.float16 if old_cuda and model_type not in BEYOND_FP16 else torch.float32
+    return torch.float16 if old_cuda and model_type not in FP16_OVERFLOW_MODEL_TYPES else torch.float32
 
 
 def fast_at_bfloat16(device: torch.device) -> bool:
@@ -78,7 +78,7 @@ def frozen_weights_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[No
 @contextmanager
 def products_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside the block, 4-bit layers multiply in `dtype`."""
-    layers = layers_in_4bit(model)
+    layers = find_4bit_layers(model)
     before = [layer.compute_dtype for layer in layers]
     for layer in layers:
         layer.compute_dtype = dtype

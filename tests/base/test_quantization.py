@@ -91,7 +91,7 @@ def test_every_linear_of_the_base_is_quantized_and_none_of_the_head(folder, name
         load_base(section, task, seed=1, device="cpu"),
         load_base(section.model_copy(update={"quantization": None}), task, seed=1, device="cpu"),
     )
-    assert (base.head_modules, base.parameters) == (whole.head_modules, whole.parameters)
+    assert (base.head_modules, base.num_parameters) == (whole.head_modules, whole.num_parameters)
     for name, module in base.model.named_modules():
         inside = any(f"{name}.".startswith(f"{head}.") for head in base.head_modules)
         if isinstance(module, torch.nn.Linear):
@@ -99,7 +99,7 @@ def test_every_linear_of_the_base_is_quantized_and_none_of_the_head(folder, name
         assert not isinstance(module, transformers.pytorch_utils.Conv1D)
     others = [p for p in base.model.parameters() if p.dtype not in (torch.int8, torch.uint8)]
     assert {p.dtype for p in others} == {torch.float32}
-    assert whole.bytes >= whole.bytes_in_fp32 == base.bytes_in_fp32 > base.bytes
+    assert whole.num_bytes >= whole.num_bytes_fp32 == base.num_bytes_fp32 > base.num_bytes
 
 
 def test_sizes_that_can_not_be_packed_are_quantized_all_the_same(tmp_path):
@@ -115,7 +115,7 @@ def test_sizes_that_can_not_be_packed_are_quantized_all_the_same(tmp_path):
 
 @pytest.mark.parametrize("quantization", LAYERS)
 def test_a_device_that_bitsandbytes_does_not_know_is_refused(quantization):
-    with pytest.raises(DeviceNotFoundError, match=f"{quantization} computes on cuda or cpu, not on mps: --device cpu"):
+    with pytest.raises(DeviceNotFoundError, match=f"{quantization} runs on cuda or cpu, not on mps. Use --device cpu"):
         check_device(quantization, torch.device("mps"))
 
 
@@ -149,24 +149,24 @@ def cosine_after_predicting(model):
     return float(torch.cosine_similarity(before, gradient(model), dim=0))
 
 
-def layers_in_4bit(model):
+def find_4bit_layers(model):
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_gradients_after_a_prediction_are_those_before_it(tmp_path, kind):
     model = adapted(tmp_path, kind)
-    assert layers_in_4bit(model)
-    assert not any(layer.support_avx512bf16_for_cpu for layer in layers_in_4bit(model))  # where the CPU lacks it, too
+    assert find_4bit_layers(model)
+    assert not any(layer.support_avx512bf16_for_cpu for layer in find_4bit_layers(model))  # where the CPU lacks it, too
     assert cosine_after_predicting(model) >= 0.999
 
 
 @pytest.mark.skipif(not has_avx512bf16(), reason="this CPU has no AVX512-BF16, so bitsandbytes packs nothing")
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_without_the_cure_they_are_not(tmp_path, kind):
-    """If this fails, bitsandbytes has mended it, and `keep_unpacked` can go."""
+    """If this fails, bitsandbytes has mended it, and `disable_avx512_packing` can go."""
     model = adapted(tmp_path, kind)
-    for layer in layers_in_4bit(model):
+    for layer in find_4bit_layers(model):
         layer.support_avx512bf16_for_cpu = True
     if kind == "bert":  # it has biases
         with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad is being used in an in-"):

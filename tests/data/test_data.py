@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from peftlab.data import Ledger, Row, Rows, Split, load_rows
-from peftlab.data.loading import guess_format
+from peftlab.data import DataSplits, Ledger, Row, Split, load_rows
+from peftlab.data.loading import detect_format
 from peftlab.data.markup import parse_markup, write_markup
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
@@ -348,7 +348,7 @@ def test_a_table_that_cannot_be_read_is_told_with_its_file(told, tables, name, c
     ],
 )
 def test_the_format_is_told_by_the_ending_or_else_by_the_first_lines(write, name, content, kind):
-    assert guess_format(write(name, content)) == kind
+    assert detect_format(write(name, content)) == kind
 
 
 def test_a_format_that_is_named_wins_over_the_ending(fields):
@@ -473,7 +473,9 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(told, count, shares):
 
 
 def hash_of(**splits):
-    return Rows({name: Split([Row(fields, "x") for fields in rows], "x") for name, rows in splits.items()}).content_hash
+    return DataSplits(
+        {name: Split([Row(fields, "x") for fields in rows], "x") for name, rows in splits.items()}
+    ).content_hash
 
 
 def test_the_same_data_hashes_alike_under_any_name_and_format(load, tables, tmp_path):
@@ -517,10 +519,10 @@ def test_the_lost_share_is_the_larger_of_rows_and_targets():
     ledger.drop("empty")
     ledger.drop("other")
     assert ledger.dropped == {"empty": 2, "other": 1}
-    assert ledger.lost_share == pytest.approx(0.4)
+    assert ledger.lost_fraction == pytest.approx(0.4)
     ledger.num_lost_targets = 2
-    assert ledger.lost_share == pytest.approx(0.3)
-    assert Ledger().lost_share == 0.0
+    assert ledger.lost_fraction == pytest.approx(0.3)
+    assert Ledger().lost_fraction == 0.0
 
 
 def test_the_ledger_notes_only_what_happened():

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from peftlab.data import load_rows
-from peftlab.data.loading import guess_format
+from peftlab.data.loading import detect_format
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
 
@@ -424,11 +424,11 @@ def test_a_file_that_is_not_utf8_is_told_with_the_right_byte(told, rows):
     ],
 )
 def test_json_and_tsv_are_told_apart_by_what_is_in_them(write, name, content, kind):
-    assert guess_format(write(name, content)) == kind
+    assert detect_format(write(name, content)) == kind
 
 
 def test_a_mark_of_utf16_is_read_by_its_encoding(write):
-    assert guess_format(write("a.json", codecs.BOM_UTF16_LE + '[{"a": 1}]'.encode("utf-16-le")), "utf-16") == "json"
+    assert detect_format(write("a.json", codecs.BOM_UTF16_LE + '[{"a": 1}]'.encode("utf-16-le")), "utf-16") == "json"
 
 
 # --- text as it stands
@@ -466,4 +466,4 @@ def test_a_file_of_blank_lines_holds_no_rows(load, kind):
     ],
 )
 def test_for_tasks_on_plain_text_lines_are_neither_tagged_nor_marked_up(write, name, content, kind):
-    assert guess_format(write(name, content), plain=True) == kind
+    assert detect_format(write(name, content), plain=True) == kind

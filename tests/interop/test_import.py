@@ -399,9 +399,9 @@ def test_what_cannot_be_a_name_is_told_before_anything_is_looked_for(tmp_path):
 def test_a_miss_lists_every_place_looked_in(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refused("nobody/nothing", tmp_path)
-    assert "local folder nobody/nothing: there is none" in message
+    assert "local folder nobody/nothing: it does not exist" in message
     assert "Hub cache" in message
-    assert "not asked, HF_HUB_OFFLINE is set" in message
+    assert "skipped, because HF_HUB_OFFLINE is set" in message
 
 
 def test_from_the_cache_of_the_hub_on_a_base_of_the_hub(bases, tmp_path, hub_cache):
@@ -416,7 +416,7 @@ def test_from_the_cache_of_the_hub_on_a_base_of_the_hub(bases, tmp_path, hub_cac
     assert (manifest.imported.source, manifest.imported.commit) == ("someone/classes", commit)
     assert (manifest.base.model, manifest.base.revision) == (HUB_ID, hub_cache.name)
     (saved / "adapter_model.safetensors").unlink()
-    assert "only partly there" in refused("someone/classes", tmp_path / "other")
+    assert "incomplete, some files are missing" in refused("someone/classes", tmp_path / "other")
 
 
 def test_from_the_hub_only_the_two_files_are_asked_for(bases, tmp_path, monkeypatch):

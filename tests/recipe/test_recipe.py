@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import ErrorCollector, RecipeError
-from peftlab.recipe import Head, Lora, Recipe, bytes_in, parse_override, read_recipe, recipe_yaml
+from peftlab.recipe import Head, Lora, Recipe, parse_byte_size, parse_override, read_recipe, recipe_yaml
 
 SHORTEST = """\
 name: ner-news
@@ -383,7 +383,7 @@ def test_a_method_is_lora_unless_it_says_otherwise(write):
     ("size", "count"), [("2GiB", 2 * 2**30), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("0MB", 0)]
 )
 def test_sizes_are_a_number_and_a_unit(size, count):
-    assert bytes_in(size) == count
+    assert parse_byte_size(size) == count
 
 
 @pytest.mark.parametrize("text", ["method.r", "=4", ""])

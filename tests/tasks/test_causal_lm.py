@@ -355,7 +355,7 @@ def test_plain_text_has_no_reply_to_be_scored_by(base, tmp_path):
 
 def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base):
     recipe = instruction_recipe(tmp_path / "rows", tiny_base)
-    with pytest.raises(RecipeError, match=r"has no head for causal-lm: its weights lack "):
+    with pytest.raises(RecipeError, match=r"has no head for causal-lm: its checkpoint lacks "):
         peftlab.tune(recipe, store=tmp_path / "store")
     own = {"base.model": str(base)}
     for key, value, message in (

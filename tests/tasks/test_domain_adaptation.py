@@ -384,8 +384,12 @@ def encoder_with_decoder(folder):
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("headless", {}, r"base.model: '.*' has no head for domain-adaptation: its weights lack cls.predictions.bias"),
-        ("headless", {}, "saved with it, by a class of AutoModelForMaskedLM: mostly the model this was made of"),
+        (
+            "headless",
+            {},
+            r"base.model: '.*' has no head for domain-adaptation: its checkpoint lacks cls.predictions.bias",
+        ),
+        ("headless", {}, "saved from AutoModelForMaskedLM, usually the model that this one was made from"),
         ("masked", {"task.objective": "causal-lm"}, r"\(bert\) sees the tokens after each as well, so there is"),
         ("written", {"task.objective": "masked-lm"}, r"\(llama\) is of an architecture that has no head for masked-lm"),
         ("encoder-decoder", {}, r"\(bart\) is an encoder with a decoder"),

@@ -233,7 +233,7 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
     recipe = translation_recipe(tmp_path / "rows", tiny_base)
     with pytest.raises(RecipeError) as fault:
         peftlab.tune(recipe, store=tmp_path / "store")
-    assert "translation has no form for" in str(fault.value)
+    assert "does not support translation" in str(fault.value)
     assert "a model of type bert" in str(fault.value)
     for method in ("head", "prompt", "p-tuning", "full"):
         refused = translation_recipe(tmp_path / "other", base, method={"type": method})

@@ -10,7 +10,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 
 from peftlab.base import BaseFiles, load_tokenizer
-from peftlab.data import Ledger, Row, Rows, Split
+from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
@@ -259,7 +259,7 @@ def test_training_rows_without_an_entity_are_refused():
 
 def test_a_task_is_built_with_its_labels_examples_and_ledgers():
     row = Row({"tokens": ["a"], "tags": ["I-PER"]}, "f:1")
-    rows = Rows({"train": Split([row, row], "train.txt"), "validation": Split([row], "10%")})
+    rows = DataSplits({"train": Split([row, row], "train.txt"), "validation": Split([row], "10%")})
     with ErrorCollector() as errors:
         task, examples, ledgers = build_task(TokenClassification(type="token-classification"), rows, errors)
     assert task.labels == ["PER"]

@@ -11,7 +11,7 @@ from peft.tuners import lora
 from torch import nn
 
 import peftlab
-from peftlab.base.quantization import keep_unpacked, quantized_loading
+from peftlab.base.quantization import disable_avx512_packing, quantization_kwargs
 from peftlab.errors import RecipeError
 from peftlab.recipe import TrainingSection
 from peftlab.tuning.fast import fast_steps
@@ -110,8 +110,8 @@ def test_fused_lora_gives_pefts_logits_and_gradients(encoders, name):
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 @pytest.mark.parametrize("name", ["bert", "modernbert"])  # with biases and without
 def test_fused_lora_gives_them_on_a_quantized_base_too(encoders, name, quantization):
-    base = encoder(encoders, name, **quantized_loading(quantization, ["classifier", "head.dense"], CPU))
-    keep_unpacked(base)
+    base = encoder(encoders, name, **quantization_kwargs(quantization, ["classifier", "head.dense"], CPU))
+    disable_avx512_packing(base)
     kept = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     model = with_lora(base).eval()
     plain = step(model, batch())

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from peftlab.base import Base, BaseFiles, load_tokenizer, load_with_head
 from peftlab.data import load_rows
-from peftlab.data.cache import forget_oldest, recall, remember
+from peftlab.data.cache import evict_oldest, read_cache, write_cache
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
@@ -252,23 +252,23 @@ def test_a_full_disk_leaves_no_half_file(cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    remember("features/some.json", b"content")
-    assert recall("features/some.json") is None
+    write_cache("features/some.json", b"content")
+    assert read_cache("features/some.json") is None
     assert cached_files(cache) == []
 
 
 def test_what_was_used_longest_ago_is_forgotten_first(cache):
     for age, name in enumerate(["new", "old", "older"]):
-        remember(f"features/{name}", b"12345")
+        write_cache(f"features/{name}", b"12345")
         os.utime(cache / "features" / name, (1e9 - age, 1e9 - age))
-    assert recall("features/older") == b"12345"  # now the youngest
-    forget_oldest("features", 15)
+    assert read_cache("features/older") == b"12345"  # now the youngest
+    evict_oldest("features", 15)
     assert len(cached_files(cache)) == 3
-    forget_oldest("features", 14)
+    evict_oldest("features", 14)
     assert [file.name for file in cached_files(cache)] == ["new", "older"]
-    forget_oldest("features", 5)
+    evict_oldest("features", 5)
     assert [file.name for file in cached_files(cache)] == ["older"]
-    forget_oldest("nothing there", 5)
+    evict_oldest("nothing there", 5)
 
 
 def test_the_features_of_a_run_are_kept_within_the_limit(cache, base, built, monkeypatch):

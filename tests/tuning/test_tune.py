@@ -238,15 +238,15 @@ def test_cut_rows_are_counted_and_a_great_loss_is_refused(write_recipe, tmp_path
     tune(recipe, store=tmp_path / "store", overrides={"data.max_lost": 0.3}, progress=listener)
     ledger = listener.ledgers["train"]
     assert ledger.truncated > 0
-    assert 0.2 < ledger.lost_share <= 0.3
+    assert 0.2 < ledger.lost_fraction <= 0.3
     assert "train loses" in listener.warnings[0]
-    assert listener.ledgers["test"].lost_share == 0
+    assert listener.ledgers["test"].lost_fraction == 0
 
 
 def test_a_small_loss_is_only_a_warning(write_recipe, tmp_path):
     listener = Listener()
     tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=listener)
-    assert listener.ledgers["train"].lost_share > 0.05
+    assert listener.ledgers["train"].lost_fraction > 0.05
     about_rows = [told for told in listener.warnings if "nothing was learned" not in told]  # one epoch of 12 rows
     assert len(about_rows) == 1
 
@@ -269,9 +269,9 @@ def test_splits_can_be_carved_and_test_left_out(write_recipe, tmp_path):
 
 
 def test_lost_share_counts_rows_or_targets_whichever_is_worse():
-    assert Ledger(read=10, dropped={"no words in it": 2}, targets=10, num_lost_targets=1).lost_share == 0.2
-    assert Ledger(read=10, targets=4, num_lost_targets=1).lost_share == 0.25
-    assert Ledger().lost_share == 0
+    assert Ledger(read=10, dropped={"no words in it": 2}, targets=10, num_lost_targets=1).lost_fraction == 0.2
+    assert Ledger(read=10, targets=4, num_lost_targets=1).lost_fraction == 0.25
+    assert Ledger().lost_fraction == 0
 
 
 def test_the_card_shows_scores_recipe_and_plain_peft(tuned_store):

@@ -18,7 +18,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its name everywhere)
 
-from peftlab.base.quantization import is_quantized, whole_weight
+from peftlab.base.quantization import dequantize_weight, is_quantized
 from peftlab.tasks.prediction import module_mode
 from peftlab.tuning.fast.dropout import dropout_mask
 
@@ -116,7 +116,7 @@ def _base_output(base: Any, x: Tensor) -> Tensor:
 
 def _base_weight(base: Any, dtype: torch.dtype) -> Tensor:
     """(out, in)."""
-    return (whole_weight(base) if is_quantized(base) else base.weight).to(dtype)
+    return (dequantize_weight(base) if is_quantized(base) else base.weight).to(dtype)
 
 
 def _shrink(x: Tensor, masks: Masks, downs: Sequence[Tensor]) -> Sequence[Tensor]:

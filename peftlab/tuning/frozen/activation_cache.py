@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from peftlab.recipe import bytes_in
+from peftlab.recipe import parse_byte_size
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.prediction import outcomes
@@ -103,7 +103,7 @@ def _cached_forward(prefix: FrozenPrefix, run: Run, folder: Path, progress: Prog
 def _check_disk_space(needed: int, budget: str | None, folder: Path) -> None:
     if budget is None:
         raise CacheUnavailable("training.frozen_cache is null")
-    if needed > bytes_in(budget):
+    if needed > parse_byte_size(budget):
         raise CacheUnavailable(f"keeping them takes {needed / 1e6:.0f} MB, and training.frozen_cache is {budget}")
     free = disk_usage(folder).free
     if needed + SPARE > free:
