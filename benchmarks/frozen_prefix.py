@@ -17,6 +17,7 @@ import peftlab
 from benchmarks.results import data_folder, write_result
 from benchmarks.task_scores import FIXED, Epochs, banking77, by_key
 from peftlab.cli.options import override_option
+from peftlab.store import WEIGHTS_FILE
 
 METHODS: dict[str, dict[str, Any]] = {
     "head": {"type": "head"},
@@ -66,7 +67,7 @@ class Notes(Epochs):
 
 
 def _row(name: str, epochs: int, results: list[peftlab.TuningResult], i: int) -> dict[str, Any]:
-    weights = [load_file(result.adapter.folder / "adapter_model.safetensors") for result in results]
+    weights = [load_file(result.adapter.folder / WEIGHTS_FILE) for result in results]
     apart = max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0])
     return {
         "method": name,

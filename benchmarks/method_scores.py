@@ -26,6 +26,7 @@ from benchmarks.task_scores import books
 from peftlab.bench import conditions, warm_up
 from peftlab.bench.processes import measure_call
 from peftlab.methods.registry import OTHERS
+from peftlab.store import WEIGHTS_FILE
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MODULE = "benchmarks.method_scores"
@@ -186,8 +187,8 @@ def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Override
         recipe = _write_recipe(data_set, contender, rate, seed, Path(work))
         result = tune(recipe, store=Path(work) / "store")
         validation, test = (result.scores[split].values[result.task.main_score] for split in ("validation", "test"))
-        trained, weights = result.adapter.manifest.parameters.trained, "adapter_model.safetensors"
-        size = (result.adapter.folder / weights).stat().st_size
+        trained = result.adapter.manifest.parameters.trained
+        size = (result.adapter.folder / WEIGHTS_FILE).stat().st_size
         asked = read_recipe(recipe)
     dtype = training_dtype(asked.training, torch.device("cpu"), asked.base.quantization)
     precision = str(dtype).removeprefix("torch.")

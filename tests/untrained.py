@@ -20,7 +20,7 @@ class UncheckedManifest:
     def __init__(self, values):
         self.values = values
 
-    def published(self, name, version, files):
+    def finalize(self, name, version, files):
         return UncheckedManifest({**self.values, "name": name, "version": version, "files": files})
 
     def to_json(self):

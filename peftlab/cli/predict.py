@@ -135,7 +135,7 @@ def resolve_first(names: list[str], store: str) -> "dict[str, Task]":
     """The tasks of adapters, of a stack its top's; a wrong name is told at once, not after seconds of imports."""
     from peftlab.store import STACK_SEPARATOR, Store
 
-    return {name: [Store(store).verify(part).task for part in name.split(STACK_SEPARATOR)][-1] for name in names}
+    return {name: [Store(store).resolve(part).task for part in name.split(STACK_SEPARATOR)][-1] for name in names}
 
 
 def _names(adapters: str | None) -> list[str]:

@@ -10,17 +10,16 @@ from peftlab.store.layout import (
     STACK_SEPARATOR,
     WEIGHTS_FILE,
 )
-from peftlab.store.manifest import (
+from peftlab.store.manifest import Manifest, build_manifest
+from peftlab.store.manifest_parts import (
     BaseInfo,
     BaseMemory,
     DataInfo,
     ImportInfo,
     LedgerInfo,
-    Manifest,
     ParameterCounts,
     StartInfo,
     TaskInfo,
-    build_manifest,
 )
 from peftlab.store.store import Store
 

@@ -41,191 +41,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetPydanticSchema,
-    PlainValidator,
-    ValidationError,
-)
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field, ValidationError
 
 from peftlab.errors import IntegrityError
-from peftlab.recipe import Quantization
 from peftlab.store.layout import MANIFEST_FILE
+from peftlab.store.manifest_parts import (
+    BaseInfo,
+    Count,
+    DataInfo,
+    ImportInfo,
+    ManifestPart,
+    Number,
+    ParameterCounts,
+    StartInfo,
+    StoredScores,
+    TaskInfo,
+)
 from peftlab.store.manifest_v1 import upgrade_v1
-from peftlab.tasks import Confusion, Scores, Task, task_description, task_from_manifest
+from peftlab.tasks import Scores, Task
 
 FORMAT: Final = 2
 OPTIONAL_SECTIONS = ("started_from", "imported")  # not written where they do not apply
 RECORDED_VERSIONS = ("peftlab", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 MAX_ERRORS = 10  # listed in one message
-
-Count = Annotated[int, Field(ge=0)]
-
-
-def _check_number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("should be a number")
-    return value
-
-
-Number = Annotated[float, PlainValidator(_check_number)]
-"""An int stays an int."""
-
-
-class ManifestPart(BaseModel):
-    """A part of a manifest: frozen, validated, written and read under the aliases of its fields."""
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="allow", populate_by_name=True, ser_json_inf_nan="constants"
-    )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, under the keys of the file."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-class TaskInfo(ManifestPart):
-    """A task with its labels. `state` holds numbers that came from the training data."""
-
-    type: str
-    labels: tuple[str, ...]
-    head_labels: tuple[str, ...]
-    auto_class: str
-    options: dict[str, Any]
-    state: Annotated[dict[str, Any], Field(alias="learned")]
-
-    @classmethod
-    def from_task(cls, task: Task) -> Self:
-        """Describe a task that is ready to predict."""
-        return cls.model_validate_json(json.dumps(task_description(task)))
-
-    def build(self) -> Task:
-        """Build the task.
-
-        Raises:
-            IntegrityError: this version of peftlab does not know the task, or the task has no such options.
-        """
-        try:
-            return task_from_manifest(self.to_dict())
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise IntegrityError(f"the task '{self.type}' cannot be built from its manifest: {error}") from error
-
-
-class BaseMemory(ManifestPart):
-    """Bytes that the weights of the base take: in fp32, and as they were in memory."""
-
-    fp32: Count
-    in_memory: Annotated[Count, Field(alias="in memory")]
-
-
-class BaseInfo(ManifestPart):
-    """The base model. `fingerprint` is the sha256 of its weights.
-
-    `pretrained_head` names the Linear layers of the head that comes with the base, where the task adds none.
-    """
-
-    model: str
-    revision: str | None
-    fingerprint: str
-    tokenizer_sha256: str
-    trust_remote_code: bool
-    quantization: Quantization | None
-    pretrained_head: Annotated[tuple[str, ...], Field(alias="own_head")]
-    memory: Annotated[BaseMemory | None, Field(alias="bytes")]
-
-
-class ParameterCounts(ManifestPart):
-    """How many parameters are trained, and how many the base has."""
-
-    trained: Count
-    base: Count
-
-
-class LedgerInfo(ManifestPart):
-    """What happened to the rows of one split; see `peftlab.data.Ledger`."""
-
-    source: str
-    read: Count
-    used: Count
-    dropped: dict[str, Count]
-    truncated: Annotated[Count, Field(alias="cut")]
-    targets: Count
-    num_lost_targets: Annotated[Count, Field(alias="targets_lost")]
-    warnings: Annotated[dict[str, Count], Field(alias="notes")]
-
-
-class DataInfo(ManifestPart):
-    """The rows: their sha256, and what happened to them in each split."""
-
-    sha256: str | None = None
-    ledger: dict[str, LedgerInfo] = {}
-
-
-class StartInfo(ManifestPart):
-    """The adapter that a run started from; see `method.start_from` in a recipe.
-
-    `num_tensors` counts tensors that were loaded. `newly_initialized` names modules that the adapter did not have,
-    `skipped` modules of the adapter that the new model does not have.
-    """
-
-    adapter: str
-    manifest_sha256: str
-    num_tensors: Annotated[Count, Field(alias="tensors")]
-    with_head: Annotated[bool, Field(alias="head")]
-    newly_initialized: Annotated[tuple[str, ...], Field(alias="anew")]
-    skipped: Annotated[tuple[str, ...], Field(alias="left")]
-
-
-class ImportInfo(ManifestPart):
-    """Where an imported adapter came from, and how it compared with plain PEFT.
-
-    `head_order` is the original index of each output of the head; `difference` is the largest difference of logits.
-    """
-
-    source: str
-    place: str
-    commit: str | None
-    peft_version: str | None
-    head_order: tuple[int, ...] | None
-    notes: tuple[str, ...]
-    difference: Number
-    largest_logit: Number
-
-
-class _ConfusionFields(ManifestPart):
-    labels: list[str]
-    counts: list[list[int]]
-
-
-class _ScoreFields(ManifestPart):
-    """Scores as they are written: each value under its own name, next to the fields."""
-
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
-    by_label: dict[str, dict[str, Number]]
-    confusion: _ConfusionFields | None = None
-    signatures: dict[str, str] = {}
-
-    def to_scores(self) -> Scores:
-        found = self.confusion
-        confusion = Confusion(found.labels, found.counts) if found else None
-        return Scores(dict(self.__pydantic_extra__), self.by_label, confusion, self.signatures)
-
-
-def _scores_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-    """Validate `Scores` as `_ScoreFields`, and write them as they write themselves."""
-
-    def validate(value: Any, validate_fields: core_schema.ValidatorFunctionWrapHandler) -> Scores:
-        return value if isinstance(value, Scores) else validate_fields(value).to_scores()
-
-    written = core_schema.plain_serializer_function_ser_schema(Scores.as_dict)
-    return core_schema.no_info_wrap_validator_function(validate, handler(_ScoreFields), serialization=written)
-
-
-StoredScores = Annotated[Scores, GetPydanticSchema(_scores_schema)]
 
 
 class Manifest(ManifestPart):
@@ -252,7 +90,7 @@ class Manifest(ManifestPart):
     imported: ImportInfo | None = None
     versions: dict[str, str]
     version: Count = 0
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     manifest_sha256: str = ""
 
     @classmethod
@@ -293,7 +131,7 @@ class Manifest(ManifestPart):
         """The text of the file, with its own sha256."""
         return canonical_text(self.to_dict())
 
-    def published(self, name: str, version: int, files: dict[str, str]) -> Self:
+    def finalize(self, name: str, version: int, files: dict[str, str]) -> Self:
         """The same manifest under a name and version, with the sha256 of each file of the adapter."""
         manifest = self.model_copy(update={"name": name, "version": version, "files": files})
         return manifest.model_copy(update={"manifest_sha256": _digest(manifest.to_dict())})
@@ -366,13 +204,20 @@ def _upgrade(values: Any, where: str) -> Any:
 def _describe(error: ValidationError, where: str) -> str:
     """One line for each field that is wrong."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [f"  {'.'.join(map(str, fault['loc'])) or 'content'}: {_in_words(fault)}" for fault in errors[:MAX_ERRORS]]
+    lines = [
+        f"  {'.'.join(map(str, detail['loc'])) or 'content'}: {_in_words(detail)}" for detail in errors[:MAX_ERRORS]
+    ]
     more = [f"  and {len(errors) - MAX_ERRORS} more"] if len(errors) > MAX_ERRORS else []
     return "\n".join([f"{where} is not a valid manifest:", *lines, *more])
 
 
-def _in_words(fault: Mapping[str, Any]) -> str:
-    if fault["type"] == "missing":
+def _field_name(detail: Mapping[str, Any]) -> str:
+    """`task.labels.0`; `content` for the manifest itself."""
+    return ".".join(map(str, detail["loc"])) or "content"
+
+
+def _in_words(detail: Mapping[str, Any]) -> str:
+    if detail["type"] == "missing":
         return "is missing"
-    message: str = fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    message: str = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return message.replace("Object", "object").replace("Array", "array")

@@ -238,7 +238,7 @@ class Store:
         taken = [int(f.name) for f in home.iterdir() if VERSION.fullmatch(f.name)]
         version = max(taken, default=0) + 1
         hashes = {file.name: sha256_of(file) for file in files}
-        text = manifest.published(home.name, version, hashes).to_json()
+        text = manifest.finalize(home.name, version, hashes).to_json()
         (staging / MANIFEST_FILE).write_bytes(text.encode())
         for file in (*files, staging / MANIFEST_FILE):
             flush_to_disk(file)

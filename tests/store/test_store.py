@@ -1,18 +1,21 @@
+"""Publish, find, verify, roll back and remove adapters; hold the folder of a tuning run."""
+
 import json
 import shutil
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from peftlab.errors import AdapterNotFoundError, IntegrityError, StoreError, TuningInterrupted
-from peftlab.store import MANIFEST_FILE, Store
-from tests.store.manifests import example_manifest
+from peftlab.store import MANIFEST_FILE, WEIGHTS_FILE, Store
+from tests.store.example_manifest import example_manifest
 
 
 def write_files(text="weights"):
     def write(folder):
-        (folder / "adapter_model.safetensors").write_text(text)
+        (folder / WEIGHTS_FILE).write_text(text)
         (folder / "README.md").write_text("card")
         return example_manifest()
 
@@ -21,27 +24,43 @@ def write_files(text="weights"):
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(tmp_path / "store")
+    store = Store(tmp_path / "store")
     for text in ("one", "two", "three"):
-        made.publish("ner-news", write_files(text))
-    return made
+        store.publish("ner-news", write_files(text))
+    return store
 
 
-def test_versions_count_up_and_the_name_means_the_newest(store):
+def test_publish_increments_version_and_sets_current(store):
     assert store.versions("ner-news") == [1, 2, 3]
     assert str(store.resolve("ner-news")) == "ner-news@3"
-    assert (store.resolve("ner-news@2").folder / "adapter_model.safetensors").read_text() == "two"
+    assert (store.resolve("ner-news@2").folder / WEIGHTS_FILE).read_text() == "two"
     assert store.names() == ["ner-news"]
 
 
-def test_a_published_adapter_verifies_and_holds_nothing_else(store):
+def test_publish_leaves_no_staging_files(store):
     adapter = store.verify("ner-news")
-    assert {f.name for f in adapter.folder.iterdir()} == {"adapter_model.safetensors", "README.md", MANIFEST_FILE}
+    assert {f.name for f in adapter.folder.iterdir()} == {WEIGHTS_FILE, "README.md", MANIFEST_FILE}
     assert not [f for f in (store.folder / "ner-news").iterdir() if f.name.startswith(".staging")]
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md", MANIFEST_FILE])
-def test_any_flipped_byte_is_found_and_its_file_named(store, name):
+def test_read_files_returns_verified_content(store):
+    adapter, contents = store.read_files("ner-news@2", (WEIGHTS_FILE, "absent.txt"))
+    assert (str(adapter), contents) == ("ner-news@2", {WEIGHTS_FILE: b"two"})
+    (adapter.folder / WEIGHTS_FILE).write_text("forged")
+    with pytest.raises(IntegrityError, match=f"{WEIGHTS_FILE}: changed"):
+        store.read_files("ner-news@2", (WEIGHTS_FILE,))
+
+
+def test_read_files_opens_each_file_once(store, monkeypatch):
+    folder, opened = store.resolve("ner-news").folder, []
+    io_open = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kw: opened.append(path.name) or io_open(path, *args, **kw))
+    store.read_files("ner-news", (WEIGHTS_FILE,))
+    assert sorted(opened.count(file.name) for file in folder.iterdir()) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, "README.md", MANIFEST_FILE])
+def test_verify_detects_any_bit_error(store, name):
     file = store.resolve("ner-news").folder / name
     original = file.read_bytes()
     for position in range(len(original)):
@@ -54,7 +73,7 @@ def test_any_flipped_byte_is_found_and_its_file_named(store, name):
     store.verify("ner-news")
 
 
-def test_missing_and_added_files_are_all_told(store):
+def test_verify_lists_missing_and_added_files(store):
     folder = store.resolve("ner-news").folder
     (folder / "README.md").unlink()
     (folder / "pickle.bin").write_text("x")
@@ -64,7 +83,7 @@ def test_missing_and_added_files_are_all_told(store):
     assert "pickle.bin: was not published with it" in str(error.value)
 
 
-def test_a_manifest_with_other_values_and_a_right_looking_hash_is_refused(store):
+def test_resolve_changed_manifest_raises_integrity_error(store):
     file = store.resolve("ner-news").folder / MANIFEST_FILE
     manifest = json.loads(file.read_text())
     manifest["scores"]["test"]["f1"] = 0.99
@@ -73,7 +92,7 @@ def test_a_manifest_with_other_values_and_a_right_looking_hash_is_refused(store)
         store.resolve("ner-news")
 
 
-def test_a_folder_without_manifest_does_not_exist_and_its_number_is_not_reused(store):
+def test_version_without_manifest_is_ignored(store):
     (store.folder / "ner-news" / "3" / MANIFEST_FILE).unlink()
     assert store.versions("ner-news") == [1, 2]
     with pytest.raises(IntegrityError, match="rollback ner-news@2"):
@@ -81,7 +100,7 @@ def test_a_folder_without_manifest_does_not_exist_and_its_number_is_not_reused(s
     assert store.publish("ner-news", write_files()).version == 4
 
 
-def test_a_failing_writer_publishes_nothing(store):
+def test_publish_writer_error_leaves_store_unchanged(store):
     def write(folder):
         (folder / "half.txt").write_text("half")
         raise RuntimeError("power cut")
@@ -92,7 +111,7 @@ def test_a_failing_writer_publishes_nothing(store):
     assert not list((store.folder / "ner-news").glob(".staging*"))
 
 
-def test_rollback_goes_back_one_or_to_a_version(store):
+def test_rollback_to_previous_or_given_version(store):
     assert str(store.rollback("ner-news")) == "ner-news@2"
     assert store.resolve("ner-news").version == 2
     assert str(store.rollback("ner-news@3")) == "ner-news@3"
@@ -103,7 +122,7 @@ def test_rollback_goes_back_one_or_to_a_version(store):
     assert store.resolve("ner-news").version == 4
 
 
-def test_rollback_mends_a_damaged_pointer_and_refuses_a_damaged_version(store):
+def test_rollback_with_corrupt_pointer_or_version(store):
     pointer = store.folder / "ner-news" / "current"
     pointer.write_text("../../etc")
     with pytest.raises(IntegrityError, match="holds"):
@@ -116,7 +135,7 @@ def test_rollback_mends_a_damaged_pointer_and_refuses_a_damaged_version(store):
     assert store.resolve("ner-news").version == 3
 
 
-def test_remove_takes_one_version_or_all_but_never_the_current_one_alone(store):
+def test_remove_version_or_adapter_but_not_current(store):
     with pytest.raises(StoreError, match="Roll back first"):
         store.remove("ner-news@3")
     assert store.remove("ner-news@1") == [1]
@@ -127,26 +146,26 @@ def test_remove_takes_one_version_or_all_but_never_the_current_one_alone(store):
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", "Ner", "x", "", ".", "ner news", "a" * 64, "ner_news"])
-def test_a_name_is_checked_before_it_touches_a_path(store, name):
-    for act in (store.resolve, store.remove, store.rollback, store.verify):
+def test_invalid_name_raises_adapter_not_found(store, name):
+    for method in (store.resolve, store.remove, store.rollback, store.verify):
         with pytest.raises(AdapterNotFoundError):
-            act(name)
+            method(name)
     with pytest.raises(AdapterNotFoundError):
         store.publish(name, write_files())
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "4", "latest", "../1", "01", ""])
-def test_a_version_must_be_there(store, version):
+def test_missing_version_raises_adapter_not_found(store, version):
     with pytest.raises(AdapterNotFoundError, match="there is 1, 2, 3"):
         store.resolve(f"ner-news@{version}")
 
 
-def test_a_miss_gets_the_nearest_name(store):
+def test_missing_name_suggests_nearest(store):
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'ner-news'"):
         store.resolve("ner-new")
 
 
-def test_concurrent_publishers_get_versions_of_their_own(tmp_path):
+def test_concurrent_publish_assigns_distinct_versions(tmp_path):
     store = Store(tmp_path / "store")
     threads = [threading.Thread(target=store.publish, args=("ner-news", write_files(str(i)))) for i in range(8)]
     for thread in threads:
@@ -158,7 +177,7 @@ def test_concurrent_publishers_get_versions_of_their_own(tmp_path):
         store.verify(f"ner-news@{version}")
 
 
-def test_reading_an_absent_store_creates_nothing(tmp_path):
+def test_reading_missing_store_does_not_create_folder(tmp_path):
     store = Store(tmp_path / "absent")
     assert store.names() == []
     with pytest.raises(AdapterNotFoundError, match="There: none"):
@@ -166,7 +185,7 @@ def test_reading_an_absent_store_creates_nothing(tmp_path):
     assert not store.folder.exists()
 
 
-def test_an_unwritable_store_is_told_before_anything_is_done(tmp_path):
+def test_tuning_run_in_read_only_store_raises_store_error(tmp_path):
     (tmp_path / "store").write_text("a file, not a folder")
     with (
         pytest.raises(StoreError, match="cannot be written"),
@@ -175,7 +194,7 @@ def test_an_unwritable_store_is_told_before_anything_is_done(tmp_path):
         pytest.fail("the run must not start")
 
 
-def test_a_full_disk_is_told_with_both_numbers(tmp_path, monkeypatch):
+def test_tuning_run_without_free_space_raises_store_error(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with (
@@ -185,7 +204,7 @@ def test_a_full_disk_is_told_with_both_numbers(tmp_path, monkeypatch):
         pytest.fail("the run must not start")
 
 
-def test_one_run_of_a_name_at_a_time(tmp_path):
+def test_concurrent_tuning_run_raises_store_error(tmp_path):
     store = Store(tmp_path)
     with (
         store.tuning_run("ner-news", 1, resume=False),
@@ -195,7 +214,7 @@ def test_one_run_of_a_name_at_a_time(tmp_path):
         pytest.fail("the second run must not start")
 
 
-def test_a_disk_that_fills_up_during_the_run_is_told_as_such(tmp_path, monkeypatch):
+def test_disk_full_during_tuning_run_raises_store_error(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     sizes = iter([usage, usage._replace(free=1000)])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: next(sizes))
@@ -203,7 +222,7 @@ def test_a_disk_that_fills_up_during_the_run_is_told_as_such(tmp_path, monkeypat
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
 
-def test_ctrl_c_after_training_says_how_to_go_on(tmp_path):
+def test_keyboard_interrupt_raises_tuning_interrupted(tmp_path):
     with pytest.raises(TuningInterrupted, match="--resume"), Store(tmp_path).tuning_run("ner-news", 1, resume=False):
         raise KeyboardInterrupt
 
@@ -217,7 +236,7 @@ def failing_run(store, *, resume):
     return found
 
 
-def test_checkpoints_outlive_a_failed_run_until_resumed_or_begun_anew(tmp_path):
+def test_failed_run_keeps_checkpoints_for_resume(tmp_path):
     store = Store(tmp_path)
     assert failing_run(store, resume=False) == []
     assert failing_run(store, resume=True) == ["checkpoint-0"]
