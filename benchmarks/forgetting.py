@@ -25,7 +25,7 @@ import click
 import peftlab
 from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_result
 from peftlab.base import Base
-from peftlab.bench import conditions
+from peftlab.bench import benchmark_environment
 from peftlab.tuning import Progress
 
 STORIES = Path(__file__).parents[1] / "recipes" / "data" / "story-helper"
@@ -117,7 +117,7 @@ def main(characters: int, epochs: int) -> None:
     tried = {name: [run for run in done if run.contender == name] for name in CONTENDERS}
     rows = [_row(runs) for runs in tried.values()]
     write_result("forgetting", "Learning a new domain, forgetting the old", rows, __doc__ or "")
-    draw(tried, FOLDER / f"{conditions().date}-forgetting.png")
+    draw(tried, FOLDER / f"{benchmark_environment().date}-forgetting.png")
 
 
 def _done(characters: int, epochs: int) -> list[Run]:

@@ -17,7 +17,7 @@ from benchmarks.method_scores import MODEL
 from benchmarks.results import data_folder, write_result
 from benchmarks.task_scores import banking77
 from peftlab.bench import warm_up
-from peftlab.bench.processes import measure_call
+from peftlab.bench.processes import call_in_process
 
 BASES = {"whole": None, "8bit": "8bit", "4bit": "4bit"}
 WAYS = {"PEFT's layers": False, "fused": True}
@@ -34,8 +34,8 @@ def main(rounds: int) -> None:
 
 
 def _row(base: str, rounds: int) -> dict[str, Any]:
-    both = measure_call(MODULE, "ratios", base=base, ways=list(WAYS), rounds=rounds).value
-    peaks = {way: measure_call(MODULE, "ratios", base=base, ways=[way], rounds=3).peak_bytes or 0 for way in WAYS}
+    both = call_in_process(MODULE, "ratios", base=base, ways=list(WAYS), rounds=rounds).value
+    peaks = {way: call_in_process(MODULE, "ratios", base=base, ways=[way], rounds=3).peak_bytes or 0 for way in WAYS}
     return {
         "base": base,
         "step, fused ÷ PEFT's": both["fused"],

@@ -16,19 +16,19 @@ from typing import Any
 import click
 
 from benchmarks.results import write_result
-from peftlab.bench.processes import measure_call
+from peftlab.bench.processes import call_in_process
 
 ROWS, PROMPT, NEW, ADAPTERS = 32, 32, 32, 8
 VOCABULARY = 16_000
 SHAPE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048}
-BARE = "bare base"
+BASE_MODEL = "bare base"
 
 
 @click.command(help=__doc__)
 @click.option("--rounds", default=5, show_default=True)
 def main(rounds: int) -> None:
     """Measure, print and write."""
-    told = measure_call("benchmarks.generation", "measure_ways", rounds=rounds).value
+    told = call_in_process("benchmarks.generation", "measure_ways", rounds=rounds).value
     write_result("generation", "Replies of eight adapters in one batch", told, __doc__ or "")
 
 
@@ -46,8 +46,8 @@ def measure_ways(rounds: int) -> list[dict[str, Any]]:
     return [
         {
             "way": way,
-            "time ÷ bare base": statistics.median(a / b for a, b in zip(took, kept[BARE], strict=True)),
-            "throughput ÷ bare base": statistics.median(b / a for a, b in zip(took, kept[BARE], strict=True)),
+            "time ÷ bare base": statistics.median(a / b for a, b in zip(took, kept[BASE_MODEL], strict=True)),
+            "throughput ÷ bare base": statistics.median(b / a for a, b in zip(took, kept[BASE_MODEL], strict=True)),
             "tokens a second": f"{ROWS * NEW / statistics.median(took):.0f}",
         }
         for way, took in kept.items()
@@ -96,7 +96,7 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
 
     mixed = [names[i * ADAPTERS // ROWS] for i in range(ROWS)]
     return {
-        BARE: lambda: bare.generate(**plain),
+        BASE_MODEL: lambda: bare.generate(**plain),
         "peftlab, 1 adapter": served([names[0]] * ROWS),
         f"peftlab, {ADAPTERS} adapters": served(mixed),
         f"plain PEFT, {ADAPTERS} adapters": lambda: adapted.generate(**plain, adapter_names=mixed),

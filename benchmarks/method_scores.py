@@ -23,8 +23,8 @@ import click
 from benchmarks.ner_scores import SETS as ENTITY_SETS
 from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_result
 from benchmarks.task_scores import books
-from peftlab.bench import conditions, warm_up
-from peftlab.bench.processes import measure_call
+from peftlab.bench import benchmark_environment, warm_up
+from peftlab.bench.processes import call_in_process
 from peftlab.methods.registry import OTHERS
 from peftlab.store import WEIGHTS_FILE
 
@@ -165,7 +165,7 @@ def _beyond(outcomes: list[Outcome], contender: str) -> float | None:
 def _run_once(name: str, contender: str, rate: float, seed: int) -> None:
     if any((done.contender, done.rate, done.seed) == (contender, rate, seed) for done in _done(name)):
         return
-    measured = measure_call(MODULE, "tune_once", data_set=name, contender=contender, rate=rate, seed=seed)
+    measured = call_in_process(MODULE, "tune_once", data_set=name, contender=contender, rate=rate, seed=seed)
     outcome = Outcome(contender, rate, seed, **measured.value, peak_bytes=measured.peak_bytes or 0)
     note_run(f"methods-{name}", outcome)
     click.echo(f"{name}, {contender}, {rate:g}, seed {seed}: {outcome.validation:.4f}, test {outcome.test:.4f}")
@@ -215,13 +215,15 @@ def _write_recipe(name: str, contender: str, rate: float | None, seed: int, work
 def measure_steps(name: str, contenders: list[str]) -> None:
     """Note each contender's median step time over full fine-tuning's, in one process, and its memory in its own."""
     given = ["full", *(contender for contender in contenders if contender != "full")]
-    ratios = measure_call(MODULE, "step_ratios", data_set=name, contenders=given).value
+    ratios = call_in_process(MODULE, "step_ratios", data_set=name, contenders=given).value
     told = {c: {"ratio": ratios[c], "peak_bytes": _peak_of_steps(name, c)} for c in given}
-    _steps_file(name).write_text(json.dumps({"measured": str(conditions()), **told}, indent=1), encoding="utf8")
+    _steps_file(name).write_text(
+        json.dumps({"measured": str(benchmark_environment()), **told}, indent=1), encoding="utf8"
+    )
 
 
 def _peak_of_steps(name: str, contender: str) -> int:
-    return measure_call(MODULE, "step_ratios", data_set=name, contenders=[contender], rounds=3).peak_bytes or 0
+    return call_in_process(MODULE, "step_ratios", data_set=name, contenders=[contender], rounds=3).peak_bytes or 0
 
 
 def step_ratios(data_set: str, contenders: list[str], rounds: int = 15) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from peftlab.bench import conditions as measured_under
+from peftlab.bench import benchmark_environment as measured_under
 
 FOLDER = Path(__file__).parent / "results"
 Run = TypeVar("Run")
@@ -39,7 +39,7 @@ def _runs_file(name: str) -> Path:
     return FOLDER / f"{name}.jsonl"
 
 
-def write_result(name: str, title: str, rows: list[dict[str, Any]], conditions: str) -> Path:
+def write_result(name: str, title: str, rows: list[dict[str, Any]], benchmark_environment: str) -> Path:
     """Print `rows` (which share their keys) as a Markdown table, and write it with the conditions."""
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in rows)]
@@ -47,7 +47,7 @@ def write_result(name: str, title: str, rows: list[dict[str, Any]], conditions: 
     here = measured_under()
     file = FOLDER / f"{here.date}-{name}.md"
     FOLDER.mkdir(exist_ok=True)
-    file.write_text(f"# {title}\n\n{here}\n\n{conditions.strip()}\n\n{table}\n", encoding="utf8")
+    file.write_text(f"# {title}\n\n{here}\n\n{benchmark_environment.strip()}\n\n{table}\n", encoding="utf8")
     click.echo(f"\n{title}\n\n{table}\n\nwritten to {file}")
     return file
 

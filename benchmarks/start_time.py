@@ -34,7 +34,7 @@ class SteppedTwice(BaseException):
     """Enough was seen."""
 
 
-class Stopwatch(TuningDisplay):
+class TuningTimer(TuningDisplay):
     """Notes when each station is reached: seconds since `began`, and of the processor."""
 
     def __init__(self, began: float) -> None:
@@ -73,7 +73,7 @@ class Stopwatch(TuningDisplay):
 
 def watch_one(recipe: str, began: float) -> None:
     """Tune until the second step, and tell the stations as JSON."""
-    watch = Stopwatch(began)
+    watch = TuningTimer(began)
     with tempfile.TemporaryDirectory() as store:
         try:
             tune(recipe, store=store, progress=watch)
@@ -108,8 +108,8 @@ def main(recipe: str, runs: int, began: float | None) -> None:
     with tempfile.TemporaryDirectory() as cache:
         first, *later = [measured(recipe, cache) for _ in range(1 + runs)]
     rows = [row(station, told, [run[station] for run in later]) for station, told in first.items()]
-    conditions = CONDITIONS.format(recipe=recipe, runs=runs, load=os.getloadavg()[0])
-    write_result("start-time", "Time until a recipe steps", rows, conditions)
+    benchmark_environment = CONDITIONS.format(recipe=recipe, runs=runs, load=os.getloadavg()[0])
+    write_result("start-time", "Time until a recipe steps", rows, benchmark_environment)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from benchmarks.results import write_result
-from peftlab.bench.processes import measure_call
+from peftlab.bench.processes import call_in_process
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EACH, SLOTS, FEATURES = 200, 64, 1024
@@ -29,7 +29,7 @@ WORDS = ("the", "train", "was", "late", "again", "and", "nobody", "at", "small",
 @click.option("--minutes", default=10.0, show_default=True)
 def main(rounds: int, minutes: float) -> None:
     """Measure, print and write."""
-    told = measure_call("benchmarks.traffic", "measure_traffic", rounds=rounds, minutes=minutes).value
+    told = call_in_process("benchmarks.traffic", "measure_traffic", rounds=rounds, minutes=minutes).value
     write_result("runtime-traffic", "Zipf traffic over 1,000 adapters", [told], __doc__ or "")
 
 

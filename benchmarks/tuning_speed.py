@@ -21,9 +21,9 @@ from benchmarks.ner_scores import SETS as ENTITY_SETS
 from benchmarks.results import data_folder, write_result
 from benchmarks.splits import write_splits
 from benchmarks.task_scores import banking77, books
-from peftlab.bench import Summary, TimedRun, compare_ways, measure, summarize, time_steps, warm_up
+from peftlab.bench import RunTime, Summary, compare_setups, run_process, summarize, time_steps, warm_up
 from peftlab.bench.tuning import PLAIN
-from peftlab.cli.options import override_option, read_seeds
+from peftlab.cli.options import override_option, parse_seeds
 from peftlab.recipe import read_recipe, recipe_yaml
 from peftlab.store import Store
 
@@ -53,7 +53,7 @@ SETS: dict[str, Callable[[Path, Path], Sections]] = {"wnut17": wnut17, "banking7
 
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
-@click.option("--seeds", default="1,2,3", show_default=True, callback=read_seeds)
+@click.option("--seeds", default="1,2,3", show_default=True, callback=parse_seeds)
 @click.option("--epochs", default=EPOCHS, show_default=True)
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="plain is always among them.")
 @click.option("--runs/--no-runs", default=True, show_default=True, help="Compare with the plain scripts.")
@@ -83,7 +83,7 @@ def main(
                 asked = [way for way in WAYS if way in ways or way == "plain"]
                 _write_runs(name, _runs(name, recipe, epochs, seeds, asked), overrides)
             if breakdown:
-                _write_breakdown(name, compare_ways(recipe, seeds=seeds[:1]))
+                _write_breakdown(name, compare_setups(recipe, seeds=seeds[:1]))
 
 
 def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any]) -> Path:
@@ -103,7 +103,7 @@ def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any
     return file
 
 
-def _runs(name: str, recipe: Path, epochs: int, seeds: Sequence[int], ways: Sequence[str]) -> list[TimedRun]:
+def _runs(name: str, recipe: Path, epochs: int, seeds: Sequence[int], ways: Sequence[str]) -> list[RunTime]:
     """Every way with every seed, the ways' order turned by one from seed to seed."""
     runs = []
     for place, seed in enumerate(seeds):
@@ -115,24 +115,24 @@ def _runs(name: str, recipe: Path, epochs: int, seeds: Sequence[int], ways: Sequ
     return sorted(runs, key=lambda run: ways.index(run.way))
 
 
-def _script(way: str, name: str, data: Path, epochs: int, seed: int) -> TimedRun:
+def _script(way: str, name: str, data: Path, epochs: int, seed: int) -> RunTime:
     command = [sys.executable, SCRIPT, "--set", name, "--data", data, "--epochs", epochs, "--seed", seed]
-    measured = measure([*map(str, command), *(["--tuned"] if way == "tuned" else [])])
+    measured = run_process([*map(str, command), *(["--tuned"] if way == "tuned" else [])])
     (score,) = measured.value["scores"].values()
-    return TimedRun(way, seed, measured.seconds, measured.peak_bytes, score, {})
+    return RunTime(way, seed, measured.seconds, measured.peak_bytes, score, {})
 
 
-def _peftlab(recipe: Path, seed: int) -> TimedRun:
+def _peftlab(recipe: Path, seed: int) -> RunTime:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "peftlab", "tune", str(recipe), "--store", f"{folder}/store"]
         seeded = [*command, "-o", f"training.seed={seed}"]
-        measured = measure(seeded, environment={"PEFTLAB_CACHE": f"{folder}/cache"})
+        measured = run_process(seeded, environment={"PEFTLAB_CACHE": f"{folder}/cache"})
         manifest = Store(f"{folder}/store").resolve(NAME).manifest
     score = manifest.scores["test"].values[manifest.main_score]
-    return TimedRun("peftlab", seed, measured.seconds, measured.peak_bytes, score, {})
+    return RunTime("peftlab", seed, measured.seconds, measured.peak_bytes, score, {})
 
 
-def _write_runs(name: str, runs: Sequence[TimedRun], overrides: dict[str, Any]) -> None:
+def _write_runs(name: str, runs: Sequence[RunTime], overrides: dict[str, Any]) -> None:
     seeds = len({run.seed for run in runs})
     to_tuned = {way.way: way.ratio for way in summarize(runs, "tuned")} if any(r.way == "tuned" for r in runs) else {}
     rows = [
@@ -149,7 +149,7 @@ def _write_runs(name: str, runs: Sequence[TimedRun], overrides: dict[str, Any]) 
     write_result(f"tuning-speed-{name}", title, rows, f"{__doc__}{changed}")
 
 
-def _write_breakdown(name: str, runs: Sequence[TimedRun]) -> None:
+def _write_breakdown(name: str, runs: Sequence[RunTime]) -> None:
     ways = summarize(runs, PLAIN)
     rows = [
         {

@@ -30,12 +30,15 @@ class PeftlabError(Exception):
     """Base of every error peftlab raises on purpose."""
 
     exit_code = 1
+    exit_reason = "an unexpected error, or a question answered with no"
+    """What the exit code means, as `peftlab --help` lists it."""
 
 
 class NotFoundError(PeftlabError):
     """Something named by the user does not exist."""
 
     exit_code = 3
+    exit_reason = "an adapter, a base model, a device or a package was not found"
 
 
 class BaseNotFoundError(NotFoundError):
@@ -62,36 +65,42 @@ class IntegrityError(PeftlabError):
     """A published adapter differs from what was published, or from the base it is loaded onto."""
 
     exit_code = 4
+    exit_reason = "an adapter is damaged, or does not fit its base model"
 
 
 class StoreError(PeftlabError):
     """The store cannot be written: no permission, no space, or another run holds it."""
 
     exit_code = 5
+    exit_reason = "the store or the disk cannot be written"
 
 
 class MemoryBudgetError(PeftlabError):
     """An adapter is larger than all that adapters may take of memory."""
 
     exit_code = 5
+    exit_reason = "an adapter exceeds --memory"
 
 
 class ProcessLostError(PeftlabError):
     """A run in several processes cannot go on, because one of them ended; the sentence says how to go on."""
 
     exit_code = 6
+    exit_reason = "a process of a distributed run ended unexpectedly"
 
 
 class TuningDiverged(PeftlabError):
     """The weights were no numbers any more before an epoch was scored; the sentence says what to change."""
 
     exit_code = 7
+    exit_reason = "training diverged: the weights became NaN or infinite"
 
 
 class TuningInterrupted(PeftlabError):
     """The user stopped a tuning run; the sentence says how to go on."""
 
     exit_code = 130
+    exit_reason = "stopped by Ctrl-C"
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class RecipeError(PeftlabError):
     """A recipe or its data cannot be used; `errors` lists everything that was found, in the order of the file."""
 
     exit_code = 2
+    exit_reason = "the command, the recipe or the data is wrong"
 
     def __init__(self, errors: Iterable[ValidationIssue]) -> None:
         self.errors = list(errors)

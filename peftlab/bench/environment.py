@@ -1,4 +1,4 @@
-"""When, where and with what something was measured: a number without them says little."""
+"""The date, the machine and the package versions of a benchmark."""
 
 import importlib.metadata
 import os
@@ -6,12 +6,12 @@ import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-VERSIONS_OF = ("peftlab", "torch", "transformers", "peft")
+PACKAGES = ("peftlab", "torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """The date (UTC), the versions that matter, the machine, and how many threads were allowed."""
+class BenchmarkEnvironment:
+    """The date (UTC), package versions, machine, number of cores, and the value of OMP_NUM_THREADS."""
 
     date: str
     versions: dict[str, str]
@@ -24,11 +24,11 @@ class Conditions:
         return f"{self.date} · {versions} · {self.machine}, {self.cores} cores, OMP_NUM_THREADS {self.threads}"
 
 
-def conditions() -> Conditions:
-    """Those of this moment."""
-    return Conditions(
+def benchmark_environment() -> BenchmarkEnvironment:
+    """Describe the environment of this process."""
+    return BenchmarkEnvironment(
         date=datetime.now(UTC).date().isoformat(),
-        versions={package: importlib.metadata.version(package) for package in VERSIONS_OF},
+        versions={package: importlib.metadata.version(package) for package in PACKAGES},
         machine=f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
         cores=os.cpu_count() or 1,
         threads=os.environ.get("OMP_NUM_THREADS", "not set"),

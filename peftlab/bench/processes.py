@@ -1,7 +1,7 @@
-"""One command in a process of its own: its whole wall time, imports included, and its peak memory.
+"""Run one command in a new process, and measure its wall time (imports included) and its peak memory.
 
-A process counts the memory of whoever starts it until it runs its own program, so measure from one that is small: none
-that has imported torch.
+Until a new process runs its own program, it counts the memory of its parent process. So the parent must be small: it
+must not have imported torch.
 """
 
 import json
@@ -16,72 +16,76 @@ from typing import IO, Any
 
 from peftlab.errors import PeftlabError
 
-TOLD_LINES = 15  # of a failed command's last words
+MAX_ERROR_LINES = 15  # last lines of a failed command's output that the error message quotes
 CALL = """\
 import importlib, json, sys
-module, name, given = sys.argv[1:]
-value = getattr(importlib.import_module(module), name)(**json.loads(given))
+module, name, arguments = sys.argv[1:]
+value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
 sys.stdout.write("\\n" + json.dumps(value))
 """
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a command took; `peak_bytes` is its largest resident set, None where the system does not tell."""
+class ProcessResult:
+    """Wall time and output of a command; `peak_bytes` is its peak memory, or None if the system does not count it."""
 
     seconds: float
     peak_bytes: int | None
     output: str
-    """What it wrote to standard output."""
+    """The standard output."""
 
     @property
     def value(self) -> Any:
-        """The last line of the output, read as JSON."""
+        """Parse the last line of the output as JSON."""
         return json.loads(self.output.strip().splitlines()[-1])
 
 
-def measure(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Measured:
-    """Run `command` to its end, with `environment` added to this process's own.
+def run_process(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> ProcessResult:
+    """Run a command to its end, with variables added to the environment of this process.
 
     Raises:
-        PeftlabError: it failed; the message ends with what it said last.
+        PeftlabError: the command failed; the message ends with the last lines of its output.
     """
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as faults:
-        began = time.perf_counter()
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        start = time.perf_counter()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=faults, env={**os.environ, **(environment or {})}
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env={**os.environ, **(environment or {})}
         )
         peak_bytes = _wait(process)
-        seconds = time.perf_counter() - began
-        output, told = _text(said), _text(faults)
+        seconds = time.perf_counter() - start
+        output, errors = _read_text(stdout), _read_text(stderr)
     if process.returncode:
-        shown = " ".join(part for part in command if part != CALL)
-        raise PeftlabError(f"{shown}\nended with exit code {process.returncode}:\n{_last(told or output)}")
-    return Measured(seconds, peak_bytes, output)
+        command_line = " ".join(part for part in command if part != CALL)
+        raise PeftlabError(
+            f"{command_line}\nended with exit code {process.returncode}:\n{_last_lines(errors or output)}"
+        )
+    return ProcessResult(seconds, peak_bytes, output)
 
 
-def measure_call(module: str, name: str, *, environment: Mapping[str, str] | None = None, **given: Any) -> Measured:
-    """Call a function of a module in a fresh interpreter; arguments and `value` are what JSON can hold.
+def call_in_process(
+    module: str, name: str, *, environment: Mapping[str, str] | None = None, **arguments: Any
+) -> ProcessResult:
+    """Call a function of a module in a new interpreter; arguments and result must be JSON values.
 
     Raises:
-        PeftlabError: it failed.
+        PeftlabError: the call failed.
     """
-    return measure([sys.executable, "-c", CALL, module, name, json.dumps(given)], environment=environment)
+    return run_process([sys.executable, "-c", CALL, module, name, json.dumps(arguments)], environment=environment)
 
 
 def warm_up() -> None:
-    """Read the libraries from the disk once, so that what is measured first does not wait for it alone."""
-    measure([sys.executable, "-c", "import datasets, peftlab.tuning.train, peftlab.tuning.publish"])
+    """Import the libraries once, so that the first measured process does not read them from a cold disk."""
+    run_process([sys.executable, "-c", "import datasets, peftlab.tuning.train, peftlab.tuning.publish"])
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Wait for the end → the peak of this very process, where the system counts it (Windows does not)."""
+    """Wait for the end of a process → its peak memory in bytes, or None on Windows."""
     try:
         if sys.platform == "win32":
             process.wait()
             return None
         _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:  # Ctrl-C, above all: leave nothing behind
+    except BaseException:  # mostly Ctrl-C: do not leave the process running
         process.kill()
         process.wait()
         raise
@@ -89,10 +93,10 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes, Linux kilobytes
 
 
-def _text(file: IO[bytes]) -> str:
+def _read_text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode("utf8", errors="replace")
 
 
-def _last(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-TOLD_LINES:])
+def _last_lines(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-MAX_ERROR_LINES:])

@@ -1,4 +1,4 @@
-"""Adapters of random numbers, published as tuned ones are: what they answer means nothing, what they cost does."""
+"""Publish adapters with random weights: their predictions mean nothing, but they cost as much as trained ones."""
 
 import shutil
 import tempfile
@@ -16,13 +16,13 @@ from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Manifest, ParameterCounts, 
 from peftlab.tasks import ModelContext, Task
 from peftlab.tuning.publish import describe_base
 
-SPREAD = 0.02  # as wide as trained ones are
+STANDARD_DEVIATION = 0.02  # about that of trained weights
 
 
 def publish_random(
     store: Store, names: Sequence[str], base_section: BaseSection, method: MethodSection, task: Task, seed: int = 0
 ) -> None:
-    """Publish an adapter under each of `names`, alike but for their numbers."""
+    """Publish one adapter for each name; they differ only in their weights."""
     base = load_base(base_section, task, seed=seed, device="cpu")
     with ErrorCollector() as errors:
         task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
@@ -39,14 +39,17 @@ def publish_random(
         seconds=0.0,
     )
     generator = torch.Generator().manual_seed(seed)
-    with tempfile.TemporaryDirectory() as made:
-        model.save_pretrained(made, save_embedding_layers=False)
-        like = load_file(Path(made) / WEIGHTS_FILE)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        template = load_file(Path(folder) / WEIGHTS_FILE)
 
-        def write(folder: Path) -> Manifest:
-            shutil.copy(Path(made) / CONFIG_FILE, folder)
-            values = {name: torch.randn(tensor.shape, generator=generator) * SPREAD for name, tensor in like.items()}
-            save_file(values, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        def write(target: Path) -> Manifest:
+            shutil.copy(Path(folder) / CONFIG_FILE, target)
+            weights = {
+                name: torch.randn(tensor.shape, generator=generator) * STANDARD_DEVIATION
+                for name, tensor in template.items()
+            }
+            save_file(weights, target / WEIGHTS_FILE, metadata={"format": "pt"})
             return manifest
 
         for name in names:

@@ -1,4 +1,4 @@
-"""Serving many adapters: mixed batches beside the bare base, and the time that an adapter takes to come."""
+"""Time mixed batches of many adapters, compared with the base model alone, and the loading of adapters."""
 
 import statistics
 import tempfile
@@ -9,21 +9,23 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from peftlab.bench.processes import measure_call
+from peftlab.base import find_base
+from peftlab.bench.processes import call_in_process
 from peftlab.errors import RecipeError, ValidationIssue
 from peftlab.recipe import BaseSection, MethodSection
 
-BARE = "bare base"
-SERVED = "peftlab.bench.runtime_worker"
-TURNS = 3  # processes for each number of adapters in memory, taken in turn
+BASE_MODEL = "bare base"  # the key of the base model alone in --json and in result files
+WORKER = "peftlab.bench.runtime_worker"
+TURNS = 3  # processes for each number of adapters in memory; the numbers alternate
 Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
 class BatchTime:
-    """One batch in one way, by rows of `adapters` different adapters; `ratio` is to the bare base with one head.
+    """The time of one batch in one setup (`way`), with rows of `adapters` different adapters.
 
-    Both numbers are medians over rounds in which every way took one batch.
+    `ratio` is relative to the base model with one head. `seconds` and `ratio` are medians over rounds in which every
+    setup ran one batch.
     """
 
     way: str
@@ -33,16 +35,16 @@ class BatchTime:
 
     @property
     def case(self) -> str:
-        """`peftlab, 4 adapters`."""
+        """The key in --json, such as `peftlab, 4 adapters`."""
         return f"{self.way}, {self.adapters} adapters" if self.adapters else self.way
 
 
 @dataclass(frozen=True)
 class LoadTime:
-    """Medians of bringing an adapter from disk and of finding one that is ready, with `registered` adapters loaded.
+    """Median seconds of loading an adapter while `registered` adapters are in memory.
 
-    `from_disk` is into memory that another adapter has left, `growing` into memory that the process never had, which
-    the system must give first; `ratio` is of `from_disk` to that with the first number of adapters.
+    `from_disk` loads into memory that another adapter has freed, `growing` into newly allocated memory, and `ready`
+    looks up an adapter that is already loaded. `ratio` is `from_disk` ÷ `from_disk` for the first number of adapters.
     """
 
     registered: int
@@ -64,29 +66,29 @@ def time_batches(
     plain: bool = True,
     device: str = "auto",
 ) -> list[BatchTime]:
-    """A mixed batch of random tokens through random adapters: peftlab, and plain PEFT with `adapter_names`.
+    """Time mixed batches of random tokens with random adapters: peftlab, and plain PEFT with `adapter_names`.
 
-    Measured in a fresh process. The bare base is in the same precision, with one head.
+    The measurement runs in a new process. The base model alone has the same precision and one head.
 
     Args:
-        base: As `base.model` of a recipe.
-        counts: How many different adapters the rows of a batch have.
-        method: As `method` of a recipe; LoRA with r=8 on every Linear without.
-        rows, tokens: Of the batch.
-        rounds: How often each way takes a batch, after two that do not count.
+        base: The base model, as `base.model` of a recipe.
+        counts: Numbers of different adapters in a batch.
+        method: The method, as `method` of a recipe; None means LoRA with r=8.
+        rows, tokens: Shape of the batch.
+        rounds: Number of measured batches of each setup, after two warm-up batches.
         precision: fp32 or bf16.
-        plain: Whether to measure plain PEFT as well, which can do it for LoRA.
+        plain: Whether to measure plain PEFT too, which mixes adapters only for LoRA.
         device: auto, cpu, cuda or mps.
 
     Raises:
-        BaseNotFoundError: the base model is nowhere.
-        RecipeError: the method cannot be put on it.
+        BaseNotFoundError: the base model was not found.
+        RecipeError: the method section is wrong.
         PeftlabError: the process failed.
     """
-    given: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
-    place: dict[str, Any] = {**_checked(base, method), "device": device}
-    measured = measure_call(SERVED, "batch_times", **place, **given, precision=precision)
-    return [BatchTime(**told) for told in measured.value]
+    sizes: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
+    settings: dict[str, Any] = {**_check_settings(base, method), "device": device}
+    result = call_in_process(WORKER, "batch_times", **settings, **sizes, precision=precision)
+    return [BatchTime(**fields) for fields in result.value]
 
 
 def time_loading(
@@ -97,41 +99,39 @@ def time_loading(
     rounds: int = 30,
     device: str = "auto",
 ) -> list[LoadTime]:
-    """How long an adapter takes to come, with few and with many others in memory.
+    """Time the loading of an adapter, with few and with many other adapters in memory.
 
-    Each number of adapters has processes of its own, three of them, which take turns with those of the others; `rounds`
-    loads in each. Other arguments and errors are as for `time_batches`.
+    Each number of adapters is measured in three new processes with `rounds` loads each; the numbers alternate. Other
+    arguments and errors are those of `time_batches`.
     """
-    checked, most = _checked(base, method), max(registered)
-    told: dict[int, list[Seconds]] = {count: [] for count in registered}
+    settings, maximum = _check_settings(base, method), max(registered)
+    times: dict[int, list[Seconds]] = {count: [] for count in registered}
     with tempfile.TemporaryDirectory() as store:
-        measure_call(SERVED, "publish", **checked, store=store, loaded=most, fresh=rounds)
+        call_in_process(WORKER, "publish", **settings, store=store, loaded=maximum, fresh=rounds)
         for _ in range(TURNS):
             for count in registered:
-                measured = measure_call(SERVED, "load_times", store=store, loaded=count, fresh=rounds, device=device)
-                told[count].append(measured.value)
-    return [_load_time(count, told[count], told[registered[0]]) for count in registered]
+                result = call_in_process(WORKER, "load_times", store=store, loaded=count, fresh=rounds, device=device)
+                times[count].append(result.value)
+    return [_load_time(count, times[count], times[registered[0]]) for count in registered]
 
 
-def _load_time(registered: int, told: list[Seconds], first: list[Seconds]) -> LoadTime:
-    """Medians over processes, of medians in each."""
-    seconds = {case: [turn[case] for turn in told] for case in told[0]}
+def _load_time(registered: int, times: list[Seconds], first: list[Seconds]) -> LoadTime:
+    """Combine the medians of several processes."""
+    seconds = {case: [turn[case] for turn in times] for case in times[0]}
     ratio = statistics.median(map(truediv, seconds["from_disk"], (turn["from_disk"] for turn in first)))
-    return LoadTime(registered, **{case: statistics.median(took) for case, took in seconds.items()}, ratio=ratio)
+    return LoadTime(registered, **{case: statistics.median(values) for case, values in seconds.items()}, ratio=ratio)
 
 
-def _checked(base: str, method: dict[str, Any] | None) -> dict[str, Any]:
-    """What cannot be measured is told in this process, in words."""
-    from peftlab.base import find_base
-
+def _check_settings(base: str, method: dict[str, Any] | None) -> dict[str, Any]:
+    """Check the base model and the method before a process starts → the arguments of the worker."""
     find_base(BaseSection(model=base))
-    given = method or {"type": "lora", "r": 8}
+    section = method or {"type": "lora", "r": 8}
     try:
-        TypeAdapter(MethodSection).validate_python(given)
+        TypeAdapter(MethodSection).validate_python(section)
     except ValidationError as error:
-        raise RecipeError([_problem(wrong) for wrong in error.errors()]) from None
-    return {"base": base, "method": given}
+        raise RecipeError([_method_issue(details) for details in error.errors()]) from None
+    return {"base": base, "method": section}
 
 
-def _problem(wrong: Any) -> ValidationIssue:
-    return ValidationIssue(f"{wrong['msg']}.", key=".".join(["method", *map(str, wrong["loc"][1:])]))
+def _method_issue(details: Any) -> ValidationIssue:
+    return ValidationIssue(f"{details['msg']}.", key=".".join(["method", *map(str, details["loc"][1:])]))

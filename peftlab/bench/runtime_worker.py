@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from peftlab.base import head_config
 from peftlab.bench.random_adapters import publish_random
-from peftlab.bench.runtime import BARE
+from peftlab.bench.runtime import BASE_MODEL
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.runtime import Bank
 from peftlab.runtime.forward import forward_rows
@@ -45,7 +45,7 @@ def batch_times(
         bank = _bank(store, names, device, precision)
         inputs = _inputs(bank, rows, tokens)
         bare = _plain_model(bank, precision)
-        calls: dict[tuple[str, int], Call] = {(BARE, 0): lambda: bare(**inputs)}
+        calls: dict[tuple[str, int], Call] = {(BASE_MODEL, 0): lambda: bare(**inputs)}
         if plain:
             adapted = _plain_peft(bank, names, precision)
         for count in counts:
@@ -58,7 +58,7 @@ def batch_times(
         {
             "way": way,
             "adapters": count,
-            "ratio": statistics.median(one / other for one, other in zip(took, seconds[BARE, 0], strict=True)),
+            "ratio": statistics.median(one / other for one, other in zip(took, seconds[BASE_MODEL, 0], strict=True)),
             "seconds": statistics.median(took),
         }
         for (way, count), took in seconds.items()

@@ -1,18 +1,18 @@
-"""The time of one training step, beside the least it can take: one forward and one activation backward of the base."""
+"""Time single training steps, compared with a limit: one forward and one activation backward of the base model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.bench.processes import measure_call
-from peftlab.bench.validation import check_ways
+from peftlab.bench.processes import call_in_process
+from peftlab.bench.validation import check_setups
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
 
 LIMIT = "limit"
 COMPILED, COMPILING = "torch.compile", {"training.torch_compile": True, "training.fused_lora": None}
-"""The recipe with torch.compile in the place of our own functions."""
+"""The recipe with torch.compile instead of peftlab's own functions."""
 PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {"training.bf16": False}, "bf16": {"training.bf16": True}}
 DROPOUTS: dict[str, dict[str, Any]] = {
     "none": {"training.base_dropout": False, "method.lora_dropout": 0.0},
@@ -22,10 +22,10 @@ DROPOUTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class StepTime:
-    """A step in one way; `ratio` is to the limit in the same precision, with the base's dropout where the way has it.
+    """The time of a training step in one setup (`way`); `ratio` is relative to the limit in the same precision.
 
-    The limit is the frozen base alone; the other ways add delta, head, clipping and AdamW. Both numbers are medians
-    over rounds in which every way took one step.
+    The limit is the frozen base model alone, with the same base dropout; the other setups add adapter, head, gradient
+    clipping and AdamW. `seconds` and `ratio` are medians over rounds in which every setup took one step.
     """
 
     precision: str
@@ -45,32 +45,36 @@ def time_steps(
     device: str = "auto",
     compiled: bool = False,
 ) -> list[StepTime]:
-    """Steps of the recipe's base and method: the limit, plain PEFT and peftlab, by precision and dropout.
+    """Time training steps of a recipe: the limit, plain PEFT and peftlab, for each precision and dropout.
 
-    Measured in a fresh process, on random tokens. In bf16, plain PEFT runs as Trainer has it (autocast of fp32
-    weights), and the limit with the weights themselves in bfloat16.
+    The measurement runs in a new process, on random tokens. In bf16, plain PEFT uses autocast of fp32 weights as
+    Trainer does, and the limit has bfloat16 weights.
 
     Args:
         recipe_path: The recipe, a YAML file.
         overrides: Dotted recipe keys → values.
-        batch: Inputs in a batch.
-        tokens: Tokens of each input; at most what the base takes.
-        rounds: How often each way takes a step, after two that do not count.
+        batch: Rows of a batch.
+        tokens: Tokens of a row, at most the maximum length of the base model.
+        rounds: Number of measured steps of each setup, after two warm-up steps.
         device: auto, cpu, cuda or mps.
-        compiled: Also through torch.compile; what compiling takes does not count.
+        compiled: Whether to measure torch.compile too; the time of compilation is not counted.
 
     Raises:
         RecipeError: the recipe or the data cannot be used.
-        BaseNotFoundError: the base model is nowhere.
+        BaseNotFoundError: the base model was not found.
         PeftlabError: the process failed.
     """
     settings: list[dict[str, Any]] = [
-        {"precision": precision, "dropout": dropout, "overrides": {**(overrides or {}), **keys, **more}}
-        for precision, keys in PRECISIONS.items()
-        for dropout, more in DROPOUTS.items()
+        {
+            "precision": precision,
+            "dropout": dropout,
+            "overrides": {**(overrides or {}), **precision_keys, **dropout_keys},
+        }
+        for precision, precision_keys in PRECISIONS.items()
+        for dropout, dropout_keys in DROPOUTS.items()
     ]
-    _check_whole(check_ways(recipe_path, [setting["overrides"] for setting in settings]))
-    measured = measure_call(
+    _check_unquantized(check_setups(recipe_path, [setting["overrides"] for setting in settings]))
+    result = call_in_process(
         "peftlab.bench.step_worker",
         "step_times",
         recipe_path=str(recipe_path),
@@ -81,12 +85,12 @@ def time_steps(
         device=device,
         compiled=compiled,
     )
-    return [StepTime(**told) for told in measured.value]
+    return [StepTime(**fields) for fields in result.value]
 
 
-def _check_whole(recipe: Recipe) -> None:
-    """Refuse a quantized base: the limit and plain PEFT are measured in fp32 and bf16."""
+def _check_unquantized(recipe: Recipe) -> None:
+    """Refuse a quantized base model, because the limit and plain PEFT are measured in fp32 and bf16."""
     with ErrorCollector() as errors:
         if recipe.base.quantization:
-            hint = "Take --only runs, or -o base.quantization=null."
-            errors.add("single steps are not measured on a quantized base.", key="base.quantization", hint=hint)
+            hint = "Use --only runs, or -o base.quantization=null."
+            errors.add("single steps cannot be measured on a quantized base model.", key="base.quantization", hint=hint)

@@ -1,4 +1,4 @@
-"""Several runs of several ways → one line a way: time and memory as ratios to one of them, scores with their spread."""
+"""Summarize runs over seeds: time and memory as ratios to a baseline, and the mean and deviation of scores."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class TimedRun:
-    """One whole tuning run. `parts` are the seconds of start, training, evaluation and end."""
+class RunTime:
+    """One whole tuning run in one setup (`way`); `parts` are the seconds of start, training, evaluation and end."""
 
     way: str
     seed: int
@@ -19,10 +19,10 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class Summary:
-    """One way over all seeds, beside the way it is compared with.
+    """One setup (`way`) over all seeds, compared with the baseline.
 
-    `ratio` is the median over seeds of its wall time divided by the other's with the same seed, `peak_ratio` likewise;
-    `parts` are medians too, each a share of the other's whole time. `score_sd` is None for a single seed.
+    `ratio` is the median over seeds of its wall time divided by the baseline's with the same seed; `peak_ratio` is the
+    same for memory. `parts` are medians too, relative to the baseline's whole time. `score_sd` is None for one seed.
     """
 
     way: str
@@ -35,26 +35,27 @@ class Summary:
     parts: dict[str, float]
 
 
-def summarize(runs: Sequence[TimedRun], against: str) -> list[Summary]:
-    """One summary a way, in the order of their first runs; every way has one run for each seed."""
-    rivals = {run.seed: run for run in runs if run.way == against}
+def summarize(runs: Sequence[RunTime], baseline_name: str) -> list[Summary]:
+    """Summarize each setup, in the order of the first runs; every setup has one run per seed."""
+    baselines = {run.seed: run for run in runs if run.way == baseline_name}
     ways = dict.fromkeys(run.way for run in runs)
-    return [_summary([run for run in runs if run.way == way], rivals) for way in ways]
+    return [_summary([run for run in runs if run.way == way], baselines) for way in ways]
 
 
-def _summary(runs: Sequence[TimedRun], rivals: dict[int, TimedRun]) -> Summary:
-    pairs = [(run, rivals[run.seed]) for run in runs]
-    peaks = [(run.peak_bytes, rival.peak_bytes) for run, rival in pairs if run.peak_bytes and rival.peak_bytes]
+def _summary(runs: Sequence[RunTime], baselines: dict[int, RunTime]) -> Summary:
+    pairs = [(run, baselines[run.seed]) for run in runs]
+    peaks = [(run.peak_bytes, baseline.peak_bytes) for run, baseline in pairs if run.peak_bytes and baseline.peak_bytes]
     scores = [run.score for run in runs]
     return Summary(
         way=runs[0].way,
-        ratio=statistics.median(run.seconds / rival.seconds for run, rival in pairs),
+        ratio=statistics.median(run.seconds / baseline.seconds for run, baseline in pairs),
         seconds=statistics.median(run.seconds for run in runs),
-        peak_ratio=statistics.median(mine / other for mine, other in peaks) if peaks else None,
-        peak_bytes=statistics.median(mine for mine, _ in peaks) if peaks else None,
+        peak_ratio=statistics.median(peak / baseline for peak, baseline in peaks) if peaks else None,
+        peak_bytes=statistics.median(peak for peak, _ in peaks) if peaks else None,
         score=statistics.mean(scores),
         score_sd=statistics.stdev(scores) if len(scores) > 1 else None,
         parts={
-            part: statistics.median(run.parts[part] / rival.seconds for run, rival in pairs) for part in runs[0].parts
+            part: statistics.median(run.parts[part] / baseline.seconds for run, baseline in pairs)
+            for part in runs[0].parts
         },
     )

@@ -1,4 +1,4 @@
-"""The ways of tuning side by side: all that makes it fast switched off, then on again, one thing after another."""
+"""Compare setups of tuning: first all optimizations are off, then they are turned on one after another."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -6,103 +6,103 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.bench.processes import measure_call, warm_up
+from peftlab.bench.processes import call_in_process, warm_up
 from peftlab.bench.step_time import COMPILED, COMPILING
-from peftlab.bench.summary import TimedRun
-from peftlab.bench.validation import check_ways
+from peftlab.bench.summary import RunTime
+from peftlab.bench.validation import check_setups
 
 PLAIN = "plain"
-SWITCHES: dict[str, dict[str, Any]] = {
+OPTIMIZATIONS: dict[str, dict[str, Any]] = {
     "batching": {"training.train_sampling_strategy": "random"},
     "kernel": {"training.fused_lora": False},
     "attention": {"base.attn_implementation": "sdpa"},
     "precision": {"training.bf16": False},
     "dropout": {"training.base_dropout": True, "method.lora_dropout": 0.1},
 }
-"""What makes tuning fast → the recipe's keys that do without it, as plain Transformers + PEFT is mostly used."""
+"""Each optimization → the recipe keys that turn it off, as plain Transformers + PEFT is mostly used."""
 
-Told = Callable[[int, int], None]
-"""Is told how many runs are done, and of how many."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of finished runs and the number of all runs."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of tuning a recipe: its name, and what it changes there."""
+class Setup:
+    """A variant of a recipe: its name and its overrides (dotted recipe keys → values)."""
 
     name: str
     overrides: Mapping[str, Any]
 
 
-def ways_of_tuning(*, compiled: bool = False) -> list[Way]:
-    """From plain to the recipe as it stands; each way leaves one more thing to the recipe than the one before.
+def tuning_setups(*, compiled: bool = False) -> list[Setup]:
+    """Return the setups from plain to the recipe as it stands; each one turns on one more optimization.
 
-    After them, if asked for, that recipe `compiled`: by torch.compile in the place of our own functions.
+    With `compiled`, the last setup is the recipe with torch.compile instead of peftlab's own functions.
     """
-    names = [PLAIN, *(f"+ {name}" for name in SWITCHES)]
-    off = list(SWITCHES.values())
-    ways = [Way(name, _joined(off[count:])) for count, name in enumerate(names)]
-    return [*ways, Way(COMPILED, COMPILING)] if compiled else ways
+    names = [PLAIN, *(f"+ {name}" for name in OPTIMIZATIONS)]
+    off = list(OPTIMIZATIONS.values())
+    setups = [Setup(name, _merge(off[count:])) for count, name in enumerate(names)]
+    return [*setups, Setup(COMPILED, COMPILING)] if compiled else setups
 
 
-def compare_ways(
+def compare_setups(
     recipe_path: str | Path,
     *,
     overrides: Mapping[str, Any] | None = None,
-    ways: Sequence[Way] | None = None,
+    setups: Sequence[Setup] | None = None,
     seeds: Sequence[int] | None = None,
     device: str = "auto",
-    told: Told = lambda done, total: None,
-) -> list[TimedRun]:
-    """Tune a recipe in each way with each seed, each run in a fresh process with an empty cache, and publish nothing.
+    on_progress: OnProgress = lambda done, total: None,
+) -> list[RunTime]:
+    """Tune a recipe in each setup with each seed, every run in a new process with an empty cache; publish nothing.
 
-    Every run goes through all epochs, so that all do the same work. Ways alternate within a seed, and turn their order
-    from one seed to the next.
+    Every run trains for all epochs, so that all runs do the same work. The setups alternate within a seed, in reverse
+    order for every second seed.
 
     Args:
         recipe_path: The recipe, a YAML file.
-        overrides: Dotted recipe keys → values for every way; what a way changes itself comes after them.
-        ways: Those of `ways_of_tuning`, if None.
-        seeds: The recipe's own, if None.
+        overrides: Dotted recipe keys → values for every setup; the overrides of a setup take precedence.
+        setups: The setups; None means those of `tuning_setups`.
+        seeds: The seeds; None means the seed of the recipe.
         device: auto, cpu, cuda or mps.
-        told: Hears how many runs are done, and of how many.
+        on_progress: Called with the number of finished runs and the number of all runs.
 
     Raises:
-        RecipeError: the recipe or the data cannot be used in one of the ways; found before the first run.
-        BaseNotFoundError: the base model is nowhere.
+        RecipeError: the recipe or the data cannot be used in one of the setups; raised before the first run.
+        BaseNotFoundError: the base model was not found.
         PeftlabError: a run failed.
     """
-    given = {**(overrides or {}), "training.early_stopping_patience": None}
-    chosen = {way.name: {**given, **way.overrides} for way in (ways or ways_of_tuning())}
-    own_seed = check_ways(recipe_path, list(chosen.values())).training.seed
+    shared = {**(overrides or {}), "training.early_stopping_patience": None}
+    chosen = {setup.name: {**shared, **setup.overrides} for setup in (setups or tuning_setups())}
+    recipe_seed = check_setups(recipe_path, list(chosen.values())).training.seed
     order = [
         (name, seed)
-        for place, seed in enumerate(seeds or [own_seed])
-        for name in (list(chosen) if place % 2 == 0 else reversed(chosen))
+        for index, seed in enumerate(seeds or [recipe_seed])
+        for name in (list(chosen) if index % 2 == 0 else reversed(chosen))
     ]
     warm_up()
     runs = []
     for done, (name, seed) in enumerate(order):
-        told(done, len(order))
-        runs.append(_timed_run(name, recipe_path, {**chosen[name], "training.seed": seed}, seed, device))
-    told(len(order), len(order))
+        on_progress(done, len(order))
+        runs.append(_time_run(name, recipe_path, {**chosen[name], "training.seed": seed}, seed, device))
+    on_progress(len(order), len(order))
     return runs
 
 
-def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _timed_run(name: str, recipe_path: str | Path, overrides: Mapping[str, Any], seed: int, device: str) -> TimedRun:
+def _time_run(name: str, recipe_path: str | Path, overrides: Mapping[str, Any], seed: int, device: str) -> RunTime:
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure_call(
+        result = call_in_process(
             "peftlab.bench.tuning_worker",
-            "tune_watched",
+            "time_tuning",
             environment={"PEFTLAB_CACHE": f"{folder}/cache"},
             recipe_path=str(recipe_path),
             overrides=dict(overrides),
             store=f"{folder}/store",
             device=device,
         )
-    told = measured.value
-    parts = {"start": measured.seconds - sum(told["parts"].values()), **told["parts"]}
-    return TimedRun(name, seed, measured.seconds, measured.peak_bytes, told["score"], parts)
+    fields = result.value
+    parts = {"start": result.seconds - sum(fields["parts"].values()), **fields["parts"]}
+    return RunTime(name, seed, result.seconds, result.peak_bytes, fields["score"], parts)

@@ -1,4 +1,4 @@
-"""A recipe that is to be run in several ways: whether it can be, told before any time is spent."""
+"""Check a recipe in all setups of a benchmark before any time is spent."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,21 +11,21 @@ from peftlab.recipe import Recipe, read_recipe
 from peftlab.tasks import Task, build_task
 
 
-def check_ways(recipe_path: str | Path, changes: Sequence[Mapping[str, Any]]) -> Recipe:
-    """The recipe with the first of `changes` (dotted keys → values), after every one of them proved to be possible.
+def check_setups(recipe_path: str | Path, all_overrides: Sequence[Mapping[str, Any]]) -> Recipe:
+    """Check a recipe with each of several overrides (dotted keys → values) → the recipe with the first of them.
 
     Raises:
         RecipeError: the recipe or the data cannot be used.
-        BaseNotFoundError: the base model is nowhere.
+        BaseNotFoundError: the base model was not found.
     """
-    first, *_ = [read_recipe(recipe_path, overrides) for overrides in changes]
-    fitted_task(first)
+    first, *_ = [read_recipe(recipe_path, overrides) for overrides in all_overrides]
+    build_fitted_task(first)
     find_base(first.base)
     return first
 
 
-def fitted_task(recipe: Recipe) -> Task:
-    """The recipe's task with what it learns from the rows, such as its labels.
+def build_fitted_task(recipe: Recipe) -> Task:
+    """Build the task of a recipe, with what it fits to the rows, such as labels.
 
     Raises:
         RecipeError: the data cannot be used.

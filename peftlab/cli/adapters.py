@@ -1,4 +1,4 @@
-"""`peftlab adapters list | show | verify | rollback | remove`; `import` is in importing.py."""
+"""`peftlab adapters list | show | verify | rollback | remove`; `import` is in import_adapter.py."""
 
 import json
 
@@ -7,22 +7,32 @@ from rich.markup import escape
 from rich.text import Text
 
 from peftlab.cli.console import cell, megabytes, out, score_tables, table
+from peftlab.cli.help_layout import Command, Group, option
+from peftlab.cli.import_adapter import import_adapter
 from peftlab.cli.options import json_option, store_option
 from peftlab.errors import PeftlabError
 from peftlab.store import Adapter, Manifest, Store
 
+SECTIONS = {"Look up": ["list", "show", "verify"], "Change": ["import", "rollback", "remove"]}
 
-@click.group()
+
+@click.group(cls=Group, sections=SECTIONS, example="peftlab adapters list")
 def adapters() -> None:
-    """Look after published adapters."""
+    """List, check, import and remove adapters."""
 
 
-@adapters.command("list")
+adapters.add_command(import_adapter)
+
+
+@adapters.command("list", cls=Command, example="peftlab adapters list --store adapters")
 @json_option
 @store_option
 def list_adapters(as_json: bool, store: str) -> None:
-    """All adapters of the store, each in its current version."""
-    found, damaged = _resolved(Store(store))
+    """List the adapters of the store.
+
+    Each adapter is shown in its current version.
+    """
+    found, damaged = _resolve_all(Store(store))
     if as_json:
         for adapter in found:
             click.echo(json.dumps({**adapter.manifest.to_dict(), "folder": str(adapter.folder)}, ensure_ascii=False))
@@ -32,28 +42,31 @@ def list_adapters(as_json: bool, store: str) -> None:
     if not (found or damaged):
         out.print(f"No adapters in {escape(store)} yet. Make one: peftlab tune recipes/ner-lora.yaml")
         return
-    made = table(f"Adapters in {escape(store)}", "name", "version", "task", "score", "size", "created")
+    rows = table(f"Adapters in {escape(store)}", "name", "version", "task", "score", "size", "created")
     for adapter in found:
         manifest = adapter.manifest
-        made.add_row(
+        rows.add_row(
             adapter.name,
             f"{adapter.version} of {len(Store(store).versions(adapter.name))}",
             manifest.task.type,
-            _headline(manifest),
+            _main_score(manifest),
             megabytes(adapter.size),
             manifest.created[:10],
         )
-    out.print(made)
+    out.print(rows)
     for name, error in damaged.items():
         out.print(Text(f"{name}: {error}", "red"))
 
 
-@adapters.command()
+@adapters.command(cls=Command, example="peftlab adapters show ner-clinic@1")
 @click.argument("adapter")
 @json_option
 @store_option
 def show(adapter: str, as_json: bool, store: str) -> None:
-    """What the manifest of ADAPTER says: scores, data, base, versions."""
+    """Show the manifest of an adapter.
+
+    The manifest holds the task, the base model, the method, the data and the scores. ADAPTER is a name or name@version.
+    """
     found = Store(store).resolve(adapter)
     if as_json:
         click.echo(json.dumps({**found.manifest.to_dict(), "folder": str(found.folder)}, ensure_ascii=False, indent=2))
@@ -70,79 +83,88 @@ def show(adapter: str, as_json: bool, store: str) -> None:
     out.print(f"method  {manifest.method}: {trained:,} parameters, {trained / base:.2%} of the base")
     if start := manifest.started_from:
         out.print(f"from    {start.adapter}, manifest {start.manifest_sha256[:12]}…")
-    out.print(f"data    {_data(manifest)}, inputs of up to {manifest.max_length} tokens")
-    made = "imported by" if manifest.imported else "made by"
-    out.print(f"{made} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}\n")
+    out.print(f"data    {_data_hash(manifest)}, inputs of up to {manifest.max_length} tokens")
+    origin = "imported by" if manifest.imported else "made by"
+    out.print(f"{origin} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}\n")
     _print_origin(manifest)
     for split, scores in manifest.scores.items():
         out.print(score_tables(f"{split.capitalize()} scores", scores))
         out.print()
 
 
-@adapters.command()
+@adapters.command(cls=Command, example="peftlab adapters verify")
 @click.argument("adapter_names", metavar="[ADAPTER]…", nargs=-1)
 @store_option
 def verify(adapter_names: tuple[str, ...], store: str) -> None:
-    """Compare every byte with what was published; without names, for every version of every adapter."""
-    shelf = Store(store)
-    every = [f"{name}@{version}" for name in shelf.names() for version in shelf.versions(name)]
-    faults: list[PeftlabError] = list(_resolved(shelf)[1].values()) if not adapter_names else []
-    for name in adapter_names or every:
+    """Check that no byte of an adapter has changed.
+
+    Without names, all versions of all adapters are checked.
+    """
+    adapter_store = Store(store)
+    all_versions = [f"{name}@{version}" for name in adapter_store.names() for version in adapter_store.versions(name)]
+    errors: list[PeftlabError] = list(_resolve_all(adapter_store)[1].values()) if not adapter_names else []
+    for name in adapter_names or all_versions:
         try:
-            adapter = shelf.verify(name)
+            adapter = adapter_store.verify(name)
         except PeftlabError as error:
-            faults.append(error)
+            errors.append(error)
         else:
             out.print(f"[green]ok[/]  {adapter}  {len(adapter.manifest.files) + 1} files, {megabytes(adapter.size)}")
-    if faults:
-        raise type(faults[0])("\n".join(dict.fromkeys(map(str, faults))))
-    if not (adapter_names or every):
+    if errors:
+        raise type(errors[0])("\n".join(dict.fromkeys(map(str, errors))))
+    if not (adapter_names or all_versions):
         out.print(f"No adapters in {escape(store)} to verify.")
 
 
-@adapters.command()
+@adapters.command(cls=Command, example="peftlab adapters rollback ner-clinic@1")
 @click.argument("adapter")
 @store_option
 def rollback(adapter: str, store: str) -> None:
-    """Let a name mean its version before the current one, or the one given as name@version."""
+    """Make an earlier version current.
+
+    ADAPTER is name@version, or a name, which means the version before the current one.
+    """
     found = Store(store).rollback(adapter)
-    out.print(f"{found.name} now means {found}, {_headline(found.manifest)}.")
+    out.print(f"{found.name} now means {found}, {_main_score(found.manifest)}.")
 
 
-@adapters.command()
+@adapters.command(cls=Command, example="peftlab adapters remove ner-clinic@1")
 @click.argument("adapter")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@option("--yes", is_flag=True, help="Remove without asking.")
 @store_option
 def remove(adapter: str, yes: bool, store: str) -> None:
-    """Delete one version (name@version) or an adapter with all its versions (name)."""
-    shelf = Store(store)
-    versions = shelf.versions(adapter.partition("@")[0])
-    what = adapter if "@" in adapter else f"{adapter} and its {len(versions)} version(s)"
+    """Delete an adapter.
+
+    ADAPTER is name@version to delete one version, or a name to delete all versions.
+    """
+    adapter_store = Store(store)
+    versions = adapter_store.versions(adapter.partition("@")[0])
+    target = adapter if "@" in adapter else f"{adapter} and its {len(versions)} version(s)"
     if versions and not yes:
-        click.confirm(f"Delete {what} from {store}?", abort=True)
-    removed = shelf.remove(adapter)
+        click.confirm(f"Delete {target} from {store}?", abort=True)
+    removed = adapter_store.remove(adapter)
     name = adapter.partition("@")[0]
     out.print(f"Deleted {', '.join(f'{name}@{version}' for version in removed)}.")
 
 
-def _resolved(shelf: Store) -> tuple[list[Adapter], dict[str, PeftlabError]]:
-    """The current version of each adapter, and why where there is none to be had."""
+def _resolve_all(adapter_store: Store) -> tuple[list[Adapter], dict[str, PeftlabError]]:
+    """Return the current version of each adapter, and the error of each adapter that cannot be read, by name."""
     found, damaged = [], {}
-    for name in shelf.names():
+    for name in adapter_store.names():
         try:
-            found.append(shelf.resolve(name))
+            found.append(adapter_store.resolve(name))
         except PeftlabError as error:
             damaged[name] = error
     return found, damaged
 
 
-def _data(manifest: Manifest) -> str:
+def _data_hash(manifest: Manifest) -> str:
     sha256 = manifest.data.sha256
     return f"sha256 {sha256[:12]}…" if sha256 else "not known"
 
 
 def _print_origin(manifest: Manifest) -> None:
-    """Where an imported adapter comes from, and what to know of it."""
+    """Print where an imported adapter comes from, and the notes of its import."""
     if imported := manifest.imported:
         version = f", saved by PEFT {imported.peft_version}" if imported.peft_version else ""
         out.print(f"Imported from {escape(imported.source)}{escape(version)}; not scored: peftlab evaluate does it.")
@@ -150,8 +172,8 @@ def _print_origin(manifest: Manifest) -> None:
             out.print(f"  {note}", style="dim", markup=False)
 
 
-def _headline(manifest: Manifest) -> str:
-    """The main score on the last split there is."""
+def _main_score(manifest: Manifest) -> str:
+    """Return the main score on the test split, or else on the validation split, as text."""
     if not manifest.scores:
         return "imported, not scored" if manifest.imported else "not scored"
     split = "test" if "test" in manifest.scores else "validation"

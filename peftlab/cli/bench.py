@@ -3,42 +3,75 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.markup import escape
 
+from peftlab.bench import (
+    BatchTime,
+    LoadTime,
+    RunTime,
+    StepTime,
+    Summary,
+    benchmark_environment,
+    compare_setups,
+    summarize,
+    time_batches,
+    time_loading,
+    time_steps,
+    tuning_setups,
+)
+from peftlab.bench.runtime import BASE_MODEL as BASE_MODEL_SETUP
+from peftlab.bench.step_time import COMPILED
+from peftlab.bench.tuning import PLAIN
 from peftlab.cli.console import bar_for, cell, out, table
+from peftlab.cli.help_layout import Command, Group, option
 from peftlab.cli.options import (
     device_option,
     json_option,
     override_option,
-    read_counts,
-    read_section,
-    read_seeds,
+    parse_counts,
+    parse_section,
+    parse_seeds,
+    refuse_options,
 )
 
-if TYPE_CHECKING:
-    from peftlab.bench import BatchTime, LoadTime, StepTime, Summary, TimedRun
+BATCHES, LOADING = "Mixed batches", "Loading"
 
 
-@click.group()
+@click.group(cls=Group, sections={"Commands": ["tuning", "runtime"]}, example="peftlab bench runtime --only batches")
 def bench() -> None:
-    """Measure on this machine: one thing beside another, in one run, as ratios."""
+    """Measure speed on this machine.
+
+    All alternatives are measured in the same run and reported as ratios.
+    """
 
 
-@bench.command()
+@bench.command(cls=Command, example="peftlab bench tuning recipes/ner-lora.yaml --only steps")
 @click.argument("recipe_path", metavar="[RECIPE]", default="recipes/ner-lora.yaml")
 @override_option
-@click.option(
-    "--seeds", metavar="N,N…", callback=read_seeds, help="Run each way with each seed; default: the recipe's."
+@option(
+    "--seeds",
+    metavar="N,N…",
+    callback=parse_seeds,
+    help="Seeds of the whole runs: every setup runs once per seed. Default: the seed of the recipe.",
 )
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Steps that each way takes.")
-@click.option("--only", type=click.Choice(["runs", "steps"]), help="Measure whole runs only, or single steps only.")
-@click.option("--compile", "compiled", is_flag=True, help="Also by torch.compile, in the place of our own functions.")
+@option(
+    "--rounds",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of measured single steps of every setup.",
+)
+@option("--only", type=click.Choice(["runs", "steps"]), help="Measure only whole runs, or only single steps.")
+@option("--compile", "compiled", is_flag=True, help="Measure torch.compile too, instead of peftlab's own functions.")
 @json_option
 @device_option
+@click.pass_context
 def tuning(
+    ctx: click.Context,
     recipe_path: str,
     overrides: dict[str, Any],
     seeds: list[int] | None,
@@ -48,54 +81,112 @@ def tuning(
     as_json: bool,
     device: str,
 ) -> None:
-    """Compare ways of tuning RECIPE (recipes/ner-lora.yaml), side by side.
+    """Compare the speed of tuning with plain Transformers and PEFT.
 
-    Whole runs, each in a fresh process: first as plain Transformers + PEFT would go about it, then with one thing after
-    another left to peftlab, and last the recipe as it stands. And single training steps of 32 × 64 tokens, beside the
-    least they can take: one forward and one activation backward of the frozen base. Nothing is published.
+    Whole runs start in a fresh process each. The first setup is plain Transformers + PEFT; every next setup
+    turns on one more optimization, and the last one is RECIPE as it stands.
+
+    Single training steps have 32 × 64 tokens. They are compared with a lower limit: one forward and one
+    activation backward of the frozen base model. Nothing is published.
     """
-    from peftlab.bench import compare_ways, conditions, summarize, time_steps, ways_of_tuning
-    from peftlab.bench.tuning import PLAIN
-
-    runs: list[TimedRun] = []
+    _check_only(ctx, only, {"runs": ("seeds",), "steps": ("rounds",)})
+    runs: list[RunTime] = []
     steps: list[StepTime] = []
-    with bar_for("tuning", quiet=as_json) as told:
+    with bar_for("tuning", quiet=as_json) as on_progress:
         if only != "steps":
-            ways = ways_of_tuning(compiled=compiled)
-            runs = compare_ways(recipe_path, overrides=overrides, ways=ways, seeds=seeds, device=device, told=told)
+            runs = compare_setups(
+                recipe_path,
+                overrides=overrides,
+                setups=tuning_setups(compiled=compiled),
+                seeds=seeds,
+                device=device,
+                on_progress=on_progress,
+            )
         if only != "runs":
             steps = time_steps(recipe_path, overrides=overrides, rounds=rounds, device=device, compiled=compiled)
     summaries = summarize(runs, PLAIN)
     if as_json:
-        measured = {"runs": _plain(runs), "ways": _plain(summaries), "steps": _plain(steps)}
-        click.echo(json.dumps({"recipe": recipe_path, **asdict(conditions()), **measured}, ensure_ascii=False))
+        results = {"runs": _as_dicts(runs), "ways": _as_dicts(summaries), "steps": _as_dicts(steps)}
+        fields = {"recipe": recipe_path, **asdict(benchmark_environment()), **results}
+        click.echo(json.dumps(fields, ensure_ascii=False))
         return
-    out.print(escape(f"{recipe_path}\n{conditions()}"))
+    out.print(escape(f"{recipe_path}\n{benchmark_environment()}"))
     if summaries:
-        print_ways(summaries)
+        print_runs(summaries)
     if steps:
         print_steps(steps)
 
 
-@bench.command()
+@bench.command(cls=Command, example="peftlab bench runtime --adapters 1,8 --rows 16")
 @click.argument("base", metavar="[BASE]", default="sentence-transformers/all-MiniLM-L6-v2")
-@click.option("--adapters", "counts", default="1,4,16,32", show_default=True, callback=read_counts, help="In a batch.")
-@click.option(
-    "--method", default="{type: lora, r: 8}", show_default=True, callback=read_section, help="As in a recipe, in YAML."
+@option(
+    "--method",
+    default="{type: lora, r: 8}",
+    show_default=True,
+    metavar="YAML",
+    callback=parse_section,
+    help="Method of the adapters, as `method` of a recipe.",
 )
-@click.option("--rows", default=32, show_default=True, type=click.IntRange(min=1), help="Rows of a batch.")
-@click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens of a row.")
-@click.option(
-    "--rounds", default=15, show_default=True, type=click.IntRange(min=1), help="Batches that each way takes."
+@option("--only", type=click.Choice(["batches", "loads"]), help="Measure only mixed batches, or only loading.")
+@option(
+    "--adapters",
+    "counts",
+    default="1,4,16,32",
+    show_default=True,
+    metavar="N,N…",
+    callback=parse_counts,
+    section=BATCHES,
+    help="Numbers of different adapters in a batch.",
 )
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16"]))
-@click.option(
-    "--registered", default="1,100", show_default=True, callback=read_counts, help="Adapters in memory at loads."
+@option(
+    "--rows",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    section=BATCHES,
+    help="Rows of a batch.",
 )
-@click.option("--only", type=click.Choice(["batches", "loads"]), help="Measure mixed batches only, or loading only.")
+@option(
+    "--tokens",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    section=BATCHES,
+    help="Tokens of a row.",
+)
+@option(
+    "--rounds",
+    default=15,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    section=BATCHES,
+    help="Number of measured batches of every setup.",
+)
+@option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16"]),
+    section=BATCHES,
+    help="Floating-point type of the base model.",
+)
+@option(
+    "--registered",
+    default="1,100",
+    show_default=True,
+    metavar="N,N…",
+    callback=parse_counts,
+    section=LOADING,
+    help="Numbers of adapters in memory while another one is loaded.",
+)
 @json_option
 @device_option
+@click.pass_context
 def runtime(
+    ctx: click.Context,
     base: str,
     counts: list[int],
     method: dict[str, Any],
@@ -108,95 +199,102 @@ def runtime(
     as_json: bool,
     device: str,
 ) -> None:
-    """Serve many adapters from one BASE: mixed batches beside the bare base and plain PEFT, and loading.
+    """Measure prediction and loading with many adapters.
 
-    Adapters are of random numbers, published and loaded as tuned ones are. Rows of a batch are shared out evenly among
-    1, 4, 16, … of them. BASE is as `base.model` of a recipe. With --json, one object with `ratio_to_base` by case.
+    BASE is a base model, as `base.model` of a recipe. A mixed batch has rows of 1, 4, 16, … different adapters; it is
+    compared with the base model alone and with plain PEFT. The adapters have random weights.
+
+    With --json, one object is printed; its `ratio_to_base` has a ratio for each case.
     """
-    from peftlab.bench import conditions, time_batches, time_loading
-
-    asked: dict[str, Any] = {"method": method, "device": device}
+    _check_only(ctx, only, {"batches": ("counts", "rows", "tokens", "rounds", "precision"), "loads": ("registered",)})
+    settings: dict[str, Any] = {"method": method, "device": device}
+    sizes: dict[str, Any] = {"rows": rows, "tokens": tokens, "precision": precision}
+    with_peft = method.get("type", "lora") == "lora"
     batches: list[BatchTime] = []
     loads: list[LoadTime] = []
-    plain = asked["method"].get("type", "lora") == "lora"
     with bar_for("measuring", quiet=as_json):
         if only != "loads":
-            sizes: dict[str, Any] = {"rows": rows, "tokens": tokens, "rounds": rounds}
-            batches = time_batches(base, counts=counts, precision=precision, plain=plain, **sizes, **asked)
+            batches = time_batches(base, counts=counts, rounds=rounds, plain=with_peft, **sizes, **settings)
         if only != "batches":
-            loads = time_loading(base, registered=registered, **asked)
+            loads = time_loading(base, registered=registered, **settings)
     if as_json:
-        measured = {
+        results = {
             "ratio_to_base": {batch.case: batch.ratio for batch in batches},
             "seconds": {batch.case: batch.seconds for batch in batches},
-            "loads": [asdict(load) for load in loads],
+            "loads": _as_dicts(loads),
         }
-        sizes = {"rows": rows, "tokens": tokens, "precision": precision}
-        told = {"base": base, "method": asked["method"], **sizes, **asdict(conditions()), **measured}
-        click.echo(json.dumps(told, ensure_ascii=False))
+        fields = {"base": base, "method": method, **sizes, **asdict(benchmark_environment()), **results}
+        click.echo(json.dumps(fields, ensure_ascii=False))
         return
-    out.print(escape(f"{base}, {json.dumps(method)}\n{conditions()}"))
+    out.print(escape(f"{base}, {json.dumps(method)}\n{benchmark_environment()}"))
     if batches:
         print_batches(batches, f"{rows} rows × {tokens} tokens, {precision}")
     if loads:
         print_loads(loads)
 
 
-def print_batches(batches: "list[BatchTime]", title: str) -> None:
-    """Mixed batches: ratios to the bare base."""
-    made = table(f"\nA batch of {title}", "way", "adapters", "time ÷ bare base", "milliseconds")
+def print_batches(batches: list[BatchTime], title: str) -> None:
+    """Print the times of mixed batches, as ratios to the base model."""
+    rendered = table(f"\nA batch of {title}", "setup", "adapters", "time ÷ base model", "milliseconds")
     for batch in batches:
         count = str(batch.adapters) if batch.adapters else "–"
-        made.add_row(batch.way, count, f"{batch.ratio:.2f}", f"{batch.seconds * 1000:.0f}")
-    out.print(made)
-    out.print("bare base: with one head. plain PEFT: `adapter_names`.", style="dim")
+        name = "base model" if batch.way == BASE_MODEL_SETUP else batch.way
+        rendered.add_row(name, count, f"{batch.ratio:.2f}", f"{batch.seconds * 1000:.0f}")
+    out.print(rendered)
+    out.print("base model: without adapters, with one head. plain PEFT: with `adapter_names`.", style="dim")
 
 
-def print_loads(loads: "list[LoadTime]") -> None:
-    """Loading, by how many adapters are in memory."""
-    made = table("\nBringing an adapter", "in memory", "from disk, ms", "÷ first", "growing, ms", "ready already, ms")
+def print_loads(loads: list[LoadTime]) -> None:
+    """Print the times of loading an adapter, by the number of adapters in memory."""
+    columns = ("in memory", "from disk, ms", "÷ first", "growing, ms", "cached, ms")
+    rendered = table("\nLoading an adapter", *columns)
     for load in loads:
-        disk, growing, ready = f"{load.from_disk * 1000:.1f}", f"{load.growing * 1000:.1f}", f"{load.ready * 1000:.3f}"
-        made.add_row(str(load.registered), disk, f"{load.ratio:.2f}", growing, ready)
-    out.print(made)
+        disk, growing, cached = f"{load.from_disk * 1000:.1f}", f"{load.growing * 1000:.1f}", f"{load.ready * 1000:.3f}"
+        rendered.add_row(str(load.registered), disk, f"{load.ratio:.2f}", growing, cached)
+    out.print(rendered)
     out.print(
-        "From disk: every byte verified, read, and ready to answer, into memory that another adapter left;"
-        " growing: into memory that the system gives first.",
+        "From disk: all bytes are verified and loaded into memory that a removed adapter has freed."
+        " Growing: into newly allocated memory. Cached: the adapter is already in memory.",
         style="dim",
     )
 
 
-def _plain(measured: "Sequence[TimedRun | Summary | StepTime]") -> list[dict[str, Any]]:
-    return [asdict(item) for item in measured]
-
-
-def print_ways(ways: "list[Summary]") -> None:
-    """Whole runs: ratios to the first way and to the one above, and where the time goes."""
-    from peftlab.bench.step_time import COMPILED
-
-    made = table("\nWhole runs", "way", "time ÷ plain", "÷ above", "memory ÷ plain", "score", "seconds")
-    for above, way in zip([ways[0], *ways], ways, strict=False):
-        made.add_row(
-            way.way,
-            f"{way.ratio:.2f}",
-            f"{way.ratio / above.ratio:.2f}",
-            f"{way.peak_ratio:.2f}" if way.peak_ratio else "unknown",
-            cell(way.score) + (f" ± {way.score_sd:.3f}" if way.score_sd is not None else ""),
-            f"{way.seconds:.1f}",
+def print_runs(summaries: list[Summary]) -> None:
+    """Print the times of whole runs, as ratios to the first setup and to the one above, and the time of each part."""
+    rendered = table("\nWhole runs", "setup", "time ÷ plain", "÷ above", "memory ÷ plain", "score", "seconds")
+    for above, summary in zip([summaries[0], *summaries], summaries, strict=False):
+        rendered.add_row(
+            summary.way,
+            f"{summary.ratio:.2f}",
+            f"{summary.ratio / above.ratio:.2f}",
+            f"{summary.peak_ratio:.2f}" if summary.peak_ratio else "unknown",
+            cell(summary.score) + (f" ± {summary.score_sd:.3f}" if summary.score_sd is not None else ""),
+            f"{summary.seconds:.1f}",
         )
-    out.print(made)
-    as_it_stands = [way.way for way in ways if way.way != COMPILED][-1]
-    out.print(f"The way named {as_it_stands} is the recipe as it stands.", style="dim")
-    parts = table("\nWhere the time goes, as shares of plain's whole time", "way", *ways[0].parts)
-    for way in ways:
-        parts.add_row(way.way, *(f"{share:.2f}" for share in way.parts.values()))
+    out.print(rendered)
+    last = [summary.way for summary in summaries if summary.way != COMPILED][-1]
+    out.print(f"The setup {last} is the recipe as it stands.", style="dim")
+    parts = table("\nTime of each part ÷ time of the plain run", "setup", *summaries[0].parts)
+    for summary in summaries:
+        parts.add_row(summary.way, *(f"{ratio:.2f}" for ratio in summary.parts.values()))
     out.print(parts)
 
 
-def print_steps(steps: "list[StepTime]") -> None:
-    """Single steps: ratios to the limit."""
-    made = table("\nSteps of 32 × 64 tokens", "way", "time ÷ limit", "precision", "dropout", "milliseconds")
+def print_steps(steps: list[StepTime]) -> None:
+    """Print the times of single steps, as ratios to the limit."""
+    rendered = table("\nSteps of 32 × 64 tokens", "setup", "time ÷ limit", "precision", "dropout", "milliseconds")
     for step in steps:
-        made.add_row(step.way, f"{step.ratio:.2f}", step.precision, step.dropout, f"{step.seconds * 1000:.0f}")
-    out.print(made)
-    out.print("limit: one forward and one activation backward of the frozen base alone.", style="dim")
+        rendered.add_row(step.way, f"{step.ratio:.2f}", step.precision, step.dropout, f"{step.seconds * 1000:.0f}")
+    out.print(rendered)
+    out.print("limit: one forward and one activation backward of the frozen base model alone.", style="dim")
+
+
+def _check_only(ctx: click.Context, only: str | None, options: dict[str, tuple[str, ...]]) -> None:
+    """Refuse options of the measurement that --only leaves out; `options` has the names for each choice of --only."""
+    for choice, names in options.items():
+        if only not in (None, choice):
+            refuse_options(ctx, names, f"has no effect with --only {only}.")
+
+
+def _as_dicts(results: Sequence[RunTime | Summary | StepTime | LoadTime]) -> list[dict[str, Any]]:
+    return [asdict(result) for result in results]

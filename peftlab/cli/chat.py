@@ -3,44 +3,44 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from peftlab.cli.adapter_names import split_adapter_names, verify_adapters
+from peftlab.cli.console import out, print_error, print_notes
+from peftlab.cli.heavy import runtime
+from peftlab.cli.help_layout import Command, option
 from peftlab.cli.options import device_option, precision_option, quantization_option, store_option, trust_option
-from peftlab.cli.predict import resolve_first
 from peftlab.errors import PeftlabError, suggest
 
 if TYPE_CHECKING:
     from peftlab.runtime import Bank
 
-BASE = "the base"
+BASE_PROMPT = "base model"
 
 
-@click.command()
+@click.command(cls=Command, example="peftlab chat persona-a,persona-b")
 @click.argument("adapters", metavar="ADAPTER[,ADAPTER…]")
-@click.option("--system", metavar="TEXT", help="What the system says at the beginning.")
+@option("--system", metavar="TEXT", help="System prompt of the chat.")
 @store_option
 @device_option
 @quantization_option
 @precision_option
 @trust_option
 def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None:
-    """Talk with adapters of task causal-lm or preference, which are swapped while they share one base.
+    """Chat with one or several adapters.
 
-    The first one begins; /swap NAME lets another go on with the same chat, /base the bare base, /help lists the rest.
-    Ctrl-C stops a reply. Where the input is no terminal, each line is a message and each reply is printed.
+    The adapters must be of task causal-lm or preference. They share one base model in memory, and the first one starts.
+    /swap NAME continues the chat with another adapter, /base with the base model alone; /help lists all commands.
+    Ctrl-C stops a reply. If the input is not a terminal, each line is a message and each reply is printed.
     """
-    names = list(dict.fromkeys(name.strip() for name in adapters.split(",") if name.strip()))
-    tasks = resolve_first(names, store)
-    for name, task in tasks.items():
+    names = split_adapter_names(adapters)
+    for name, task in verify_adapters(names, store).items():
         if not task.chats:
             raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm or preference.")
-
-    from peftlab.cli.console import out, print_notes
-    from peftlab.runtime import load
-
-    bank = load(*names, store=store, **settings)
+    bank = runtime.load(*names, store=store, **settings)
     print_notes(bank.notes)
     if sys.stdin.isatty():
         out.print(f"[bold]{names[0]}[/] on {bank.base.files.model}. /help lists the commands.", style="dim")
@@ -48,114 +48,111 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
 
 
 class Conversation:
-    """A chat that goes on while its speakers are swapped."""
+    """A chat whose messages are kept while the adapter that replies changes."""
 
     def __init__(self, bank: "Bank", names: list[str], system: str | None) -> None:
         self._bank, self._names = bank, names
-        self._speaker, self._bare = names[0], False
-        self._opening = [{"role": "system", "content": system}] if system else []
-        self._chat = list(self._opening)
+        self._adapter, self._base_only = names[0], False
+        self.set_system_prompt(system or "")
 
     def run(self) -> None:
-        """Until the input ends."""
-        for line in _lines(lambda: f"{BASE if self._bare else self._speaker}> "):
+        """Reply to messages and run commands until the input ends."""
+        for line in _read_lines(lambda: f"{BASE_PROMPT if self._base_only else self._adapter}> "):
             if line.startswith("/"):
-                if not self._command(*line.split(maxsplit=1)):
+                if not self._run_command(*line.split(maxsplit=1)):
                     return
             elif line:
-                self._say(line)
+                self._send(line)
 
-    def _say(self, line: str) -> None:
-        from peftlab.cli.console import print_error
-
-        self._chat.append({"role": "user", "content": line})
-        said: list[str] = []
-        pieces = self._bank.reply(self._chat, adapter=self._speaker, bare=self._bare)
+    def _send(self, message: str) -> None:
+        """Add a message to the chat, and print and add the reply."""
+        self._messages.append({"role": "user", "content": message})
+        reply: list[str] = []
+        chunks = self._bank.reply(self._messages, adapter=self._adapter, bare=self._base_only)
         try:
-            with closing(pieces), suppress(KeyboardInterrupt):  # which stops the reply, not the chat
-                for piece in pieces:
-                    said.append(piece)
-                    click.echo(piece, nl=False)
+            with closing(chunks), suppress(KeyboardInterrupt):  # Ctrl-C stops the reply, not the chat
+                for chunk in chunks:
+                    reply.append(chunk)
+                    click.echo(chunk, nl=False)
         except (PeftlabError, ValueError) as error:
-            self._chat.pop()
+            self._messages.pop()
             print_error(str(error))
             return
         click.echo()
-        self._chat.append({"role": "assistant", "content": "".join(said).strip()})
+        self._messages.append({"role": "assistant", "content": "".join(reply).strip()})
 
-    def _command(self, command: str, rest: str = "") -> bool:
-        """Obey, and tell whether to go on."""
-        from peftlab.cli.console import print_error
-
-        if command not in COMMANDS:
-            print_error(f"no command '{command}'. {suggest(command, COMMANDS, what='There')}")
-            return True
-        COMMANDS[command].obey(self, rest)
-        return command != "/quit"
+    def _run_command(self, name: str, argument: str = "") -> bool:
+        """Run a command → whether the chat continues."""
+        if name not in COMMANDS:
+            print_error(f"no command '{name}'. {suggest(name, COMMANDS, what='Commands')}")
+        elif argument and not COMMANDS[name].argument:
+            print_error(f"{name} takes no argument; found '{argument}'.")
+        else:
+            COMMANDS[name].run(self, argument)
+            return name != "/quit"
+        return True
 
     def swap(self, name: str) -> None:
-        """Another adapter speaks from here on."""
-        from peftlab.cli.console import print_error
-
+        """Let another adapter reply from now on."""
         if name in self._names:
-            self._speaker, self._bare = name, False
+            self._adapter, self._base_only = name, False
         else:
-            print_error(f"no adapter '{name}' in this chat. {suggest(name, self._names, what='Here')}")
+            print_error(f"no adapter '{name}' in this chat. {suggest(name, self._names, what='Adapters')}")
 
-    def to_base(self, _: str) -> None:
-        """The base speaks, without any adapter."""
-        self._bare = True
+    def use_base(self, _: str) -> None:
+        """Let the base model reply without an adapter."""
+        self._base_only = True
 
-    def begin(self, system: str) -> None:
-        """Forget what was said; the system says this from here on."""
-        self._opening = [{"role": "system", "content": system}] if system else []
-        self._chat = list(self._opening)
+    def set_system_prompt(self, system: str) -> None:
+        """Start a new chat with this system prompt; an empty one means none."""
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._messages = list(self._system)
 
     def clear(self, _: str) -> None:
-        """Forget what was said."""
-        self._chat = list(self._opening)
+        """Start a new chat with the same system prompt."""
+        self._messages = list(self._system)
 
     def undo(self, _: str) -> None:
-        """Forget the last message and its reply."""
-        self._chat = self._chat[:-2] if len(self._chat) > len(self._opening) else self._chat
+        """Remove the last message and its reply."""
+        self._messages = self._messages[:-2] if len(self._messages) > len(self._system) else self._messages
 
     def help(self, _: str) -> None:
-        """List the commands."""
+        """Print the commands."""
         for name, command in COMMANDS.items():
-            click.echo(f"  {f'{name} {command.argument}':<14} {command.meaning}")
+            click.echo(f"  {f'{name} {command.argument}':<14} {command.help}")
 
 
-class Command(NamedTuple):
-    """What a line that begins with a slash means."""
+class ChatCommand(NamedTuple):
+    """A command that starts with a slash."""
 
-    obey: Callable[[Conversation, str], None]
-    meaning: str
+    run: Callable[[Conversation, str], None]
+    help: str
     argument: str = ""
 
 
 COMMANDS = {
-    "/swap": Command(Conversation.swap, "let another adapter go on with this chat", "NAME"),
-    "/base": Command(Conversation.to_base, "let the base go on, without an adapter"),
-    "/system": Command(Conversation.begin, "begin anew, with this message of the system", "TEXT"),
-    "/undo": Command(Conversation.undo, "take back your last message and its reply"),
-    "/clear": Command(Conversation.clear, "begin anew"),
-    "/help": Command(Conversation.help, "this list"),
-    "/quit": Command(lambda *_: None, "leave; so does Ctrl-D"),
+    "/swap": ChatCommand(Conversation.swap, "continue this chat with another adapter", "NAME"),
+    "/base": ChatCommand(Conversation.use_base, "continue this chat with the base model, without an adapter"),
+    "/system": ChatCommand(Conversation.set_system_prompt, "start a new chat with this system prompt", "TEXT"),
+    "/undo": ChatCommand(Conversation.undo, "remove your last message and its reply"),
+    "/clear": ChatCommand(Conversation.clear, "start a new chat"),
+    "/help": ChatCommand(Conversation.help, "show this list"),
+    "/quit": ChatCommand(lambda *_: None, "leave; Ctrl-D does the same"),
 }
 
 
-def _lines(prompt: Callable[[], str]) -> Iterator[str]:
-    """What is typed, after a prompt in a terminal; or the lines of a pipe."""
+def _read_lines(prompt: Callable[[], str]) -> Iterator[str]:
+    """Read lines from the terminal after a prompt, or from a pipe."""
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin)
         return
     with suppress(ImportError):
-        import readline  # noqa: F401  # arrow keys and history
+        import_module("readline")  # gives input() arrow keys and a history; missing on Windows
     while True:
         try:
             yield input(prompt()).strip()
         except EOFError:
             click.echo()
             return
-        except KeyboardInterrupt:  # a line given up
+        except KeyboardInterrupt:  # discards the line
             click.echo()

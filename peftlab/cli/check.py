@@ -1,75 +1,81 @@
 """`peftlab check`."""
 
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
+from peftlab.cli.console import out
+from peftlab.cli.help_layout import Command, option
 from peftlab.cli.options import device_option, override_option, store_option
+from peftlab.cli.progress import TuningDisplay, ledger_table
+from peftlab.tuning import check as check_recipe
 
 if TYPE_CHECKING:
     from peftlab.tasks import Feature
     from peftlab.tuning.run import Run
 
 
-@click.command()
+@click.command(cls=Command, example="peftlab check recipes/chat-lora.yaml --show-mask")
 @click.argument("recipe_path", metavar="RECIPE")
 @override_option
 @store_option
 @device_option
-@click.option(
+@option(
     "--show-mask",
-    "shown",
+    "num_shown",
     metavar="ROWS",
     type=click.IntRange(min=1),
     is_flag=False,
     flag_value=3,
-    help="Print the tokens of the first training rows (3 without a number), and which of them are learnt.",
+    help="Print the tokens of the first training rows (3 rows if no number is given), with the tokens in the loss "
+    "highlighted.",
 )
-def check(recipe_path: str, overrides: dict[str, Any], store: str, device: str, shown: int | None) -> None:
-    """Do all that `tune` does before it trains: whatever is wrong with RECIPE, its data or its base is told.
+def check(recipe_path: str, overrides: dict[str, Any], store: str, device: str, num_shown: int | None) -> None:
+    """Check a recipe, its data and its base model.
 
-    Nothing is written. Where the base is not on this machine, recipe and rows are checked as far as they can be.
+    This does everything that `peftlab tune` does before training, and lists all errors. It writes nothing.
+    If the base model is not on this machine, the recipe and the rows are checked without it.
     """
-    from peftlab.cli.console import out
-    from peftlab.cli.progress import TuningDisplay, ledger_table
-    from peftlab.tuning import check as run
-
     with TuningDisplay() as display:
-        checked = run(recipe_path, overrides=overrides, store=store, device=device, progress=display)
+        checked = check_recipe(recipe_path, overrides=overrides, store=store, device=device, progress=display)
     if checked.run is None:
         out.print(ledger_table(checked.task.targets, checked.ledgers))
-        display.warn(f"recipe and rows are right, but the base could not be looked at: {checked.missing}")
+        display.warn(f"the recipe and the rows are valid, but the base model was not checked: {checked.missing}")
+        if num_shown:
+            display.warn("--show-mask needs the tokenizer of the base model, so no tokens are shown.")
         return
-    if shown:
-        print_masks(checked.run, shown)
+    if num_shown:
+        print_masks(checked.run, num_shown)
     out.print(f"[bold green]{checked.recipe.name}[/] can be tuned.")
 
 
-def print_masks(run: "Run", rows: int) -> None:
-    """The first training rows as the model sees them, learnt tokens on green; in « and » where there is no colour."""
-    from peftlab.cli.console import out
+def print_masks(run: "Run", num_rows: int) -> None:
+    """Print the tokens of the first training rows; those in the loss are green, or between « and » without colors.
 
+    Raises:
+        click.UsageError: the loss of the task is not computed token by token.
+    """
     if not ((run.task.per_token or run.task.writes) and isinstance(run.train_features[0].labels, list)):
-        raise click.UsageError(f"{run.task.type} does not learn token by token, so there is no mask to show.")
-    for example, features in list(zip(run.dataset.examples["train"], run.dataset.features["train"], strict=True))[
-        :rows
-    ]:
+        raise click.UsageError(f"{run.task.type} has no loss per token, so there is no mask to show.")
+    dataset = run.dataset
+    rows = zip(dataset.examples["train"], dataset.features["train"], strict=True)
+    for example, features in islice(rows, num_rows):
         for feature in features:
-            learnt = sum(chosen for _, chosen in feature.learnt())
-            which = f" ({part})" if (part := getattr(feature, "part", "")) else ""
-            out.print(Text(f"{example.where}{which}  {len(feature)} tokens, {learnt} of them learnt", "dim"))
-            out.print(_masked(feature, run.base.tokenizer, coloured=bool(out.color_system)))
+            in_loss = sum(is_target for _, is_target in feature.learnt())
+            part = f" ({part})" if (part := getattr(feature, "part", "")) else ""
+            out.print(Text(f"{example.where}{part}  {len(feature)} tokens, {in_loss} in the loss", "dim"))
+            out.print(_highlight_mask(feature, run.base.tokenizer, with_color=bool(out.color_system)))
             out.print()
 
 
-def _masked(feature: "Feature", tokenizer: Any, *, coloured: bool) -> Text:
-    shown = Text()
-    for learnt, group in groupby(feature.learnt(), lambda token: token[1]):
+def _highlight_mask(feature: "Feature", tokenizer: Any, *, with_color: bool) -> Text:
+    rendered = Text()
+    for in_loss, group in groupby(feature.learnt(), lambda token: token[1]):
         text = tokenizer.decode([token for token, _ in group]).replace("\n", "↵\n")
-        if learnt:
-            shown.append(text if coloured else f"«{text}»", style="black on green")
+        if in_loss:
+            rendered.append(text if with_color else f"«{text}»", style="black on green")
         else:
-            shown.append(text, style="dim")
-    return shown
+            rendered.append(text, style="dim")
+    return rendered

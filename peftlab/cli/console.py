@@ -1,4 +1,4 @@
-"""How things look: errors, tables, scores."""
+"""Print errors, tables, scores and progress bars."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-MOST_ACROSS = 12  # labels up to which their confusion fits a terminal
-MISTAKES_SHOWN = 10
-BAR_MIN_ROWS = 300  # rows whose answers take long enough for a bar
+MAX_CONFUSION_LABELS = 12  # a confusion matrix of more labels does not fit a terminal
+MAX_MISTAKES = 10
+BAR_MIN_ROWS = 300  # with fewer rows, prediction is too quick for a bar
 
 
 def print_error(message: str) -> None:
-    """One sentence, or a few lines, on standard error."""
+    """Print an error message on standard error."""
     err.print(Text.assemble(("error: ", "bold red"), message))
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Sentences that the user should know, on standard error, where no program reads."""
+    """Print notes for the user on standard error, so that standard output stays readable for programs."""
     for note in notes:
         err.print(Text(f"note: {note}", "yellow"))
 
 
 def print_recipe_error(error: RecipeError) -> None:
-    """Every problem of a recipe: where, which key, what, and what to do next."""
+    """Print all errors of a recipe: the place, the key, the message and a hint."""
     count = len(error.errors)
     err.print(Text(f"{count} problem{'s' if count > 1 else ''}; nothing was started.", "bold red"))
     for issue in error.errors:
@@ -51,16 +51,18 @@ def print_recipe_error(error: RecipeError) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    made.add_column(columns[0], header_style="dim", no_wrap=True)
+    """Make a table whose first column is text and whose other columns are numbers."""
+    new_table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    new_table.add_column(columns[0], header_style="dim", no_wrap=True)
     for column in columns[1:]:
-        made.add_column(column, header_style="dim", justify="right", no_wrap=True)
-    return made
+        new_table.add_column(column, header_style="dim", justify="right", no_wrap=True)
+    return new_table
 
 
 def score_tables(title: str, scores: "Scores") -> Group:
-    """Scores by label and over all, and which labels are taken for which."""
+    """Show scores per label and in total, and the confusion of labels."""
     columns = list(next(iter(scores.by_label.values()), {}))
     total = {**scores.values, "support": sum(int(row["support"]) for row in scores.by_label.values())}
     made = table(title, "", *(columns or scores.values))
@@ -82,18 +84,20 @@ def score_tables(title: str, scores: "Scores") -> Group:
 
 
 def scores_by_adapter(title: str, evaluated: Mapping[str, "Evaluation"]) -> Table:
-    """The main score of each adapter on its rows."""
+    """Show the main score of each adapter on its own rows."""
     made = table(escape(title), "adapter", "task", "rows", "score", "")
     made.columns[1].justify = made.columns[3].justify = "left"
-    for name, mine in evaluated.items():
-        score = mine.task.main_score
-        made.add_row(name, mine.task.type, f"{mine.ledger.used:,}", score, cell(mine.scores.values[score]))
+    for name, evaluation in evaluated.items():
+        score = evaluation.task.main_score
+        made.add_row(
+            name, evaluation.task.type, f"{evaluation.ledger.used:,}", score, cell(evaluation.scores.values[score])
+        )
     return made
 
 
 def confusion_table(confusion: "Confusion") -> Table:
-    """Gold labels down, predicted ones across; of very many labels, the pairs most often mistaken."""
-    if len(confusion.labels) > MOST_ACROSS:
+    """Show the confusion matrix, with gold labels as rows; for many labels, the most frequent mistakes."""
+    if len(confusion.labels) > MAX_CONFUSION_LABELS:
         return _mistakes_table(confusion)
     made = table("Gold ↓ predicted →", "", *map(escape, confusion.labels))
     for i, (label, row) in enumerate(zip(confusion.labels, confusion.counts, strict=True)):
@@ -105,27 +109,27 @@ def confusion_table(confusion: "Confusion") -> Table:
 def _mistakes_table(confusion: "Confusion") -> Table:
     named = list(zip(confusion.labels, confusion.counts, strict=True))
     mistakes = [
-        (count, gold, told)
+        (count, gold, predicted)
         for gold, row in named
-        for told, count in zip(confusion.labels, row, strict=True)
-        if count and told != gold
+        for predicted, count in zip(confusion.labels, row, strict=True)
+        if count and predicted != gold
     ]
-    made = table("Most often mistaken", "gold", "for", "times", "of")
-    for count, gold, told in sorted(mistakes, key=lambda mistake: -mistake[0])[:MISTAKES_SHOWN]:
-        made.add_row(escape(gold), escape(told), str(count), str(sum(dict(named)[gold])))
+    made = table("Most frequent mistakes", "gold", "predicted", "times", "of")
+    for count, gold, predicted in sorted(mistakes, key=lambda mistake: -mistake[0])[:MAX_MISTAKES]:
+        made.add_row(escape(gold), escape(predicted), str(count), str(sum(dict(named)[gold])))
     return made
 
 
 def cell(value: Any) -> str:
-    """A score with three digits, a count with separators, anything else as it is."""
+    """Format a score with three decimals, a count with separators, and any other value as text."""
     if isinstance(value, float):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 @contextmanager
-def bar_for(what: str, *, quiet: bool = False, console: Console = err) -> Iterator[Callable[[int, int], None]]:
-    """A bar while something long goes on, in a terminal; gives the function that moves it."""
+def bar_for(description: str, *, quiet: bool = False, console: Console = err) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar in a terminal while the block runs; yields the function that updates it (done, total)."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -134,18 +138,18 @@ def bar_for(what: str, *, quiet: bool = False, console: Console = err) -> Iterat
         console=console,
         transient=True,
         disable=quiet or not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # what a program reads is left alone
+        redirect_stdout=sys.stdout.isatty(),  # leave the output for programs alone
     ) as bar:
-        shown = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(shown, completed=done, total=total)
+        bar_id = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(bar_id, completed=done, total=total)
 
 
 def prediction_bar(rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
-    """The bar beside the answers to many rows: below them where they go to the terminal, else on standard error."""
+    """Show a progress bar for predictions: below them if they go to the terminal, else on standard error."""
     console = out if sys.stdout.isatty() else err
     return bar_for("predicting", quiet=rows < BAR_MIN_ROWS or not console.file.isatty(), console=console)
 
 
 def megabytes(size: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes in megabytes."""
     return f"{size / 1e6:.1f} MB"

@@ -7,35 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from peftlab.cli.adapter_names import check_adapter_source, verify_adapters
+from peftlab.cli.console import bar_for, out, print_notes, score_tables, scores_by_adapter
+from peftlab.cli.heavy import runtime
+from peftlab.cli.help_layout import Command, option
 from peftlab.cli.options import (
+    OUTPUT,
+    ROWS,
     by_option,
     columns_option,
     device_option,
     format_option,
     json_option,
     memory_option,
+    parse_names,
     precision_option,
     quantization_option,
     slots_option,
     store_option,
     trust_option,
 )
-from peftlab.cli.predict import refuse_beside, resolve_first
 
 if TYPE_CHECKING:
     from peftlab.runtime import Answer, Evaluation, MixedEvaluation
     from peftlab.tasks import Prediction
 
 
-@click.command()
+@click.command(cls=Command, example="peftlab evaluate sentiment-films --data reviews.csv --column label=stars")
 @click.argument("adapter", metavar="[ADAPTER]", required=False)
-@click.option("--data", required=True, metavar="FILE", help="Labelled rows, in any format that a recipe takes.")
+@option("--data", required=True, metavar="FILE", section=ROWS, help="File of labelled rows.")
 @by_option
 @format_option
 @columns_option
-@click.option("--header", metavar="NAME,NAME…", help="Column names of a csv or tsv file without a header line.")
-@click.option("--encoding", default="utf-8", show_default=True, help="Encoding of FILE.")
-@click.option("--predictions", metavar="FILE", help="Write the prediction for each row to FILE, as JSON lines.")
+@option(
+    "--header",
+    metavar="NAME,NAME…",
+    callback=parse_names,
+    section=ROWS,
+    help="Column names of a csv or tsv file that has no header line.",
+)
+@option(
+    "--encoding",
+    default="utf-8",
+    show_default=True,
+    metavar="NAME",
+    section=ROWS,
+    help="Character encoding of FILE.",
+)
+@option(
+    "--predictions",
+    metavar="FILE",
+    section=OUTPUT,
+    help="Write the prediction for each row to FILE, as JSON lines.",
+)
 @json_option
 @store_option
 @device_option
@@ -48,55 +72,48 @@ def evaluate(
     adapter: str | None,
     data: str,
     by: str | None,
-    header: str | None,
     predictions: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Score ADAPTER on labelled rows: the predictions that `peftlab predict` gives, held against the labels.
+    """Score an adapter on labelled rows.
 
-    ADAPTER is a name, or name@version, or lower+top, one on top of the other.
-
-    With --by, the rows of FILE are those of several adapters, and each is scored on its own.
+    The predictions are those of `peftlab predict`. ADAPTER is a name, name@version, or a stack lower+top.
+    With --by, the rows of FILE belong to several adapters, and each adapter gets its own score.
     """
-    refuse_beside(by, adapter)
-    if predictions and not Path(predictions).absolute().parent.is_dir():  # told before the work, not after it
-        raise click.UsageError(f"{predictions} cannot be written: there is no folder {Path(predictions).parent}.")
-    settings["header"] = [name.strip() for name in header.split(",")] if header else None
+    check_adapter_source(by, adapter)
+    if predictions and not Path(predictions).absolute().parent.is_dir():  # reported before the work, not after it
+        raise click.UsageError(
+            f"{predictions} cannot be written: the folder {Path(predictions).parent} does not exist."
+        )
     if by:
         _evaluate_mixed(data, by, predictions, as_json, settings)
     else:
-        resolve_first([str(adapter)], settings["store"])
+        verify_adapters([str(adapter)], settings["store"])
         _evaluate_one(str(adapter), data, predictions, as_json, settings)
 
 
 def _evaluate_one(adapter: str, data: str, predictions: str | None, as_json: bool, settings: dict[str, Any]) -> None:
-    from peftlab.cli.console import bar_for, print_notes
-    from peftlab.runtime import evaluate as run
-
-    with bar_for("evaluating", quiet=as_json) as told:
-        result = run(adapter, data, told=told, **settings)
+    with bar_for("evaluating", quiet=as_json) as on_progress:
+        result = runtime.evaluate(adapter, data, told=on_progress, **settings)
     print_notes(result.notes)
     if predictions:
         _write(result.predictions, predictions)
     if as_json:
-        click.echo(json.dumps(_described(result, data), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(result, data), ensure_ascii=False))
     else:
         _print_evaluation(result, data)
 
 
 def _evaluate_mixed(data: str, by: str, predictions: str | None, as_json: bool, settings: dict[str, Any]) -> None:
-    from peftlab.cli.console import bar_for, print_notes
-    from peftlab.runtime import evaluate_mixed as run
-
-    with bar_for("evaluating", quiet=as_json) as told:
-        result = run(data, by=by, told=told, **settings)
+    with bar_for("evaluating", quiet=as_json) as on_progress:
+        result = runtime.evaluate_mixed(data, by=by, told=on_progress, **settings)
     print_notes(result.notes)
     if predictions:
         _write(result.answers, predictions)
     if as_json:
-        described = {name: _described(mine, data) for name, mine in result.by_adapter.items()}
-        click.echo(json.dumps(described, ensure_ascii=False))
+        by_adapter = {name: _as_json(evaluation, data) for name, evaluation in result.by_adapter.items()}
+        click.echo(json.dumps(by_adapter, ensure_ascii=False))
     else:
         _print_evaluations(result, data)
 
@@ -106,29 +123,25 @@ def _write(predictions: "Iterable[Prediction | Answer]", file: str) -> None:
     Path(file).write_text("".join(f"{line}\n" for line in lines), encoding="utf8")
 
 
-def _described(result: "Evaluation", data: str) -> dict[str, Any]:
-    described = {"adapter": result.name, "data": data, "rows": result.ledger.used}
-    return {**described, "scores": result.scores.as_dict()}
+def _as_json(result: "Evaluation", data: str) -> dict[str, Any]:
+    fields = {"adapter": result.name, "data": data, "rows": result.ledger.used}
+    return {**fields, "scores": result.scores.as_dict()}
 
 
 def _print_evaluation(result: "Evaluation", data: str) -> None:
-    from peftlab.cli.console import out, score_tables
-
     ledger = result.ledger
     out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets}, through {result.name}\n")
-    for what, count in ledger.warnings.items():
-        out.print(f"  {count} × {what}", style="dim")
+    for warning, count in ledger.warnings.items():
+        out.print(f"  {count} × {warning}", style="dim")
     out.print(score_tables(f"Scores on {data}", result.scores))
 
 
 def _print_evaluations(result: "MixedEvaluation", data: str) -> None:
-    """A line for each adapter, in the order in which they come in the rows."""
-    from peftlab.cli.console import out, scores_by_adapter
-
+    """Print one line of scores per adapter, in the order in which the rows name them."""
     evaluated = result.by_adapter
-    several = "adapters" if len(evaluated) > 1 else "adapter"
-    out.print(f"{len(result.answers):,} rows, through {len(evaluated):,} {several} on one base\n")
-    for name, mine in evaluated.items():
-        for what, count in mine.ledger.warnings.items():
-            out.print(f"  {name}: {count} × {what}", style="dim")
+    noun = "adapters" if len(evaluated) > 1 else "adapter"
+    out.print(f"{len(result.answers):,} rows, through {len(evaluated):,} {noun} on one base model\n")
+    for name, evaluation in evaluated.items():
+        for warning, count in evaluation.ledger.warnings.items():
+            out.print(f"  {name}: {count} × {warning}", style="dim")
     out.print(scores_by_adapter(f"Scores on {data}", evaluated))

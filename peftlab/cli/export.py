@@ -5,27 +5,46 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from peftlab.cli.options import device_option, json_option, store_option, trust_option
+from peftlab.cli.adapter_names import verify_adapters
+from peftlab.cli.console import megabytes, out
+from peftlab.cli.heavy import interop
+from peftlab.cli.help_layout import Command, option
+from peftlab.cli.options import OUTPUT, device_option, json_option, refuse_options, store_option, trust_option
 
 if TYPE_CHECKING:
-    from peftlab.interop.export import ExportedAdapter, ExportFormat
-    from peftlab.interop.merge import Merged
+    from peftlab.interop import ExportedAdapter, ExportFormat, Merged
 
-FORMS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
+FORMATS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
 
 
-@click.command()
+@click.command(cls=Command, example="peftlab export sentiment-stays --to merged --output model")
 @click.argument("adapter")
-@click.option("--to", "form", default="merged", show_default=True, type=click.Choice(FORMS), help="What to make.")
-@click.option("--output", required=True, metavar="DIR", help="A new folder.")
-@click.option("--from", "base_name", metavar="NAME", help="ollama: what it has the base under, a name or a GGUF file.")
+@option(
+    "--to",
+    "target",
+    default="merged",
+    show_default=True,
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
+    section=OUTPUT,
+    help=f"Format to write: {', '.join(FORMATS)}.",
+)
+@option("--output", required=True, metavar="DIR", section=OUTPUT, help="Folder to write; it must be new or empty.")
+@option(
+    "--from",
+    "base_name",
+    metavar="NAME",
+    help="With --to ollama: the base model in Ollama, as a name such as qwen3:0.6b or a GGUF file.",
+)
 @json_option
 @store_option
 @device_option
 @trust_option
+@click.pass_context
 def export(
+    ctx: click.Context,
     adapter: str,
-    form: str,
+    target: str,
     output: str,
     base_name: str | None,
     as_json: bool,
@@ -33,59 +52,65 @@ def export(
     device: str,
     trust_remote_code: bool,
 ) -> None:
-    """Make of ADAPTER what works without peftlab.
+    """Write an adapter for use without peftlab.
 
-    merged is one plain Transformers model, base and adapter in one; peft the adapter alone, as PEFT loads it; vllm the
-    same for vLLM's --lora-modules, after its rules are checked; gguf-lora one file for llama.cpp's --lora; ollama the
-    same file with a Modelfile.
+    \b
+    merged     one plain Transformers model with the adapter merged in
+    peft       the adapter alone, as PEFT loads it
+    vllm       the same for vLLM's --lora-modules, after checking vLLM's rules
+    gguf-lora  one file for llama.cpp's --lora
+    ollama     the same file, and a Modelfile
     """
-    from peftlab.cli.predict import resolve_first
-
-    if base_name is not None and form != "ollama":
-        raise click.UsageError(f"--from is for --to ollama, not for --to {form}.")
-    resolve_first([adapter], store)
-    if form == "merged":
-        from peftlab.interop import merge
-
-        merged = merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
-        tell_merged(merged, as_json=as_json)
+    if target != "ollama":
+        refuse_options(ctx, ("base_name",), f"is for --to ollama, not for --to {target}.")
+    if target != "merged":
+        refuse_options(ctx, ("device", "trust_remote_code"), f"is for --to merged, not for --to {target}.")
+    verify_adapters([adapter], store)
+    if target == "merged":
+        merged = interop.merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
+        print_merged(merged, as_json=as_json)
     else:
-        from peftlab.interop.export import export_adapter
+        exported = interop.export_adapter(
+            adapter, output, cast("ExportFormat", target), store=store, base_name=base_name
+        )
+        print_exported(exported, target, as_json=as_json)
 
-        handed = export_adapter(adapter, output, cast("ExportFormat", form), store=store, base_name=base_name)
-        tell_handed_over(handed, form, as_json=as_json)
 
-
-def tell_merged(merged: "Merged", *, as_json: bool) -> None:
-    """Where the model is, and how near it answers to the adapter."""
-    from peftlab.cli.console import megabytes, out
-
+def print_merged(merged: "Merged", *, as_json: bool) -> None:
+    """Print the folder of a merged model, and how much its logits differ from those of the adapter."""
     size = sum(file.stat().st_size for file in merged.folder.iterdir())
     if as_json:
         numbers = {"difference": merged.difference, "largest_logit": merged.largest, "bytes": size}
-        _tell({"adapter": str(merged.adapter), "to": "merged", "folder": str(merged.folder), **numbers})
+        _print_json({"adapter": str(merged.adapter), "to": "merged", "folder": str(merged.folder), **numbers})
         return
-    out.print(f"[bold]{merged.adapter}[/] merged into its base: {merged.folder}, {megabytes(size)}", highlight=False)
     out.print(
-        f"Read back, its logits (up to {merged.largest:.3g}) differ by {merged.difference:.1g} from the adapter's.",
+        f"[bold]{merged.adapter}[/] merged into its base model: {merged.folder}, {megabytes(size)}", highlight=False
+    )
+    out.print(
+        f"Reloaded, its logits (up to {merged.largest:.3g}) differ from the adapter's by {merged.difference:.1g}.",
         style="dim",
     )
     out.print(f'Use it: transformers.pipeline(model="{merged.folder}")', highlight=False)
 
 
-def tell_handed_over(handed: "ExportedAdapter", form: str, *, as_json: bool) -> None:
-    """Where the adapter's copy is, and how it is used there."""
-    from peftlab.cli.console import out
-
+def print_exported(exported: "ExportedAdapter", target: str, *, as_json: bool) -> None:
+    """Print the folder of an exported adapter, and the command that uses it."""
     if as_json:
-        told = {"adapter": str(handed.adapter), "to": form, "folder": str(handed.folder), "command": handed.command}
-        _tell({**told, "notes": handed.notes})
+        _print_json(
+            {
+                "adapter": str(exported.adapter),
+                "to": target,
+                "folder": str(exported.folder),
+                "command": exported.command,
+                "notes": exported.notes,
+            }
+        )
         return
-    out.print(f"[bold]{handed.adapter}[/] for {form}: {handed.folder}", highlight=False)
-    for note in handed.notes:
+    out.print(f"[bold]{exported.adapter}[/] for {target}: {exported.folder}", highlight=False)
+    for note in exported.notes:
         out.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"Use it: {handed.command}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Use it: {exported.command}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _tell(fields: dict[str, Any]) -> None:
+def _print_json(fields: dict[str, Any]) -> None:
     click.echo(json.dumps(fields))

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from peftlab.cli.adapter_names import check_adapter_source, split_adapter_names, verify_adapters
+from peftlab.cli.console import prediction_bar, print_notes
+from peftlab.cli.heavy import runtime
+from peftlab.cli.help_layout import Command, option
 from peftlab.cli.options import (
+    OUTPUT,
+    ROWS,
     by_option,
     columns_option,
     device_option,
@@ -20,8 +26,12 @@ from peftlab.cli.options import (
     store_option,
     trust_option,
 )
+from peftlab.cli.prediction_view import print_conll, print_json, print_predictions
+from peftlab.data.adapter_column import read_adapter_rows
+from peftlab.data.loading import read_split
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
+from peftlab.store import Store
 from peftlab.tasks.inputs.rows import read_input_rows
 
 if TYPE_CHECKING:
@@ -29,30 +39,40 @@ if TYPE_CHECKING:
     from peftlab.runtime import Bank
     from peftlab.tasks import Task
 
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
+TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll")
+EXAMPLE = """\
+peftlab predict ner-clinic "The patient took two paracetamol."
+peftlab predict sentiment-films,sentiment-eats --file reviews.csv --json\
+"""
 
 
-@click.command()
+@click.command(cls=Command, example=EXAMPLE)
 @click.argument("adapters", metavar="[ADAPTER[,ADAPTER…]]", required=False)
 @click.argument("texts", metavar="[TEXT]…", nargs=-1)
-@click.option(
-    "--context", metavar="TEXT|@FILE", help="What every TEXT is about: a question's context, a pair's second text."
+@option(
+    "--context",
+    metavar="TEXT|@FILE",
+    section=ROWS,
+    help="Second input of every TEXT: the context of a question, or the second text of a pair.",
 )
-@click.option(
+@option(
     "--file",
     "-f",
     "file",
     metavar="FILE",
-    help="Read rows from FILE: one text a line, or the columns of a .jsonl, .json, .csv, .tsv, .conll or .parquet.",
+    section=ROWS,
+    help="Read the inputs from FILE: one text per line, or rows with columns if it is a "
+    f"{', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]} file.",
 )
 @by_option
 @format_option
 @columns_option
-@click.option(
+@option(
     "--conll",
     "scheme",
     type=click.Choice(["iob1", "iob2", "iobes"]),
-    help="Print a word and its tag a line (token classification).",
+    section=OUTPUT,
+    help="Print one word and its tag per line, for token classification.",
 )
 @json_option
 @store_option
@@ -75,94 +95,68 @@ def predict(
     store: str,
     **settings: Any,
 ) -> None:
-    """Run texts through one adapter, or through several on the same resident base.
+    """Predict with one or several adapters.
 
-    Texts come as arguments, from --file, or from standard input, one a line. ADAPTER is a name, or name@version, or
-    lower+top, one on top of the other as a task on its domain; with --by, each row of --file has its own.
-    Relations are asked as "<e1>Ada</e1> founded <e2>Solwind</e2>." With --json, each row and adapter gives one line
-    with `adapter`, what was asked, and the prediction.
+    All adapters share one base model in memory. ADAPTER is a name, name@version, or a stack lower+top of two adapters,
+    such as a task on top of its domain. With --by, each row of --file names its own adapter.
+
+    Texts come from arguments, from --file, or from standard input, one per line.
+    Relation extraction takes marked spans: "<e1>Ada</e1> founded <e2>Solwind</e2>."
+
+    With --json, each input and adapter gives one line with `adapter`, the input and the prediction.
     """
-    refuse_beside(by, adapters, *texts)
-    _refuse_together(by, file, data_format, columns, scheme, as_json)
-    about = _context(context)
+    check_adapter_source(by, adapters, *texts)
+    _check_options(by, file, data_format, columns, scheme, as_json)
+    context = _read_context(context)
     with ErrorCollector() as errors:
         if by:
-            asked, tasks = _rows_by(by, str(file), data_format, columns, store, errors)
+            inputs, tasks = _read_rows_by_column(by, str(file), data_format, columns, store, errors)
         else:
-            rows = _rows(texts, file, data_format, columns)
-            tasks = resolve_first(_names(adapters), store)
-            asked = [(name, row) for row in rows for name in tasks]
-        asked = [(name, _with_context(row, about, name, tasks[name])) for name, row in asked]
-        _refuse_untagged(scheme, tasks)
-        for _ in read_input_rows(asked, tasks, errors):
-            pass  # only for the problems: whatever cannot be asked is told before anything is computed
-
-    from peftlab.cli.console import print_notes
-    from peftlab.runtime import load
-
-    bank = load(*tasks, store=store, **settings)
+            rows = _read_rows(texts, file, data_format, columns)
+            tasks = verify_adapters(split_adapter_names(adapters), store)
+            inputs = [(name, row) for row in rows for name in tasks]
+        inputs = [(name, _with_context(row, context, name, tasks[name])) for name, row in inputs]
+        _check_scheme(scheme, tasks)
+        for _ in read_input_rows(inputs, tasks, errors):
+            pass  # collect all errors of the rows before anything is computed
+    bank = runtime.load(*tasks, store=store, **settings)
     print_notes(bank.notes)
-    _print(bank, asked, scheme, as_json)
+    _print_predictions(bank, inputs, scheme, as_json)
 
 
-def _print(bank: "Bank", asked: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
-    """Answers as they come, a bar beside those of many rows."""
-    from peftlab.cli.console import prediction_bar
-    from peftlab.cli.prediction_view import print_conll, print_json, print_predictions
-
-    with prediction_bar(len(asked)) as moved:
-        answers = bank.stream(asked, told=lambda done: moved(done, len(asked)))
+def _print_predictions(bank: "Bank", inputs: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
+    """Print predictions as soon as they are computed, with a progress bar if there are many rows."""
+    with prediction_bar(len(inputs)) as update_bar:
+        predictions = bank.stream(inputs, told=lambda done: update_bar(done, len(inputs)))
         if as_json:
-            print_json(answers)
+            print_json(predictions)
         elif scheme:
-            print_conll(answers, scheme)
+            print_conll(predictions, scheme)
         else:
-            print_predictions(answers, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in asked)})
+            print_predictions(predictions, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in inputs)})
 
 
-def refuse_beside(by: str | None, *names: str | None) -> None:
-    """Adapters come from arguments or from a column of the rows: one of the two."""
-    given = [name for name in names if name]
-    if by and given:
-        raise click.UsageError(
-            f"with --by, the column '{by}' names the adapter of each row; leave '{given[0]}' out, or --by."
-        )
-    if not (by or given):
-        raise click.UsageError("name an ADAPTER, or with --by COLUMN the column of the rows that names theirs.")
-
-
-def resolve_first(names: list[str], store: str) -> "dict[str, Task]":
-    """The tasks of adapters, of a stack its top's; a wrong name is told at once, not after seconds of imports."""
-    from peftlab.store import STACK_SEPARATOR, Store
-
-    return {name: [Store(store).resolve(part).task for part in name.split(STACK_SEPARATOR)][-1] for name in names}
-
-
-def _names(adapters: str | None) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in (adapters or "").split(",") if name.strip()))
-
-
-def _refuse_together(
+def _check_options(
     by: str | None, file: str | None, data_format: str, columns: dict[str, str], scheme: str | None, as_json: bool
 ) -> None:
-    """Options that have nothing to work on, or that another one leaves nothing."""
+    """Refuse options that would have no effect."""
     if scheme and as_json:
-        raise click.UsageError("--conll and --json are two ways to print the same; give one of them.")
+        raise click.UsageError("--conll and --json exclude each other; give one of them.")
     if file and _is_table(file, data_format):
         return
-    endings = ", ".join(TABLES)
-    for option, given in (("--by", by), ("--column", columns), ("--format", data_format != "auto" and not file)):
-        if given:
-            raise click.UsageError(f"{option} is for rows with columns: give a {endings} with --file, or its --format.")
+    suffixes = ", ".join(TABLE_SUFFIXES)
+    for name, is_set in (("--by", by), ("--column", columns), ("--format", data_format != "auto" and not file)):
+        if is_set:
+            raise click.UsageError(f"{name} needs rows with columns: give a {suffixes} file with --file, or --format.")
 
 
-def _refuse_untagged(scheme: str | None, tasks: "dict[str, Task]") -> None:
+def _check_scheme(scheme: str | None, tasks: "dict[str, Task]") -> None:
     for name, task in tasks.items():
         if scheme and task.type != "token-classification":
-            raise click.UsageError(f"{name} has no tags to print; --conll is for token classification.")
+            raise click.UsageError(f"{name} predicts no tags; --conll is for token classification.")
 
 
-def _rows(
+def _read_rows(
     texts: tuple[str, ...], file: str | None, data_format: str, columns: dict[str, str]
 ) -> "list[str] | list[Row]":
     if texts and file:
@@ -170,45 +164,40 @@ def _rows(
     if texts:
         return list(texts)
     if file and _is_table(file, data_format):
-        return _table_rows(file, data_format, columns)
+        return _read_table(file, data_format, columns)
     if file:
-        return _lines(_file_text(Path(file)))
+        return _split_lines(_read_text(Path(file)))
     if sys.stdin.isatty():
         raise click.UsageError("no text. Give it as an argument, with --file, or on standard input.")
-    return _lines(sys.stdin.read())
+    return _split_lines(sys.stdin.read())
 
 
 def _is_table(file: str, data_format: str) -> bool:
-    return data_format != "auto" or Path(file).suffix.lower() in TABLES
+    return data_format != "auto" or Path(file).suffix.lower() in TABLE_SUFFIXES
 
 
-def _table_rows(file: str, data_format: str, columns: dict[str, str]) -> "list[Row]":
-    from peftlab.data.loading import read_split
-
+def _read_table(file: str, data_format: str, columns: dict[str, str]) -> "list[Row]":
     with ErrorCollector() as errors:
-        return read_split(_section(file, data_format, columns), file, errors, key="").rows
+        return read_split(_data_section(file, data_format, columns), file, errors, key="").rows
 
 
-def _rows_by(
+def _read_rows_by_column(
     by: str, file: str, data_format: str, columns: dict[str, str], store: str, errors: ErrorCollector
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
-    """The rows of a file with their adapters' names, and the tasks of these."""
-    from peftlab.data.adapter_column import read_adapter_rows
-    from peftlab.store import Store
-
-    named = read_adapter_rows(_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version)
-    return list(named), resolve_first(list(dict.fromkeys(name for name, _ in named)), store)
+    """Read the rows of a file with the names of their adapters, and the tasks of these adapters by name."""
+    named = read_adapter_rows(_data_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version)
+    return list(named), verify_adapters(list(dict.fromkeys(name for name, _ in named)), store)
 
 
-def _section(file: str, data_format: str, columns: dict[str, str]) -> DataSection:
+def _data_section(file: str, data_format: str, columns: dict[str, str]) -> DataSection:
     return DataSection.model_validate({"train": file, "format": data_format, "columns": columns})
 
 
-def _context(context: str | None) -> str | None:
-    return _file_text(Path(context[1:])).strip() if context and context.startswith("@") else context
+def _read_context(context: str | None) -> str | None:
+    return _read_text(Path(context[1:])).strip() if context and context.startswith("@") else context
 
 
-def _file_text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -217,17 +206,17 @@ def _file_text(file: Path) -> str:
 
 
 def _with_context(row: Any, context: str | None, name: str, task: "Task") -> Any:
-    """The row with the context under the name that the adapter's task has for it."""
+    """Add the context to a row, under the column name that the adapter's task uses."""
     if context is None:
         return row
     first, *others = task.input_columns
     if not others:
-        raise click.UsageError(f"--context is nothing that {name} ({task.type}) takes.")
+        raise click.UsageError(f"--context is not an input of {name} ({task.type}).")
     if isinstance(row, str):
         return {first: row, others[0]: context}
     return replace(row, fields={**row.fields, others[0]: context})
 
 
-def _lines(content: str) -> list[str]:
-    """One text a line, empty ones too, so that line n of the answer belongs to line n of the question."""
+def _split_lines(content: str) -> list[str]:
+    """Split into lines; empty lines are kept, so that line n of the output belongs to line n of the input."""
     return content.removesuffix("\n").split("\n") if content else []

@@ -1,4 +1,4 @@
-"""A tuning run on the screen: a live bar in a terminal, plain lines elsewhere."""
+"""Show a tuning run: a progress bar in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class TuningDisplay(Listener):
-    """Shows what a run tells. Use it as a context manager, so that the bar is taken down whatever happens."""
+    """Prints the progress of a run. As a context manager it removes the bar in any case."""
 
     def __init__(self) -> None:
         self.bar = Progress(
@@ -58,41 +58,43 @@ class TuningDisplay(Listener):
         self.bar.stop()
 
     def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
-        """A bar while it lasts."""
+        """Show a bar while a split is encoded."""
         return bar_for(f"encoding {split}")
 
     def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
-        """The ledger as a table."""
+        """Print the ledger as a table."""
         self.main_score = task.main_score
         out.print(ledger_table(task.targets, ledgers))
         for split, ledger in ledgers.items():
-            for what, count in {**ledger.dropped, **ledger.warnings}.items():
-                out.print(Text(f"  {split}: {count} × {what}", "dim"))
+            for reason, count in {**ledger.dropped, **ledger.warnings}.items():
+                out.print(Text(f"  {split}: {count} × {reason}", "dim"))
 
     def on_base_loaded(self, base: "Base", num_trainable: int) -> None:
-        """Which base, and how little of it trains."""
+        """Print the base model, its size, and the number of trainable parameters."""
         out.print(f"\n[bold]Base[/]  {escape(base.files.model)}, from {base.files.source}, on {base.model.device}")
-        held = f"in {base.quantization}; in fp32 {megabytes(base.num_bytes_fp32)}" if base.quantization else "in fp32"
-        out.print(f"      {megabytes(base.num_bytes)} of memory {held}")
+        precision = (
+            f"in {base.quantization}; in fp32 {megabytes(base.num_bytes_fp32)}" if base.quantization else "in fp32"
+        )
+        out.print(f"      {megabytes(base.num_bytes)} of memory {precision}")
         out.print(
-            f"      {num_trainable:,} parameters train, "
-            f"{num_trainable / base.num_parameters:.2%} of the base's {base.num_parameters:,}\n"
+            f"      {num_trainable:,} trainable parameters, {num_trainable / base.num_parameters:.2%} of the base model's "
+            f"{base.num_parameters:,}\n"
         )
 
     def warn(self, message: str) -> None:
-        """A line that stands out."""
+        """Print a warning."""
         out.print(Text(f"warning: {message}", "yellow"))
 
     def info(self, message: str) -> None:
-        """A line."""
+        """Print a note."""
         out.print(Text(message, "dim"))
 
     def track_activation_caching(self, split: str) -> AbstractContextManager[ProgressCallback]:
-        """A bar while it lasts."""
+        """Show a bar while the outputs of the frozen layers are computed."""
         return bar_for(f"frozen layers, {split}")
 
     def on_train_begin(self, total_steps: int, epochs: int, completed_steps: int) -> None:
-        """The bar."""
+        """Start the bar."""
         self.epochs, self.total, self.first_step = epochs, total_steps, completed_steps
         self.began = time.monotonic()
         if completed_steps:
@@ -101,39 +103,39 @@ class TuningDisplay(Listener):
         self.bar.start()
 
     def on_step_end(self, step: int, loss: float | None) -> None:
-        """Move the bar."""
+        """Update the bar."""
         self.loss, self.step = self.loss if loss is None else loss, step
         if self.task_id is not None:
             self.bar.update(self.task_id, completed=step, loss=f"{self.loss:.3f}")
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
-        """One line an epoch, above the bar."""
+        """Print one line per epoch above the bar."""
         value = scores[self.main_score]
-        mark = "  [green]best so far[/]" if best else ""
+        best_mark = "  [green]best so far[/]" if best else ""
         eta = "" if out.is_terminal else f"  ETA {self._eta()}"
         out.print(
             f"epoch {epoch:>4.3g}/{self.epochs}  loss {self.loss:.3f}  "
-            f"validation {self.main_score} [bold]{value:.3f}[/]{mark}{eta}"
+            f"validation {self.main_score} [bold]{value:.3f}[/]{best_mark}{eta}"
         )
         if self.task_id is not None:
             self.bar.update(self.task_id, score=f"{self.main_score} {value:.3f}")
 
     def on_train_end(self, stopped_early: bool) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         self.bar.stop()
         if stopped_early:
-            out.print("Stopped early: the validation score no longer gets better.")
-        out.print("Scoring the best checkpoint, publishing it, and comparing it with a fresh base …\n")
+            out.print("Stopped early: the validation score no longer improves.")
+        out.print("Scoring the best checkpoint, publishing it, and comparing it after a reload …\n")
 
     def _eta(self) -> str:
-        pace = (time.monotonic() - self.began) / max(1, self.step - self.first_step)
-        seconds = round(pace * (self.total - self.step))
+        seconds_per_step = (time.monotonic() - self.began) / max(1, self.step - self.first_step)
+        seconds = round(seconds_per_step * (self.total - self.step))
         return f"{seconds // 60}:{seconds % 60:02}"
 
 
 def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> Table:
-    """What became of the rows, by split."""
-    made = table("Data", "", "rows read", "used", "dropped", "cut", targets, "lost")
+    """Make a table of the used, dropped and truncated rows of each split."""
+    made = table("Data", "", "rows read", "used", "dropped", "truncated", targets, "lost")
     for split, ledger in ledgers.items():
         counts = (
             ledger.read,
@@ -148,7 +150,7 @@ def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> Table:
 
 
 def print_result(result: TuningResult, store: str) -> None:
-    """Scores, where the adapter lies, and the command to use it."""
+    """Print the scores, the folder of the adapter, and the command that uses it."""
     for split, scores in result.scores.items():
         if split == "test" or "test" not in result.scores:
             out.print(score_tables(f"{split.capitalize()} scores", scores))
@@ -159,5 +161,5 @@ def print_result(result: TuningResult, store: str) -> None:
         f"{megabytes(adapter.size)}, in {escape(str(adapter.folder))}"
     )
     out.print(f"Curves    {escape(str(adapter.folder / 'curves.png'))}")
-    option = "" if store == "adapters" else f" --store {escape(store)}"
-    out.print(f"Use it    peftlab predict {adapter.name}{option} {escape(result.task.example_arguments)}")
+    store_option = "" if store == "adapters" else f" --store {escape(store)}"
+    out.print(f"Use it    peftlab predict {adapter.name}{store_option} {escape(result.task.example_arguments)}")

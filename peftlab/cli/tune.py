@@ -4,23 +4,27 @@ from typing import Any
 
 import click
 
-from peftlab.cli.launcher import Launched, launch, launched_alone, launcher_words
+from peftlab.cli.help_layout import option
+from peftlab.cli.launcher import LaunchableCommand, is_single_launched_process, launch_processes, parse_launcher
 from peftlab.cli.options import device_option, override_option, store_option
+from peftlab.cli.progress import TuningDisplay, print_result
 from peftlab.recipe import read_recipe
+from peftlab.tuning import ProcessGroup
+from peftlab.tuning import tune as run_tuning
 
 
-@click.command(cls=Launched)
+@click.command(cls=LaunchableCommand, example="peftlab tune recipes/ner-lora.yaml -o training.num_train_epochs=5")
 @click.argument("recipe_path", metavar="RECIPE")
 @override_option
 @store_option
 @device_option
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of an interrupted run.")
-@click.option(
+@option("--resume", is_flag=True, help="Continue an interrupted run from its last checkpoint.")
+@option(
     "--launch",
     "launcher",
     metavar="COMMAND",
-    callback=launcher_words,
-    help='Share the run among several processes, as in --launch "torchrun --nproc-per-node 2".',
+    callback=parse_launcher,
+    help='Run in several processes, as in --launch "torchrun --nproc-per-node 2".',
 )
 @click.pass_context
 def tune(
@@ -32,24 +36,22 @@ def tune(
     resume: bool,
     launcher: list[str] | None,
 ) -> None:
-    """Train the adapter that RECIPE asks for, and publish it to the store.
+    """Train the adapter of a recipe and publish it.
 
-    Only small adapter weights and the head are trained; the base stays as it is. Ctrl-C stops after a checkpoint.
+    Only the adapter and the head are trained; the base model stays frozen.
+    Ctrl-C saves a checkpoint and stops; the same command with --resume continues.
     """
     if launcher:
-        name = read_recipe(recipe_path, overrides).name  # what is wrong with it is told before anything is launched
-        launch(launcher, "tune", ctx.meta["typed"], store, name)
+        name = read_recipe(recipe_path, overrides).name  # report recipe errors before any process is launched
+        launch_processes(launcher, "tune", ctx.meta["typed_arguments"], store, name)
         return
-
-    from peftlab.cli.progress import TuningDisplay, print_result
-    from peftlab.tuning import ProcessGroup
-    from peftlab.tuning import tune as run
-
     with TuningDisplay() as display:
-        if launched_alone():
+        if is_single_launched_process():
             display.warn(
-                "the launcher started one process, so nothing is shared. On CPU take torchrun, not accelerate."
+                "the launcher started only one process, so the work is not shared. On CPU use torchrun, not accelerate."
             )
-        result = run(recipe_path, overrides=overrides, store=store, device=device, resume=resume, progress=display)
+        result = run_tuning(
+            recipe_path, overrides=overrides, store=store, device=device, resume=resume, progress=display
+        )
     if ProcessGroup.from_environment().is_main:
         print_result(result, store)

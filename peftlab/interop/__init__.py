@@ -3,7 +3,8 @@
 from peftlab.imports import heavy_imports
 
 with heavy_imports():
+    from peftlab.interop.export import ExportedAdapter, ExportFormat, export_adapter
     from peftlab.interop.importer import Imported, import_adapter
     from peftlab.interop.merge import Merged, merge
 
-__all__ = ["Imported", "Merged", "import_adapter", "merge"]
+__all__ = ["ExportFormat", "ExportedAdapter", "Imported", "Merged", "export_adapter", "import_adapter", "merge"]

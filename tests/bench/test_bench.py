@@ -7,10 +7,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from peftlab.bench import TimedRun, measure, step_time, summarize, tuning, ways_of_tuning
-from peftlab.bench.processes import measure_call
+from peftlab.bench import RunTime, run_process, step_time, summarize, tuning, tuning_setups
+from peftlab.bench.processes import call_in_process
 from peftlab.cli import cli
-from peftlab.cli.bench import print_ways
+from peftlab.cli.bench import print_runs
 from peftlab.errors import PeftlabError
 from peftlab.tuning.fast import compilation
 from tests.measured_here import call_here
@@ -21,13 +21,13 @@ ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
 @pytest.fixture
 def _two_ways(monkeypatch):
     """Two ways are enough."""
-    monkeypatch.setattr(tuning, "SWITCHES", {"precision": {"training.bf16": False}})
+    monkeypatch.setattr(tuning, "OPTIMIZATIONS", {"precision": {"training.bf16": False}})
 
 
 @pytest.fixture
 def _in_this_process(monkeypatch):
     for module in (tuning, step_time):
-        monkeypatch.setattr(module, "measure_call", call_here)
+        monkeypatch.setattr(module, "call_in_process", call_here)
     monkeypatch.setattr(tuning, "warm_up", lambda: None)
 
 
@@ -37,11 +37,11 @@ def run(*arguments):
 
 def timed(way, seed, seconds, peak_bytes=100, score=0.5):
     parts = {"start": 0.0, "training": seconds / 2, "evaluation": seconds / 4, "end": seconds / 4}
-    return TimedRun(way, seed, seconds, peak_bytes, score, parts)
+    return RunTime(way, seed, seconds, peak_bytes, score, parts)
 
 
 def test_a_process_is_measured_from_outside():
-    measured = measure([sys.executable, "-c", "import time; time.sleep(0.3); print('done')"])
+    measured = run_process([sys.executable, "-c", "import time; time.sleep(0.3); print('done')"])
     assert measured.seconds > 0.3
     assert measured.output == "done\n"
 
@@ -50,9 +50,9 @@ def test_each_process_has_its_own_peak():
     """Asked by a small process, as the command is: this one holds torch."""
     code = """
 import sys
-from peftlab.bench import measure
+from peftlab.bench import run_process
 for size in (300_000_000, 0):
-    print(measure([sys.executable, "-c", f"held = b'x' * {size}"]).peak_bytes)
+    print(run_process([sys.executable, "-c", f"held = b'x' * {size}"]).peak_bytes)
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     large, small = map(int, told.split())
@@ -60,12 +60,12 @@ for size in (300_000_000, 0):
 
 
 def test_a_call_takes_and_gives_plain_values():
-    assert measure_call("os", "getenv", environment={"WHERE": "inside"}, key="WHERE").value == "inside"
+    assert call_in_process("os", "getenv", environment={"WHERE": "inside"}, key="WHERE").value == "inside"
 
 
 def test_a_failed_process_tells_its_last_words():
     with pytest.raises(PeftlabError, match=r"exit code 3:\n  first\n  last"):
-        measure([sys.executable, "-c", "import sys; print('first\\nlast', file=sys.stderr); sys.exit(3)"])
+        run_process([sys.executable, "-c", "import sys; print('first\\nlast', file=sys.stderr); sys.exit(3)"])
 
 
 def test_a_summary_pairs_runs_by_seed():
@@ -85,7 +85,7 @@ def test_a_summary_does_without_peaks_and_spread():
 
 def test_the_tables_of_whole_runs_fit_a_terminal(capsys):
     runs = [timed(way, seed, seconds) for seed in (1, 2) for way, seconds in (("plain", 60.0), ("+ batching", 15.0))]
-    print_ways(summarize(runs, "plain"))
+    print_runs(summarize(runs, "plain"))
     told = capsys.readouterr().out
     assert "…" not in told
     _, row = [line for line in told.splitlines() if line.startswith("+ batching")]
@@ -93,7 +93,7 @@ def test_the_tables_of_whole_runs_fit_a_terminal(capsys):
 
 
 def test_ways_go_from_all_off_to_the_recipe_as_it_stands():
-    first, *others = ways_of_tuning()
+    first, *others = tuning_setups()
     assert first.overrides["training.train_sampling_strategy"] == "random"
     assert [len(way.overrides) for way in (first, *others)] == sorted(
         (len(way.overrides) for way in (first, *others)), reverse=True
@@ -139,7 +139,7 @@ def test_tables_give_ratios_before_seconds(write_recipe):
 def test_single_steps_on_a_quantized_base_are_refused_in_words(write_recipe):
     result = run(write_recipe(), "--only", "steps", "-o", "base.quantization=8bit")
     assert result.exit_code == 2
-    assert "single steps are not measured on a quantized base." in result.output
+    assert "single steps cannot be measured on a quantized base model." in result.output
 
 
 @pytest.mark.usefixtures("_two_ways")

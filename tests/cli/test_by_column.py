@@ -133,7 +133,7 @@ def test_tags_are_printed_where_every_adapter_has_them(predict, tmp_path):
     assert words == [row["tokens"] for row in rows]
     mixed = predict("--by", "expert", "--file", written(tmp_path, shuffled(["entities", "classes"])), "--conll", "iob2")
     assert (mixed.exit_code, mixed.stdout) == (2, "")
-    assert "classes has no tags to print" in one_line(mixed.output)
+    assert "classes predicts no tags" in one_line(mixed.output)
 
 
 def test_a_context_is_for_all_rows_and_refused_if_one_adapter_takes_none(predict, tmp_path):
@@ -142,7 +142,7 @@ def test_a_context_is_for_all_rows_and_refused_if_one_adapter_takes_none(predict
     assert (told[0]["context"], told[1]["text_pair"]) == ("Ada wrote .", "Ada wrote .")
     rows.append({"expert": "entities", "text": "x"})
     result = predict("--by", "expert", "--file", written(tmp_path, rows), "--context", "Ada wrote .")
-    assert (result.exit_code, "--context is nothing that entities" in one_line(result.output)) == (2, True)
+    assert (result.exit_code, "--context is not an input of entities" in one_line(result.output)) == (2, True)
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv"])
@@ -258,14 +258,14 @@ def test_adapters_of_another_base_are_refused_as_ever(task_store, tmp_path):  # 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["classes", "--by", "expert", "--file", "rows.jsonl"], "leave 'classes' out, or --by"),
-        (["--by", "expert"], "--by is for rows with columns: give a .jsonl"),
-        (["--by", "expert", "--file", "rows.txt"], "--by is for rows with columns: give a .jsonl"),
-        ([], "name an ADAPTER, or with --by COLUMN"),
-        (["classes", "x", "--column", "text=review"], "--column is for rows with columns"),
-        (["classes", "--file", "rows.txt", "--column", "text=review"], "--column is for rows with columns"),
-        (["classes", "x", "--format", "csv"], "--format is for rows with columns"),
-        (["entities", "x", "--json", "--conll", "iob2"], "--conll and --json are two ways"),
+        (["classes", "--by", "expert", "--file", "rows.jsonl"], "omit 'classes', or omit --by"),
+        (["--by", "expert"], "--by needs rows with columns: give a .jsonl"),
+        (["--by", "expert", "--file", "rows.txt"], "--by needs rows with columns: give a .jsonl"),
+        ([], "name an ADAPTER, or give --by COLUMN"),
+        (["classes", "x", "--column", "text=review"], "--column needs rows with columns"),
+        (["classes", "--file", "rows.txt", "--column", "text=review"], "--column needs rows with columns"),
+        (["classes", "x", "--format", "csv"], "--format needs rows with columns"),
+        (["entities", "x", "--json", "--conll", "iob2"], "--conll and --json exclude each other"),
     ],
 )
 def test_what_predict_would_have_to_ignore_is_refused(predict, arguments, said):
@@ -277,8 +277,8 @@ def test_what_predict_would_have_to_ignore_is_refused(predict, arguments, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["classes", "--by", "expert", "--data", "rows.jsonl"], "leave 'classes' out, or --by"),
-        (["--data", "rows.jsonl"], "name an ADAPTER, or with --by COLUMN"),
+        (["classes", "--by", "expert", "--data", "rows.jsonl"], "omit 'classes', or omit --by"),
+        (["--data", "rows.jsonl"], "name an ADAPTER, or give --by COLUMN"),
         (["--by", "expert"], "Missing option '--data'"),
     ],
 )
@@ -318,7 +318,7 @@ def test_the_command_prints_a_line_for_each_adapter(evaluate, task_store, tmp_pa
     file = written(tmp_path, rows)
     told = objects(evaluate("--by", "expert", "--data", file, "--json"))[0]
     lines = evaluate("--by", "expert", "--data", file).stdout.splitlines()
-    assert lines[0] == "56 rows, through 7 adapters on one base"
+    assert lines[0] == "56 rows, through 7 adapters on one base model"
     shown = [line.split() for line in lines[lines.index(f"Scores on {file}") + 2 :]]
     tasks = {kind: Store(task_store).resolve(kind).task for kind in KINDS}
     assert shown == [

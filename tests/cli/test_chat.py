@@ -82,7 +82,7 @@ def test_what_cannot_reply_is_refused_in_words(bank):
 
 
 def test_faults_of_the_writer_reach_the_listener(bank, monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.request.continuations", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("peftlab.runtime.request.generate_texts", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(bank.reply(CHAT, adapter="ada"))
 

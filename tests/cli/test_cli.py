@@ -79,7 +79,7 @@ def test_tune_prints_ledger_scores_and_the_command_to_use_it(write_recipe, tmp_p
     assert result.exit_code == 0
     for words in (
         "rows read",
-        "parameters train",
+        "trainable parameters",
         "epoch    1/1",
         "validation f1",
         "Test scores",

@@ -348,7 +348,7 @@ def test_the_context_of_a_pair_is_its_second_text(told, tmp_path):
 def test_a_context_is_refused_where_the_task_takes_none(predict, kind):
     result = predict(kind, "x", "--context", "y")
     assert result.exit_code == 2
-    assert f"--context is nothing that {kind} ({KINDS[kind][0]['type']}) takes." in one_line(result.output)
+    assert f"--context is not an input of {kind} ({KINDS[kind][0]['type']})." in one_line(result.output)
 
 
 def test_a_context_file_that_is_not_there_is_told(predict, tmp_path):
@@ -386,7 +386,7 @@ def test_tags_read_back_as_the_entities_that_were_found(predict, bank, scheme):
 def test_tags_are_refused_where_the_task_has_none(predict, kind):
     result = predict(kind, *ASKED[kind], "--conll", "iob2")
     assert result.exit_code == 2
-    assert f"{kind} has no tags to print; --conll is for token classification." in one_line(result.output)
+    assert f"{kind} predicts no tags; --conll is for token classification." in one_line(result.output)
 
 
 # --- several adapters of several tasks

@@ -38,7 +38,7 @@ def test_without_the_base_recipe_and_rows_are_checked(tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", "nowhere/base")
     told = run("check", recipe)
     assert told.exit_code == 0
-    assert "recipe and rows are right, but the base could not be looked at" in one_line(told.output)
+    assert "the recipe and the rows are valid, but the base model was not checked" in one_line(told.output)
     (tmp_path / "rows" / "rows.jsonl").write_text('{"question": "Who?"}\n')
     told = run("check", recipe)
     assert told.exit_code == 2
@@ -63,4 +63,4 @@ def test_where_no_token_is_learnt_there_is_no_mask(write_recipe, tmp_path):
     )
     told = run("check", recipe, "--show-mask")
     assert told.exit_code == 2
-    assert "does not learn token by token, so there is no mask to show" in one_line(told.output)
+    assert "has no loss per token, so there is no mask to show" in one_line(told.output)

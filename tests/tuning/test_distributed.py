@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from peftlab.cli import cli
-from peftlab.cli.launcher import _read_in, hand_over
+from peftlab.cli.launcher import _find_cause_in_log, report_to_launcher
 from peftlab.errors import ErrorCollector, ProcessLostError, RecipeError, StoreError, TuningInterrupted
 from peftlab.store import Store
 from peftlab.tasks import Feature
@@ -151,7 +151,7 @@ def options(overrides):
 
 def forget_log(told):
     """Delete the log that an error names, after a look at whether it is there."""
-    log = Path(told.split("The launcher's own words are in ")[1].strip())
+    log = Path(told.split("The launcher's output is in ")[1].strip())
     assert log.is_file()
     shutil.rmtree(log.parent)
 
@@ -220,7 +220,7 @@ def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, 
     os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
     _, told = process.communicate()
     assert process.returncode == 6
-    assert "error: process 1 was killed (SIGKILL), and the run with it; nothing was published." in told
+    assert "error: process 1 was killed (SIGKILL), so the run ended; nothing was published." in told
     assert f"{store}/shared/run/checkpoint-" in told
     assert "is kept: go on with the same command and --resume." in told
     assert "Traceback" not in told
@@ -269,7 +269,7 @@ def test_a_launcher_that_starts_one_process_is_told(recipe, tmp_path, monkeypatc
     arguments = ["tune", str(recipe), "--store", str(tmp_path / "store"), *options({"training.num_train_epochs": 1})]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0
-    assert "warning: the launcher started one process, so nothing is shared." in result.output
+    assert "warning: the launcher started only one process, so the work is not shared." in result.output
 
 
 def test_a_launcher_that_does_not_know_its_options_is_quoted(recipe, tmp_path):
@@ -400,16 +400,16 @@ def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
 
 def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):
     pretend_to_be_second_of_two(monkeypatch)
-    assert hand_over(TuningInterrupted("stopped"))
-    assert hand_over(ProcessLostError("lost"))
-    assert not hand_over(StoreError("no room on this machine"))
+    assert report_to_launcher(TuningInterrupted("stopped"))
+    assert report_to_launcher(ProcessLostError("lost"))
+    assert not report_to_launcher(StoreError("no room on this machine"))
     monkeypatch.setenv("PEFTLAB_LAUNCHED", str(tmp_path))
-    assert hand_over(StoreError("no room on this machine"))
+    assert report_to_launcher(StoreError("no room on this machine"))
     assert json.loads((tmp_path / "1.json").read_text())["message"] == "no room on this machine"
 
 
 def test_a_log_that_says_nothing_known_gives_no_reason():
-    assert _read_in("W1122 some warning\nTraceback (most recent call last):\n") == ""
+    assert _find_cause_in_log("W1122 some warning\nTraceback (most recent call last):\n") == ""
 
 
 def test_a_checkpoint_that_was_still_being_written_does_not_count(tmp_path):
