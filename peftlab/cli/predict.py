@@ -133,7 +133,9 @@ def _print_predictions(bank: "Bank", inputs: list[tuple[str, Any]], scheme: str 
         elif scheme:
             print_conll(predictions, scheme)
         else:
-            print_predictions(predictions, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in inputs)})
+            print_predictions(
+                predictions, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in inputs)}
+            )
 
 
 def _check_options(
