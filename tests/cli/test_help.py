@@ -76,7 +76,7 @@ def test_sections_of_group_list_every_command_once(path):
     if isinstance(command, click.Group):
         listed = [name for names in command.sections.values() for name in names]
         assert sorted(listed) == sorted(command.commands)
-        assert "..." not in help_text(path)
+        assert "..." not in help_text(path).partition("\n")[2]  # no description is shortened
 
 
 def test_exit_codes_cover_all_error_classes():
