@@ -187,7 +187,9 @@ def _read_rows_by_column(
     by: str, file: str, data_format: str, columns: dict[str, str], store: str, errors: ErrorCollector
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
     """Read the rows of a file with the names of their adapters, and the tasks of these adapters by name."""
-    named = read_adapter_rows(_data_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version)
+    named = read_adapter_rows(
+        _data_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version
+    )
     return list(named), verify_adapters(list(dict.fromkeys(name for name, _ in named)), store)
 
 
