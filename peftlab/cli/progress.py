@@ -77,8 +77,8 @@ class TuningDisplay(Listener):
         )
         out.print(f"      {megabytes(base.num_bytes)} of memory {precision}")
         out.print(
-            f"      {num_trainable:,} trainable parameters, {num_trainable / base.num_parameters:.2%} of the base model's "
-            f"{base.num_parameters:,}\n"
+            f"      {num_trainable:,} trainable parameters, {num_trainable / base.num_parameters:.2%} "
+            f"of the base model's {base.num_parameters:,}\n"
         )
 
     def warn(self, message: str) -> None:
