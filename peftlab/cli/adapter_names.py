@@ -11,14 +11,14 @@ def split_adapter_names(names: str | None) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
 
 
-def verify_adapters(names: list[str], store: str) -> dict[str, Task]:
-    """Verify the adapters before the heavy imports → their tasks by name; a stack `lower+top` has the task of its top.
+def resolve_tasks(names: list[str], store: str) -> dict[str, Task]:
+    """Find the adapters before the heavy imports → their tasks by name; a stack `lower+top` has the task of its top.
 
     Raises:
         AdapterNotFoundError: there is no adapter of that name.
-        IntegrityError: an adapter is damaged.
+        IntegrityError: the manifest of an adapter is damaged.
     """
-    return {name: [Store(store).verify(part).task for part in name.split(STACK_SEPARATOR)][-1] for name in names}
+    return {name: [Store(store).resolve(part).task for part in name.split(STACK_SEPARATOR)][-1] for name in names}
 
 
 def check_adapter_source(by: str | None, *names: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from peftlab.cli.adapter_names import split_adapter_names, verify_adapters
+from peftlab.cli.adapter_names import resolve_tasks, split_adapter_names
 from peftlab.cli.console import out, print_error, print_notes
 from peftlab.cli.heavy import runtime
 from peftlab.cli.help_layout import Command, option
@@ -37,7 +37,7 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
     Ctrl-C stops a reply. If the input is not a terminal, each line is a message and each reply is printed.
     """
     names = split_adapter_names(adapters)
-    for name, task in verify_adapters(names, store).items():
+    for name, task in resolve_tasks(names, store).items():
         if not task.chats:
             raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm or preference.")
     bank = runtime.load(*names, store=store, **settings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peftlab.cli.adapter_names import check_adapter_source, verify_adapters
+from peftlab.cli.adapter_names import check_adapter_source, resolve_tasks
 from peftlab.cli.console import bar_for, out, print_notes, score_tables, scores_by_adapter
 from peftlab.cli.heavy import runtime
 from peftlab.cli.help_layout import Command, option
@@ -89,7 +89,7 @@ def evaluate(
     if by:
         _evaluate_mixed(data, by, predictions, as_json, settings)
     else:
-        verify_adapters([str(adapter)], settings["store"])
+        resolve_tasks([str(adapter)], settings["store"])
         _evaluate_one(str(adapter), data, predictions, as_json, settings)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from peftlab.cli.adapter_names import verify_adapters
+from peftlab.cli.adapter_names import resolve_tasks
 from peftlab.cli.console import megabytes, out
 from peftlab.cli.heavy import interop
 from peftlab.cli.help_layout import Command, option
@@ -65,7 +65,7 @@ def export(
         refuse_options(ctx, ("base_name",), f"is for --to ollama, not for --to {target}.")
     if target != "merged":
         refuse_options(ctx, ("device", "trust_remote_code"), f"is for --to merged, not for --to {target}.")
-    verify_adapters([adapter], store)
+    resolve_tasks([adapter], store)
     if target == "merged":
         merged = interop.merge(adapter, output, store=store, device=device, trust_remote_code=trust_remote_code)
         print_merged(merged, as_json=as_json)

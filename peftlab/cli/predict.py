@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peftlab.cli.adapter_names import check_adapter_source, split_adapter_names, verify_adapters
+from peftlab.cli.adapter_names import check_adapter_source, resolve_tasks, split_adapter_names
 from peftlab.cli.console import prediction_bar, print_notes
 from peftlab.cli.heavy import runtime
 from peftlab.cli.help_layout import Command, option
@@ -113,7 +113,7 @@ def predict(
             inputs, tasks = _read_rows_by_column(by, str(file), data_format, columns, store, errors)
         else:
             rows = _read_rows(texts, file, data_format, columns)
-            tasks = verify_adapters(split_adapter_names(adapters), store)
+            tasks = resolve_tasks(split_adapter_names(adapters), store)
             inputs = [(name, row) for row in rows for name in tasks]
         inputs = [(name, _with_context(row, context, name, tasks[name])) for name, row in inputs]
         _check_scheme(scheme, tasks)
@@ -190,7 +190,7 @@ def _read_rows_by_column(
     named = read_adapter_rows(
         _data_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version
     )
-    return list(named), verify_adapters(list(dict.fromkeys(name for name, _ in named)), store)
+    return list(named), resolve_tasks(list(dict.fromkeys(name for name, _ in named)), store)
 
 
 def _data_section(file: str, data_format: str, columns: dict[str, str]) -> DataSection:
