@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+FOLDERS = ("peftlab", "tests", "benchmarks", "docs", "recipes")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf8")
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
 EXTRAS = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf8"), re.MULTILINE))
@@ -294,6 +295,17 @@ def test_navigation_lists_every_page():
 def test_links_resolve(page):
     for target in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#[^)\s]*)?\)", without_code(text_of(page))):
         assert not target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+ELSEWHERE = {"conversion/gpt2.py", "conversion/llama.py", "convert_lora_to_gguf.py"}  # files of llama.cpp
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda page: page.name)
+def test_python_files_named_in_pages_exist(page):
+    there = [f"/{file.relative_to(ROOT).as_posix()}" for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    named = set(re.findall(r"[\w/]+\.py\b", text_of(page))) - ELSEWHERE
+    missing = {name for name in named if not any(file.endswith(f"/{name}") for file in there)}
+    assert not missing
 
 
 def without_code(text):
