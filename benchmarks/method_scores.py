@@ -25,7 +25,7 @@ from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_r
 from benchmarks.task_scores import books
 from peftlab.bench import benchmark_environment, warm_up
 from peftlab.bench.processes import call_in_process
-from peftlab.methods.registry import OTHERS
+from peftlab.recipe import PEFT_METHODS
 from peftlab.store import WEIGHTS_FILE
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -72,7 +72,7 @@ CONTENDERS: dict[str, Contender] = {
     "ln-tuning": Contender({"type": "ln-tuning"}),
     "lora, 8bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
     "lora, 4bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
-    **{name: Contender({"type": name}) for name in OTHERS},
+    **{name: Contender({"type": name}) for name in PEFT_METHODS},
     "delora, delora_lambda 1": Contender({"type": "delora", "delora_lambda": 1}),
     "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
 }

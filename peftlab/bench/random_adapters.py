@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from peftlab.base import load_base
 from peftlab.errors import ErrorCollector
-from peftlab.methods import adapt
+from peftlab.methods import create_peft_model
 from peftlab.recipe import BaseSection, MethodSection
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Manifest, ParameterCounts, Store, build_manifest
 from peftlab.tasks import ModelContext, Task
@@ -26,7 +26,7 @@ def publish_random(
     base = load_base(base_section, task, seed=seed, device="cpu")
     with ErrorCollector() as errors:
         task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
-    model = adapt(base, method, task)
+    model = create_peft_model(base, method, task)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     manifest = build_manifest(
         "random",

@@ -15,7 +15,7 @@ from transformers import AutoModel
 from peftlab.base import Base, choose_device, head_config, load_base
 from peftlab.bench.step_time import COMPILED, COMPILING, LIMIT
 from peftlab.bench.validation import build_fitted_task
-from peftlab.methods import adapt, peft_config
+from peftlab.methods import create_peft_model, peft_config
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.tasks import Task
 from peftlab.tuning.fast import fast_steps
@@ -114,7 +114,7 @@ def _load_plain(auto_class: Any, recipe: Recipe, base: Base, **options: Any) -> 
 
 def _peftlab_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bool, stack: ExitStack) -> Step:
     """Make a step as `tune` runs it, with the dropout of the recipe; valid until `stack` closes."""
-    model = adapt(base, recipe.method, task).train()
+    model = create_peft_model(base, recipe.method, task).train()
     stack.enter_context(fast_steps(model, recipe, torch.bfloat16 if bf16 else torch.float32, inputs))
     return _training_step(model, task, inputs, bf16)
 

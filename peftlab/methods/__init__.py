@@ -1,12 +1,23 @@
-"""METHODS: how a base is adapted. One file a method, one line here."""
+"""METHODS: how a base is adapted; one file and one record for each method."""
 
 from peftlab.methods.registry import (
     METHODS,
-    adapt,
-    heavier_than_its_base,
+    MethodRecord,
+    count_trainable_parameters,
+    create_peft_model,
+    method_info,
     peft_config,
     saved_bytes,
-    trained_parameters,
+    size_warning,
 )
 
-__all__ = ["METHODS", "adapt", "heavier_than_its_base", "peft_config", "saved_bytes", "trained_parameters"]
+__all__ = [
+    "METHODS",
+    "MethodRecord",
+    "count_trainable_parameters",
+    "create_peft_model",
+    "method_info",
+    "peft_config",
+    "saved_bytes",
+    "size_warning",
+]

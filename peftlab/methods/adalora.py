@@ -1,21 +1,20 @@
-"""AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): P Λ Q instead of BA, of which entries of Λ are masked while it trains.
+"""AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): P Λ Q instead of BA; entries of Λ are masked during training.
 
-PEFT holds the layers and decides which entries to mask; `tuning/rank_allocation.py` asks it to after every step.
+PEFT has the layers and decides which entries to mask; a callback asks it to after every step.
 """
-
-from typing import Any
 
 from peft import AdaLoraConfig
 
 from peftlab.base import Base
 from peftlab.methods.target_modules import resolve_targets
 from peftlab.recipe import AdaLora
+from peftlab.tasks import Task
 
-UNKNOWN_STEPS = 10**9  # PEFT wants a number before anyone knows it
+UNKNOWN_STEPS = 10**9  # PEFT wants a number of steps before it is known
 
 
-def adalora_config(base: Base, section: AdaLora, **shared: Any) -> AdaLoraConfig:
-    """The PEFT configuration, aimed at full module names, its steps still unknown; `shared` is what every method has.
+def adalora_config(base: Base, section: AdaLora, task: Task) -> AdaLoraConfig:
+    """PEFT's configuration with full module names; the number of steps is still unknown.
 
     Raises:
         RecipeError: the base has no such module or layer as `section` names.
@@ -31,5 +30,4 @@ def adalora_config(base: Base, section: AdaLora, **shared: Any) -> AdaLoraConfig
         lora_alpha=section.lora_alpha,
         lora_dropout=section.lora_dropout,
         target_modules=resolve_targets(base, section),
-        **shared,
     )

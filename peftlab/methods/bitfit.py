@@ -1,23 +1,22 @@
-"""BitFit (see `bias_tuner` for the paper): every module of the base with a bias."""
-
-from typing import Any
+"""BitFit (see `tuners.bias` for the paper): every module of the base with a bias."""
 
 import torch
 
 from peftlab.base import Base
-from peftlab.methods.target_modules import every
+from peftlab.methods.target_modules import matching_modules
 from peftlab.methods.tuners.bias import BitFitConfig
 from peftlab.recipe import BitFit
+from peftlab.tasks import Task
 
 
-def bitfit_config(base: Base, section: BitFit, **shared: Any) -> BitFitConfig:
-    """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+def bitfit_config(base: Base, section: BitFit, task: Task) -> BitFitConfig:
+    """PEFT's configuration with full module names.
 
     Raises:
         RecipeError: the base has no bias in these layers, or none at all, as Llama.
     """
-    lacking = f"no module of this '{base.model.config.model_type}' has a bias."
-    return BitFitConfig(target_modules=every(base, section, _has_bias, lacking), **shared)
+    none_found = f"no module of this '{base.model.config.model_type}' has a bias."
+    return BitFitConfig(target_modules=matching_modules(base, section, _has_bias, none_found))
 
 
 def _has_bias(module: torch.nn.Module) -> bool:

@@ -1,26 +1,25 @@
-"""Bottleneck adapters (see `bottleneck_tuner` for the papers): the recipe's section → a configuration with places."""
+"""Bottleneck adapters (see `tuners.bottleneck` for the papers): from the recipe's section to PEFT's configuration."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from peftlab.base import Base
 from peftlab.errors import ErrorCollector
-from peftlab.methods.architectures import PLACEMENTS
-from peftlab.methods.target_modules import in_layers, modules_of, named
+from peftlab.methods.architectures import ARCHITECTURES
+from peftlab.methods.target_modules import filter_layers, list_modules, match_names
 from peftlab.methods.tuners.bottleneck import BottleneckConfig
 from peftlab.recipe import Bottleneck
+from peftlab.tasks import Task
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a paper, or AdapterHub after it, takes where the recipe says nothing."""
+    """What a paper, or AdapterHub after it, takes where the recipe says nothing; `form` is for modules users name."""
 
     reduction_factor: int
     activation: str
     scaling: float
     init: str
     form: str
-    """Of modules that the user names."""
 
 
 DEFAULTS = {
@@ -30,50 +29,52 @@ DEFAULTS = {
 }
 
 
-def bottleneck_config(base: Base, section: Bottleneck, **shared: Any) -> BottleneckConfig:
-    """The configuration, aimed at full module names; `shared` is what every method has.
+def bottleneck_config(base: Base, section: Bottleneck, task: Task) -> BottleneckConfig:
+    """PEFT's configuration with full module names.
 
     Raises:
-        RecipeError: nobody has said where the sub-layers of this architecture end, or what was named is not there.
+        RecipeError: the architecture is unknown and the section names no modules, or there are no such modules.
     """
-    defaults, width = DEFAULTS[section.variant], base.model.config.hidden_size
-    targets, form = _targets(base, section, defaults.form)
+    defaults, hidden_size = DEFAULTS[section.variant], base.model.config.hidden_size
+    targets, form = _find_targets(base, section, defaults.form)
     return BottleneckConfig(
         variant=section.variant,
         form=form,
-        hidden_size=width,
-        bottleneck_size=max(1, width // (section.reduction_factor or defaults.reduction_factor)),
+        hidden_size=hidden_size,
+        bottleneck_size=max(1, hidden_size // (section.reduction_factor or defaults.reduction_factor)),
         activation=section.activation or defaults.activation,
         scaling=section.scaling or defaults.scaling,
         init=defaults.init,
         target_modules=targets,
-        **shared,
     )
 
 
-def _targets(base: Base, section: Bottleneck, form: str) -> tuple[list[str], str]:
-    names = modules_of(base)
+def _find_targets(base: Base, section: Bottleneck, form: str) -> tuple[list[str], str]:
+    names = list_modules(base)
     with ErrorCollector() as errors:
         if section.target_modules:
-            targets = named(names, section.target_modules, errors, what="module")
+            targets = match_names(names, section.target_modules, errors, what="module")
         else:
-            targets, form = _placed(base.model.config.model_type, section.variant, names, errors)
-        targets = in_layers(targets, names, section.layers_to_transform, errors)
+            targets, form = _architecture_targets(base.model.config.model_type, section.variant, names, errors)
+        targets = filter_layers(targets, names, section.layers_to_transform, errors)
     if section.variant == "pfeiffer" and all("norm" in name.rpartition(".")[2].lower() for name in targets):
         form = "around-norm"
     return targets, form
 
 
-def _placed(kind: str, variant: str, names: list[str], errors: ErrorCollector) -> tuple[list[str], str]:
-    if kind not in PLACEMENTS:
+def _architecture_targets(
+    model_type: str, variant: str, names: list[str], errors: ErrorCollector
+) -> tuple[list[str], str]:
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
         errors.add(
-            f"peftlab does not know where the sub-layers of '{kind}' end.",
+            f"peftlab does not know where the sub-layers of '{model_type}' end.",
             key="method.target_modules",
-            hint=f"Name the modules that end them, such as [attn.out_proj, mlp.fc2]. Known: {', '.join(PLACEMENTS)}.",
+            hint=f"Name the modules that end them, such as [attn.out_proj, mlp.fc2]. Known: {known}.",
         )
         return [], ""
-    targets, form = PLACEMENTS[kind].targets(variant, names)
+    targets, form = ARCHITECTURES[model_type].bottleneck_targets(variant, names)
     if not targets:
-        message = f"'{variant}' has no place in '{kind}', whose feed-forward network is no module of its own."
+        message = f"'{variant}' has no place in '{model_type}', whose feed-forward network is no module of its own."
         errors.add(message, key="method.variant", hint="Take houlsby or pfeiffer.")
     return targets, form

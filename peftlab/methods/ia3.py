@@ -1,35 +1,35 @@
-"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): keys, values and inner activations of feed-forward networks, rescaled."""
-
-from typing import Any
+"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): scales keys, values and inner activations of feed-forward networks."""
 
 from peft import IA3Config
 
 from peftlab.base import Base
 from peftlab.errors import ErrorCollector
-from peftlab.methods.architectures import PLACEMENTS
-from peftlab.methods.target_modules import linears_of, named
+from peftlab.methods.architectures import ARCHITECTURES
+from peftlab.methods.target_modules import list_linear_layers, match_names
 from peftlab.recipe import Ia3
+from peftlab.tasks import Task
 
 
-def ia3_config(base: Base, section: Ia3, **shared: Any) -> IA3Config:
-    """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+def ia3_config(base: Base, section: Ia3, task: Task) -> IA3Config:
+    """PEFT's configuration with full module names.
 
     Raises:
-        RecipeError: nobody has said which modules make keys and values here, or what was named is not there.
+        RecipeError: it is unknown which modules compute keys and values, or there are no such modules.
     """
     with ErrorCollector() as errors:
-        outputs, inputs = _targets(base, section, errors)
-    return IA3Config(target_modules=[*outputs, *inputs], feedforward_modules=inputs, **shared)
+        outputs, inputs = _find_targets(base, section, errors)
+    return IA3Config(target_modules=[*outputs, *inputs], feedforward_modules=inputs)
 
 
-def _targets(base: Base, section: Ia3, errors: ErrorCollector) -> tuple[list[str], list[str]]:
-    """Modules whose outputs are rescaled, and those whose inputs are."""
-    names, kind = linears_of(base), base.model.config.model_type
+def _find_targets(base: Base, section: Ia3, errors: ErrorCollector) -> tuple[list[str], list[str]]:
+    """Modules whose outputs are scaled, and those whose inputs are."""
+    names, model_type = list_linear_layers(base), base.model.config.model_type
     if section.target_modules:
-        inputs = named(names, section.feedforward_modules, errors, key="feedforward_modules")
-        return [name for name in named(names, section.target_modules, errors) if name not in inputs], inputs
-    outputs, inputs = PLACEMENTS[kind].rescaled(names) if kind in PLACEMENTS else ([], [])
+        inputs = match_names(names, section.feedforward_modules, errors, key="feedforward_modules")
+        return [name for name in match_names(names, section.target_modules, errors) if name not in inputs], inputs
+    known = ARCHITECTURES.get(model_type)
+    outputs, inputs = known.ia3_targets(names) if known else ([], [])
     if not outputs:
         hint = "Name them with target_modules, and the ends of feed-forward networks with feedforward_modules."
-        errors.add(f"no module of '{kind}' is known to make keys or values alone.", key="method", hint=hint)
+        errors.add(f"no module of '{model_type}' is known to make keys or values alone.", key="method", hint=hint)
     return outputs, inputs

@@ -1,25 +1,24 @@
-"""LayerNorm tuning (Zhao et al. 2023, arXiv:2312.11420): every norm of the base, by PEFT's `LNTuningConfig`."""
-
-from typing import Any
+"""LayerNorm tuning (Zhao et al. 2023, arXiv:2312.11420): every norm of the base trains, by PEFT's `LNTuningConfig`."""
 
 import torch
 from peft import LNTuningConfig
 
 from peftlab.base import Base
-from peftlab.methods.target_modules import every
+from peftlab.methods.target_modules import matching_modules
 from peftlab.recipe import LnTuning
+from peftlab.tasks import Task
 
 
-def ln_tuning_config(base: Base, section: LnTuning, **shared: Any) -> LNTuningConfig:
-    """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+def ln_tuning_config(base: Base, section: LnTuning, task: Task) -> LNTuningConfig:
+    """PEFT's configuration with full module names.
 
     Raises:
         RecipeError: the base has no norm with weights in these layers, or none at all.
     """
-    lacking = f"no norm of this '{base.model.config.model_type}' has weights."
-    return LNTuningConfig(target_modules=every(base, section, _is_norm, lacking), **shared)
+    none_found = f"no norm of this '{base.model.config.model_type}' has weights."
+    return LNTuningConfig(target_modules=matching_modules(base, section, _is_norm, none_found))
 
 
 def _is_norm(module: torch.nn.Module) -> bool:
-    """LayerNorm, RMSNorm and what architectures make of them for themselves, as LlamaRMSNorm."""
+    """LayerNorm, RMSNorm, and architectures' own classes, as LlamaRMSNorm."""
     return type(module).__name__.endswith("Norm") and next(module.parameters(), None) is not None

@@ -4,26 +4,28 @@
 Fields are PEFT's `LoraConfig` fields under their own names.
 """
 
-from typing import Any
-
 from peft import LoraConfig
 
 from peftlab.base import Base
 from peftlab.errors import ErrorCollector
-from peftlab.methods.target_modules import named, resolve_targets
+from peftlab.methods.target_modules import match_names, resolve_targets
+from peftlab.methods.trainable_tokens import find_token_indices
 from peftlab.recipe import Lora
+from peftlab.tasks import Task
 
 
-def lora_config(base: Base, section: Lora, **shared: Any) -> LoraConfig:
-    """The PEFT configuration, aimed at full module names; `shared` is what every method has.
+def lora_config(base: Base, section: Lora, task: Task) -> LoraConfig:
+    """PEFT's configuration with full module names.
 
     Raises:
-        RecipeError: the base has no such module or layer as `section` names.
+        RecipeError: the base has no such module, layer or token as `section` names.
     """
+    tokens = section.trainable_token_indices
+    token_indices = find_token_indices(base, tokens, task) if tokens else None
     targets = resolve_targets(base, section)
     with ErrorCollector() as errors:
         for key in ("rank_pattern", "alpha_pattern"):
-            named(targets, list(getattr(section, key)), errors, what="adapted layer", key=key)
+            match_names(targets, list(getattr(section, key)), errors, what="adapted layer", key=key)
     return LoraConfig(
         r=section.r,
         lora_alpha=section.lora_alpha,
@@ -34,5 +36,5 @@ def lora_config(base: Base, section: Lora, **shared: Any) -> LoraConfig:
         init_lora_weights=section.init_lora_weights,
         rank_pattern=section.rank_pattern,
         alpha_pattern=section.alpha_pattern,
-        **shared,
+        trainable_token_indices=token_indices,
     )

@@ -1,7 +1,8 @@
-"""A base + the method section of a recipe → a model of which only the delta and the head train."""
+"""METHODS: one record for each method, and what a run does with it: put the adapter on a base, measure its size."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -17,57 +18,104 @@ from peftlab.methods.ia3 import ia3_config
 from peftlab.methods.last_layers import last_layers_config
 from peftlab.methods.ln_tuning import ln_tuning_config
 from peftlab.methods.lora import lora_config
-from peftlab.methods.peft_methods import other_config
+from peftlab.methods.peft_methods import peft_method_config
 from peftlab.methods.prefix import prefix_config
 from peftlab.methods.prompt import p_tuning_config, prompt_config
-from peftlab.methods.trainable_tokens import trained_tokens
-from peftlab.recipe import Lora, MethodSection, OtherMethod
+from peftlab.recipe import (
+    METHOD_PLUGINS,
+    PEFT_METHODS,
+    AdaLora,
+    BitFit,
+    Bottleneck,
+    Full,
+    Head,
+    Ia3,
+    LastLayers,
+    LnTuning,
+    Lora,
+    Method,
+    MethodInfo,
+    PeftMethod,
+    Prefix,
+    Prompt,
+    PTuning,
+    Registry,
+)
 from peftlab.tasks import Task
 
-OTHERS = get_args(OtherMethod.model_fields["type"].annotation)
-METHODS: dict[str, Callable[..., PeftConfig]] = {
-    "lora": lora_config,
-    "adalora": adalora_config,
-    "bottleneck": bottleneck_config,
-    "ia3": ia3_config,
-    "prefix": prefix_config,
-    "prompt": prompt_config,
-    "p-tuning": p_tuning_config,
-    "bitfit": bitfit_config,
-    "ln-tuning": ln_tuning_config,
-    "head": head_config,
-    "last-layers": last_layers_config,
-    "full": full_config,
-    **dict.fromkeys(OTHERS, other_config),
-}
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """All that peftlab knows of a method.
+
+    `section` is its section of a recipe, whose `info` says what the method cannot be combined with, its usual learning
+    rate, and how adapters are routed, merged and shown. `build_config` makes PEFT's configuration for a base, a section
+    and a task; task type and head are filled in afterwards. It raises RecipeError where the base has no such layers.
+    """
+
+    section: type[Method]
+    build_config: Callable[[Base, Any, Task], PeftConfig]
 
 
-def adapt(base: Base, section: MethodSection, task: Task) -> PeftModel:
-    """Freeze the base, add the method's delta to it, and leave delta and head to train.
+METHODS: Registry[MethodRecord] = Registry(
+    METHOD_PLUGINS,
+    MethodRecord,
+    {
+        "lora": MethodRecord(Lora, lora_config),
+        "adalora": MethodRecord(AdaLora, adalora_config),
+        "bottleneck": MethodRecord(Bottleneck, bottleneck_config),
+        "ia3": MethodRecord(Ia3, ia3_config),
+        "prefix": MethodRecord(Prefix, prefix_config),
+        "prompt": MethodRecord(Prompt, prompt_config),
+        "p-tuning": MethodRecord(PTuning, p_tuning_config),
+        "bitfit": MethodRecord(BitFit, bitfit_config),
+        "ln-tuning": MethodRecord(LnTuning, ln_tuning_config),
+        "head": MethodRecord(Head, head_config),
+        "last-layers": MethodRecord(LastLayers, last_layers_config),
+        "full": MethodRecord(Full, full_config),
+        **dict.fromkeys(PEFT_METHODS, MethodRecord(PeftMethod, peft_method_config)),
+    },
+)
+"""Peftlab's own, and those of other packages (entry points `peftlab.methods`), by type."""
+
+
+def method_info(method_type: str) -> MethodInfo:
+    """What is known of a method by its type; nothing of one that is not installed.
+
+    Raises:
+        PluginError: the package that brings it cannot be used.
+    """
+    record = METHODS.get(method_type)
+    return record.section.info_of(method_type) if record else MethodInfo()
+
+
+def create_peft_model(base: Base, section: Method, task: Task) -> PeftModel:
+    """Freeze the base and add the method's delta, so that only delta and head train.
 
     Raises:
         RecipeError: this base has no such layer as the section names, nothing that the method could train, or layers of
             a kind or size that it cannot change.
     """
     config = peft_config(base, section, task)
-    refused = f"PEFT cannot put '{section.type}' on this base"
-    with reraise_as_recipe_error(refused, TypeError, ValueError, NotImplementedError, key="method"):
+    message = f"PEFT cannot put '{section.type}' on this base"
+    with reraise_as_recipe_error(message, TypeError, ValueError, NotImplementedError, key="method"):
         return get_peft_model(base.model, config)
 
 
-def peft_config(base: Base, section: MethodSection, task: Task) -> PeftConfig:
-    """What PEFT needs to know of the method, the base and its head.
+def peft_config(base: Base, section: Method, task: Task) -> PeftConfig:
+    """PEFT's configuration for the method, the base and its head.
 
     Raises:
-        RecipeError: as `adapt`.
+        RecipeError: as `create_peft_model`.
     """
-    shared: dict[str, Any] = {"task_type": task.peft_task_type, "modules_to_save": list(base.head_modules)}
-    if isinstance(section, Lora) and section.trainable_token_indices:
-        shared["trainable_token_indices"] = trained_tokens(base, section.trainable_token_indices, task)
-    return METHODS[section.type](base, section, **shared)
+    config: Any = METHODS[section.type].build_config(base, section, task)
+    saved = config.modules_to_save or []
+    config.modules_to_save = [*saved, *(name for name in base.head_modules if name not in saved)]
+    config.task_type = task.peft_task_type
+    return config
 
 
-def trained_parameters(model: torch.nn.Module) -> int:
+def count_trainable_parameters(model: torch.nn.Module) -> int:
     """How many parameters train: delta and head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
@@ -77,11 +125,10 @@ def saved_bytes(model: PeftModel) -> int:
     return sum(tensor.nbytes for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values())
 
 
-def heavier_than_its_base(model: PeftModel, base: Base, section: MethodSection) -> str:
-    """What to say of an adapter that, for what does not train in it, takes more disk than its base; else nothing."""
+def size_warning(model: PeftModel, base: Base, section: Method) -> str:
+    """A sentence where the adapter takes more disk than its base because of what does not train; else empty."""
     size = saved_bytes(model)
-    if size < max(base.num_bytes_fp32, 8 * trained_parameters(model)):  # `full` holds its base, but trains it all
+    if size < max(base.num_bytes_fp32, 8 * count_trainable_parameters(model)):  # `full` trains all that it holds
         return ""
-    told = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
-    drawn_anew = " With method.save_projection: false, PEFT draws that part anew on loading."
-    return told + drawn_anew if section.type == "randlora" else told
+    warning = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
+    return f"{warning} {section.info_of(section.type).how_to_save_less}".rstrip()

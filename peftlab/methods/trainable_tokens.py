@@ -1,7 +1,7 @@
 """Single tokens whose embeddings train beside a LoRA: PEFT's `trainable_token_indices`.
 
-A token that a base has hardly seen, as the end of a text mostly is to one that was taught on texts without an end, is
-learnt by its own rows of the embeddings, which are few numbers; layers alone can hardly make up for them.
+A base may hardly have seen a token, such as the end of a text if it was pretrained on texts without an end. The token's
+own rows of the embeddings are few parameters and learn it; layers alone hardly can.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from peftlab.tasks.causal_lm import CausalLmTask
 KEY = "method.trainable_token_indices"
 
 
-def trained_tokens(base: Base, wanted: str | Sequence[str | int], task: Task) -> dict[str, list[int]]:
-    """Names of the base's embeddings → the numbers of the tokens to train in them.
+def find_token_indices(base: Base, wanted: str | Sequence[str | int], task: Task) -> dict[str, list[int]]:
+    """Names of the base's embedding modules → the ids of the tokens to train in them.
 
-    Where the head's weights are the embeddings once more, PEFT trains both as one; else the head is named as well.
+    Where the head is tied to the embeddings, PEFT trains both as one; else the head is among the modules.
 
     Raises:
         RecipeError: the base has no such tokens, or `endings` are not one token each, or the head has a bias, which
@@ -27,48 +27,48 @@ def trained_tokens(base: Base, wanted: str | Sequence[str | int], task: Task) ->
     """
     assert isinstance(task, CausalLmTask)  # the recipe was checked for it
     with ErrorCollector() as errors:
-        named = isinstance(wanted, str)
-        numbers = list(_ends(base, task, errors) if named else _known(base, wanted, errors))
-        layers = _embeddings(base, errors)
-    return {layer: sorted(set(numbers)) for layer in layers}
+        by_name = isinstance(wanted, str)
+        ids = list(_ending_ids(base, task, errors) if by_name else _token_ids(base, wanted, errors))
+        modules = _embedding_modules(base, errors)
+    return {module: sorted(set(ids)) for module in modules}
 
 
-def _known(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) -> Iterator[int]:
+def _token_ids(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) -> Iterator[int]:
     vocabulary, rows = base.tokenizer.get_vocab(), base.model.get_input_embeddings().weight.shape[0]
     for token in wanted:
-        number = token if isinstance(token, int) else vocabulary.get(token)
-        if number is None:
+        token_id = token if isinstance(token, int) else vocabulary.get(token)
+        if token_id is None:
             close = nearest(str(token), vocabulary)
             hint = f"Did you mean '{close}'? " if close else ""
             hint += "Tokens cannot be added: take one that the base has and its texts never use."
             errors.add(f"'{token}' is no token of this base.", key=KEY, hint=hint)
-        elif number >= rows:
+        elif token_id >= rows:
             errors.add(f"there is no token {token}: this base has embeddings of {rows}.", key=KEY)
         else:
-            yield number
+            yield token_id
 
 
-def _ends(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Iterator[int]:
+def _ending_ids(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Iterator[int]:
     vocabulary = base.tokenizer.get_vocab()
     endings = task.learned_stop_strings(base.tokenizer)
     if not endings:
         errors.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
     for ending in endings:
         if ending in vocabulary:
-            yield from _known(base, [ending], errors)
+            yield from _token_ids(base, [ending], errors)
         else:
             pieces = len(base.tokenizer(ending, add_special_tokens=False).input_ids)
-            message = f"'{ending}', which ends an answer, is {pieces} tokens of this base, which stand elsewhere too."
+            message = f"'{ending}', which ends an answer, is {pieces} tokens of this base, which other texts use too."
             hint = "Take a template that ends with one, as task.template: plain does, or name the tokens to train."
             errors.add(message, key=KEY, hint=hint)
 
 
-def _embeddings(base: Base, errors: ErrorCollector) -> list[str]:
-    """Full names of the modules that have a row for each token."""
-    given, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
-    tied = head.weight is given.weight
+def _embedding_modules(base: Base, errors: ErrorCollector) -> list[str]:
+    """Full names of the modules with one row for each token."""
+    embeddings, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    tied = head.weight is embeddings.weight
     if getattr(head, "bias", None) is not None:
         message = "the head of this base has a bias, which PEFT leaves out where single tokens train."
         errors.add(message, key=KEY, hint="Take it out.")
-    modules: list[nn.Module] = [given] if tied else [given, head]
+    modules: list[nn.Module] = [embeddings] if tied else [embeddings, head]
     return [name for module in modules for name, found in base.model.named_modules() if found is module]

@@ -1,9 +1,8 @@
 """The recipe: its schema, and reading one from YAML with every problem at once."""
 
-from peftlab.recipe.compatibility import REFUSED_ON, refusal
 from peftlab.recipe.extended_schema import complete_schema
+from peftlab.recipe.method import Limits, Method, MethodInfo
 from peftlab.recipe.methods import (
-    NOT_TAKEN,
     AdaLora,
     BitFit,
     Bottleneck,
@@ -14,13 +13,14 @@ from peftlab.recipe.methods import (
     LnTuning,
     Lora,
     MethodSection,
-    OtherMethod,
     Prefix,
     Prompt,
     PTuning,
 )
+from peftlab.recipe.peft_methods import PEFT_METHODS, UNSUPPORTED_PEFT_METHODS, PeftMethod
+from peftlab.recipe.plugins import METHOD_PLUGINS, TASK_PLUGINS, Registry
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
-from peftlab.recipe.schema import SHARDING, BaseSection, DataSection, Quantization, Recipe, TrainingSection
+from peftlab.recipe.schema import SHARDING, BaseSection, DataSection, Recipe, TrainingSection
 from peftlab.recipe.tasks import (
     PLAIN_TEXT_TASKS,
     DomainAdaptation,
@@ -32,13 +32,15 @@ from peftlab.recipe.tasks import (
     TextClassification,
     TokenClassification,
 )
-from peftlab.recipe.types import parse_byte_size
+from peftlab.recipe.types import Quantization, parse_byte_size
 
 __all__ = [
-    "NOT_TAKEN",
+    "METHOD_PLUGINS",
+    "PEFT_METHODS",
     "PLAIN_TEXT_TASKS",
-    "REFUSED_ON",
     "SHARDING",
+    "TASK_PLUGINS",
+    "UNSUPPORTED_PEFT_METHODS",
     "AdaLora",
     "BaseSection",
     "BitFit",
@@ -50,16 +52,20 @@ __all__ = [
     "Head",
     "Ia3",
     "LastLayers",
+    "Limits",
     "LnTuning",
     "Lora",
+    "Method",
+    "MethodInfo",
     "MethodSection",
-    "OtherMethod",
     "PTuning",
+    "PeftMethod",
     "Prefix",
     "Prompt",
     "Quantization",
     "QuestionAnswering",
     "Recipe",
+    "Registry",
     "Regression",
     "RelationExtraction",
     "TaskSection",
@@ -71,5 +77,4 @@ __all__ = [
     "parse_override",
     "read_recipe",
     "recipe_yaml",
-    "refusal",
 ]

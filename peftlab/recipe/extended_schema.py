@@ -8,7 +8,7 @@ from typing import Any, Union, get_args
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 
-from peftlab.recipe.methods import Method
+from peftlab.recipe.method import Method
 from peftlab.recipe.plugins import METHOD_PLUGINS, TASK_PLUGINS, load_section, plugin_names, section_types
 from peftlab.recipe.schema import Recipe
 from peftlab.recipe.types import Section

@@ -60,7 +60,6 @@ def parse_override(text: str) -> tuple[str, Any]:
 def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
     """The recipe with every default filled in, its paths relative to `folder`, where the text is meant to lie."""
     values = recipe.model_dump()
-    values["method"] = {"type": recipe.method.type, **values["method"]}  # before what all methods have
     for section, name in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS, TEMPLATE):
         value = values[section].get(name)
         if isinstance(value, str) and os.path.isabs(value):

@@ -10,9 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from peftlab.recipe.methods import Lora, MethodSection
 from peftlab.recipe.tasks import TaskSection
-from peftlab.recipe.types import AdapterName, Labels, Positive, Section, Share, Size
+from peftlab.recipe.types import AdapterName, Labels, Positive, Quantization, Section, Share, Size
 
-Quantization = Literal["8bit", "4bit"]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",

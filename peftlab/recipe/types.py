@@ -1,7 +1,7 @@
 """What values in a recipe are: shares, counts, names, sizes; and what every section refuses."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -9,6 +9,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
+Quantization = Literal["8bit", "4bit"]
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 

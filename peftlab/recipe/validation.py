@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from peftlab.errors import ErrorCollector, PluginError, RecipeError, nearest, suggest
 from peftlab.recipe.compatibility import check_compatibility
 from peftlab.recipe.extended_schema import extended_schema, plugin_types, section_classes
-from peftlab.recipe.methods import NOT_TAKEN
+from peftlab.recipe.peft_methods import UNSUPPORTED_PEFT_METHODS
 from peftlab.recipe.schema import Recipe
 
 Key = tuple[str, ...]
@@ -218,8 +218,8 @@ def _repair_unknown_name(draft: RawRecipe, fault: Fault, errors: ErrorCollector)
         known += plugin_types(fault.key[0])
     message, hint = f"unknown {fault.key[-1]} '{fault.value}'.", suggest(fault.value, known)
     section, meant = draft.parent(fault.key), nearest(fault.value, known)
-    if fault.dotted == "method.type" and fault.value in NOT_TAKEN:
-        message, hint = f"'{fault.value}' cannot be taken: {NOT_TAKEN[fault.value]}.", "Take lora, or another method."
+    if fault.dotted == "method.type" and (reason := UNSUPPORTED_PEFT_METHODS.get(fault.value)):
+        message, hint = f"'{fault.value}' cannot be taken: {reason}.", "Take lora, or another method."
         meant = None
     errors.add(message, key=fault.dotted, hint=hint)
     if fault.key[-1] == "type" and not meant:

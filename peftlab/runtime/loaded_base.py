@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from peftlab.base import FP16_OVERFLOW_MODEL_TYPES, BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
 from peftlab.errors import BaseNotFoundError, IntegrityError
-from peftlab.recipe import BaseSection, Quantization, refusal
+from peftlab.methods import method_info
+from peftlab.recipe import BaseSection, Quantization
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.adapter_loading import Attached, attach
 from peftlab.runtime.routing import Router
@@ -103,9 +104,10 @@ class LoadedBase:
                 "one base: load them apart, or say which all are to share, by --quantization none, 8bit or 4bit, or "
                 "load(…, quantization=…)."
             )
-        dora = read.config.get("use_dora", False)
-        if reason := refusal("dora" if dora else adapter.manifest.method, self.quantization):
-            raise IntegrityError(f"{adapter} cannot be put beside this base: {reason}")
+        method = adapter.manifest.method
+        conflict = method_info(method).quantization_conflict(method, read.config, self.quantization, serving=True)
+        if conflict:
+            raise IntegrityError(f"{adapter} cannot be put beside this base: {conflict[1]}")
 
     def note_on(self, read: AdapterFiles) -> str | None:
         """What to know about an adapter that was tuned on the base in another quantization."""

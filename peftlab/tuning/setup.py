@@ -4,7 +4,7 @@ from peft import PeftModel
 
 from peftlab import base as bases
 from peftlab.base import Base, choose_device
-from peftlab.methods import adapt, heavier_than_its_base, trained_parameters
+from peftlab.methods import count_trainable_parameters, create_peft_model, size_warning
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
 from peftlab.tasks import Task
@@ -55,13 +55,13 @@ def add_adapter(
         RecipeError: the base, the method and `start` do not fit together.
     """
     with session.process_group.sync_errors():
-        model = adapt(base, recipe.method, dataset.task)
+        model = create_peft_model(base, recipe.method, dataset.task)
         run = Run(
             recipe=recipe,
             dataset=dataset,
             base=base,
             model=model,
-            num_trainable=trained_parameters(model),
+            num_trainable=count_trainable_parameters(model),
             process_group=session.process_group,
             device=choose_device(session.device),
             sharded=shards_base(recipe.training.distributed, session.process_group),
@@ -81,5 +81,5 @@ def _report(run: Run, session: TuningSession) -> None:
     if run.start:
         session.progress.info(str(run.start))
     session.progress.on_base_loaded(run.base, run.num_trainable)
-    if warning := heavier_than_its_base(run.model, run.base, run.recipe.method):
+    if warning := size_warning(run.model, run.base, run.recipe.method):
         session.progress.warn(warning)

@@ -9,7 +9,7 @@ import transformers
 from peft import PeftModel, PeftType, get_peft_model
 from torch.nn import functional
 
-from peftlab.methods.architectures import PLACEMENTS
+from peftlab.methods.architectures import ARCHITECTURES
 from peftlab.methods.bottleneck import DEFAULTS
 from peftlab.methods.tuners.bottleneck import ACTIVATIONS, BottleneckConfig, BottleneckLayer
 
@@ -33,7 +33,7 @@ def llama():
 def config_for(model, variant, **changes):
     defaults = DEFAULTS[variant]
     names = [name for name, _ in model.named_modules()]
-    targets, form = PLACEMENTS[model.config.model_type].targets(variant, names)
+    targets, form = ARCHITECTURES[model.config.model_type].bottleneck_targets(variant, names)
     fields = {
         "variant": variant, "form": form, "hidden_size": 16, "bottleneck_size": 4, "activation": defaults.activation,
         "scaling": defaults.scaling, "init": defaults.init, "target_modules": targets,

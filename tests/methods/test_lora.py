@@ -56,7 +56,7 @@ def test_wrong_fields_are_told(recipe, method, message):
 
 
 def test_adalora_needs_whole_layers(recipe):
-    with pytest.raises(RecipeError, match="adalora weighs the directions of whole layers"):
+    with pytest.raises(RecipeError, match="'adalora' compares directions of whole layers"):
         read_recipe(recipe, {"method": ADALORA, "training.distributed": "fsdp"})
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from peftlab.base import load_with_head
 from peftlab.errors import RecipeError
-from peftlab.methods.architectures import PLACEMENTS
-from peftlab.methods.registry import OTHERS
-from peftlab.recipe import REFUSED_ON
-from peftlab.recipe import refusal as recipe_refusal
+from peftlab.methods import METHODS as ALL_METHODS
+from peftlab.methods import method_info
+from peftlab.methods.architectures import ARCHITECTURES
+from peftlab.recipe import PEFT_METHODS
 from peftlab.tuning.memory import gradient_checkpointing
 from tests.architectures import build
 from tests.matrix_page import PAGE, matrix_page
@@ -57,7 +57,7 @@ METHODS = {
     "prompt": {"type": "prompt", "num_virtual_tokens": 8},
     "p-tuning": {"type": "p-tuning", "num_virtual_tokens": 4},
     "p-tuning-lstm": {"type": "p-tuning", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM"},
-    **{name: {"type": name, **SMALL.get(name, {})} for name in OTHERS},
+    **{name: {"type": name, **SMALL.get(name, {})} for name in PEFT_METHODS},
     "bitfit": {"type": "bitfit"},
     "ln-tuning": {"type": "ln-tuning"},
     "head": {"type": "head"},
@@ -76,10 +76,17 @@ REFUSED = {
 STEPS = 20
 
 
+def quantization_conflict(method, quantization):
+    """Why a method of `METHODS` does not go with a quantized base; None where it does."""
+    fields = METHODS[method]
+    conflict = method_info(fields["type"]).quantization_conflict(fields["type"], fields, quantization)
+    return conflict and conflict[1]
+
+
 def refusal(method, base, quantization):
     """What is said of a cell that is refused, as a regular expression; None for those that work."""
-    if told := recipe_refusal(method, quantization):
-        return re.escape(told)
+    if conflict := quantization_conflict(method, quantization):
+        return re.escape(conflict)
     if method == "ia3" and base in ("modernbert", "gpt2"):
         return f"no module of '{base}' is known to make keys or values alone"
     if method == "bitfit" and base in ("modernbert", "llama"):
@@ -240,11 +247,12 @@ def test_what_cannot_work_is_refused_before_training_in_words(cell, record_prope
 
 
 @pytest.mark.parametrize(
-    ("method", "quantization"), [(method, told) for method, refused in REFUSED_ON.items() for told in refused]
+    ("method", "quantization"),
+    [(method, q) for method in METHODS for q in QUANTIZATIONS if quantization_conflict(method, q)],
 )
 def test_what_is_refused_on_quantized_bases_would_fail_on_them(cell, tmp_path, monkeypatch, method, quantization):
-    """If this fails, PEFT has learnt it, and a line of `REFUSED_ON` can go."""
-    monkeypatch.setattr("peftlab.recipe.compatibility.REFUSED_ON", {})
+    """If this fails, PEFT supports it now, and the reason can be deleted from the method's `info`."""
+    monkeypatch.setattr("peftlab.recipe.method.MethodInfo.quantization_conflict", lambda *_: None)
     with pytest.raises(Exception, match=r"\w"):
         hold_to_the_contract(cell(method, "bert", quantization), tmp_path)
 
@@ -275,8 +283,15 @@ def test_the_page_in_docs_has_every_method_and_every_architecture():
     assert all(page.count(f"\n| {method} |") == len(QUANTIZATIONS) for method in METHODS)
 
 
-def test_every_refusal_is_of_a_method_that_there_is():
-    assert REFUSED_ON.keys() <= METHODS.keys()
+def test_every_limit_of_quantization_is_in_the_matrix():
+    """Each reason that a method has is reached by a line of `METHODS`."""
+    reasons = {
+        f"'{limits.name or name}' does not go with a base in {quantization}: {reason}."
+        for name in ALL_METHODS
+        for limits in method_info(name).limits
+        for quantization, reason in limits.quantization.items()
+    }
+    assert reasons == {quantization_conflict(method, q) for method in METHODS for q in QUANTIZATIONS} - {None}
 
 
 @pytest.mark.parametrize(
@@ -301,14 +316,14 @@ def test_a_wrong_section_is_told_with_what_is_there(cell, method, message):
 
 
 def test_an_unknown_architecture_asks_for_the_modules(cell, monkeypatch):
-    monkeypatch.setattr("peftlab.methods.bottleneck.PLACEMENTS", {"gpt2": None})
+    monkeypatch.setattr("peftlab.methods.bottleneck.ARCHITECTURES", {"gpt2": None})
     with pytest.raises(RecipeError, match=r"does not know where the sub-layers of 'bert' end. Name the modules"):
         cell("pfeiffer", "bert")
     named = {"type": "bottleneck", "variant": "houlsby", "target_modules": ["output.dense"], "reduction_factor": 4}
     assert len([m for m in cell(named, "bert").model.modules() if type(m).__name__ == "BottleneckLayer"]) == 4
 
 
-@pytest.mark.parametrize("kind", PLACEMENTS)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_known_architecture_has_its_places_in_every_layer(kind):
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind))
@@ -316,21 +331,20 @@ def test_a_known_architecture_has_its_places_in_every_layer(kind):
     layers = config.num_hidden_layers + (getattr(config, "num_decoder_layers", None) or 0)
     if kind in ("bart", "mbart"):
         layers = config.encoder_layers + config.decoder_layers
-    place = PLACEMENTS[kind]
-    assert len(place.targets("houlsby", names)[0]) == 2 * layers
-    assert len(place.targets("pfeiffer", names)[0]) == layers
-    assert len(place.targets("parallel", names)[0]) == (layers if place.beside else 0)
+    place = ARCHITECTURES[kind]
+    assert len(place.bottleneck_targets("houlsby", names)[0]) == 2 * layers
+    assert len(place.bottleneck_targets("pfeiffer", names)[0]) == layers
+    assert len(place.bottleneck_targets("parallel", names)[0]) == (layers if place.parallel else 0)
     across = layers // 2 if config.is_encoder_decoder else 0  # a decoder's layer attends to the encoder as well
-    outputs, inputs = place.rescaled(names)
+    outputs, inputs = place.ia3_targets(names)
     assert len(outputs) == (2 * (layers + across) if place.keys_and_values else 0)
     assert len(inputs) == layers
     modules = dict(model.named_modules())
-    assert all("norm" in type(modules[name]).__name__.lower() for name in place.targets("pfeiffer", names)[0]) == (
-        place.after[1] == "around-norm"
-    )
+    pfeiffer = [type(modules[name]).__name__.lower() for name in place.bottleneck_targets("pfeiffer", names)[0]]
+    assert all("norm" in name for name in pfeiffer) == (place.pfeiffer[1] == "around-norm")
 
 
 def test_without_a_module_for_the_feed_forward_network_parallel_is_refused(cell, monkeypatch):
-    monkeypatch.setattr("peftlab.methods.bottleneck.PLACEMENTS", {"bert": PLACEMENTS["bart"]})
+    monkeypatch.setattr("peftlab.methods.bottleneck.ARCHITECTURES", {"bert": ARCHITECTURES["bart"]})
     with pytest.raises(RecipeError, match=r"method.variant: 'parallel' has no place in 'bert', .* Take houlsby or pfe"):
         cell("parallel", "bert")

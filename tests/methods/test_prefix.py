@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from peftlab.errors import RecipeError
-from peftlab.methods.architectures import PLACEMENTS
+from peftlab.methods.architectures import ARCHITECTURES
 from peftlab.methods.prefix import prefix_config
 from peftlab.methods.tuners import prefix_attention
 from peftlab.methods.tuners.prefix import PrefixConfig, PrefixLayer
@@ -77,7 +77,7 @@ def inputs_for(model, mask=MASK):
 
 def config_for(model, **changes):
     names = [name for name, _ in model.named_modules()]
-    targets, form = PLACEMENTS[model.config.model_type].attending(names)
+    targets, form = ARCHITECTURES[model.config.model_type].prefix_targets(names)
     (width,) = set(key_widths(model, targets, form).values())
     fields = {"form": form, "num_virtual_tokens": 3, "width": width, "encoder_hidden_size": 8}
     return PrefixConfig(**{**fields, "target_modules": targets, **changes})
@@ -405,15 +405,15 @@ def test_a_kernel_that_goes_by_positions_is_refused(prepared):
 
 
 def test_an_architecture_without_a_place_for_it_is_refused(prepared, monkeypatch):
-    nowhere = {"bert": replace(PLACEMENTS["bert"], self_attention=None)}
-    monkeypatch.setattr("peftlab.methods.prefix.PLACEMENTS", nowhere)
+    nowhere = {"bert": replace(ARCHITECTURES["bert"], self_attention=None)}
+    monkeypatch.setattr("peftlab.methods.prefix.ARCHITECTURES", nowhere)
     with pytest.raises(RecipeError, match=r"prefixes have no place in 'bert', .* Take lora, ia3 or prompt"):
         prepared()
-    assert not PLACEMENTS["deberta"].attending(["encoder.layer.0.attention.self"])[0]
+    assert not ARCHITECTURES["deberta"].prefix_targets(["encoder.layer.0.attention.self"])[0]
 
 
 def test_an_unknown_architecture_asks_for_the_modules(prepared, monkeypatch):
-    monkeypatch.setattr("peftlab.methods.prefix.PLACEMENTS", {"gpt2": None})
+    monkeypatch.setattr("peftlab.methods.prefix.ARCHITECTURES", {"gpt2": None})
     with pytest.raises(RecipeError, match=r"does not know the self-attention modules of 'bert'. Name them, as in"):
         prepared()
     run = prepared(method={"target_modules": ["attention.self"]})
@@ -440,7 +440,7 @@ def test_what_does_not_fit_is_told_when_it_is_called():
     hooked = base_of("bert")
     hooked.encoder.layer[1].attention.self.forward = inner.forward
     with pytest.raises(RecipeError, match="method: a prefix cannot be put into this base: the forward of BertSelfAtt"):
-        prefix_config(SimpleNamespace(model=hooked, head_modules=[]), Prefix(type="prefix"))
+        prefix_config(SimpleNamespace(model=hooked, head_modules=[]), Prefix(type="prefix"), None)
 
 
 def test_rows_and_names_are_counted():
@@ -451,5 +451,5 @@ def test_rows_and_names_are_counted():
         model(INPUTS, adapter_names=["default", "othr"])
     with pytest.raises(ValueError, match="when the model is in training mode"):
         model.train()(INPUTS, adapter_names=["default", "default"])
-    assert sorted(prefix_attention.ATTENDS_BY_MASK) == ["eager", "peftlab_short", "sdpa"]
+    assert sorted(prefix_attention.MASKED_ATTENTION) == ["eager", "peftlab_short", "sdpa"]
     assert Prefix(type="prefix").input_tokens == 0

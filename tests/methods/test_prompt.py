@@ -305,8 +305,8 @@ def test_no_layer_is_frozen_below_virtual_tokens(tiny, tmp_path):
 
 def test_bases_without_a_place_for_them_are_refused(monkeypatch):
     with pytest.raises(RecipeError, match="virtual tokens have no place in 't5', an encoder with a decoder"):
-        prompt_config(SimpleNamespace(model=base_of("t5")), Prompt(type="prompt"))
+        prompt_config(SimpleNamespace(model=base_of("t5")), Prompt(type="prompt"), None)
     blind = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
     monkeypatch.setattr(transformers.BertModel.forward, "__signature__", blind, raising=False)
-    with pytest.raises(RecipeError, match="'bert' takes no embeddings in the place of tokens"):
-        p_tuning_config(SimpleNamespace(model=base_of("bert")), PTuning(type="p-tuning"))
+    with pytest.raises(RecipeError, match="'bert' does not take embeddings instead of tokens"):
+        p_tuning_config(SimpleNamespace(model=base_of("bert")), PTuning(type="p-tuning"), None)

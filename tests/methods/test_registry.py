@@ -12,10 +12,19 @@ from benchmarks.method_scores import LADDER, Outcome, best_rate
 from benchmarks.results import runs_done
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
-from peftlab.methods import METHODS, adapt, heavier_than_its_base, saved_bytes, trained_parameters
-from peftlab.methods.registry import OTHERS
-from peftlab.methods.target_modules import widths
-from peftlab.recipe import NOT_TAKEN, BaseSection, Full, Head, LnTuning, Lora, MethodSection, OtherMethod
+from peftlab.methods import METHODS, count_trainable_parameters, create_peft_model, saved_bytes, size_warning
+from peftlab.methods.target_modules import in_out_features
+from peftlab.recipe import (
+    PEFT_METHODS,
+    UNSUPPORTED_PEFT_METHODS,
+    BaseSection,
+    Full,
+    Head,
+    LnTuning,
+    Lora,
+    MethodSection,
+    PeftMethod,
+)
 from peftlab.tasks.token_classification import TokenClassificationTask
 
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
@@ -27,7 +36,7 @@ def base(tiny_base):
 
 
 def test_all_linear_takes_every_linear_but_the_head(base):
-    model = adapt(base, Lora(r=4), TASK)
+    model = create_peft_model(base, Lora(r=4), TASK)
     adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     linears = {n for n, m in AutoModelForTokenClassification.from_pretrained(base.files.folder).named_modules()
                if isinstance(m, torch.nn.Linear)}  # fmt: skip
@@ -35,18 +44,18 @@ def test_all_linear_takes_every_linear_but_the_head(base):
 
 
 def test_only_delta_and_head_train(base):
-    model = adapt(base, Lora(r=4), TASK)
+    model = create_peft_model(base, Lora(r=4), TASK)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all("lora_" in name or "classifier.modules_to_save" in name for name in trained)
-    assert trained_parameters(model) == sum(p.numel() for n, p in model.named_parameters() if n in trained)
+    assert count_trainable_parameters(model) == sum(p.numel() for n, p in model.named_parameters() if n in trained)
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_alpha": 3, "r": 2}])
 def test_the_adapted_model_is_plain_peft(base, fields):
     """Same seeds, same PEFT configuration by hand: equal outputs after one step of training."""
     set_seed(7)
-    ours = adapt(base, Lora(target_modules=["query", "value"], **fields), TASK)
+    ours = create_peft_model(base, Lora(target_modules=["query", "value"], **fields), TASK)
     plain = AutoModelForTokenClassification.from_pretrained(base.files.folder, num_labels=5)
     plain.classifier.load_state_dict(base.model.classifier.original_module.state_dict())
     set_seed(7)
@@ -65,7 +74,7 @@ def test_the_adapted_model_is_plain_peft(base, fields):
 
 def test_a_target_that_fits_nothing_gets_the_nearest_name(base):
     with pytest.raises(RecipeError) as error:
-        adapt(base, Lora(target_modules=["qurey", "value", "classifier"]), TASK)
+        create_peft_model(base, Lora(target_modules=["qurey", "value", "classifier"]), TASK)
     assert "'qurey' fits no Linear layer of this base. Did you mean 'query'?" in str(error.value)
     assert "'classifier' fits no Linear layer" in str(error.value)
     assert "'value'" not in str(error.value)
@@ -77,14 +86,16 @@ def adapted_layers(model):
 
 @pytest.mark.parametrize("layers", [1, [1], [1, 0]])
 def test_layers_to_transform_chooses_as_peft_does(base, layers):
-    ours = adapted_layers(adapt(base, Lora(target_modules=["query", "dense"], layers_to_transform=layers), TASK))
+    ours = adapted_layers(
+        create_peft_model(base, Lora(target_modules=["query", "dense"], layers_to_transform=layers), TASK)
+    )
     plain = AutoModelForTokenClassification.from_pretrained(base.files.folder, num_labels=5)
     config = LoraConfig(task_type="TOKEN_CLS", target_modules=["query", "dense"], layers_to_transform=layers)
     assert ours == adapted_layers(get_peft_model(plain, config))
 
 
 def test_all_linear_keeps_to_the_layers_asked_for(base):
-    names = adapted_layers(adapt(base, Lora(layers_to_transform=1), TASK))
+    names = adapted_layers(create_peft_model(base, Lora(layers_to_transform=1), TASK))
     assert len(names) == 6
     assert all(".layer.1." in name for name in names)
 
@@ -103,7 +114,7 @@ def test_all_linear_keeps_to_the_layers_asked_for(base):
 )
 def test_layers_that_are_not_there_are_told_with_those_that_are(base, fields, told):
     with pytest.raises(RecipeError) as error:
-        adapt(base, Lora(**fields), TASK)
+        create_peft_model(base, Lora(**fields), TASK)
     assert f"method.layers_to_transform: {told}" in str(error.value)
 
 
@@ -112,21 +123,21 @@ def test_layers_that_are_not_there_are_told_with_those_that_are(base, fields, to
 )
 def test_a_part_of_the_layers_is_fitted_to_their_widths_unless_the_recipe_tells_it(base, kind, field):
     """PEFT's defaults, 64 and 256, do not divide layers 32 and 64 wide."""
-    assert getattr(adapt(base, OtherMethod(type=kind), TASK).peft_config["default"], field) == 32
+    assert getattr(create_peft_model(base, PeftMethod(type=kind), TASK).peft_config["default"], field) == 32
 
 
 def test_a_part_that_the_recipe_tells_is_taken(base):
-    assert adapt(base, OtherMethod(type="c3a", block_size=8), TASK).peft_config["default"].block_size == 8
+    assert create_peft_model(base, PeftMethod(type="c3a", block_size=8), TASK).peft_config["default"].block_size == 8
 
 
 def test_widths_are_inputs_then_outputs_also_of_a_transposed_linear():
     layers = torch.nn.ModuleDict({"plain": torch.nn.Linear(3, 5), "transposed": Conv1D(5, 3)})
     base = SimpleNamespace(model=layers)
-    assert widths(base, "plain") == widths(base, "transposed") == (3, 5)
+    assert in_out_features(base, "plain") == in_out_features(base, "transposed") == (3, 5)
 
 
 def test_with_head_only_the_head_trains(base):
-    model = adapt(base, Head(type="head"), TASK)
+    model = create_peft_model(base, Head(type="head"), TASK)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {f"base_model.model.classifier.modules_to_save.default.{name}" for name in ("weight", "bias")}
     assert not [name for name, _ in model.named_parameters() if "lora_" in name]
@@ -137,7 +148,7 @@ def test_a_base_without_a_new_head_has_nothing_to_train_with_head(base, tmp_path
     base.tokenizer.save_pretrained(tmp_path)
     complete = load_base(BaseSection(model=str(tmp_path)), TASK, seed=0, device="cpu")
     with pytest.raises(RecipeError, match=r"method.type: 'head' trains .* checkpoint holds its whole head. Take lora"):
-        adapt(complete, Head(type="head"), TASK)
+        create_peft_model(complete, Head(type="head"), TASK)
 
 
 def test_every_method_of_the_schema_is_in_the_table():
@@ -148,25 +159,25 @@ def test_every_method_of_the_schema_is_in_the_table():
 def test_every_type_of_peft_is_a_method_or_is_refused_with_the_reason():
     ours = {"attention_prefix", "input_prompt"}  # what `prefix` and `prompt` are to PEFT
     taken = {name.replace("-", "_") for name in METHODS} | ours
-    assert {kind.value.lower() for kind in PeftType} <= taken | NOT_TAKEN.keys()
-    assert not NOT_TAKEN.keys() & METHODS.keys()
+    assert {kind.value.lower() for kind in PeftType} <= taken | UNSUPPORTED_PEFT_METHODS.keys()
+    assert not UNSUPPORTED_PEFT_METHODS.keys() & METHODS.keys()
 
 
 def test_ln_tuning_without_norms_is_refused(base, monkeypatch):
     monkeypatch.setattr("peftlab.methods.ln_tuning._is_norm", lambda module: False)
     with pytest.raises(RecipeError, match=r"method.type: no norm of this 'bert' has weights. Take lora or ia3."):
-        adapt(base, LnTuning(type="ln-tuning"), TASK)
+        create_peft_model(base, LnTuning(type="ln-tuning"), TASK)
 
 
 @pytest.mark.parametrize(("kept", "told"), [(True, "the adapter will hold . MB, more than its base"), (False, "^$")])
 def test_an_adapter_larger_than_its_base_is_told_before_training(base, kept, told):
-    section = OtherMethod(type="randlora", save_projection=kept, r=1)
-    model = adapt(base, section, TASK)
-    assert re.search(told, heavier_than_its_base(model, base, section))
+    section = PeftMethod(type="randlora", save_projection=kept, r=1)
+    model = create_peft_model(base, section, TASK)
+    assert re.search(told, size_warning(model, base, section))
 
 
 def test_the_size_of_an_adapter_is_that_of_its_file(base, tmp_path):
-    model = adapt(base, OtherMethod(type="vera", r=16), TASK)
+    model = create_peft_model(base, PeftMethod(type="vera", r=16), TASK)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     header = 20_000
     assert saved_bytes(model) < (tmp_path / "adapter_model.safetensors").stat().st_size < saved_bytes(model) + header
@@ -174,7 +185,7 @@ def test_the_size_of_an_adapter_is_that_of_its_file(base, tmp_path):
 
 def test_full_is_no_larger_than_what_trains(base):
     section = Full(type="full")
-    assert heavier_than_its_base(adapt(base, section, TASK), base, section) == ""
+    assert size_warning(create_peft_model(base, section, TASK), base, section) == ""
 
 
 def best_on_politics(method):
@@ -186,6 +197,6 @@ def best_on_politics(method):
     return LADDER[place - learnt_nothing]
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", PEFT_METHODS)
 def test_usual_rates_of_peft_s_methods_are_what_was_measured(method):
-    assert OtherMethod(type=method).usual_learning_rate == best_on_politics(method)
+    assert PeftMethod(type=method).usual_learning_rate == best_on_politics(method)

@@ -252,7 +252,7 @@ def test_what_they_do_not_go_with_is_told_before_anything_is_loaded(tmp_path):
     recipe = chat_recipe(tmp_path, "nowhere")
     with pytest.raises(RecipeError, match="embeddings of single tokens train for causal-lm, not for regression"):
         read_recipe(recipe, {"task": {"type": "regression"}})
-    with pytest.raises(RecipeError, match="PEFT takes rows of whole embeddings, and each process holds a part"):
+    with pytest.raises(RecipeError, match="PEFT trains rows of whole embeddings, and each process holds a part"):
         read_recipe(recipe, {"training.distributed": "fsdp"})
     for wrong in ("ends", [], [-1], [[1]]):
         with pytest.raises(RecipeError, match=r"method\.trainable_token_indices"):

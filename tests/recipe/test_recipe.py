@@ -548,7 +548,7 @@ def test_the_schema_describes_its_fields():
         "parquet",
     ]
     for name, section in sections.items():
-        assert section["additionalProperties"] is (name == "OtherMethod"), name
+        assert section["additionalProperties"] is (name == "PeftMethod"), name
 
 
 def test_a_recipe_is_frozen(write):

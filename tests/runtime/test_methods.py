@@ -11,8 +11,9 @@ from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.interop import merge
 from peftlab.methods import METHODS as PEFTLAB_METHODS
+from peftlab.recipe import PEFT_METHODS
 from peftlab.tasks.prediction import forward
-from tests.methods.test_method_matrix import METHODS, OTHERS
+from tests.methods.test_method_matrix import METHODS
 from tests.runtime.test_routing import TOLERANCE, mixed_rows_differ
 from tests.serving import features_of, served
 from tests.task_stores import one_line, recipe_for, run
@@ -85,7 +86,7 @@ def test_files_say_what_they_are(store):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in PEFTLAB_METHODS if kind not in OTHERS] + ["c3a", "hra", "vblora", "vera"]
+    "kind", [kind for kind in PEFTLAB_METHODS if kind not in PEFT_METHODS] + ["c3a", "hra", "vblora", "vera"]
 )
 def test_the_command_line_takes_the_method_alone(tiny_base, tmp_path, kind):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "entities")

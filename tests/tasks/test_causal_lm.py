@@ -362,7 +362,7 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
         ("task.template", "base", "the tokenizer of this base brings no chat template. Name one of chatml, gemma"),
         ("task.template", "chatlm", "chatml"),
         ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for what it replies to"),
-        ("method.type", "head", "'head' trains the head alone"),
+        ("method.type", "head", "'head' trains only a new head"),
         ("method.target_modules", ["lm_head"], "'lm_head' fits no Linear layer of this base"),
     ):
         with pytest.raises(RecipeError, match=message):

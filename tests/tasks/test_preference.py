@@ -470,7 +470,7 @@ def test_what_only_asks_is_asked_as_of_causal_lm(task):
         ({"task.label_smoothing": 0.1}, "should come with one of robust, exo_pair, aot, aot_unpaired"),
         ({"task.beta": 0.0}, "should be greater than 0"),
         ({"task.bta": 0.1}, "Did you mean 'beta'?"),
-        ({"method.type": "head"}, "'head' trains the head alone"),
+        ({"method.type": "head"}, "'head' trains only a new head"),
         ({"training.packing": True}, "each text of preference needs a row of its own"),
         ({"training.distributed": "fsdp"}, "is computed apart from training, where no process has all of it"),
     ],

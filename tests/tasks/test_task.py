@@ -15,7 +15,7 @@ from peftlab.base import BaseFiles, load_base, load_tokenizer
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.methods import adapt
+from peftlab.methods import create_peft_model
 from peftlab.recipe import BaseSection, Lora
 from peftlab.tasks import task_description, task_from_manifest
 from peftlab.tasks.prediction import forward, predict_examples
@@ -318,7 +318,7 @@ def plain_model(folder, task, adapter):
 def test_a_step_reaches_delta_and_head_and_plain_peft_loads_them(pair, tmp_path):
     _, task, examples, base = pair
     base = load_base(BaseSection(model=str(base.files.folder)), task, seed=3, device="cpu")
-    model = adapt(base, Lora(r=2), task)
+    model = create_peft_model(base, Lora(r=2), task)
     features = [feature for row in examples for feature in task.encode(row, base.tokenizer, MAX_LENGTH, training=True)]
     batch = task.collate(features, base.tokenizer)
     labels = batch.pop("labels")

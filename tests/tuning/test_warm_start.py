@@ -230,7 +230,7 @@ def test_a_run_resumes_only_from_what_it_started_from(store, base, tmp_path):
         ({"start_from": "../store/nothing"}, "no adapter 'nothing' in .*store"),
         ({"type": "ia3"}, r"letters@1 is of method lora, and this recipe's is ia3\. Use its method"),
         ({"type": "head"}, "'head' has no delta that could begin"),
-        ({"type": "adalora"}, "'adalora' shares its ranks out while it trains"),
+        ({"type": "adalora"}, "'adalora' redistributes its ranks while it trains"),
         ({"r": 8}, r"method.r: it is 8 here, and 4 in letters@1, which this recipe starts from\. Use 4"),
         ({"r": 8, "use_dora": True, "lora_alpha": 9}, r"(?s)3 problems.*lora_alpha: .*\.r: .*use_dora: it is True"),
         ({"target_modules": ["query"]}, r"letters@1 adapts 10 modules \(dense, key, value\) that this recipe does not"),

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "peftlab_prefix"
-ATTENDS_BY_MASK = {"eager", "sdpa"}
+MASKED_ATTENTION = {"eager", "sdpa"}
 """Attention functions that see what a mask of (batch, heads, queries, keys) lets them see, and nothing by position."""
 
 
@@ -130,7 +130,7 @@ def _beneath(module: Any) -> Callable[..., Any]:
         ValueError: it goes by positions, in which a prefix has no place.
     """
     name = module.config._attn_implementation
-    if name not in ATTENDS_BY_MASK:
+    if name not in MASKED_ATTENTION:
         raise ValueError(f"prefixes do not go with the attention function '{name}'; take eager or sdpa")
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

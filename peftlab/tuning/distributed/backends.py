@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from peftlab.base import load_base
-from peftlab.methods import adapt
+from peftlab.methods import create_peft_model
 from peftlab.store import WEIGHTS_FILE
 from peftlab.tuning.checkpoints import TRAINER_STATE, last_checkpoint
 from peftlab.tuning.run import Run
@@ -103,6 +103,6 @@ def unshard(run: Run, folder: Path) -> Run:
     assert checkpoint is not None  # each epoch saved one
     best = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf8"))["best_model_checkpoint"]
     base = load_base(run.recipe.base, run.task, seed=run.recipe.training.seed, device=run.device.type)
-    model = adapt(base, run.recipe.method, run.task)
+    model = create_peft_model(base, run.recipe.method, run.task)
     set_peft_model_state_dict(model, load_file(Path(best) / WEIGHTS_FILE, device=str(run.device)))
     return replace(run, base=base, model=model, sharded=False)

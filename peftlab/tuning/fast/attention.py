@@ -14,11 +14,11 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from peftlab.methods.tuners.prefix_attention import ATTENDS_BY_MASK
+from peftlab.methods.tuners.prefix_attention import MASKED_ATTENTION
 from peftlab.tuning.fast.dropout import DropoutMasks
 
 NAME = "peftlab_short"
-ATTENDS_BY_MASK.add(NAME)
+MASKED_ATTENTION.add(NAME)
 LONGEST = {torch.float32: 128, torch.bfloat16: 1024}
 """Longer inputs go to torch's kernel, unless it would have to take its own slow way for dropout's sake."""
 

@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from peftlab.methods import method_info
 from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo, TaskInfo
 from peftlab.tasks import Scores
 
@@ -18,7 +19,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{without_delta}{started}{held}
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_note}{started}{held}
 
 {labels}
 
@@ -42,7 +43,7 @@ With peftlab, beside any number of adapters on the same base:
 With nothing but PEFT and Transformers:
 
 ```python
-{registration}from peft import PeftModel
+{setup_code}from peft import PeftModel
 from transformers import {imported}
 
 {loading}
@@ -68,16 +69,6 @@ _WITHOUT_HEAD = """\
 base = {auto_class}.from_pretrained(
     "{base}"{quantized}
 )"""
-_REGISTRATION = "import peftlab.methods  # pip install peftlab: {what}\n"
-_NOT_IN_PEFT = {
-    "bitfit": "PEFT itself has no differences to biases",
-    "bottleneck": "PEFT itself has no bottleneck adapters",
-    "prefix": "PEFT's own prefixes are of another kind",
-    "prompt": "PEFT's own virtual tokens are of another kind",
-    "p-tuning": "PEFT's own virtual tokens are of another kind",
-}
-
-
 _QUANTIZED = {
     "8bit": """,
     quantization_config=BitsAndBytesConfig(load_in_8bit=True{skipped})""",
@@ -94,6 +85,7 @@ def model_card(manifest: Manifest, recipe: str) -> str:
     full = manifest.head_modules or _pretrained_head(manifest.base)
     skipped = f", llm_int8_skip_modules={json.dumps(full)}" if full else ""
     quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
+    info = method_info(manifest.method)
     built_task, scores = task.build(), manifest.scores
     last_split = "test" if "test" in scores else "validation"
     by_label = scores[last_split].by_label
@@ -108,7 +100,7 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         trained=parameters.trained,
         share=parameters.trained / parameters.base,
         frozen=parameters.base,
-        without_delta=" The base stays as it is: only its head is new." if manifest.method == "head" else "",
+        method_note=f" {info.card_note}" if info.card_note else "",
         started=_started(manifest.started_from),
         held=_held(manifest.base),
         imported=task.auto_class + (", BitsAndBytesConfig" if quantization else ""),
@@ -117,7 +109,7 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
         confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
         command=f"peftlab predict {manifest.name} {built_task.example_arguments}",
-        registration=_registration(manifest.method),
+        setup_code=f"{info.setup_code}\n" if info.setup_code else "",
         reading=f"\n{built_task.reading}\n" if built_task.reading else "",
         loading=_loading(task, manifest.base.model, quantized),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
@@ -137,11 +129,6 @@ def _loading(task: TaskInfo, base: str, quantized: str) -> str:
     if not labels:
         return _WITHOUT_HEAD.format(**fields)
     return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **fields)
-
-
-def _registration(method: str) -> str:
-    """The line by which PEFT learns of a tuner of ours; none for its own."""
-    return _REGISTRATION.format(what=_NOT_IN_PEFT[method]) if method in _NOT_IN_PEFT else ""
 
 
 def _signatures(scores: Scores) -> str:

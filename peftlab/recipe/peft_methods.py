@@ -1,0 +1,104 @@
+"""Methods that peftlab takes as PEFT has them, by their names there, and those that it does not take."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict
+
+from peftlab.recipe.method import Limits, Method, MethodInfo
+from peftlab.recipe.types import Count, Quantization
+
+
+def _limits(quantization: Mapping[Quantization, str]) -> tuple[Limits, ...]:
+    return (Limits(quantization=quantization),)
+
+
+_NO_QUANTIZED_LAYERS = _limits(
+    dict.fromkeys(("8bit", "4bit"), "PEFT has no form of it for quantized layers"),
+)
+_PACKED_SHAPE = _limits({"4bit": "PEFT takes the shape of the packed weight for the layer's"})
+
+PEFT_METHODS = {
+    "beft": MethodInfo(learning_rate=1e-2),
+    "c3a": MethodInfo(learning_rate=3e-1, limits=_NO_QUANTIZED_LAYERS, divides_widths="block_size"),
+    "deft": MethodInfo(limits=_NO_QUANTIZED_LAYERS),
+    "delora": MethodInfo(learning_rate=3e-5, limits=_NO_QUANTIZED_LAYERS),
+    "fourierft": MethodInfo(learning_rate=3e-2),
+    "glora": MethodInfo(limits=_NO_QUANTIZED_LAYERS),
+    "gralora": MethodInfo(limits=_NO_QUANTIZED_LAYERS),
+    "hira": MethodInfo(learning_rate=1e-2),
+    "hra": MethodInfo(learning_rate=1e-2, limits=_NO_QUANTIZED_LAYERS),
+    "lily": MethodInfo(limits=(Limits(merging="PEFT cannot merge it"),)),
+    "loha": MethodInfo(learning_rate=1e-2, limits=_PACKED_SHAPE),
+    "lokr": MethodInfo(learning_rate=1e-2, limits=_PACKED_SHAPE),
+    "miss": MethodInfo(learning_rate=3e-4),
+    "oft": MethodInfo(learning_rate=3e-3),
+    "peanut": MethodInfo(limits=_NO_QUANTIZED_LAYERS),
+    "psoft": MethodInfo(learning_rate=3e-3, limits=_NO_QUANTIZED_LAYERS),
+    "randlora": MethodInfo(
+        learning_rate=3e-4,
+        how_to_save_less="With method.save_projection: false, PEFT draws that part again on loading.",
+    ),
+    "road": MethodInfo(learning_rate=3e-2, divides_widths="group_size"),
+    "shira": MethodInfo(learning_rate=3e-3),
+    "supertuning": MethodInfo(learning_rate=1e-2, limits=_NO_QUANTIZED_LAYERS),
+    "vblora": MethodInfo(learning_rate=1e-2, divides_widths="vector_length"),
+    "vera": MethodInfo(learning_rate=3e-2),
+    "waveft": MethodInfo(),
+}
+"""Learning rates are the best on one set, a step lower where the next step up learned nothing; see decision 0029."""
+
+_RENAMED = "peftlab calls it"
+_CHANGES_THE_BASE = "it rewrites the base's own weights, which others are served from"
+_NO_LAYER_NAMES = "its files name no layer, so that nothing tells which ones it changes"
+_TASK_NUMBERS = "it needs a task's number with each row"
+UNSUPPORTED_PEFT_METHODS = {
+    "adamss": "its files do not say how it clustered the rows of a weight, and another machine may cluster others",
+    "adaption_prompt": "PEFT has it for the attention of Llama, Mistral and GPT-2 alone",
+    "boft": "it compiles a CUDA extension when it is used; oft is its simpler form",
+    "bone": f"{_RENAMED} miss, as PEFT does now",
+    "cartridge": "it learns from what the base says of one long text, not from rows with answers",
+    "cpt": "its prompt is made of labelled examples, which a recipe's rows are not",
+    "frod": _CHANGES_THE_BASE,
+    "ln_tuning": f"{_RENAMED} ln-tuning",
+    "multitask_prompt_tuning": _TASK_NUMBERS,
+    "osf": _CHANGES_THE_BASE,
+    "p_tuning": f"{_RENAMED} p-tuning",
+    "poly": _TASK_NUMBERS,
+    "prefix_tuning": f"{_RENAMED} prefix",
+    "prompt_tuning": f"{_RENAMED} prompt",
+    "pvera": "it draws random numbers, and gives other outputs when it is loaded again",
+    "shadow": "it is a second network with a loss of its own, beside decoders alone",
+    "tinylora": _NO_LAYER_NAMES,
+    "trainable_tokens": "lora has it as method.trainable_token_indices",
+    "unilora": _NO_LAYER_NAMES,
+    "xlora": "it mixes adapters that exist already; peftlab serves each row through its own",
+}
+"""PEFT's other methods, and why a recipe cannot name them (decisions 0014 and 0018). A test compares this with PEFT."""
+
+if TYPE_CHECKING:
+    PeftMethodType = str
+else:
+    PeftMethodType = Literal[tuple(PEFT_METHODS)]
+
+
+class PeftMethod(Method):
+    """Any other method of PEFT that changes Linear layers; further keys are the fields of its configuration class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: PeftMethodType
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """As for lora."""
+    layers_to_transform: list[Count] | Count | None = None
+    """As for lora."""
+
+    @classmethod
+    def info_of(cls, method_type: str) -> MethodInfo:
+        """See `Method`."""
+        return PEFT_METHODS[method_type]
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The fields of PEFT's configuration that the recipe sets."""
+        return dict(self.model_extra or {})
