@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from peftlab.cli.console import cell, megabytes, out, score_tables, table
-from peftlab.cli.help_layout import Command, Group, option
+from peftlab.cli.help_layout import Command, Group, argument, option
 from peftlab.cli.import_adapter import import_adapter
 from peftlab.cli.options import json_option, store_option
 from peftlab.errors import PeftlabError
@@ -59,13 +59,13 @@ def list_adapters(as_json: bool, store: str) -> None:
 
 
 @adapters.command(cls=Command, example="peftlab adapters show ner-clinic@1")
-@click.argument("adapter")
+@argument("adapter", description="Adapter, as name or name@version.")
 @json_option
 @store_option
 def show(adapter: str, as_json: bool, store: str) -> None:
     """Show the manifest of an adapter.
 
-    The manifest holds the task, the base model, the method, the data and the scores. ADAPTER is a name or name@version.
+    The manifest holds the task, the base model, the method, the data and the scores.
     """
     found = Store(store).resolve(adapter)
     if as_json:
@@ -93,12 +93,14 @@ def show(adapter: str, as_json: bool, store: str) -> None:
 
 
 @adapters.command(cls=Command, example="peftlab adapters verify")
-@click.argument("adapter_names", metavar="[ADAPTER]…", nargs=-1)
+@argument(
+    "adapter_names", metavar="[ADAPTER]…", nargs=-1, description="Adapters, each as name or name@version; default: all."
+)
 @store_option
 def verify(adapter_names: tuple[str, ...], store: str) -> None:
     """Check that no byte of an adapter has changed.
 
-    Without names, all versions of all adapters are checked.
+    Without arguments, all versions of all adapters are checked.
     """
     adapter_store = Store(store)
     all_versions = [f"{name}@{version}" for name in adapter_store.names() for version in adapter_store.versions(name)]
@@ -117,26 +119,22 @@ def verify(adapter_names: tuple[str, ...], store: str) -> None:
 
 
 @adapters.command(cls=Command, example="peftlab adapters rollback ner-clinic@1")
-@click.argument("adapter")
+@argument(
+    "adapter", description="Version to make current, as name@version; a name means the version before the current one."
+)
 @store_option
 def rollback(adapter: str, store: str) -> None:
-    """Make an earlier version current.
-
-    ADAPTER is name@version, or a name, which means the version before the current one.
-    """
+    """Make an earlier version current."""
     found = Store(store).rollback(adapter)
     out.print(f"{found.name} now means {found}, {_main_score(found.manifest)}.")
 
 
 @adapters.command(cls=Command, example="peftlab adapters remove ner-clinic@1")
-@click.argument("adapter")
+@argument("adapter", description="Version to delete, as name@version; a name means all versions of the adapter.")
 @option("--yes", is_flag=True, help="Remove without asking.")
 @store_option
 def remove(adapter: str, yes: bool, store: str) -> None:
-    """Delete an adapter.
-
-    ADAPTER is name@version to delete one version, or a name to delete all versions.
-    """
+    """Delete an adapter."""
     adapter_store = Store(store)
     versions = adapter_store.versions(adapter.partition("@")[0])
     target = adapter if "@" in adapter else f"{adapter} and its {len(versions)} version(s)"

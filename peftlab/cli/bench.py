@@ -26,7 +26,7 @@ from peftlab.bench.runtime import BASE_MODEL as BASE_MODEL_SETUP
 from peftlab.bench.step_time import COMPILED
 from peftlab.bench.tuning import PLAIN
 from peftlab.cli.console import bar_for, cell, out, table
-from peftlab.cli.help_layout import Command, Group, option
+from peftlab.cli.help_layout import Command, Group, argument, option
 from peftlab.cli.options import (
     device_option,
     json_option,
@@ -49,7 +49,12 @@ def bench() -> None:
 
 
 @bench.command(cls=Command, example="peftlab bench tuning recipes/ner-lora.yaml --only steps")
-@click.argument("recipe_path", metavar="[RECIPE]", default="recipes/ner-lora.yaml")
+@argument(
+    "recipe_path",
+    metavar="[RECIPE]",
+    default="recipes/ner-lora.yaml",
+    description="Recipe, a YAML file; default: recipes/ner-lora.yaml.",
+)
 @override_option
 @option(
     "--seeds",
@@ -84,7 +89,7 @@ def tuning(
     """Compare the speed of tuning with plain Transformers and PEFT.
 
     Whole runs start in a fresh process each. The first setup is plain Transformers + PEFT; every next setup
-    turns on one more optimization, and the last one is RECIPE as it stands.
+    turns on one more optimization, and the last one is the recipe as it stands.
 
     Single training steps have 32 × 64 tokens. They are compared with a lower limit: one forward and one
     activation backward of the frozen base model. Nothing is published.
@@ -118,7 +123,12 @@ def tuning(
 
 
 @bench.command(cls=Command, example="peftlab bench runtime --adapters 1,8 --rows 16")
-@click.argument("base", metavar="[BASE]", default="sentence-transformers/all-MiniLM-L6-v2")
+@argument(
+    "base",
+    metavar="[BASE]",
+    default="sentence-transformers/all-MiniLM-L6-v2",
+    description="Base model, as `base.model` of a recipe; default: sentence-transformers/all-MiniLM-L6-v2.",
+)
 @option(
     "--method",
     default="{type: lora, r: 8}",
@@ -201,7 +211,7 @@ def runtime(
 ) -> None:
     """Measure prediction and loading with many adapters.
 
-    BASE is a base model, as `base.model` of a recipe. A mixed batch has rows of 1, 4, 16, … different adapters; it is
+    A mixed batch has rows of 1, 4, 16, … different adapters; it is
     compared with the base model alone and with plain PEFT. The adapters have random weights.
 
     With --json, one object is printed; its `ratio_to_base` has a ratio for each case.

@@ -11,7 +11,7 @@ import click
 from peftlab.cli.adapter_names import resolve_tasks, split_adapter_names
 from peftlab.cli.console import out, print_error, print_notes
 from peftlab.cli.heavy import runtime
-from peftlab.cli.help_layout import Command, option
+from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import device_option, precision_option, quantization_option, store_option, trust_option
 from peftlab.errors import PeftlabError, suggest
 
@@ -22,7 +22,11 @@ BASE_PROMPT = "base model"
 
 
 @click.command(cls=Command, example="peftlab chat persona-a,persona-b")
-@click.argument("adapters", metavar="ADAPTER[,ADAPTER…]")
+@argument(
+    "adapters",
+    metavar="ADAPTER[,ADAPTER…]",
+    description="Adapters of task causal-lm or preference, each as name or name@version; the first one starts.",
+)
 @option("--system", metavar="TEXT", help="System prompt of the chat.")
 @store_option
 @device_option
@@ -32,9 +36,10 @@ BASE_PROMPT = "base model"
 def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None:
     """Chat with one or several adapters.
 
-    The adapters must be of task causal-lm or preference. They share one base model in memory, and the first one starts.
-    /swap NAME continues the chat with another adapter, /base with the base model alone; /help lists all commands.
-    Ctrl-C stops a reply. If the input is not a terminal, each line is a message and each reply is printed.
+    All adapters share one base model in memory. In the chat, /swap NAME continues with another adapter, /base continues
+    with the base model alone, and /help lists all commands. Ctrl-C stops a reply.
+
+    If the input is not a terminal, each line is a message and each reply is printed.
     """
     names = split_adapter_names(adapters)
     for name, task in resolve_tasks(names, store).items():

@@ -7,7 +7,7 @@ import click
 from rich.text import Text
 
 from peftlab.cli.console import out
-from peftlab.cli.help_layout import Command, option
+from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import device_option, override_option, store_option
 from peftlab.cli.progress import TuningDisplay, ledger_table
 from peftlab.tuning import check as check_recipe
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, example="peftlab check recipes/chat-lora.yaml --show-mask")
-@click.argument("recipe_path", metavar="RECIPE")
+@argument("recipe_path", metavar="RECIPE", description="Recipe, a YAML file.")
 @override_option
 @store_option
 @device_option

@@ -10,7 +10,7 @@ import click
 from peftlab.cli.adapter_names import check_adapter_source, resolve_tasks
 from peftlab.cli.console import bar_for, out, print_notes, score_tables, scores_by_adapter
 from peftlab.cli.heavy import runtime
-from peftlab.cli.help_layout import Command, option
+from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import (
     OUTPUT,
     ROWS,
@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, example="peftlab evaluate sentiment-films --data reviews.csv --column label=stars")
-@click.argument("adapter", metavar="[ADAPTER]", required=False)
+@argument(
+    "adapter",
+    metavar="[ADAPTER]",
+    required=False,
+    description="Adapter, as name, name@version, or a stack lower+top of two adapters.",
+)
 @option("--data", required=True, metavar="FILE", section=ROWS, help="File of labelled rows.")
 @by_option
 @format_option
@@ -78,7 +83,7 @@ def evaluate(
 ) -> None:
     """Score an adapter on labelled rows.
 
-    The predictions are those of `peftlab predict`. ADAPTER is a name, name@version, or a stack lower+top.
+    The predictions are those of `peftlab predict`.
     With --by, the rows of FILE belong to several adapters, and each adapter gets its own score.
     """
     check_adapter_source(by, adapter)

@@ -8,7 +8,7 @@ import click
 from peftlab.cli.adapter_names import resolve_tasks
 from peftlab.cli.console import megabytes, out
 from peftlab.cli.heavy import interop
-from peftlab.cli.help_layout import Command, option
+from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import OUTPUT, device_option, json_option, refuse_options, store_option, trust_option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ FORMATS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
 
 
 @click.command(cls=Command, example="peftlab export sentiment-stays --to merged --output model")
-@click.argument("adapter")
+@argument("adapter", description="Adapter, as name or name@version.")
 @option(
     "--to",
     "target",
@@ -34,6 +34,7 @@ FORMATS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
     "--from",
     "base_name",
     metavar="NAME",
+    section=OUTPUT,
     help="With --to ollama: the base model in Ollama, as a name such as qwen3:0.6b or a GGUF file.",
 )
 @json_option

@@ -25,8 +25,21 @@ def option(*declarations: str, section: str = GENERAL, **attributes: Any) -> Cal
     return click.option(*declarations, cls=Option, section=section, **attributes)
 
 
+class Argument(click.Argument):
+    """A positional argument with a description (click has had one only since 8.5)."""
+
+    def __init__(self, *args: Any, description: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.description = description
+
+
+def argument(*declarations: str, description: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Like `click.argument`, with a description for the help."""
+    return click.argument(*declarations, cls=Argument, description=description, **attributes)
+
+
 class Command(click.Command):
-    """A command whose help has an example and lists many options in sections."""
+    """A command whose help has an example, describes arguments, and lists many options in sections."""
 
     def __init__(self, *args: Any, example: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -38,14 +51,16 @@ class Command(click.Command):
         write_example(self.example, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, in sections if there are many."""
+        """Write the arguments, then the options, in sections if there are many."""
         params = self.get_params(ctx)
-        records = [(_section(param), record) for param in params if (record := param.get_help_record(ctx))]
-        if len(records) <= MAX_UNGROUPED_OPTIONS:
-            records = [("Options", record) for _, record in records]
-        for title in dict.fromkeys(title for title, _ in records):
+        arguments = [(param.make_metavar(ctx), param.description) for param in params if isinstance(param, Argument)]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl(arguments)
+        options = [param for param in params if isinstance(param, click.Option)]
+        for title, section in _group_options(options).items():
             with formatter.section(title):
-                formatter.write_dl([record for section, record in records if section == title])
+                formatter.write_dl([record for param in section if (record := param.get_help_record(ctx))])
 
 
 class Group(click.Group):
@@ -106,5 +121,12 @@ def _error_classes(base: type[PeftlabError]) -> Iterable[type[PeftlabError]]:
         yield from _error_classes(derived)
 
 
-def _section(param: click.Parameter) -> str:
-    return param.section if isinstance(param, Option) else GENERAL
+def _group_options(options: Sequence[click.Option]) -> dict[str, list[click.Option]]:
+    """Group options by section, general options last; a few options stay in one section."""
+    if len(options) <= MAX_UNGROUPED_OPTIONS:
+        return {"Options": list(options)}
+    sections: dict[str, list[click.Option]] = {}
+    for param in options:
+        sections.setdefault(param.section if isinstance(param, Option) else GENERAL, []).append(param)
+    general = sections.pop(GENERAL, [])
+    return {**sections, GENERAL: general}

@@ -8,21 +8,21 @@ from rich.markup import escape
 
 from peftlab.cli.console import megabytes, out, print_notes
 from peftlab.cli.heavy import interop
-from peftlab.cli.help_layout import Command, option
+from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import BASE_MODEL, device_option, json_option, parse_names, store_option
 from peftlab.store import Store
 
 if TYPE_CHECKING:
     from peftlab.interop import Imported
 
-TASK = "Task"
+ADAPTER, TASK = "Adapter", "Task"
 EXAMPLE = "peftlab adapters import ./my-lora --name mine --task text-classification"
 
 
 @click.command("import", cls=Command, example=EXAMPLE)
-@click.argument("source")
-@option("--name", required=True, metavar="NAME", help="Name of the adapter in the store.")
-@option("--revision", metavar="REV", help="Branch, tag or commit of SOURCE on the Hub.")
+@argument("source", description="Folder of the adapter, or its id on the Hub.")
+@option("--name", required=True, metavar="NAME", section=ADAPTER, help="Name of the adapter in the store.")
+@option("--revision", metavar="REV", section=ADAPTER, help="Branch, tag or commit of SOURCE on the Hub.")
 @option(
     "--task",
     required=True,
@@ -65,7 +65,6 @@ EXAMPLE = "peftlab adapters import ./my-lora --name mine --task text-classificat
 def import_adapter(source: str, as_json: bool, store: str, **settings: Any) -> None:
     """Publish an adapter that plain PEFT saved.
 
-    SOURCE is the folder of the adapter, or its id on the Hub.
     Before the adapter is published, it is loaded with its base model, and its outputs are compared with those of PEFT.
     """
     Store(store).versions(settings["name"])  # refuse an invalid name before the heavy imports

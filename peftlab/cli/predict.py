@@ -10,7 +10,7 @@ import click
 from peftlab.cli.adapter_names import check_adapter_source, resolve_tasks, split_adapter_names
 from peftlab.cli.console import prediction_bar, print_notes
 from peftlab.cli.heavy import runtime
-from peftlab.cli.help_layout import Command, option
+from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import (
     OUTPUT,
     ROWS,
@@ -47,8 +47,14 @@ peftlab predict sentiment-films,sentiment-eats --file reviews.csv --json\
 
 
 @click.command(cls=Command, example=EXAMPLE)
-@click.argument("adapters", metavar="[ADAPTER[,ADAPTER…]]", required=False)
-@click.argument("texts", metavar="[TEXT]…", nargs=-1)
+@argument(
+    "adapters",
+    metavar="[ADAPTER[,ADAPTER…]]",
+    required=False,
+    description="Adapters, each as name, name@version, or a stack lower+top of two adapters, such as a task on top of "
+    "its domain.",
+)
+@argument("texts", metavar="[TEXT]…", nargs=-1, description="Input texts.")
 @option(
     "--context",
     metavar="TEXT|@FILE",
@@ -97,8 +103,7 @@ def predict(
 ) -> None:
     """Predict with one or several adapters.
 
-    All adapters share one base model in memory. ADAPTER is a name, name@version, or a stack lower+top of two adapters,
-    such as a task on top of its domain. With --by, each row of --file names its own adapter.
+    All adapters share one base model in memory. With --by, each row of --file names its own adapter.
 
     Texts come from arguments, from --file, or from standard input, one per line.
     Relation extraction takes marked spans: "<e1>Ada</e1> founded <e2>Solwind</e2>."

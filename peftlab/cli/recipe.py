@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from peftlab.cli.help_layout import Command, Group
+from peftlab.cli.help_layout import Command, Group, argument
 from peftlab.cli.options import override_option
 from peftlab.recipe import complete_schema, read_recipe, recipe_yaml
 
@@ -17,7 +17,7 @@ def recipe() -> None:
 
 
 @recipe.command(cls=Command, example="peftlab recipe show recipes/ner-lora.yaml -o method.r=16 > ner-r16.yaml")
-@click.argument("recipe_path", metavar="RECIPE")
+@argument("recipe_path", metavar="RECIPE", description="Recipe, a YAML file.")
 @override_option
 def show(recipe_path: str, overrides: dict[str, Any]) -> None:
     """Print a recipe with all defaults filled in."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from peftlab.cli.help_layout import option
+from peftlab.cli.help_layout import argument, option
 from peftlab.cli.launcher import LaunchableCommand, is_single_launched_process, launch_processes, parse_launcher
 from peftlab.cli.options import device_option, override_option, store_option
 from peftlab.cli.progress import TuningDisplay, print_result
@@ -14,7 +14,7 @@ from peftlab.tuning import tune as run_tuning
 
 
 @click.command(cls=LaunchableCommand, example="peftlab tune recipes/ner-lora.yaml -o training.num_train_epochs=5")
-@click.argument("recipe_path", metavar="RECIPE")
+@argument("recipe_path", metavar="RECIPE", description="Recipe, a YAML file.")
 @override_option
 @store_option
 @device_option

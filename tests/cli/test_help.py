@@ -64,9 +64,17 @@ def test_help_lists_every_option_with_description(path):
             assert param.help.strip().endswith(ENDINGS), param.help
 
 
+def test_help_describes_every_argument(path):
+    text = help_text(path)
+    for param in COMMANDS[path].params:
+        if isinstance(param, click.Argument):
+            assert param.description.endswith(".")
+            assert " ".join(param.description.split()) in " ".join(text.split())
+
+
 def test_many_options_are_grouped_in_sections(path):
     command, text = COMMANDS[path], help_text(path)
-    if len(command.params) > MAX_UNGROUPED_OPTIONS + 2:
+    if sum(isinstance(param, click.Option) for param in command.params) >= MAX_UNGROUPED_OPTIONS:  # and --help
         assert "\nOptions:\n" not in text
         assert sum(line.endswith(":") and not line.startswith(" ") for line in text.splitlines()) >= 4
 
