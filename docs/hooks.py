@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from peftlab.cli import cli
+from peftlab.cli.help_layout import Argument, Command, Group, exit_codes
 from peftlab.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,11 @@ def command_line() -> str:
     return "\n\n".join(_command(name, command, context) for name, command, context in _commands("peftlab", cli, None))
 
 
+def exit_code_table() -> str:
+    """Every exit code and its meaning, from the error classes."""
+    return _table(("exit code", "meaning"), [(str(code), _cell(meaning)) for code, meaning in exit_codes().items()])
+
+
 def _commands(
     name: str, command: click.Command, parent: click.Context | None
 ) -> Iterator[tuple[str, click.Command, click.Context]]:
@@ -85,11 +91,17 @@ def _commands(
 
 def _command(name: str, command: click.Command, context: click.Context) -> str:
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    text, epilog = (_prose(inspect.cleandoc(found or "")) for found in (command.help, command.epilog))
+    text = _prose(inspect.cleandoc(command.help or ""))
+    example = _block(command.example, "bash") if isinstance(command, Command | Group) else ""
+    arguments = [
+        (f"`{_cell(param.make_metavar(context))}`", _cell(param.description))
+        for param in command.get_params(context)
+        if isinstance(param, Argument)
+    ]
     records = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
     rows = [(f"`{_cell(option)}`", _cell(meaning)) for option, meaning in records if meaning]
-    tables = [_subcommands(command, context), _table(("option", "meaning"), rows)]
-    return "\n\n".join([f"## {name}", _block(usage), text, *tables, epilog])
+    tables = [_subcommands(command, context), _table(("argument or option", "meaning"), [*arguments, *rows])]
+    return "\n\n".join([f"## {name}", _block(usage), text, example, *tables])
 
 
 def _subcommands(command: click.Command, context: click.Context) -> str:
@@ -108,16 +120,13 @@ def _link(command_path: str) -> str:
 
 
 def _prose(text: str) -> str:
-    r"""The text of a command as Markdown; a paragraph that click keeps as it is (`\b`) becomes a block of text.
-
-    The exit codes are left out: the page has them in a table.
-    """
-    parts = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if "Exit codes:" not in part]
+    r"""The text of a command as Markdown; a paragraph that click keeps as it is (`\b`) becomes a block of text."""
+    parts = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
     return "\n\n".join(_block(part[1:]) if part.startswith("\b") else part.replace("<", "&lt;") for part in parts)
 
 
-def _block(text: str) -> str:
-    return f"```text\n{inspect.cleandoc(text)}\n```"
+def _block(text: str, language: str = "text") -> str:
+    return f"```{language}\n{inspect.cleandoc(text)}\n```"
 
 
 def _cell(text: str) -> str:
@@ -209,6 +218,7 @@ def _title(page: Path) -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "command line": command_line,
+    "exit codes": exit_code_table,
     "recipe keys": recipe_keys,
     "decisions": decisions,
 }

@@ -93,7 +93,7 @@ class TuningDiverged(PeftlabError):
     """The weights were no numbers any more before an epoch was scored; the sentence says what to change."""
 
     exit_code = 7
-    exit_reason = "training diverged: the weights became NaN or infinite"
+    exit_reason = "the weights became NaN or infinite before an epoch was scored"
 
 
 class TuningInterrupted(PeftlabError):

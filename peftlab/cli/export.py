@@ -27,7 +27,7 @@ FORMATS = ("merged", "peft", "vllm", "gguf-lora", "ollama")
     type=click.Choice(FORMATS),
     metavar="FORMAT",
     section=OUTPUT,
-    help=f"Format to write: {', '.join(FORMATS)}.",
+    help="Format to write, one of those above.",
 )
 @option("--output", required=True, metavar="DIR", section=OUTPUT, help="Folder to write; it must be new or empty.")
 @option(

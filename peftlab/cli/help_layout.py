@@ -105,6 +105,8 @@ def exit_codes() -> dict[int, str]:
     """Return the meaning of each exit code, read from `PeftlabError` and the classes derived from it."""
     reasons: dict[int, dict[str, None]] = {}
     for kind in _error_classes(PeftlabError):
+        if not kind.__module__.startswith("peftlab."):
+            continue  # defined by another package
         reasons.setdefault(kind.exit_code, {})[kind.exit_reason] = None
     return {SUCCESS: "success", **{code: ", or ".join(reasons[code]) for code in sorted(reasons)}}
 
