@@ -96,9 +96,9 @@ def loss_on(base: Base, texts: list[str]) -> float:
 
     task = CausalLmTask()
     with ErrorCollector() as errors:
-        task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
+        task.bind_to_base(ModelContext(base.inputs, base.model.config, base.max_length), {}, errors)
     examples = [task.read(Row({"text": text}, "")) for text in texts]
-    told = predict_examples(task, base.model, base.tokenizer, examples, max_length=TOKENS)
+    told = predict_examples(task, base.model, base.inputs, examples, max_length=TOKENS)
     return task.score(examples, told).values["loss"]
 
 

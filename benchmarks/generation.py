@@ -90,7 +90,7 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
         def write() -> Any:
             with bank._cache.held(set(editions)) as adapters_by_key:
                 rows = [(adapters_by_key[edition], prompt) for edition, prompt in zip(editions, prompts, strict=True)]
-                return generate_texts(rows, bank.base.router, bank.base.tokenizer_for(task))
+                return generate_texts(rows, bank.base.router, bank.base.inputs_for(task))
 
         return write
 

@@ -55,7 +55,7 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
         def run(asked: list[tuple[Any, Any]]) -> float:
             began = time.perf_counter()
             for start in range(0, len(asked), 32):
-                forward_features(asked[start : start + 32], bank._cache.held, base.router, base.tokenizer, most=SLOTS)
+                forward_features(asked[start : start + 32], bank._cache.held, base.router, base.inputs, most=SLOTS)
             return time.perf_counter() - began
 
         ratios = []
@@ -108,7 +108,7 @@ def _feature(bank: Any, choose: random.Random) -> Any:
     from peftlab.tasks import Feature
 
     text = " ".join(choose.choices(WORDS, k=choose.randint(20, 60)))
-    return Feature(dict(bank.base.tokenizer(text, truncation=True, max_length=64)), None)
+    return Feature(dict(bank.base.inputs.tokenizer(text, truncation=True, max_length=64)), None)
 
 
 def _resident_bytes() -> int:

@@ -143,8 +143,8 @@ def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
         auto_class.from_pretrained(base, num_labels=len(task.head_labels)), adapter.folder
     )
     rows = examples_of(read_recipe(ROOT / "recipes" / f"{name}.yaml"))["test"][:4]
-    features = [feature for row in rows for feature in task.encode(row, bank.base.tokenizer, 512, training=False)]
-    ours, theirs = (forward(task, model, bank.base.tokenizer, features) for model in (bank.model(name), plain))
+    features = [feature for row in rows for feature in task.encode(row, bank.base.inputs, 512, training=False)]
+    ours, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
     for mine, inside, other in zip(served(bank, [(name, f) for f in features]), ours, theirs, strict=True):
         torch.testing.assert_close(inside, other, atol=1e-6, rtol=0)
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)

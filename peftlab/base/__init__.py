@@ -1,4 +1,4 @@
-"""Find, fingerprint and load the frozen base model with its tokenizer, with or without a head."""
+"""Find, fingerprint and load the frozen base model with its inputs, with or without a head."""
 
 from peftlab.base.device import choose_device
 from peftlab.base.heads import head_config, lm_head_modules
@@ -21,13 +21,11 @@ from peftlab.base.lookup import (
     find_base,
     find_hub_snapshot,
 )
-from peftlab.base.tokenizer import NO_LENGTH_LIMIT, load_tokenizer, max_input_length, tokenizer_hash
 
 __all__ = [
     "FP16_OVERFLOW_MODEL_TYPES",
     "INCOMPLETE",
     "MODEL_PACKAGES",
-    "NO_LENGTH_LIMIT",
     "Base",
     "BaseFiles",
     "ModelPackage",
@@ -41,9 +39,6 @@ __all__ = [
     "load_backbone",
     "load_base",
     "load_tensors",
-    "load_tokenizer",
     "load_with_head",
-    "max_input_length",
     "suppress_transformers_output",
-    "tokenizer_hash",
 ]

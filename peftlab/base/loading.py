@@ -10,15 +10,15 @@ from peftlab.base.device import choose_device
 from peftlab.base.heads import find_modules_to_save, head_config, head_parameters, lm_head_modules
 from peftlab.base.lookup import BaseFiles, find_base
 from peftlab.base.quantization import disable_avx512_packing, memory_footprint, num_weights, quantization_kwargs
-from peftlab.base.tokenizer import load_tokenizer, max_input_length, tokenizer_hash
 from peftlab.errors import ErrorCollector
 from peftlab.imports import safetensors, torch, transformers
 from peftlab.recipe import BaseSection, Quantization
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from peftlab.tasks import Task
+    from peftlab.tasks.inputs.inputs import Inputs
 
 FP16_OVERFLOW_MODEL_TYPES = ("t5", "mt5", "umt5", "longt5")
 """Model types whose activations overflow in fp16 (huggingface/transformers#4586)."""
@@ -26,7 +26,7 @@ FP16_OVERFLOW_MODEL_TYPES = ("t5", "mt5", "umt5", "longt5")
 
 @dataclass
 class Base:
-    """A base in memory, with its tokenizer and a newly initialized head for one task.
+    """A base in memory, with its inputs and a newly initialized head for one task.
 
     `head_modules` names the modules that are trained and saved with the adapter: those whose parameters the checkpoint
     does not hold, and the rest of their head. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the
@@ -35,7 +35,7 @@ class Base:
 
     files: BaseFiles
     model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    inputs: "Inputs"
     head_modules: list[str]
     num_parameters: int
     num_bytes: int
@@ -49,9 +49,9 @@ class Base:
         return 4 * self.num_parameters
 
     @cached_property
-    def tokenizer_hash(self) -> str:
-        """See `tokenizer_hash`."""
-        return tokenizer_hash(self.tokenizer)
+    def inputs_fingerprint(self) -> str:
+        """See `Inputs.fingerprint`."""
+        return self.inputs.fingerprint
 
 
 def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto", dropout: bool = True) -> Base:
@@ -78,16 +78,16 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
         _raise_missing_lm_head(section, task, new)
     head = head_parameters(model, new)
     model.config.use_cache = False  # training needs no cached keys and values
-    tokenizer = load_tokenizer(files, trust_remote_code=trusted, whole_text=task.whole_text)
+    inputs = task.inputs_class.load(files, trust_remote_code=trusted)
     return Base(
         files=files,
         model=model,
-        tokenizer=tokenizer,
+        inputs=inputs,
         head_modules=find_modules_to_save(model, head),
         num_parameters=sum(num_weights(tensor) for name, tensor in model.named_parameters() if name not in head),
         num_bytes=memory_footprint(model, exclude=head),
         quantization=quantization,
-        max_length=max_input_length(tokenizer, model),
+        max_length=inputs.max_length(model),
         fingerprint=files.fingerprint,
     )
 

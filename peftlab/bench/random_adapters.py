@@ -25,7 +25,7 @@ def publish_random(
     """Publish one adapter for each name; they differ only in their weights."""
     base = load_base(base_section, task, seed=seed, device="cpu")
     with ErrorCollector() as errors:
-        task.bind_to_base(ModelContext(base.tokenizer, base.model.config, base.max_length), {}, errors)
+        task.bind_to_base(ModelContext(base.inputs, base.model.config, base.max_length), {}, errors)
     model = create_peft_model(base, method, task)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     manifest = build_manifest(

@@ -1,6 +1,6 @@
 """`peftlab check`."""
 
-from itertools import groupby, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +13,7 @@ from peftlab.cli.progress import TuningDisplay, ledger_table
 from peftlab.tuning import check as check_recipe
 
 if TYPE_CHECKING:
-    from peftlab.tasks import Feature
+    from peftlab.tasks.inputs.inputs import LossSegment
     from peftlab.tuning.run import Run
 
 
@@ -63,18 +63,19 @@ def print_masks(run: "Run", num_rows: int) -> None:
     rows = zip(dataset.examples["train"], dataset.features["train"], strict=True)
     for example, features in islice(rows, num_rows):
         for feature in features:
-            in_loss = sum(is_target for _, is_target in feature.learnt())
+            segments = list(run.base.inputs.loss_segments(feature))
+            in_loss = sum(segment.length for segment in segments if segment.in_loss)
             part = f" ({part})" if (part := getattr(feature, "part", "")) else ""
             out.print(Text(f"{example.where}{part}  {len(feature)} tokens, {in_loss} in the loss", "dim"))
-            out.print(_highlight_mask(feature, run.base.tokenizer, with_color=bool(out.color_system)))
+            out.print(_highlight_mask(segments, with_color=bool(out.color_system)))
             out.print()
 
 
-def _highlight_mask(feature: "Feature", tokenizer: Any, *, with_color: bool) -> Text:
+def _highlight_mask(segments: "list[LossSegment]", *, with_color: bool) -> Text:
     rendered = Text()
-    for in_loss, group in groupby(feature.learnt(), lambda token: token[1]):
-        text = tokenizer.decode([token for token, _ in group]).replace("\n", "↵\n")
-        if in_loss:
+    for segment in segments:
+        text = segment.text.replace("\n", "↵\n")
+        if segment.in_loss:
             rendered.append(text if with_color else f"«{text}»", style="black on green")
         else:
             rendered.append(text, style="dim")

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.base import BaseFiles
 from peftlab.errors import IntegrityError
 from peftlab.interop.gguf import check_gguf, refused_by_llama_cpp, write_gguf
 from peftlab.interop.modelfile import Modelfile
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.loaded_base import find_tuned_base
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE
+from peftlab.tasks.inputs.text import PlainTextInputs
 
 CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
@@ -137,7 +138,7 @@ class OllamaExporter(GgufExporter):
     @cached_property
     def modelfile(self) -> Modelfile:
         """What is to be written beside it."""
-        return Modelfile(self.adapter, self.read.task, load_tokenizer(self.base, whole_text=True), self.base_name)
+        return Modelfile(self.adapter, self.read.task, PlainTextInputs.load(self.base), self.base_name)
 
     @property
     def notes(self) -> tuple[str, ...]:

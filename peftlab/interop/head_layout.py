@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import transformers
 
-from peftlab.base import BaseFiles, max_input_length
+from peftlab.base import BaseFiles
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.interop.peft_files import SavedAdapter
 from peftlab.store import PEFT_PREFIX
 from peftlab.tasks import TASKS, Task
+from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.labels.tag_schemes import types_of_tags
 
 TRAINED_AS = {
@@ -133,7 +134,7 @@ def _types(names: Sequence[str], errors: ErrorCollector) -> list[str]:
         return []
 
 
-def blank_model(task: Task, files: BaseFiles, tokenizer: Any, *, trust_remote_code: bool) -> Blank:
+def blank_model(task: Task, files: BaseFiles, inputs: Inputs, *, trust_remote_code: bool) -> Blank:
     """What is known of the task's model before any weight is read; a question's head always has two outputs."""
     trusted = {"trust_remote_code": trust_remote_code}
     model_class, shapes = getattr(transformers, task.auto_class), []
@@ -143,7 +144,7 @@ def blank_model(task: Task, files: BaseFiles, tokenizer: Any, *, trust_remote_co
             model = model_class.from_config(config, **trusted)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
     wide = [name for name, shape in shapes[0].items() if shape != shapes[-1][name]]
-    return Blank([name for name, _ in model.named_modules() if name], wide, max_input_length(tokenizer, model))
+    return Blank([name for name, _ in model.named_modules() if name], wide, inputs.max_length(model))
 
 
 def check_widths(task: Task, saved: Mapping[str, torch.Tensor], blank: Blank, errors: ErrorCollector) -> None:

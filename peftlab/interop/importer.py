@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from peftlab.base import BaseFiles, find_base, load_backbone, load_tokenizer, load_with_head, tokenizer_hash
+from peftlab.base import BaseFiles, find_base, load_backbone, load_with_head
 from peftlab.errors import BaseNotFoundError, ErrorCollector, IntegrityError, PeftlabError
 from peftlab.interop.head_layout import (
     Blank,
@@ -46,6 +46,7 @@ from peftlab.store import (
     Store,
     build_manifest,
 )
+from peftlab.tasks.inputs.inputs import Inputs
 
 TOLERANCE = 1e-4  # of the largest logit
 PROBE = (4, 16)  # rows × tokens
@@ -121,13 +122,13 @@ def import_adapter(
     told = told_task(task, labels, multi_label=multi_label, threshold=threshold, saved=saved)
     files, notes = _find_base(saved, base, trust_remote_code)
     with _in_words(f"base '{files.model}' cannot be loaded"):
-        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-        blank = blank_model(told.task, files, tokenizer, trust_remote_code=trust_remote_code)
+        inputs = told.task.inputs_class.load(files, trust_remote_code=trust_remote_code)
+        blank = blank_model(told.task, files, inputs, trust_remote_code=trust_remote_code)
     with ErrorCollector() as errors:
         check_widths(told.task, saved.tensors, blank, errors)
         check_length(max_length, blank, errors)
     notes += _notes(saved, told)
-    entry = _Entry(saved, told, files, tokenizer, blank, notes, max_length, device, trust_remote_code, began)
+    entry = _Entry(saved, told, files, inputs, blank, notes, max_length, device, trust_remote_code, began)
     adapter = shelf.publish(name, lambda folder: entry.write(name, folder))
     origin = adapter.manifest.imported
     assert origin
@@ -191,7 +192,7 @@ class _Entry:
     saved: SavedAdapter
     told: Told
     files: BaseFiles
-    tokenizer: PreTrainedTokenizerBase
+    inputs: Inputs
     blank: Blank
     notes: list[str]
     max_length: int | None
@@ -273,7 +274,7 @@ class _Entry:
             except IntegrityError as error:
                 advice = f"{UNFIT} {UNSAVED}" if ": missing" in str(error) else UNFIT
                 raise IntegrityError(f"{error}\n{advice}") from error
-            router, inputs = Router(backbone), _probe(backbone)
+            router, inputs = Router(backbone, self.inputs.probe(backbone, 3, 5)), _probe(backbone)
             loaded, _ = extract_adapter(read, attached, router)
             if loaded.routed:
                 return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router)).cpu()
@@ -317,7 +318,7 @@ class _Entry:
             model=self.files.model,
             revision=self.files.revision,
             fingerprint=self.files.fingerprint,
-            tokenizer_sha256=tokenizer_hash(self.tokenizer),
+            tokenizer_sha256=self.inputs.fingerprint,
             trust_remote_code=self.trust_remote_code,
             quantization=None,
             pretrained_head=(),

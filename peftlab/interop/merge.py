@@ -82,7 +82,7 @@ def merge(
 
 def _tokenizer(bank: Bank, task: Task) -> PreTrainedTokenizerBase:
     """As the adapter was tuned with it, chat template included."""
-    tokenizer = copy.copy(bank.base.tokenizer_for(task))
+    tokenizer = copy.copy(bank.base.inputs_for(task).processor)
     tokenizer.chat_template = task.state.get("chat_template") or tokenizer.chat_template
     return tokenizer
 

@@ -6,12 +6,11 @@ Ollama writes chats by Go's templates: beside each of our chat templates lies on
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from peftlab.recipe import Generation
 from peftlab.store import Adapter
 from peftlab.tasks import Task
 from peftlab.tasks.chat.template import ASSISTANT, CHAT_TEMPLATES, ChatError, ChatTemplate, go_template
+from peftlab.tasks.inputs.text import PlainTextInputs
 
 _SYSTEM, _ASKED, _ANSWER, _AGAIN = (
     {"role": role, "content": content}
@@ -31,16 +30,14 @@ QUOTES = '"""'
 class Modelfile:
     """For an adapter of causal-lm; `base_name` is what Ollama has its base under, if that is known."""
 
-    def __init__(
-        self, adapter: Adapter, task: Task, tokenizer: PreTrainedTokenizerBase, base_name: str | None = None
-    ) -> None:
-        self._adapter, self._base_name, self._tokenizer = adapter, base_name, tokenizer
+    def __init__(self, adapter: Adapter, task: Task, inputs: PlainTextInputs, base_name: str | None = None) -> None:
+        self._adapter, self._base_name, self._tokenizer = adapter, base_name, inputs.tokenizer
         self._generation: Mapping[str, Any] = {**Generation().model_dump(), **task.options["generation"]}
         self._chats = task.input_columns[0] == "instruction"
         self._system = task.options["system"] if self._chats else None
-        self._stops = task.endings(tokenizer)
+        self._stops = task.endings(inputs)
         source = task.state["chat_template"]
-        self._template = same_template(source, tokenizer.special_tokens_map) if self._chats else None
+        self._template = same_template(source, inputs.tokenizer.special_tokens_map) if self._chats else None
 
     @property
     def notes(self) -> list[str]:

@@ -5,6 +5,7 @@ own rows of the embeddings are few parameters and learn it; layers alone hardly 
 """
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from peftlab.base import Base
 from peftlab.errors import ErrorCollector, nearest
 from peftlab.tasks import Task
 from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.inputs.text import TextInputs
 
 KEY = "method.trainable_token_indices"
 
@@ -34,7 +36,7 @@ def find_token_indices(base: Base, wanted: str | Sequence[str | int], task: Task
 
 
 def _token_ids(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) -> Iterator[int]:
-    vocabulary, rows = base.tokenizer.get_vocab(), base.model.get_input_embeddings().weight.shape[0]
+    vocabulary, rows = base.inputs.processor.get_vocab(), base.model.get_input_embeddings().weight.shape[0]
     for token in wanted:
         token_id = token if isinstance(token, int) else vocabulary.get(token)
         if token_id is None:
@@ -49,15 +51,15 @@ def _token_ids(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) 
 
 
 def _ending_ids(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Iterator[int]:
-    vocabulary = base.tokenizer.get_vocab()
-    endings = task.learned_stop_strings(base.tokenizer)
+    vocabulary = base.inputs.processor.get_vocab()
+    endings = task.learned_stop_strings(cast(TextInputs, base.inputs))
     if not endings:
         errors.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
     for ending in endings:
         if ending in vocabulary:
             yield from _token_ids(base, [ending], errors)
         else:
-            pieces = len(base.tokenizer(ending, add_special_tokens=False).input_ids)
+            pieces = len(base.inputs.processor(ending, add_special_tokens=False).input_ids)
             message = f"'{ending}', which ends an answer, is {pieces} tokens of this base, which other texts use too."
             hint = "Take a template that ends with one, as task.template: plain does, or name the tokens to train."
             errors.add(message, key=KEY, hint=hint)

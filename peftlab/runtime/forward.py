@@ -3,19 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.generation import generate_texts
 from peftlab.runtime.routing import Router, apply_head, group_segments, slice_output, to_float32
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
+from peftlab.tasks.inputs.features import IGNORED
+from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.prediction import Outcome, forward, longest_first
-from peftlab.tasks.task import IGNORED
 
 Key = TypeVar("Key")
 Asked = Sequence[tuple[Key, Feature]]
@@ -30,7 +30,7 @@ def forward_features(
     asked: Asked[Key],
     hold: Hold,
     router: Router,
-    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
     *,
     most: int | None = None,
     told: ProgressCallback = lambda done, total: None,
@@ -42,7 +42,7 @@ def forward_features(
     outcomes: dict[int, Outcome] = {}
     for batch in _batches(asked, most or BATCH):
         with hold({asked[i][0] for i in batch}) as adapters_by_key:
-            for chosen, given in _passes(batch, asked, adapters_by_key, router, tokenizer):
+            for chosen, given in _passes(batch, asked, adapters_by_key, router, inputs):
                 outcomes |= zip(chosen, given, strict=True)
         told(len(outcomes), len(asked))
     return [outcomes[i] for i in range(len(asked))]
@@ -73,29 +73,27 @@ def _passes(
     asked: Asked[Key],
     adapters_by_key: Mapping[Key, LoadedAdapter],
     router: Router,
-    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
 ) -> Iterator[tuple[Sequence[int], Sequence[Outcome]]]:
     """One pass for all that can be routed, and one for each adapter that cannot; texts that go on apart from them."""
     writing = [i for i in batch if adapters_by_key[asked[i][0]].task.writes and asked[i][1].labels is None]
     if writing:
-        yield writing, generate_texts([(adapters_by_key[asked[i][0]], asked[i][1]) for i in writing], router, tokenizer)
+        yield writing, generate_texts([(adapters_by_key[asked[i][0]], asked[i][1]) for i in writing], router, inputs)
     batch = [i for i in batch if i not in writing]
     shared = [i for i in batch if adapters_by_key[asked[i][0]].routed]
     if shared:
-        yield shared, _mixed([(adapters_by_key[asked[i][0]], asked[i][1]) for i in shared], router, tokenizer)
+        yield shared, _mixed([(adapters_by_key[asked[i][0]], asked[i][1]) for i in shared], router, inputs)
     for loaded in dict.fromkeys(adapters_by_key[asked[i][0]] for i in batch):
         mine = [i for i in batch if adapters_by_key[asked[i][0]] is loaded]
         if not loaded.routed:
-            yield mine, forward(loaded.task, loaded.model, tokenizer, [asked[i][1] for i in mine])
+            yield mine, forward(loaded.task, loaded.model, inputs, [asked[i][1] for i in mine])
 
 
-def _mixed(
-    asked: Sequence[tuple[LoadedAdapter, Feature]], router: Router, tokenizer: PreTrainedTokenizerBase
-) -> list[Tensor]:
+def _mixed(asked: Sequence[tuple[LoadedAdapter, Feature]], router: Router, inputs: Inputs) -> list[Tensor]:
     """The outcome of each feature, from one forward pass of the base; those of an adapter stand together."""
     features = [feature for _, feature in asked]
-    inputs = padded(features, tokenizer, router.device)
-    return forward_rows([loaded for loaded, _ in asked], inputs, router, features)
+    batch = padded(features, inputs, router.device)
+    return forward_rows([loaded for loaded, _ in asked], batch, router, features)
 
 
 def forward_rows(
@@ -113,10 +111,9 @@ def forward_rows(
     ]
 
 
-def padded(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, Tensor]:
+def padded(features: Sequence[Feature], inputs: Inputs, device: torch.device) -> dict[str, Tensor]:
     """Inputs of the base, (batch, tokens) each."""
-    batch = tokenizer.pad([feature.inputs for feature in features], return_tensors="pt")
-    return {name: cast(Tensor, tensor).to(device) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in inputs.pad(features).items()}
 
 
 def _by_head(

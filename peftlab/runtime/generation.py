@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.backbones import with_backbone
@@ -21,16 +21,17 @@ from peftlab.runtime.routing import Router
 from peftlab.runtime.token_embeddings import has_token_embeddings
 from peftlab.tasks import Continuation, Feature
 from peftlab.tasks.generation.generate import written
+from peftlab.tasks.inputs.inputs import Inputs
 
 Asked = Sequence[tuple[LoadedAdapter, Feature]]
 
 
 @torch.inference_mode()
-def generate_texts(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase, **how: Any) -> list[Continuation]:
+def generate_texts(asked: Asked, router: Router, inputs: Inputs, **how: Any) -> list[Continuation]:
     """What is written for each feature, in order; rows of an adapter stand together. `how` is handed to `generate`."""
     given: dict[int, Continuation] = {}
     for places in _runs(asked, router):
-        given |= zip(places, _run([asked[i] for i in places], router, tokenizer, how), strict=True)
+        given |= zip(places, _run([asked[i] for i in places], router, inputs, how), strict=True)
     return [given[i] for i in range(len(asked))]
 
 
@@ -51,11 +52,11 @@ def _shares_cache(loaded: LoadedAdapter, router: Router) -> bool:
     return not any("past_key_values" in inspect.signature(forward).parameters for forward in places)
 
 
-def _run(asked: Asked, router: Router, tokenizer: PreTrainedTokenizerBase, how: dict[str, Any]) -> list[Continuation]:
+def _run(asked: Asked, router: Router, inputs: Inputs, how: dict[str, Any]) -> list[Continuation]:
     first = asked[0][0]
     model, routing_rows = _model(first, [loaded for loaded, _ in asked], router)
     with routing_rows, cached_stacks():
-        return written(first.task, model, tokenizer, [feature for _, feature in asked], **how)
+        return written(first.task, model, inputs, [feature for _, feature in asked], **how)
 
 
 def _model(

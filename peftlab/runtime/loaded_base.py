@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
-from peftlab.base import FP16_OVERFLOW_MODEL_TYPES, BaseFiles, find_base, load_backbone, load_tokenizer, tokenizer_hash
+from peftlab.base import FP16_OVERFLOW_MODEL_TYPES, BaseFiles, find_base, load_backbone
 from peftlab.errors import BaseNotFoundError, IntegrityError
 from peftlab.methods import method_info
 from peftlab.recipe import BaseSection, Quantization
@@ -16,8 +15,10 @@ from peftlab.runtime.adapter_loading import Attached, attach
 from peftlab.runtime.routing import Router
 from peftlab.store import Adapter
 from peftlab.tasks import Task
+from peftlab.tasks.inputs.inputs import Inputs
 
 FP32 = "fp32"
+PROBE_SHAPE = (3, 5)  # rows and positions of the batch that shows which modules compute by row
 
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -25,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LoadedBase:
-    """The base that an adapter was tuned on, with its tokenizer, ready for rows of any adapters.
+    """The base that an adapter was tuned on, with its inputs, ready for rows of any adapters.
 
     Args:
         first: The adapter that brings it.
@@ -63,23 +64,24 @@ class LoadedBase:
         )
         self.files = find_tuned_base(first, trust_remote_code=trust_remote_code)
         self.fingerprint = self.files.fingerprint
-        self.tokenizer = load_tokenizer(self.files, trust_remote_code=trust_remote_code)
-        self.tokenizer_hash = tokenizer_hash(self.tokenizer)
+        self.inputs = first.task.inputs_class.load(self.files, trust_remote_code=trust_remote_code)
+        self.inputs_fingerprint = self.inputs.fingerprint
         self.backbone = self._load_backbone()
         if precision == "fp16" and (kind := self.backbone.config.model_type) in FP16_OVERFLOW_MODEL_TYPES:
             raise IntegrityError(f"activations of '{base.model}' ({kind}) leave the range of fp16: take bf16 or fp32.")
         if self.quantization is None:
             self.backbone.to(dtype_of(precision, self.backbone.device))
-        self._tokenizers = {False: self.tokenizer}
-        self.router = Router(self.backbone)
+        self._inputs: dict[type[Inputs], Inputs] = {type(self.inputs): self.inputs}
+        self.router = Router(self.backbone, self.inputs.probe(self.backbone, *PROBE_SHAPE))
 
-    def tokenizer_for(self, task: Task) -> PreTrainedTokenizerBase:
-        """As the task's texts are tokenized: as they stand, or word by word."""
-        whole = task.whole_text
-        if whole not in self._tokenizers:
-            trusted = self.trust_remote_code
-            self._tokenizers[whole] = load_tokenizer(self.files, trust_remote_code=trusted, whole_text=whole)
-        return self._tokenizers[whole]
+    def inputs_for(self, task: Task) -> Inputs:
+        """The inputs of a task, with the processor of another task's inputs if both prepare it in the same way."""
+        wanted = task.inputs_class
+        if wanted not in self._inputs:
+            shared = (wanted.from_loaded(loaded) for loaded in self._inputs.values())
+            found = next((inputs for inputs in shared if inputs is not None), None)
+            self._inputs[wanted] = found or wanted.load(self.files, trust_remote_code=self.trust_remote_code)
+        return self._inputs[wanted]
 
     def check(self, read: AdapterFiles) -> None:
         """Refuse an adapter of another base.
@@ -90,7 +92,7 @@ class LoadedBase:
         adapter, base = read.adapter, read.adapter.manifest.base
         for what, expected, found in (
             ("weights", base.fingerprint, self.fingerprint),
-            ("tokenizer", base.tokenizer_sha256, self.tokenizer_hash),
+            ("tokenizer", base.tokenizer_sha256, self.inputs_fingerprint),
         ):
             if expected != found:
                 raise IntegrityError(

@@ -93,11 +93,11 @@ class Request(dict[str, Key]):
             raise ValueError(f"{read.adapter} searches by beams, which are not heard before they end; use predict")
         examples = self.examples([(name, {"messages": [dict(message) for message in chat]})])
         (feature,) = self.encode(read, examples)[0]
-        tokenizer = base.tokenizer_for(read.task)
+        inputs = base.inputs_for(read.task)
         with (self._held_bare if bare else self._cache.held)([self[name]]) as adapters_by_key:
             loaded = adapters_by_key[self[name]]
-            write = partial(generate_texts, [(loaded, feature)], base.router, tokenizer)
-            yield from stream_text(write, read.task.endings(tokenizer), tokenizer)
+            write = partial(generate_texts, [(loaded, feature)], base.router, inputs)
+            yield from stream_text(write, read.task.endings(inputs), inputs)
 
     def answers_to(self, asked: Iterable[tuple[str, Any]], told: Heard = lambda done: None) -> Iterator[Answer]:
         """Answers to (adapter's name, example) pairs, in order."""
@@ -134,8 +134,8 @@ class Request(dict[str, Key]):
 
     def encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
         """The features of each example of an adapter's task."""
-        length, tokenizer = read.adapter.manifest.max_length, self._base.tokenizer_for(read.task)
-        return encode_examples(read.task, tokenizer, examples, max_length=length, training=False)
+        length, inputs = read.adapter.manifest.max_length, self._base.inputs_for(read.task)
+        return encode_examples(read.task, inputs, examples, max_length=length, training=False)
 
     def _referred(self, name: str, examples: Sequence[Any]) -> list[list[Feature]]:
         """The features of each example, with what the bare base makes of them if the task asks for it."""
@@ -145,7 +145,7 @@ class Request(dict[str, Key]):
     def _by_base(self, edition: Key, features: Sequence[Feature]) -> list[Outcome]:
         """The outcome of each feature by an adapter's task, without its delta."""
         asked, base = [(edition, feature) for feature in features], self._base
-        return forward_features(asked, self._held_bare, base.router, base.tokenizer, most=self._slots)
+        return forward_features(asked, self._held_bare, base.router, base.inputs, most=self._slots)
 
     @contextmanager
     def _held_bare(self, editions: Collection[Key]) -> Iterator[dict[Key, LoadedAdapter]]:
@@ -159,9 +159,7 @@ class Request(dict[str, Key]):
         """Of each feature by its adapter, in order; of an ensemble, the mean of its parts' logits."""
         base = self._base
         single = [(part, feature) for edition, feature in asked for part in _asked_of(edition)]
-        given = iter(
-            forward_features(single, self._cache.held, base.router, base.tokenizer, most=self._slots, told=told)
-        )
+        given = iter(forward_features(single, self._cache.held, base.router, base.inputs, most=self._slots, told=told))
         return [
             mean_logits(edition, cast(list[Tensor], [next(given) for _ in edition.parts]))
             if is_ensemble(edition)

@@ -31,7 +31,6 @@ AdapterModule = nn.Module | LowRankUpdate
 Segments = Sequence[tuple[Mapping[str, AdapterModule], slice]]
 """What the adapter of some rows has of its own, by module, and which rows these are: nothing for the bare base."""
 _segments: ContextVar[Segments] = ContextVar("whose the rows are")
-PROBE = (3, 5)  # rows and tokens
 
 
 class RoutingError(Exception):
@@ -41,10 +40,10 @@ class RoutingError(Exception):
 class Router:
     """The base, for rows of any adapters."""
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, probe: Mapping[str, Tensor]) -> None:
         self.tree = clone_modules(backbone)
         self.options = {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
-        self._by_row = _called_by_row(backbone, self.options)
+        self._by_row = _called_by_row(backbone, probe, self.options)
 
     def places(self, backbone: nn.Module, held: Collection[str] = ()) -> dict[str, nn.Module]:
         """What `backbone`, a tree on the same weights, has of its own, by the modules that are routed from now on.
@@ -219,23 +218,22 @@ def _routing(segments: Segments) -> Iterator[None]:
         _segments.reset(before)
 
 
-def _called_by_row(backbone: PreTrainedModel, options: Mapping[str, Any]) -> set[str]:
+def _called_by_row(backbone: PreTrainedModel, probe: Mapping[str, Tensor], options: Mapping[str, Any]) -> set[str]:
     """Names of the modules of which each call has as many rows as the batch: not DeBERTa's for relative positions."""
+    rows = len(next(iter(probe.values())))
     calls: dict[str, list[bool]] = {}
 
     def note(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         given = _first_tensor(args, kwargs)
-        calls.setdefault(name, []).append(given is not None and given.dim() > 1 and len(given) == PROBE[0])
+        calls.setdefault(name, []).append(given is not None and given.dim() > 1 and len(given) == rows)
 
     hooks = [
         module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
         for name, module in backbone.named_modules()
     ]
     try:
-        tokens = torch.ones(PROBE, dtype=torch.long, device=backbone.device)
         with torch.no_grad():
-            written = {"decoder_input_ids": tokens} if backbone.config.is_encoder_decoder else {}
-            backbone(input_ids=tokens, attention_mask=tokens, **written, **options)
+            backbone(**probe, **options)
     finally:
         for hook in hooks:
             hook.remove()

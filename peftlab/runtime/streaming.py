@@ -2,21 +2,23 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from peftlab.tasks.inputs.inputs import Inputs
 
 Write = Callable[..., object]
 """Writes on with Transformers' `generate`, to which it hands its keyword arguments on."""
 
 
-def stream_text(write: Write, endings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Generator[str]:
+def stream_text(write: Write, endings: Sequence[str], inputs: Inputs) -> Generator[str]:
     """The pieces of a text as `write` makes them, in a thread of its own, up to any of `endings`.
 
     Whoever stops listening stops the writing. What `write` raises is raised here.
     """
-    streamer = TextIteratorStreamer(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)
+    streamer = inputs.stream_decoder()
     unheard, faults = threading.Event(), []
 
     def run() -> None:
@@ -64,6 +66,6 @@ class _Stopped(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self._event = event
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+    def __call__(self, sequences: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         """Whether each row is to stop."""
-        return torch.full((len(input_ids),), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full((len(sequences),), self._event.is_set(), dtype=torch.bool, device=sequences.device)

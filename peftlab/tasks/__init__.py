@@ -1,7 +1,8 @@
 """TASKS: what goes in and comes out. One file a task, one line here."""
 
+from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.registry import TASKS, build_task, read_examples, task_description, task_from_manifest
-from peftlab.tasks.task import Confusion, Continuation, Example, Feature, ModelContext, Prediction, Scores, Task
+from peftlab.tasks.task import Confusion, Continuation, Example, ModelContext, Prediction, Scores, Task
 
 __all__ = [
     "TASKS",

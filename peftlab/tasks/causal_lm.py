@@ -22,9 +22,11 @@ from peftlab.tasks.chat.template import (
     tokens_in_spans,
 )
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, text_column
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.metrics.perplexity import TokenLoss, mean_loss, perplexity_scores, sum_token_losses, token_losses
-from peftlab.tasks.task import IGNORED, Example, Feature, ModelContext, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.task import Example, ModelContext, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +86,7 @@ class CausalLmTask(Task):
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
     per_token = True
-    whole_text = True
+    inputs_class = PlainTextInputs
     writes = True
     chats = True
     empty = "nothing to learn within its first tokens"
@@ -164,9 +166,13 @@ class CausalLmTask(Task):
         chats = sum(isinstance(example, Chat) for example in examples["train"])
         self.state["asked by"] = "instruction" if chats > len(examples["train"]) / 2 else "prompt"
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.bind_to_base`."""
-        own = ground.tokenizer.chat_template if isinstance(ground.tokenizer.chat_template, str) else None
+        own = (
+            context.inputs.tokenizer.chat_template if isinstance(context.inputs.tokenizer.chat_template, str) else None
+        )
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
             errors.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
@@ -176,8 +182,8 @@ class CausalLmTask(Task):
         elif not self.template_file:  # which was read with the rows
             self.state["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
-            self._written(split, ground.tokenizer, errors)
-        self._check_room(ground.max_length, errors)
+            self._written(split, context.inputs.tokenizer, errors)
+        self._check_room(context.max_length, errors)
 
     def _check_room(self, max_length: int, errors: ErrorCollector) -> None:
         if (room := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
@@ -188,7 +194,7 @@ class CausalLmTask(Task):
     def encode_all(
         self,
         examples: Sequence[Chat | Passage],
-        tokenizer: "PreTrainedTokenizerBase",
+        inputs: TextInputs,
         max_length: int,
         *,
         training: bool,
@@ -199,6 +205,7 @@ class CausalLmTask(Task):
         text goes through in windows that overlap by half, each token scored once, with all before it that there is
         room for. What only asks keeps its last tokens, with room for the reply.
         """
+        tokenizer = inputs.tokenizer
         with ErrorCollector() as errors:
             written = self._written(examples, tokenizer, errors)
         wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
@@ -270,12 +277,13 @@ class CausalLmTask(Task):
             return logits
         return functional.pad(token_losses(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
 
-    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def endings(self, inputs: TextInputs) -> list[str]:
         """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
-        return list(dict.fromkeys([*self.learned_stop_strings(tokenizer), *self.generation.get("stop_strings", ())]))
+        return list(dict.fromkeys([*self.learned_stop_strings(inputs), *self.generation.get("stop_strings", ())]))
 
-    def learned_stop_strings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def learned_stop_strings(self, inputs: TextInputs) -> list[str]:
         """What the template writes after an answer, and the tokenizer's own end."""
+        tokenizer = inputs.tokenizer
         template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
         endings = [template.ending.strip(), tokenizer.eos_token or ""]
         return list(dict.fromkeys(ending for ending in endings if ending))

@@ -13,10 +13,12 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Passage
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.masking import TokenMasker
+from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.perplexity import TokenLoss, mean_loss, perplexity_scores, sum_token_losses, token_losses
-from peftlab.tasks.task import IGNORED, Feature, FeatureSampler, ModelContext, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.task import FeatureSampler, ModelContext, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +75,17 @@ class DomainCausalLmTask(CausalLmTask):
         chosen_form(row, ("text",))
         return Passage(optional_text_column(row, "text"), row.where)
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """See `Task.bind_to_base`; where the recipe does not say how long replies are, they leave half of an input."""
         if not self._asked_for:
-            self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], ground.max_length // 2)
-        self._check_room(ground.max_length, errors)
+            self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], context.max_length // 2)
+        self._check_room(context.max_length, errors)
 
-    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def endings(self, inputs: TextInputs) -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
+        tokenizer = inputs.tokenizer
         endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
         return list(dict.fromkeys(ending for ending in endings if ending))
 
@@ -123,7 +128,7 @@ class DomainMaskedLmTask(Task):
     auto_class = "AutoModelForMaskedLM"
     peft_task_type = None  # PEFT has no name for it
     per_token = True
-    whole_text = True
+    inputs_class = PlainTextInputs
     empty = "nothing in it that can be masked"
     pipeline_tag = "fill-mask"
     main_score = "perplexity"
@@ -164,21 +169,24 @@ class DomainMaskedLmTask(Task):
     def fit_labels(self, examples: Mapping[str, Sequence[Passage]], errors: ErrorCollector) -> None:
         """There is nothing to fix."""
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """Take the tokenizer's mask token; see `Task.bind_to_base`."""
-        if ground.tokenizer.mask_token is None:
+        if context.inputs.tokenizer.mask_token is None:
             message = "the tokenizer of this base has no mask token."
             errors.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
-        self.state["mask token"] = ground.tokenizer.mask_token
+        self.state["mask token"] = context.inputs.tokenizer.mask_token
 
     def encode_all(
-        self, examples: Sequence[Passage], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[Passage], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """See `Task.encode_all`.
 
         All of a text is there, in pieces. To be scored, its masks hang on its tokens alone, so that they are the same
         in every evaluation. What only asks goes through in windows that overlap by half.
         """
+        tokenizer = inputs.tokenizer
         masks = TokenMasker(tokenizer, self.mask_probability if training else MASK_PROBABILITY)
         made: dict[int, list[Feature]] = {}
         for asked in (False, True):
@@ -192,8 +200,9 @@ class DomainMaskedLmTask(Task):
                 made |= zip(chosen, [list(filter(self.loss_terms, whole)) for whole in features], strict=True)
         return [made[i] for i in range(len(examples))]
 
-    def dynamic_masking(self, tokenizer: "PreTrainedTokenizerBase") -> FeatureSampler | None:
+    def dynamic_masking(self, inputs: TextInputs) -> FeatureSampler | None:
         """Other masks; see `Task.dynamic_masking`."""
+        tokenizer = inputs.tokenizer
         return TokenMasker(tokenizer, self.mask_probability).again
 
     def count(self, example: Passage) -> int:

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from peftlab.tasks.generation.generate import written
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
-from peftlab.tasks.task import Continuation, Feature, Task
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.inputs import Inputs
+from peftlab.tasks.task import Continuation, Task
 
 Outcome = torch.Tensor | Continuation
 """What comes of a feature: see `Task.outcome`; of one for which a text is written, that."""
@@ -21,7 +22,7 @@ Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
 def predict_examples(
     task: Task,
     model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
     examples: Sequence[Any],
     *,
     max_length: int,
@@ -32,8 +33,8 @@ def predict_examples(
 
     `on_progress` hears of features that went through the model.
     """
-    features = encode_examples(task, tokenizer, examples, max_length=max_length, training=False)
-    through = partial(outcomes, task, model, tokenizer, batch_size=batch_size, on_progress=on_progress)
+    features = encode_examples(task, inputs, examples, max_length=max_length, training=False)
+    through = partial(outcomes, task, model, inputs, batch_size=batch_size, on_progress=on_progress)
     return predict_features(task, examples, features, through)
 
 
@@ -67,7 +68,7 @@ def with_reference(task: Task, features: Sequence[Sequence[Feature]], through_ba
 def outcomes(
     task: Task,
     model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
     features: Sequence[Feature],
     batch_size: int = 32,
     on_progress: ProgressCallback = lambda done, total: None,
@@ -83,7 +84,7 @@ def outcomes(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [features[i] for i in chosen]
-            made = written(task, _bare(model), tokenizer, batch) if writes else _computed(task, model, tokenizer, batch)
+            made = written(task, _bare(model), inputs, batch) if writes else _computed(task, model, inputs, batch)
             given |= zip(chosen, made, strict=True)
             on_progress(len(given), len(order))
     return [given[i] for i in range(len(order))]
@@ -105,25 +106,21 @@ def _bare(model: Any) -> Any:
 
 
 @torch.inference_mode()
-def forward(
-    task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
-) -> list[torch.Tensor]:
+def forward(task: Task, model: torch.nn.Module, inputs: Inputs, features: Sequence[Feature]) -> list[torch.Tensor]:
     """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
     with module_mode(model, training=False):
-        return _computed(task, model, tokenizer, features)
+        return _computed(task, model, inputs, features)
 
 
-def _computed(
-    task: Task, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]
-) -> list[torch.Tensor]:
+def _computed(task: Task, model: torch.nn.Module, inputs: Inputs, features: Sequence[Feature]) -> list[torch.Tensor]:
     device = next(model.parameters()).device
-    batch = task.collate(features, tokenizer)
+    batch = task.collate(features, inputs)
     labels = batch.pop("labels", None)
     output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
     outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
     if not task.per_token:
         return list(outcome)
-    return [row[mask.bool()] for row, mask in zip(outcome, batch["attention_mask"], strict=True)]
+    return [row[mask.bool()] for row, mask in zip(outcome, cast(Any, inputs.mask(batch)), strict=True)]
 
 
 @contextmanager

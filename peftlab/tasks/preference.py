@@ -18,11 +18,12 @@ from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
 from peftlab.tasks.chat.messages import instruction_messages, messages_column
 from peftlab.tasks.chat.template import ASSISTANT, Message
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, text_column
-from peftlab.tasks.task import Example, Feature, ModelContext, Prediction, Scores
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
+from peftlab.tasks.task import Example, ModelContext, Prediction, Scores
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 ANSWERS = ("chosen", "rejected")
 FORMS = tuple((*asked, *ANSWERS) for asked in (("prompt",), ("instruction",), ("messages",), ("conversations",), ()))
@@ -52,6 +53,12 @@ class Answer(Feature):
     reference: float | None = None
 
 
+class AnswerInputs(PlainTextInputs):
+    """Chats and passages with two answers."""
+
+    feature_class = Answer
+
+
 @dataclass(frozen=True)
 class Preference(Prediction):
     """The reward of each of two answers."""
@@ -77,7 +84,7 @@ class PreferenceTask(CausalLmTask):
     """
 
     type = "preference"
-    feature_class = Answer
+    inputs_class = AnswerInputs
     empty = "its answers do not differ within its first tokens"
     needs_reference = True
     main_score = "reward_accuracy"
@@ -115,15 +122,17 @@ class PreferenceTask(CausalLmTask):
         """See `CausalLmTask.fit_labels`."""
         super().fit_labels({"train": [pair.chosen for pair in examples["train"]]}, errors)
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """See `CausalLmTask.bind_to_base`."""
-        super().bind_to_base(ground, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
+        super().bind_to_base(context, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
 
     def encode_all(
-        self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[Any], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """As `CausalLmTask.encode_all` does, the better answer first; in training both or, if they are alike, none."""
-        encoded = iter(super().encode_all(_sides(examples), tokenizer, max_length, training=training))
+        encoded = iter(super().encode_all(_sides(examples), inputs, max_length, training=training))
         return [
             _paired(next(encoded), next(encoded), training) if isinstance(example, Pair) else next(encoded)
             for example in examples

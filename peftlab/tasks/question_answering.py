@@ -11,15 +11,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
-from peftlab.tasks.task import Example, Feature, Prediction, Scores, Task
+from peftlab.tasks.task import Example, Prediction, Scores, Task
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +43,6 @@ class Question(Example):
     def answer_texts(self) -> list[str]:
         """The accepted answers, in words."""
         return [self.text[start:end] for start, end in self.answers]
-
-
-@dataclass(frozen=True)
-class Window(Feature):
-    """A question with one stretch of the context; `offsets` gives (start, end) in it for each token that is of it."""
-
-    offsets: tuple[tuple[int, int] | None, ...] = ()
-    null: int = 0
-    """The token that stands for no answer."""
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """See `Feature.from_dict`."""
-        offsets = tuple(offset and tuple(offset) for offset in plain["offsets"])
-        return super().from_dict({**plain, "labels": tuple(plain["labels"]), "offsets": offsets})
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class QuestionAnsweringTask(Task):
     auto_class = "AutoModelForQuestionAnswering"
     peft_task_type = None  # PEFT's class for QUESTION_ANS drops token_type_ids: BERT would not know the question
     per_token = True
-    feature_class = Window
+    inputs_class = QuestionContextInputs
     main_score = "f1"
     pipeline_tag = "question-answering"
     example_arguments = '"Your question" --context "The text that may hold the answer"'
@@ -160,9 +148,10 @@ class QuestionAnsweringTask(Task):
             self.state = {"null_threshold": ALWAYS}
 
     def encode_all(
-        self, examples: Sequence[Question], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[Question], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """Every window of each context, for training as well; a question longer than half the room is cut."""
+        tokenizer = inputs.tokenizer
         room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
         asked = _shortened([example.question for example in examples], tokenizer, room // 2)
         strides = [min(self.doc_stride, (room - tokens) // 2) for _, tokens in asked]

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
-from peftlab.tasks.task import Feature, Scores, Task
+from peftlab.tasks.task import Scores, Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,13 @@ class RegressionTask(Task):
         }
 
     def encode_all(
-        self, examples: Sequence[TextPair], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[TextPair], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """See `Task.encode_all`; labels are standardized."""
         mean, deviation = self.state["mean"], self.state["deviation"]
         numbers = [(row.label - mean) / deviation if isinstance(row, ScoredText) else None for row in examples]
         texts = [(row.text, row.text_pair) for row in examples]
-        return encode_sequences(texts, numbers, tokenizer, max_length, training=training)
+        return encode_sequences(texts, numbers, inputs.tokenizer, max_length, training=training)
 
     def count(self, example: ScoredText) -> int:
         """One number a row."""

@@ -24,13 +24,14 @@ from peftlab.tasks.inputs.entity_markers import (
     nearest_text,
     read_spans,
 )
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import encode_sequences
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
-from peftlab.tasks.task import Confusion, Feature, Prediction, Scores, Task
+from peftlab.tasks.task import Confusion, Prediction, Scores, Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 NEGATIVE_LABELS = ("Other", "no_relation", "NA", "none")
 _DIRECTION = re.compile(r"\((?:e1|head),\s*(?:e2|tail)\)$|\((?:e2|tail),\s*(?:e1|head)\)$")
@@ -113,9 +114,10 @@ class RelationExtractionTask(Task):
             )
 
     def encode_all(
-        self, examples: Sequence[MarkedText], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[MarkedText], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """The marked text of each, in one feature; see `Task.encode_all`."""
+        tokenizer = inputs.tokenizer
         labels = [self.labels.index(row.label) if row.label is not None else None for row in examples]
         texts = [marked_text(row) for row in examples]
         room = max_length - tokenizer.num_special_tokens_to_add()

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.data import Row
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.inputs import Inputs
+from peftlab.tasks.inputs.text import TextInputs
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-IGNORED = -100  # what torch's cross entropy leaves out
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -28,45 +29,7 @@ class Example:
     warnings: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Feature:
-    """An example, or one window of it, as the model takes it.
-
-    `inputs` maps the model's argument names to one value a token. `labels` is what the loss compares with: one class a
-    token (-100 where it does not look), or one value or list for the whole. `positions` pairs (token, unit of the text)
-    for each token at which something is decided. `truncated` says that text was left out.
-    """
-
-    inputs: dict[str, list[int]]
-    labels: Any
-    positions: Sequence[tuple[int, int]] = ()
-    truncated: bool = False
-
-    def __len__(self) -> int:
-        return len(self.inputs["input_ids"])
-
-    def learnt(self) -> list[tuple[int, bool]]:
-        """Its tokens as a model sees them, and whether each is learnt, where labels are classes of tokens."""
-        return [(token, label != IGNORED) for token, label in zip(self.inputs["input_ids"], self.labels, strict=True)]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an input that is the same at every token, as an attention mask is, is told once."""
-        inputs = {name: values if name == "input_ids" else _told_once(values) for name, values in self.inputs.items()}
-        return {**vars(self), "inputs": inputs}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of `as_dict`."""
-        tokens = len(plain["inputs"]["input_ids"])
-        inputs = {name: told if isinstance(told, list) else [told] * tokens for name, told in plain["inputs"].items()}
-        return cls(**{**plain, "inputs": inputs, "positions": tuple(map(tuple, plain["positions"]))})
-
-
-def _told_once(values: list[int]) -> int | list[int]:
-    return values[0] if len(set(values)) == 1 else values
-
-
-FeatureClass = type[Feature]
+InputsClass = type[Inputs]
 FeatureSampler = Callable[[Feature, str], Feature]
 """A feature → what it is by a chance that hangs on a text alone."""
 
@@ -139,7 +102,7 @@ def padded_labels(features: Sequence[Feature], width: int, left: bool) -> "torch
 class ModelContext:
     """What a task stands on: the base's tokenizer and configuration, and inputs of at most `max_length` tokens."""
 
-    tokenizer: "PreTrainedTokenizerBase"
+    inputs: Any
     config: "PreTrainedConfig"
     max_length: int
 
@@ -159,9 +122,8 @@ class Task(ABC):
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     per_token: ClassVar[bool] = False
     """Whether the head gives one output a token, or one an input."""
-    feature_class: ClassVar[FeatureClass] = Feature
-    whole_text: ClassVar[bool] = False
-    """Whether texts are tokenized as they stand, and not word by word."""
+    inputs_class: ClassVar[InputsClass] = TextInputs
+    """The modality: loads the processor, pads and identifies features."""
     needs_reference: ClassVar[bool] = False
     """Whether labelled features need the base model's output, with the adapter disabled; see `attach_reference`."""
     writes: ClassVar[bool] = False
@@ -226,14 +188,16 @@ class Task(ABC):
     def fit_labels(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """Fix what comes from the training examples; a label of another split that they lack is a problem."""
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """Fix what comes from the base; what does not go with it is a problem, and so are examples, by split, that
         cannot be written for it."""
         return
 
     @abstractmethod
     def encode_all(
-        self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[Any], inputs: Any, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """What the model sees of each example, in inputs of at most `max_length` tokens.
 
@@ -242,11 +206,9 @@ class Task(ABC):
         are split on every core.
         """
 
-    def encode(
-        self, example: Any, tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
-    ) -> list[Feature]:
+    def encode(self, example: Any, inputs: Any, max_length: int, *, training: bool) -> list[Feature]:
         """The features of one example; see `encode_all`."""
-        return self.encode_all([example], tokenizer, max_length, training=training)[0]
+        return self.encode_all([example], inputs, max_length, training=training)[0]
 
     def labels_of(self, example: Any) -> Iterable[str]:
         """The labels that an example has, for tasks with a fixed set of them."""
@@ -260,16 +222,17 @@ class Task(ABC):
         """How many of the example's targets are not wholly inside its features."""
         return 0
 
-    def dynamic_masking(self, tokenizer: "PreTrainedTokenizerBase") -> FeatureSampler | None:
+    def dynamic_masking(self, inputs: Any) -> FeatureSampler | None:
         """How a training feature becomes another in every epoch; None where it stays as it is.
 
         It costs as many `loss_terms` however it is drawn.
         """
         return None
 
-    def collate(self, features: Sequence[Feature], tokenizer: "PreTrainedTokenizerBase") -> dict[str, "torch.Tensor"]:
+    def collate(self, features: Sequence[Feature], inputs: Any) -> dict[str, "torch.Tensor"]:
         """Inputs padded as the tokenizer does, each (batch, tokens), and `labels`; see `stack_labels`."""
-        batch = dict(tokenizer.pad([feature.inputs for feature in features], return_tensors="pt"))
+        tokenizer = inputs.tokenizer
+        batch = inputs.pad(features)
         left = tokenizer.padding_side == "left"
         if all(feature.labels is not None for feature in features):
             batch["labels"] = self.stack_labels(features, batch["input_ids"].shape[1], left)
@@ -298,7 +261,7 @@ class Task(ABC):
         """A labelled feature with what decoding needs of the bare base's outcome of it."""
         return feature
 
-    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def endings(self, inputs: Any) -> list[str]:
         """What ends a text that is written."""
         return []
 

@@ -12,13 +12,14 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
-from peftlab.tasks.task import Confusion, Feature, Scores, Task
+from peftlab.tasks.task import Confusion, Scores, Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,12 @@ class TextClassificationTask(Task):
         return [rows / (len(self.labels) * max(1, counts[label])) for label in self.labels]
 
     def encode_all(
-        self, examples: Sequence[TextPair], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[TextPair], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """See `Task.encode_all`."""
         labels = [self._target(row.labels) if isinstance(row, LabelledText) else None for row in examples]
         texts = [(row.text, row.text_pair) for row in examples]
-        return encode_sequences(texts, labels, tokenizer, max_length, training=training)
+        return encode_sequences(texts, labels, inputs.tokenizer, max_length, training=training)
 
     def _target(self, names: Sequence[str]) -> Any:
         if self.multi_label:

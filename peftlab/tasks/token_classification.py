@@ -14,11 +14,13 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, string_list, text_column
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.labels.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
-from peftlab.tasks.task import IGNORED, Example, Feature, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.task import Example, Prediction, Scores, Task, padded_labels
 
 if TYPE_CHECKING:
     import torch
@@ -151,9 +153,10 @@ class TokenClassificationTask(Task):
         self.state = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
 
     def encode_all(
-        self, examples: Sequence[TaggedText], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, training: bool
+        self, examples: Sequence[TaggedText], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """Words → sub-word tokens with their tags; see `Task.encode_all`."""
+        tokenizer = inputs.tokenizer
         tokens = [example.tokens() for example in examples]
         windows = list(map(_one_window, tokens)) if training else _windows(tokens, tokenizer, max_length)
         flat = [(number, window) for number, found in enumerate(windows) for window in found]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.tasks.generation.sequence_to_sequence import GeneratedText, SequenceToSequenceTask, Source
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.metrics.overlap import bleu_and_chrf
 from peftlab.tasks.task import ModelContext, Scores
 
@@ -49,14 +50,16 @@ class TranslationTask(SequenceToSequenceTask):
         languages = {"source_language": self.source_language, "target_language": self.target_language}
         return {**super().options, **languages, "bleu_tokenize": self.bleu_tokenize}
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """Tell the tokenizer the languages, and take what it writes around texts in them; see `Task.bind_to_base`."""
-        tokenizer = copy.deepcopy(ground.tokenizer)  # others share it
+        tokenizer = copy.deepcopy(context.inputs.tokenizer)  # others share it
         for side, theirs in SIDES.items():
             self._tell(tokenizer, side, theirs, errors)
         if errors.issues:
             return
-        super().bind_to_base(replace(ground, tokenizer=tokenizer), examples, errors)
+        super().bind_to_base(replace(context, inputs=TextInputs(tokenizer)), examples, errors)
         if self.target_language:
             self._begin_with(tokenizer.convert_tokens_to_ids(self.target_language))
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from peftlab.base import NO_LENGTH_LIMIT, Base
+from peftlab.base import Base
 from peftlab.data import Ledger
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, ModelContext, Task
+from peftlab.tasks.inputs.inputs import NO_LENGTH_LIMIT
 from peftlab.tuning.dataset import EncodedDataset, TuningDataset
 from peftlab.tuning.feature_cache import cached_features
 from peftlab.tuning.progress import Progress
@@ -29,7 +30,7 @@ def encode(dataset: TuningDataset, base: Base, recipe: Recipe, session: TuningSe
         _report_length(max_length, base, recipe, session.progress)
         with ErrorCollector() as errors:
             dataset.task.bind_to_base(
-                ModelContext(base.tokenizer, base.model.config, max_length), dataset.examples, errors
+                ModelContext(base.inputs, base.model.config, max_length), dataset.examples, errors
             )
         return encode_dataset(dataset, base, max_length, recipe.data.max_lost, session.progress)
 

@@ -1,4 +1,4 @@
-"""Features remembered between runs: the same examples under the same tokenizer are encoded once."""
+"""Features remembered between runs: the same examples with the same processor are encoded once."""
 
 import hashlib
 import importlib.metadata
@@ -32,10 +32,10 @@ def cached_features(
     """The features of each example as `encode_examples` gives them, read from the cache folder if they are there."""
     name = f"{FOLDER}/{_key(task, examples, base, max_length, training)}.json"
     with gc_disabled():
-        features = _read(read_cache(name), task, len(examples))
+        features = _read(read_cache(name), task.inputs_class.feature_class, len(examples))
         if features is None:
             features = encode_examples(
-                task, base.tokenizer, examples, max_length=max_length, training=training, on_progress=on_progress
+                task, base.inputs, examples, max_length=max_length, training=training, on_progress=on_progress
             )
             write_cache(name, _written(features))
             evict_oldest(FOLDER, LIMIT)
@@ -44,12 +44,10 @@ def cached_features(
 
 def _key(task: Task, examples: Sequence[Any], base: Base, max_length: int, training: bool) -> str:
     """sha256 over all that features depend on: what each example says, not where it was read, and who encodes it."""
-    tokenizer = base.tokenizer
     about = {
         "versions": [importlib.metadata.version(name) for name in MADE_BY],
         "code": _code_hash(),
-        "tokenizer": [base.tokenizer_hash, type(tokenizer).__name__, tokenizer.truncation_side],
-        "tokens": [tokenizer.model_input_names, tokenizer.special_tokens_map],
+        "inputs": [base.inputs_fingerprint, *base.inputs.cache_key],
         "task": task_description(task),
         "max_length": max_length,
         "training": training,
@@ -64,7 +62,7 @@ def _key(task: Task, examples: Sequence[Any], base: Base, max_length: int, train
 @cache
 def _code_hash() -> str:
     """sha256 of the code of every task: who changes it need not change the version, nor empty the cache."""
-    files = sorted(Path(*peftlab.tasks.__path__).glob("*.py"))
+    files = sorted(Path(*peftlab.tasks.__path__).rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -75,10 +73,10 @@ def _written(features: Sequence[Sequence[Feature]]) -> bytes:
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
-def _read(content: bytes | None, task: Task, examples: int) -> list[list[Feature]] | None:
+def _read(content: bytes | None, feature_class: type[Feature], examples: int) -> list[list[Feature]] | None:
     """The inverse of `_written`; None for what is not there or damaged."""
     digest, _, body = (content or b"").partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         return None
-    features = [[task.feature_class.from_dict(plain) for plain in windows] for windows in json.loads(body)]
+    features = [[feature_class.from_dict(plain) for plain in windows] for windows in json.loads(body)]
     return features if len(features) == examples else None

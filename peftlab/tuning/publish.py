@@ -78,7 +78,7 @@ def compare_reloaded(run: Run, folder: Path) -> float:
     )
     reloaded = PeftModel.from_pretrained(fresh, folder).eval()
     probe = run.train_features[:PROBED_ROWS]
-    trained, loaded = (forward(run.task, model, run.base.tokenizer, probe) for model in (run.model, reloaded))
+    trained, loaded = (forward(run.task, model, run.base.inputs, probe) for model in (run.model, reloaded))
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
     if not difference <= TOLERANCE:  # also for NaN
         raise IntegrityError(
@@ -115,7 +115,7 @@ def describe_base(base: Base, *, trust_remote_code: bool) -> BaseInfo:
         model=base.files.model,
         revision=base.files.revision,
         fingerprint=base.fingerprint,
-        tokenizer_sha256=base.tokenizer_hash,
+        tokenizer_sha256=base.inputs_fingerprint,
         trust_remote_code=trust_remote_code,
         quantization=base.quantization,
         pretrained_head=pretrained_head,

@@ -15,7 +15,6 @@ from peftlab.tasks import Feature, Scores
 from peftlab.tuning.adalora import orthogonality_loss
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.distributed.backends import backend_arguments
-from peftlab.tuning.packing import pack_features
 from peftlab.tuning.preference.reference import preserve_requires_grad
 from peftlab.tuning.run import Run
 
@@ -64,10 +63,10 @@ class TaskTrainer(Trainer):
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         """Rows → a batch: padded, or packed."""
-        run, tokenizer = self.run, self.run.base.tokenizer
+        run, inputs = self.run, self.run.base.inputs
         if run.recipe.training.packing:
-            return partial(pack_features, length=run.dataset.max_length, padding=tokenizer.pad_token_id)
-        return partial(run.task.collate, tokenizer=tokenizer)
+            return partial(inputs.pack, length=run.dataset.max_length)
+        return partial(run.task.collate, inputs=inputs)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """The task's own loss of a batch, and what the model gives."""
@@ -144,7 +143,7 @@ class _Rows(Dataset[Any]):
 
     def __init__(self, run: Run) -> None:
         self.features, self.seed, self.epoch = run.train_features, run.recipe.training.seed, 0
-        self.redraw = run.task.dynamic_masking(run.base.tokenizer)
+        self.redraw = run.task.dynamic_masking(run.base.inputs)
 
     def __len__(self) -> int:
         return len(self.features)

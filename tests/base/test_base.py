@@ -14,12 +14,10 @@ from peftlab.base import (
     choose_device,
     find_base,
     load_base,
-    load_tokenizer,
-    max_input_length,
-    tokenizer_hash,
 )
 from peftlab.errors import BaseNotFoundError, DeviceNotFoundError, IntegrityError
 from peftlab.recipe import BaseSection
+from peftlab.tasks.inputs.text import load_tokenizer, tokenizer_hash
 from peftlab.tasks.token_classification import TokenClassificationTask
 from tests.conftest import HUB_ID
 
@@ -169,8 +167,8 @@ def test_the_head_is_what_the_checkpoint_lacks_and_is_seeded(tiny_base):
 def test_input_length_is_the_tighter_of_tokenizer_and_positions(tiny_base):
     base = load_base(BaseSection(model=str(tiny_base)), TokenClassificationTask(labels=["A"]), seed=0, device="cpu")
     assert base.max_length == 64
-    base.tokenizer.model_max_length = int(1e30)
-    assert max_input_length(base.tokenizer, base.model) == 64
+    base.inputs.tokenizer.model_max_length = int(1e30)
+    assert base.inputs.max_length(base.model) == 64
 
 
 def test_the_tokenizer_hash_ignores_padding_and_follows_the_vocabulary(tiny_base, tmp_path):

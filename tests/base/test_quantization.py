@@ -301,7 +301,7 @@ def test_in_bfloat16_the_base_is_afterwards_as_it_was(tiny_base, tmp_path, quant
     before = {name: tensor.clone() for name, tensor in run.base.model.state_dict().items()}
     inputs = run.model_inputs(run.train_features[:4])
     with fast_steps(run.model, run.recipe, run.dtype, inputs), run.autocast():
-        forward(run.task, run.model, run.base.tokenizer, run.train_features)
+        forward(run.task, run.model, run.base.inputs, run.train_features)
         norms = [p for name, p in run.model.named_parameters() if "LayerNorm" in name]
         assert {p.dtype for p in norms} == {torch.float32}
         run.model(**inputs)[0].sum().backward()
@@ -354,8 +354,8 @@ def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny
             plain = plain_base(task.auto_class, tiny_base, quantization, ["classifier"], num_labels=3)
             plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
             rows = [task.read_input(Row({"text": text}, "")) for text in TEXTS]
-            features = [f for row in rows for f in task.encode(row, bank.base.tokenizer, 64, training=False)]
-            mine, theirs = (forward(task, model, bank.base.tokenizer, features) for model in (bank.model(name), plain))
+            features = [f for row in rows for f in task.encode(row, bank.base.inputs, 64, training=False)]
+            mine, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
             assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True)), name
 
 

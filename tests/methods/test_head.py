@@ -10,10 +10,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import peftlab
-from peftlab.base import find_base, load_tokenizer
+from peftlab.base import find_base
 from peftlab.data import Row
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import BaseSection
+from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.prediction import forward
 from peftlab.tuning import tune
 from tests.architectures import build
@@ -49,8 +50,8 @@ def test_plain_peft_loads_it_without_a_warning_and_with_the_same_logits(tmp_path
     bank = peftlab.load(kind, store=tmp_path / "store")
     tokenizer = load_tokenizer(find_base(BaseSection(model=str(folder))))
     rows = [task.read_input(Row({"text": text}, "")) for text in (SENTENCE, "nobody came .")]
-    features = [feature for row in rows for feature in task.encode(row, tokenizer, 64, training=False)]
-    mine, theirs = (forward(task, model, tokenizer, features) for model in (bank.model(kind), plain))
+    features = [feature for row in rows for feature in task.encode(row, TextInputs(tokenizer), 64, training=False)]
+    mine, theirs = (forward(task, model, TextInputs(tokenizer), features) for model in (bank.model(kind), plain))
     assert all(map(torch.equal, mine, theirs))
 
 

@@ -155,7 +155,7 @@ def learn(run):
     """Some steps on the training rows, without dropout; the losses."""
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    batch = run.task.collate(run.train_features, run.base.tokenizer)
+    batch = run.task.collate(run.train_features, run.base.inputs)
     labels, losses = batch.pop("labels"), []
     run.model.train()
     for _ in range(STEPS):

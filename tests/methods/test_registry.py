@@ -145,7 +145,7 @@ def test_with_head_only_the_head_trains(base):
 
 def test_a_base_without_a_new_head_has_nothing_to_train_with_head(base, tmp_path):
     base.model.save_pretrained(tmp_path)
-    base.tokenizer.save_pretrained(tmp_path)
+    base.inputs.tokenizer.save_pretrained(tmp_path)
     complete = load_base(BaseSection(model=str(tmp_path)), TASK, seed=0, device="cpu")
     with pytest.raises(RecipeError, match=r"method.type: 'head' trains .* checkpoint holds its whole head. Take lora"):
         create_peft_model(complete, Head(type="head"), TASK)

@@ -13,12 +13,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 import peftlab
-from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.base import BaseFiles
 from peftlab.data import Row, load_rows
 from peftlab.errors import ErrorCollector, RecipeError, TuningInterrupted
 from peftlab.recipe import Recipe, read_recipe
 from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
+from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.prediction import forward
 from peftlab.tuning import Progress, tune
 from tests.task_stores import KINDS, lines_of, recipe_for, run, task_store  # noqa: F401  # a fixture
@@ -533,10 +534,12 @@ def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_bas
     task = bank.task(published.name)
     tokenizer = load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
     examples = [task.read_input(Row(row, "x")) for row in rows]
-    features = [feature for example in examples for feature in task.encode(example, tokenizer, 64, training=False)]
+    features = [
+        feature for example in examples for feature in task.encode(example, TextInputs(tokenizer), 64, training=False)
+    ]
     bank.run(published.name, examples)  # switches it on
-    plain = forward(task, model, tokenizer, features)
-    inside = forward(task, bank.model(published.name), tokenizer, features)
+    plain = forward(task, model, TextInputs(tokenizer), features)
+    inside = forward(task, bank.model(published.name), TextInputs(tokenizer), features)
     assert len(plain) >= 5
     assert all(torch.equal(one, other) for one, other in zip(plain, inside, strict=True))
 

@@ -67,7 +67,7 @@ def plain_answers(bank, name):
     plain, _ = load_with_head(bank.base.files, task)
     plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
     features = [feature for text in TEXTS for feature in features_of(bank, name, {"text": text})]
-    return torch.stack(forward(task, plain, bank.base.tokenizer, features))
+    return torch.stack(forward(task, plain, bank.base.inputs, features))
 
 
 def assert_close(mine, theirs):
@@ -164,7 +164,7 @@ def test_another_task_is_another_kind(store, tmp_path, made_by_peft, kind):
     assert made_by_peft == [f"{kind}@1"]
     text = dict.fromkeys(classes.task(kind).input_columns, TEXTS[0])
     [feature] = features_of(classes, kind, text)
-    [expected] = forward(classes.task(kind), classes.model(kind), classes.base.tokenizer, [feature])
+    [expected] = forward(classes.task(kind), classes.model(kind), classes.base.inputs, [feature])
     assert_close(served(classes, [(kind, feature)])[0], expected)
 
 

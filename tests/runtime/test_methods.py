@@ -44,8 +44,8 @@ def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
     plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
     features = [f for text in (SENTENCE, "nobody came .") for f in features_of(bank, name, {"text": text})]
     mine = served(bank, [(name, feature) for feature in features])
-    attached = forward(task, bank.model(name), bank.base.tokenizer, features)
-    theirs = forward(task, plain, bank.base.tokenizer, features)
+    attached = forward(task, bank.model(name), bank.base.inputs, features)
+    theirs = forward(task, plain, bank.base.inputs, features)
     for one, model, other in zip(mine, attached, theirs, strict=True):
         torch.testing.assert_close(model, other, rtol=0, atol=1e-6)
         torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)

@@ -7,7 +7,9 @@ import pytest
 from peftlab.data import Row
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.chat.template import CHAT_TEMPLATES, ChatError, ChatTemplate, tokens_in_spans
-from peftlab.tasks.task import IGNORED, ModelContext
+from peftlab.tasks.inputs.features import IGNORED
+from peftlab.tasks.inputs.text import TextInputs
+from peftlab.tasks.task import ModelContext
 from tests.language_models import BEGIN, END, save_byte_tokenizer
 
 SPECIAL = {"bos_token": BEGIN, "eos_token": END}
@@ -87,9 +89,9 @@ def test_a_prompt_is_the_chat_up_to_the_answer(name):
 def test_the_learnt_tokens_say_the_marked_text_and_nothing_else(name, tmp_path):
     tokenizer = save_byte_tokenizer(tmp_path)
     task = CausalLmTask(template=name)
-    task.bind_to_base(ModelContext(tokenizer, None, 256), {}, None)
+    task.bind_to_base(ModelContext(TextInputs(tokenizer), None, 256), {}, None)
     example = task.read(Row({"messages": CHAT}, "rows.jsonl:1"))
-    (feature,) = task.encode(example, tokenizer, 256, training=True)
+    (feature,) = task.encode(example, TextInputs(tokenizer), 256, training=True)
     text, spans = read_marks(MARKED[name])
     assert tokenizer.decode(feature.inputs["input_ids"]) == text
     learnt = [token for token in feature.labels if token != IGNORED]

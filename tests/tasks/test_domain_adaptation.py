@@ -19,8 +19,9 @@ from peftlab.interop import merge
 from peftlab.store import WEIGHTS_FILE
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.domain_adaptation import DomainMaskedLmTask
+from peftlab.tasks.inputs.features import IGNORED
 from peftlab.tasks.inputs.masking import TokenMasker
-from peftlab.tasks.task import IGNORED
+from peftlab.tasks.inputs.text import TextInputs
 from tests.architectures import build
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, save_byte_tokenizer
@@ -69,7 +70,7 @@ def pairs(mask):
 
 
 def encoded(task, tokenizer, text, length=64, *, training=False):
-    return task.encode(task.read(Row({"text": text}, "f:1")), tokenizer, length, training=training)
+    return task.encode(task.read(Row({"text": text}, "f:1")), TextInputs(tokenizer), length, training=training)
 
 
 def restored(feature):
@@ -94,7 +95,7 @@ def test_fillings_and_losses_are_those_of_plain_transformers(kind, tmp_path):
     task, nll, tokens = bank.task("letters"), 0.0, 0
     for line in TEXTS["test"]:
         for feature in encoded(task, tokenizer, line):
-            batch = task.collate([feature], tokenizer)
+            batch = task.collate([feature], TextInputs(tokenizer))
             with torch.inference_mode():
                 nll += float(model(**batch).loss) * task.loss_terms(feature)
             tokens += task.loss_terms(feature)
@@ -129,7 +130,7 @@ def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
     for place in (3, 50, 90, len(words) - 2):
         words[place] = "[MASK]"
     example = task.read_input(Row({"text": " ".join(words)}, ""))
-    features = task.encode(example, tokenizer, 64, training=False)
+    features = task.encode(example, TextInputs(tokenizer), 64, training=False)
     decided = [number for feature in features for _, number in feature.positions]
     assert sorted(decided) == [0, 1, 2, 3]
     for feature in features:
@@ -141,7 +142,7 @@ def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
     model = plain_model(base, bank.adapter("lora"))
     for feature in features:
         with torch.inference_mode():
-            probabilities = model(**task.collate([feature], tokenizer)).logits[0].softmax(-1)
+            probabilities = model(**task.collate([feature], TextInputs(tokenizer))).logits[0].softmax(-1)
         for token, number in feature.positions:
             expected = probabilities[token].topk(5)
             words = [tokenizer.decode([word]) for word in expected.indices.tolist()]
@@ -221,7 +222,7 @@ def test_masks_hang_on_their_chance_alone(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     task = DomainMaskedLmTask()
     (feature,) = encoded(task, tokenizer, " ".join(TEXTS["train"][:3]), training=True)
-    again = task.dynamic_masking(tokenizer)
+    again = task.dynamic_masking(TextInputs(tokenizer))
     assert again(feature, "1 0 3") == again(again(feature, "2 5 7"), "1 0 3") != again(feature, "1 1 3")
     assert restored(again(feature, "1 1 3")) == restored(feature)
     assert task.loss_terms(again(feature, "1 1 3")) == task.loss_terms(feature)
@@ -264,9 +265,9 @@ def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
 
 def test_a_step_costs_what_transformers_computes_for_its_masks(base, tmp_path):
     run_ = prepared_run(text_recipe(tmp_path / "rows", base))
-    again = run_.task.dynamic_masking(run_.base.tokenizer)
+    again = run_.task.dynamic_masking(run_.base.inputs)
     drawn = [again(feature, f"42 0 {i}") for i, feature in enumerate(run_.train_features)]
-    batch = run_.task.collate(drawn, run_.base.tokenizer)
+    batch = run_.task.collate(drawn, run_.base.inputs)
     labels = batch.pop("labels")
     run_.model.eval()
     with torch.inference_mode():

@@ -57,7 +57,7 @@ def test_texts_and_translations_are_marked_and_shifted_as_transformers_does(kind
     features = run.train_features[: len(PAIRS)]
     assert [feature.inputs["input_ids"] for feature in features] == expected["input_ids"]
     assert [feature.labels for feature in features] == expected["labels"]
-    batch = run.task.collate(features, run.base.tokenizer)
+    batch = run.task.collate(features, run.base.inputs)
     labels = batch.pop("labels")
     with torch.inference_mode():
         model = run.model.eval()

@@ -26,9 +26,11 @@ from peftlab.recipe import read_recipe
 from peftlab.store import Store
 from peftlab.tasks.causal_lm import Passage, Reply
 from peftlab.tasks.chat.template import CHAT_TEMPLATES
+from peftlab.tasks.inputs.features import IGNORED
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.prediction import forward
 from peftlab.tasks.preference import PreferenceTask
-from peftlab.tasks.task import IGNORED, ModelContext
+from peftlab.tasks.task import ModelContext
 from peftlab.tuning import ProcessGroup, Progress
 from peftlab.tuning.preference.dpo_checks import check_dpo
 from peftlab.tuning.preference.reference import attach_references
@@ -180,7 +182,7 @@ def test_the_reference_is_the_bare_base_to_the_bit_and_what_trains_stays(base, t
     for pair in told:
         assert [answer.part for answer in pair] == ["chosen", "rejected"]
         for answer in pair:
-            (outcome,) = forward(made.task, plain, made.base.tokenizer, [answer])
+            (outcome,) = forward(made.task, plain, made.base.inputs, [answer])
             assert answer.reference == float(outcome[:, 0].double().sum())
             assert answer.reference == pytest.approx(plain_nats(plain, answer), abs=1e-5)
             assert answer.reference != pytest.approx(plain_nats(made.model, answer), abs=1e-3)
@@ -344,7 +346,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def task(tokenizer):
     made = PreferenceTask(template="chatml")
-    made.bind_to_base(ModelContext(tokenizer, None, 256), {}, None)
+    made.bind_to_base(ModelContext(TextInputs(tokenizer), None, 256), {}, None)
     return made
 
 
@@ -384,7 +386,7 @@ GOOD, BAD = said("It rained.", first="assistant"), said("No.", first="assistant"
 def test_chats_are_read_in_every_form_and_only_the_answers_are_learnt(task, tokenizer, fields):
     pair = read(task, **fields)
     assert (pair.text, task.count(pair), pair.chosen.messages[:3]) == ("Why?", 2, tuple(ASKED))
-    chosen, rejected = task.encode(pair, tokenizer, 256, training=True)
+    chosen, rejected = task.encode(pair, TextInputs(tokenizer), 256, training=True)
     for feature, answer in ((chosen, "It rained."), (rejected, "No.")):
         assert tokenizer.decode([label for label in feature.labels if label != IGNORED]) == f"{answer}<|im_end|>"
         assert "Ada.<|im_end|>" in tokenizer.decode(feature.inputs["input_ids"])
@@ -393,7 +395,7 @@ def test_chats_are_read_in_every_form_and_only_the_answers_are_learnt(task, toke
 def test_several_answers_after_the_same_are_all_learnt(task, tokenizer):
     long = said("It rained.", "Where?", "In Rome.", first="assistant")
     pair = read(task, prompt=asking("Why?"), chosen=long, rejected=BAD)
-    chosen, _ = task.encode(pair, tokenizer, 256, training=True)
+    chosen, _ = task.encode(pair, TextInputs(tokenizer), 256, training=True)
     learnt = tokenizer.decode([label for label in chosen.labels if label != IGNORED])
     assert learnt == "It rained.<|im_end|>In Rome.<|im_end|>"
     assert task.count(pair) == 3
@@ -402,7 +404,7 @@ def test_several_answers_after_the_same_are_all_learnt(task, tokenizer):
 def test_strings_stand_without_a_template_and_instructions_with_one(task, tokenizer):
     plain = read(task, prompt="Ada ", chosen="wrote.", rejected="left.")
     assert plain.chosen == Passage("Ada ", completion="wrote.")
-    chosen, _ = task.encode(plain, tokenizer, 256, training=True)
+    chosen, _ = task.encode(plain, TextInputs(tokenizer), 256, training=True)
     assert tokenizer.decode(chosen.inputs["input_ids"]) == "<s>Ada wrote." + END
     asked = read(task, instruction="Say it.", input="Ada left.", chosen="Yes.", rejected="No.")
     assert asked.rejected.messages[0]["content"] == "Say it.\n\nAda left."
@@ -444,13 +446,16 @@ def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message)
 
 def test_what_is_cut_is_counted_and_answers_without_a_difference_are_dropped(task, tokenizer):
     pair = read(task, prompt=ASKED, chosen="It rained in Rome. " * 4, rejected="No.")
-    whole, short = task.encode(pair, tokenizer, 256, training=True)
-    truncated = task.encode(pair, tokenizer, len(whole) - 3, training=True)
+    whole, short = task.encode(pair, TextInputs(tokenizer), 256, training=True)
+    truncated = task.encode(pair, TextInputs(tokenizer), len(whole) - 3, training=True)
     assert [answer.truncated for answer in truncated] == [True, False]
     assert (task.lost(pair, truncated), task.lost(pair, [whole, short])) == (1, 0)
-    assert task.encode(pair, tokenizer, 16, training=True) == []
-    assert task.encode(read(task, prompt=ASKED, chosen="No.", rejected="No."), tokenizer, 256, training=True) == []
-    windows = task.encode(pair, tokenizer, 24, training=False)
+    assert task.encode(pair, TextInputs(tokenizer), 16, training=True) == []
+    assert (
+        task.encode(read(task, prompt=ASKED, chosen="No.", rejected="No."), TextInputs(tokenizer), 256, training=True)
+        == []
+    )
+    windows = task.encode(pair, TextInputs(tokenizer), 24, training=False)
     assert {window.part for window in windows} == {"chosen", "rejected"}
     assert sum(map(task.loss_terms, windows)) == sum(map(task.loss_terms, (whole, short)))
 

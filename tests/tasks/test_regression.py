@@ -8,11 +8,12 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.base import BaseFiles
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
+from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.regression import NumberPrediction, RegressionTask, ScoredText
 
 
@@ -89,7 +90,7 @@ def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert)
     task = RegressionTask()
     [issue] = fit_labels(task, *numbers)
     assert issue == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
-    [feature] = task.encode(ScoredText("ada", label=numbers[0]), bert, 16, training=True)
+    [feature] = task.encode(ScoredText("ada", label=numbers[0]), TextInputs(bert), 16, training=True)
     assert feature.labels == 0.0
 
 
@@ -102,8 +103,8 @@ def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
     numbers = [1.0, 2.0, 4.0, 9.0]
     task = RegressionTask(loss=loss)
     fit_labels(task, *numbers)
-    features = [task.encode(ScoredText("ada", label=n), bert, 16, training=True)[0] for n in numbers]
-    labels = task.collate(features, bert)["labels"]
+    features = [task.encode(ScoredText("ada", label=n), TextInputs(bert), 16, training=True)[0] for n in numbers]
+    labels = task.collate(features, TextInputs(bert))["labels"]
     standard = torch.tensor((np.array(numbers) - np.mean(numbers)) / np.std(numbers), dtype=torch.float32)
     assert torch.allclose(labels.float(), standard)
     logits = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -116,7 +117,7 @@ def test_windows_are_averaged_and_told_in_the_unit_of_the_data(bert):
     task = RegressionTask()
     fit_labels(task, 10.0, 30.0)
     long = task.read_input(Row({"text": "nobody came " * 60}, "f:1"))
-    features = task.encode(long, bert, 16, training=False)
+    features = task.encode(long, TextInputs(bert), 16, training=False)
     assert len(features) > 5
     outputs = [torch.tensor([float(n)]) for n in range(len(features))]
     told = task.decode(long, features, outputs)

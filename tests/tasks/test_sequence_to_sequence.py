@@ -16,9 +16,11 @@ from peftlab.errors import IntegrityError, RecipeError
 from peftlab.interop import merge
 from peftlab.runtime import Bank
 from peftlab.store import Store
+from peftlab.tasks.inputs.features import IGNORED
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.prediction import forward
 from peftlab.tasks.summarization import SummarizationTask
-from peftlab.tasks.task import IGNORED, ModelContext
+from peftlab.tasks.task import ModelContext
 from peftlab.tasks.translation import TranslationTask
 from tests import task_stores
 from tests.runs import prepared_run
@@ -114,7 +116,7 @@ def test_the_loss_is_that_of_transformers(tmp_path, kind):
     base = build_sequence_model(tmp_path / "base", kind)
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = run.train_features[:4]
-    batch = run.task.collate(features, run.base.tokenizer)
+    batch = run.task.collate(features, run.base.inputs)
     labels = batch.pop("labels")
     with torch.inference_mode():
         model = run.model.eval()
@@ -168,7 +170,7 @@ def tokenizer(tmp_path_factory):
 
 
 def suited(task, tokenizer):
-    task.bind_to_base(ModelContext(tokenizer, SimpleNamespace(decoder_start_token_id=1), 64), {}, None)
+    task.bind_to_base(ModelContext(TextInputs(tokenizer), SimpleNamespace(decoder_start_token_id=1), 64), {}, None)
     return task
 
 
@@ -176,14 +178,14 @@ def test_each_reference_is_learnt_and_what_is_cut_is_counted(tokenizer):
     task = suited(SummarizationTask(), tokenizer)
     long = "it rained in Rome " * 20
     example = task.read(Row({"text": long, "summary": ["rain", long]}, "rows.jsonl:1"))
-    short, truncated = task.encode(example, tokenizer, 32, training=True)
+    short, truncated = task.encode(example, TextInputs(tokenizer), 32, training=True)
     assert short.inputs["input_ids"] == truncated.inputs["input_ids"]
     assert len(short.inputs["input_ids"]) == 32
     assert tokenizer.decode(short.labels) == "<s>rain</s>"
     assert len(truncated.labels) == 32
     assert truncated.labels[-1] != tokenizer.eos_token_id  # no false end is learnt
     assert (task.count(example), task.lost(example, [short, truncated])) == (2, 1)
-    (asked,) = task.encode(example, tokenizer, 32, training=False)
+    (asked,) = task.encode(example, TextInputs(tokenizer), 32, training=False)
     assert asked.truncated
     assert asked.labels is None
 
@@ -192,7 +194,7 @@ def test_a_prefix_stands_before_each_text(tokenizer):
     plain, told = suited(SummarizationTask(), tokenizer), suited(SummarizationTask(prefix="summarize: "), tokenizer)
     row = Row({"text": "Ada came", "summary": "Ada"}, "rows.jsonl:1")
     texts = [
-        tokenizer.decode(task.encode(task.read(row), tokenizer, 64, training=True)[0].inputs["input_ids"])
+        tokenizer.decode(task.encode(task.read(row), TextInputs(tokenizer), 64, training=True)[0].inputs["input_ids"])
         for task in (plain, told)
     ]
     assert texts == ["<s>Ada came</s>", "<s>summarize: Ada came</s>"]
@@ -277,6 +279,6 @@ def test_the_command_line_tunes_translates_and_scores(base, tmp_path):
 
 def test_logits_of_labelled_features_are_costs_of_tokens(base, tmp_path):
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
-    outcome = forward(run.task, run.model, run.base.tokenizer, run.train_features[:3])
+    outcome = forward(run.task, run.model, run.base.inputs, run.train_features[:3])
     assert [int((row > 0).sum()) for row in outcome] == [len(feature.labels) for feature in run.train_features[:3]]
     assert TranslationTask().outcome(torch.ones(1, 2, 3), None).shape == (1, 2, 3)

@@ -11,13 +11,14 @@ import transformers
 from peft import PeftModel
 
 import peftlab
-from peftlab.base import BaseFiles, load_base, load_tokenizer
+from peftlab.base import BaseFiles, load_base
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.methods import create_peft_model
 from peftlab.recipe import BaseSection, Lora
 from peftlab.tasks import task_description, task_from_manifest
+from peftlab.tasks.inputs.text import load_tokenizer
 from peftlab.tasks.prediction import forward, predict_examples
 from peftlab.tasks.registry import TASKS
 from peftlab.tuning import tune
@@ -232,7 +233,7 @@ def test_words_given_one_by_one_become_the_tokens_of_their_text(architecture, ba
 def test_a_model_that_knows_the_answer_scores_best(pair):
     name, task, examples, base = pair
     task = task_from_manifest(task_description(task))
-    encoded = [task.encode(example, base.tokenizer, MAX_LENGTH, training=False) for example in examples]
+    encoded = [task.encode(example, base.inputs, MAX_LENGTH, training=False) for example in examples]
     if task.type != "relation-extraction":
         assert max(map(len, encoded)) > 1
     predictions = [
@@ -251,7 +252,7 @@ def test_a_model_that_knows_the_answer_scores_best(pair):
 def test_any_text_has_a_defined_prediction(pair):
     _, task, _, base = pair
     examples = odd_examples(task)
-    predictions = predict_examples(task, base.model, base.tokenizer, examples, max_length=MAX_LENGTH)
+    predictions = predict_examples(task, base.model, base.inputs, examples, max_length=MAX_LENGTH)
     for example, prediction in zip(examples, predictions, strict=True):
         plain = prediction.as_dict()
         assert json.loads(json.dumps(plain, allow_nan=False)) == plain
@@ -296,7 +297,7 @@ def test_a_row_alone_is_predicted_as_among_others(pair):
     _, task, examples, base = pair
     rows = [*examples, *odd_examples(task)[::4]]
     alone, among = (
-        predict_examples(task, base.model, base.tokenizer, rows, max_length=MAX_LENGTH, batch_size=size)
+        predict_examples(task, base.model, base.inputs, rows, max_length=MAX_LENGTH, batch_size=size)
         for size in (1, 32)
     )
     assert [decided(told) for told in alone] == [decided(told) for told in among]
@@ -319,8 +320,8 @@ def test_a_step_reaches_delta_and_head_and_plain_peft_loads_them(pair, tmp_path)
     _, task, examples, base = pair
     base = load_base(BaseSection(model=str(base.files.folder)), task, seed=3, device="cpu")
     model = create_peft_model(base, Lora(r=2), task)
-    features = [feature for row in examples for feature in task.encode(row, base.tokenizer, MAX_LENGTH, training=True)]
-    batch = task.collate(features, base.tokenizer)
+    features = [feature for row in examples for feature in task.encode(row, base.inputs, MAX_LENGTH, training=True)]
+    batch = task.collate(features, base.inputs)
     labels = batch.pop("labels")
     task.loss(task.logits(model(**batch)), labels).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -337,7 +338,7 @@ def test_a_step_reaches_delta_and_head_and_plain_peft_loads_them(pair, tmp_path)
             p -= 1e-2 * p.grad
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     plain = plain_model(base.files.folder, task, tmp_path)
-    mine, theirs = (forward(task, one, base.tokenizer, features) for one in (model, plain))
+    mine, theirs = (forward(task, one, base.inputs, features) for one in (model, plain))
     assert alike(mine, theirs)
 
 
@@ -399,11 +400,11 @@ def test_adapters_beside_each_other_answer_as_plain_peft_does(architecture, tune
         features = [
             feature
             for example in examples
-            for feature in task.encode(example, bank.base.tokenizer, MAX_LENGTH, training=False)
+            for feature in task.encode(example, bank.base.inputs, MAX_LENGTH, training=False)
         ]
-        mine, theirs = (forward(task, model, bank.base.tokenizer, features) for model in (bank.model(name), plain))
+        mine, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
         assert alike(mine, theirs), name
-        expected = predict_examples(task, plain, bank.base.tokenizer, examples, max_length=MAX_LENGTH)
+        expected = predict_examples(task, plain, bank.base.inputs, examples, max_length=MAX_LENGTH)
         answers = bank.predict([asked_of(task, example) for example in examples], adapters=name)
         assert [answer.prediction.as_dict() for answer in answers] == [told.as_dict() for told in expected]
         scores = task.score(examples, expected).values

@@ -9,11 +9,12 @@ from sklearn import metrics
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.base import BaseFiles
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks import task_description, task_from_manifest
+from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.labels.label_set import _by_value
 from peftlab.tasks.text_classification import ClassPrediction, LabelledText, TextClassificationTask
 
@@ -224,9 +225,9 @@ def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
 def test_labels_become_numbers_or_a_row_of_zeros_and_ones(bert):
     for options, label in (({}, 1), (SEVERAL, [0.0, 1.0, 0.0])):
         task = TextClassificationTask(labels=["c", "a", "b"], **options)
-        [feature] = task.encode(labelled("a"), bert, 16, training=True)
+        [feature] = task.encode(labelled("a"), TextInputs(bert), 16, training=True)
         assert feature.labels == label
-        batch = task.collate([feature, feature], bert)
+        batch = task.collate([feature, feature], TextInputs(bert))
         assert batch["labels"].tolist() == [label, label]
 
 
@@ -243,7 +244,7 @@ def test_windows_hold_every_token_of_both_texts_within_the_limit(bert, first, se
     pair = None if second is None else " ".join(rng.choices(words, k=second))
     task = TextClassificationTask(labels=["a", "b"])
     example = task.read_input(Row({"text": text, "text_pair": pair}, "f:1"))
-    features = task.encode(example, bert, max_length, training=False)
+    features = task.encode(example, TextInputs(bert), max_length, training=False)
     assert all(len(feature) <= max_length for feature in features)
     bodies = [split_at_separators(feature.inputs["input_ids"], bert) for feature in features]
     for part, whole in enumerate([text] if pair is None else [text, pair]):
@@ -273,10 +274,10 @@ def split_at_separators(ids, tokenizer):
 def test_training_sees_the_beginning_and_says_that_it_was_cut(bert):
     task = TextClassificationTask(labels=["good", "bad"])
     long = LabelledText("letter train rain " * 20, labels=("bad",))
-    [feature] = task.encode(long, bert, 10, training=True)
+    [feature] = task.encode(long, TextInputs(bert), 10, training=True)
     assert (len(feature), feature.truncated, feature.labels) == (10, True, 1)
     assert feature.inputs["input_ids"][1:-1] == ids_of(bert, long.text)[:8]
-    [whole] = task.encode(labelled("bad"), bert, 10, training=True)
+    [whole] = task.encode(labelled("bad"), TextInputs(bert), 10, training=True)
     assert not whole.truncated
 
 

@@ -9,12 +9,13 @@ import torch
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 
-from peftlab.base import BaseFiles, load_tokenizer
+from peftlab.base import BaseFiles
 from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
 from peftlab.tasks import build_task, read_examples, task_from_manifest
+from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
 from peftlab.tasks.token_classification import EntityPrediction, TokenClassificationTask, split_into_windows
 from tests.conftest import SENTENCES
@@ -319,7 +320,7 @@ def outputs_of(task, features, tags, seed=0):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
-    features = task.encode(example, tokenizer, max_length, training=False)
+    features = task.encode(example, TextInputs(tokenizer), max_length, training=False)
     tags = tags_from_spans(list(example.spans), len(example.words))
     prediction = task.decode(example, features, outputs_of(task, features, tags))
 
@@ -336,7 +337,7 @@ def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
-    features = task.encode(example, tokenizer, max_length, training=False)
+    features = task.encode(example, TextInputs(tokenizer), max_length, training=False)
     assert {word for feature in features for _, word in feature.positions} == set(range(len(example.words)))
     assert all(0 < len(feature) <= max_length for feature in features)
     assert (task.lost(example, features), any(feature.truncated for feature in features)) == (0, False)
@@ -348,7 +349,7 @@ def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
 def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, training):
     example, task = EXAMPLES["long-words"], task_with("LOC", "PER")
     tags = tags_from_spans(list(example.spans), len(example.words))
-    [feature] = task.encode(example, tokenizer, 512, training=training)
+    [feature] = task.encode(example, TextInputs(tokenizer), 512, training=training)
     whole = tokenizer(example.tokens(), is_split_into_words=True)
     assert feature.inputs == dict(whole)
     assert [word for _, word in feature.positions] == list(range(len(tags)))
@@ -361,15 +362,15 @@ def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, t
 def test_an_input_as_long_as_the_limit_is_one_window(tokenizer):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     length = len(tokenizer(SENTENCE.split(), is_split_into_words=True)["input_ids"])
-    assert len(task.encode(example, tokenizer, length, training=False)) == 1
-    assert len(task.encode(example, tokenizer, length - 1, training=False)) > 1
+    assert len(task.encode(example, TextInputs(tokenizer), length, training=False)) == 1
+    assert len(task.encode(example, TextInputs(tokenizer), length - 1, training=False)) > 1
 
 
 def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(tokenizer):
     example = task_with().read_input(Row({"text": "ada " * 120}, "f:1"))
-    windows = len(task_with().encode(example, tokenizer, 48, training=False))
+    windows = len(task_with().encode(example, TextInputs(tokenizer), 48, training=False))
     task = task_with(*(str(number) for number in range(windows)))
-    features = task.encode(example, tokenizer, 48, training=False)
+    features = task.encode(example, TextInputs(tokenizer), 48, training=False)
     outputs = [outputs_of(task, [feature], [f"B-{number}"] * 120)[0] for number, feature in enumerate(features)]
     chosen = [tag.removeprefix("B-") for tag in task.decode(example, features, outputs).tags]
 
@@ -385,14 +386,17 @@ def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(
 def test_no_words_give_no_features_and_no_entities(tokenizer):
     task = task_with("PER")
     for training in (True, False):
-        assert task.encode(task.read_input(Row({"text": " \n"}, "f:1")), tokenizer, 16, training=training) == []
+        assert (
+            task.encode(task.read_input(Row({"text": " \n"}, "f:1")), TextInputs(tokenizer), 16, training=training)
+            == []
+        )
     assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == EntityPrediction(" ", (), ())
 
 
 def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     for max_length in range(8, 40):
-        [feature] = task.encode(example, bert, max_length, training=True)
+        [feature] = task.encode(example, TextInputs(bert), max_length, training=True)
         kept = [word for _, word in feature.positions]
         assert len(feature) <= max_length
         assert kept == list(range(len(kept)))
@@ -408,7 +412,7 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
     tokenizer = load_tokenizer(BaseFiles("x", folder, "local folder"))
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
-    [feature] = task.encode(example, tokenizer, 12, training=True)
+    [feature] = task.encode(example, TextInputs(tokenizer), 12, training=True)
     assert feature.truncated
     kept = {word for _, word in feature.positions}
     assert task.lost(example, [feature]) == sum(not set(range(a, b)) <= kept for a, b, _ in example.spans)
@@ -416,7 +420,7 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
 
 def test_an_entity_whose_word_the_tokenizer_erases_is_counted_as_lost(bert):
     example, task = tagged(["in", "\u200b", "Rome"], ["O", "B-LOC", "B-LOC"]), task_with("LOC")
-    [feature] = task.encode(example, bert, 16, training=True)
+    [feature] = task.encode(example, TextInputs(bert), 16, training=True)
     assert [word for _, word in feature.positions] == [0, 2]
     assert task.lost(example, [feature]) == 1
 
@@ -442,9 +446,10 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
     tokenizer.padding_side = side
     task = task_with("LOC", "PER")
     features = [
-        task.encode(EXAMPLES[name], tokenizer, 64, training=True)[0] for name in ("single-word", "sentence", "chinese")
+        task.encode(EXAMPLES[name], TextInputs(tokenizer), 64, training=True)[0]
+        for name in ("single-word", "sentence", "chinese")
     ]
-    batch = task.collate(features, tokenizer)
+    batch = task.collate(features, TextInputs(tokenizer))
     width = max(map(len, features))
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(3, width)}
     for n, feature in enumerate(features):
@@ -460,9 +465,11 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
 
 def test_collating_leaves_the_features_as_they_were(bert):
     task = task_with("LOC", "PER")
-    features = [task.encode(EXAMPLES[name], bert, 64, training=True)[0] for name in ("single-word", "sentence")]
+    features = [
+        task.encode(EXAMPLES[name], TextInputs(bert), 64, training=True)[0] for name in ("single-word", "sentence")
+    ]
     before = [(dict(feature.inputs), list(feature.labels)) for feature in features]
-    task.collate(features, bert)
+    task.collate(features, TextInputs(bert))
     assert [(dict(feature.inputs), list(feature.labels)) for feature in features] == before
 
 
@@ -472,7 +479,7 @@ def test_collating_leaves_the_features_as_they_were(bert):
 def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
     task = task_with("LOC", "PER")
     example = EXAMPLES["emoji"]
-    features = task.encode(example, tokenizer, 64, training=False)
+    features = task.encode(example, TextInputs(tokenizer), 64, training=False)
     tags = tags_from_spans(list(example.spans), len(example.words))
     plain = task.decode(example, features, outputs_of(task, features, tags)).as_dict()
     assert json.loads(json.dumps(plain)) == plain
@@ -487,7 +494,7 @@ def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
 def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
     task = task_with("PER")
     example = tagged(["ada", "lovelace", "came"], ["O"] * 3)
-    [feature] = task.encode(example, bert, 16, training=False)
+    [feature] = task.encode(example, TextInputs(bert), 16, training=False)
     probabilities = torch.full((len(feature), 3), 1 / 3)
     probabilities[feature.positions[0][0]] = torch.tensor([0.1, 0.8, 0.1])
     probabilities[feature.positions[1][0]] = torch.tensor([0.2, 0.2, 0.6])
@@ -501,7 +508,7 @@ def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
 def test_tags_that_a_model_cannot_mean_are_decoded_as_a_well_formed_sequence(bert, tags):
     task = task_with("LOC", "PER")
     example = tagged(["ada", "lovelace", "london"], ["O"] * 3)
-    features = task.encode(example, bert, 16, training=False)
+    features = task.encode(example, TextInputs(bert), 16, training=False)
     prediction = task.decode(example, features, outputs_of(task, features, tags))
     spans_from_tags(list(prediction.tags), "iob2")  # raises where they are not
 

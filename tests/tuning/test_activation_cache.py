@@ -120,7 +120,7 @@ def test_dropout_above_the_frozen_layers_stays_on(prepared, tmp_path):
     run = prepared(method=LAST)
     with cached_activations(run, tmp_path, Notes()):
         run.model.train()
-        batch = run.task.collate(run.train_features[:4], run.base.tokenizer)
+        batch = run.task.collate(run.train_features[:4], run.base.inputs)
         batch.pop("labels")
         one, other = (run.model(**batch).logits for _ in range(2))
         modes = {name: module.training for name, module in run.base.model.named_modules()}
@@ -190,7 +190,7 @@ def test_what_trains_below_the_layers_is_found_by_its_gradient(prepared):
 def test_activations_that_hang_on_the_padding_are_not_kept(prepared, tmp_path):
     """BERT counts positions from the left edge of a batch, so padding there moves a row."""
     run, progress = prepared(), Notes()
-    run.base.tokenizer.padding_side = "left"
+    run.base.inputs.tokenizer.padding_side = "left"
     with cached_activations(run, tmp_path, progress) as answering:
         assert answering is None
     assert "anew in every epoch; the model answers otherwise when they are kept." in progress.notes[-1]

@@ -73,7 +73,7 @@ def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp
     run.model.eval()
     loader = trainer.get_train_dataloader()
     losses = [trainer.compute_loss(run.model, dict(batch)) for batch in loader]
-    whole = run.task.collate(run.train_features, run.base.tokenizer)
+    whole = run.task.collate(run.train_features, run.base.inputs)
     labels = whole.pop("labels")
     expected = run.task.loss(run.task.logits(run.model(**whole)), labels)
     assert len({len(batch["labels"]) for batch in loader}) > 1

@@ -24,6 +24,7 @@ from peftlab.cli.launcher import _find_cause_in_log, report_to_launcher
 from peftlab.errors import ErrorCollector, ProcessLostError, RecipeError, StoreError, TuningInterrupted
 from peftlab.store import Store
 from peftlab.tasks import Feature
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.prediction import forward, outcomes
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
@@ -47,6 +48,7 @@ from pathlib import Path
 {shim}
 import peftlab
 from peftlab.tuning import Progress
+from peftlab.tasks.inputs.text import TextInputs
 
 class Losses(Progress):
     def __init__(self):
@@ -372,9 +374,9 @@ def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
     task = TokenClassificationTask(labels=["PER"]) if per_token else TextClassificationTask(labels=["a", "b", "c"])
     texts = ["ada left rome", "it rained", "the train from london was late", "paris", "nobody came"]
     features = [Feature(dict(tokenizer(text)), None) for text in texts]
-    expected = forward(task, model, tokenizer, features)
+    expected = forward(task, model, TextInputs(tokenizer), features)
     for index in (0, 1):
-        alone = partial(forward, task, model, tokenizer)
+        alone = partial(forward, task, model, TextInputs(tokenizer))
         logits = split_across_ranks(alone, task, Half(2, index, index), sharded=False)(features)
         assert [part.shape for part in logits] == [part.shape for part in expected]
     both = (said[0] + said[1]).split([part.numel() for part in expected])
@@ -386,7 +388,7 @@ def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
     base = build_sequence_model(tmp_path / "base", "bart")
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = [feature for windows in run.dataset.features["validation"] for feature in windows]
-    alone, said = partial(outcomes, run.task, run.model, run.base.tokenizer), {}
+    alone, said = partial(outcomes, run.task, run.model, run.base.inputs), {}
 
     class Half(ProcessGroup):
         def all_gather(self, text):

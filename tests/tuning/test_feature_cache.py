@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftlab.base import Base, BaseFiles, load_tokenizer, load_with_head
+from peftlab.base import Base, BaseFiles, load_with_head
 from peftlab.data import load_rows
 from peftlab.data.cache import evict_oldest, read_cache, write_cache
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
 from peftlab.tasks.inputs.encoding import encode_examples
+from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.prediction import outcomes, predict_examples, predict_features
 from peftlab.tuning import feature_cache, tune
 from peftlab.tuning.dataset import TuningDataset
@@ -40,8 +41,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def base(tiny_base):
     files = BaseFiles("tiny", tiny_base, "local folder")
-    tokenizer = load_tokenizer(files)
-    return Base(files, torch.nn.Linear(1, 1), tokenizer, [], 0, 0, None, 64, "")
+    return Base(files, torch.nn.Linear(1, 1), TextInputs.load(files), [], 0, 0, None, 64, "")
 
 
 @pytest.fixture(params=KINDS)
@@ -80,7 +80,7 @@ def cached_files(cache):
 def test_features_come_back_as_they_were(cache, base, built, kind, no_encoding, max_length, training):
     task, examples, _ = built(kind)
     rows = examples["train"]
-    plain = [task.encode(row, base.tokenizer, max_length, training=training) for row in rows]  # one by one
+    plain = [task.encode(row, base.inputs, max_length, training=training) for row in rows]  # one by one
     first = cached_features(task, rows, base, max_length, training=training)
     no_encoding()
     second = cached_features(task, rows, base, max_length, training=training)
@@ -128,13 +128,13 @@ def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind
     task, examples, _ = built(kind)
     model, _ = load_with_head(base.files, task)
     rows = examples["train"]
-    features = encode_examples(task, base.tokenizer, rows, max_length=20, training=False)
+    features = encode_examples(task, base.inputs, rows, max_length=20, training=False)
     told = []
     through = partial(
-        outcomes, task, model, base.tokenizer, batch_size=5, on_progress=lambda done, total: told.append((done, total))
+        outcomes, task, model, base.inputs, batch_size=5, on_progress=lambda done, total: told.append((done, total))
     )
     apart = predict_features(task, rows, features, through)
-    assert apart == predict_examples(task, model, base.tokenizer, rows, max_length=20, batch_size=5)
+    assert apart == predict_examples(task, model, base.inputs, rows, max_length=20, batch_size=5)
     windows = sum(map(len, features))
     assert told[-1] == (windows, windows)
 
@@ -146,15 +146,15 @@ def test_many_rows_are_encoded_in_batches_and_told(base, built, kind, monkeypatc
     told = []
     features = encode_examples(
         task,
-        base.tokenizer,
+        base.inputs,
         rows,
         max_length=20,
         training=True,
         on_progress=lambda done, total: told.append((done, total)),
     )
-    assert features == [task.encode(row, base.tokenizer, 20, training=True) for row in rows]
+    assert features == [task.encode(row, base.inputs, 20, training=True) for row in rows]
     assert [done for done, _ in told] == [*range(5, len(rows), 5), len(rows)]
-    assert encode_examples(task, base.tokenizer, [], max_length=20, training=True) == []
+    assert encode_examples(task, base.inputs, [], max_length=20, training=True) == []
 
 
 def test_anything_that_features_depend_on_makes_them_others(cache, base, built):
@@ -176,21 +176,22 @@ def test_anything_that_features_depend_on_makes_them_others(cache, base, built):
     assert remembered(task=type(task)(labels=task.labels[::-1])) == 1
     other = load_tokenizer(base.files)
     other.add_tokens(["lovelace"])
-    assert remembered(base=replace(base, tokenizer=other)) == 1
+    assert remembered(base=replace(base, inputs=TextInputs(other))) == 1
     assert remembered() == 0
 
 
 KEY = """
 import sys
 from pathlib import Path
-from peftlab.base import Base, BaseFiles, load_tokenizer
+from peftlab.base import Base, BaseFiles
 from peftlab.data import Row
 from peftlab.tasks import TASKS
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tuning.feature_cache import _key
 files = BaseFiles("tiny", Path(sys.argv[1]), "local folder")
 task = TASKS["token-classification"](labels=["LOC", "PER"])
 row = task.read(Row({"text": "Ada left Rome", "entities": [{"start": 9, "end": 13, "label": "LOC"}]}, "a:1"))
-print(_key(task, [row], Base(files, None, load_tokenizer(files), [], 0, 0, None, 64, ""), 64, True))
+print(_key(task, [row], Base(files, None, TextInputs.load(files), [], 0, 0, None, 64, ""), 64, True))
 """
 
 
@@ -240,7 +241,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch, b
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
     task, examples, _ = built("classes")
-    plain = [task.encode(row, base.tokenizer, 64, training=True) for row in examples["train"]]
+    plain = [task.encode(row, base.inputs, 64, training=True) for row in examples["train"]]
     assert cached_features(task, examples["train"], base, 64, training=True) == plain
     assert (tmp_path / "file").read_text() == "not a folder"
 

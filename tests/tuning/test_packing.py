@@ -8,8 +8,8 @@ import torch
 
 import peftlab
 from peftlab.errors import RecipeError
-from peftlab.tasks.task import IGNORED, Feature
-from peftlab.tuning.packing import pack_features
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.packing import pack_tokens
 from tests.language_models import build_language_model, instruction_recipe
 from tests.runs import Losses, prepared_run
 
@@ -28,7 +28,7 @@ def feature(tokens, first=20):
 
 
 def test_positions_begin_anew_and_first_tokens_have_no_label():
-    batch = pack_features([feature(3), feature(2, first=40), feature(4, first=60)], 7, PADDING)
+    batch = pack_tokens([feature(3), feature(2, first=40), feature(4, first=60)], 7, PADDING)
     assert batch["input_ids"].tolist() == [[60, 61, 62, 63, 20, 21, 22], [40, 41, *[PADDING] * 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4]]
     none = IGNORED
@@ -37,7 +37,7 @@ def test_positions_begin_anew_and_first_tokens_have_no_label():
 
 def test_every_text_is_in_one_row_and_none_is_too_long():
     lengths = random.Random(0).choices(range(2, 40), k=200)
-    batch = pack_features([feature(length) for length in lengths], 40, PADDING)
+    batch = pack_tokens([feature(length) for length in lengths], 40, PADDING)
     assert batch["input_ids"].shape[1] <= 40
     assert (batch["labels"] != IGNORED).sum() == sum(length - 1 for length in lengths)
     assert batch["input_ids"].shape[0] <= 1.1 * sum(lengths) / 40 + 1
@@ -50,9 +50,9 @@ def test_packed_texts_have_the_loss_and_the_gradients_of_texts_apart(base, tmp_p
     run = prepared_run(instruction_recipe(tmp_path, base), changes)
     losses, gradients = [], []
     for batch in (
-        pack_features(run.train_features, 120, PADDING),
-        pack_features(run.train_features, 250, PADDING),
-        run.task.collate(run.train_features, run.base.tokenizer),
+        pack_tokens(run.train_features, 120, PADDING),
+        pack_tokens(run.train_features, 250, PADDING),
+        run.task.collate(run.train_features, run.base.inputs),
     ):
         labels = batch.pop("labels")
         run.model.zero_grad()

@@ -1,12 +1,15 @@
 """What a model writes for features that only ask: by Transformers' `generate`, up to one of the task's endings."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from peftlab.tasks.task import Continuation, Feature, Task
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.inputs import Inputs
+from peftlab.tasks.inputs.text import TextInputs
+from peftlab.tasks.task import Continuation, Task
 
 DRAWING = ("temperature", "top_p", "top_k")  # settings that mean something with do_sample alone
 BEAMS = ("length_penalty",)  # and those with several beams
@@ -14,18 +17,18 @@ BEAMS = ("length_penalty",)  # and those with several beams
 
 @torch.inference_mode()
 def written(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature], **how: Any
+    task: Task, model: PreTrainedModel, inputs: Inputs, features: Sequence[Feature], **how: Any
 ) -> list[Continuation]:
     """What `model` writes for each feature, in one run; `how` is handed on to `generate`.
 
     Shapes inside: a decoder's prompts are padded on the left, an encoder's texts on the right, to (rows, tokens); each
     step computes (rows × beams, 1).
     """
-    endings = task.endings(tokenizer)
+    assert isinstance(inputs, TextInputs)
+    tokenizer, endings = inputs.tokenizer, task.endings(inputs)
     settings = _settings(task, model, endings, tokenizer)
-    side = "right" if model.config.is_encoder_decoder else "left"
-    inputs = tokenizer.pad([feature.inputs for feature in features], return_tensors="pt", padding_side=side)
-    tensors = {name: cast(torch.Tensor, tensor).to(model.device) for name, tensor in inputs.items()}
+    side: Literal["left", "right"] = "right" if model.config.is_encoder_decoder else "left"
+    tensors = {name: tensor.to(model.device) for name, tensor in inputs.pad(features, side).items()}
     told = cast(Any, model).generate(**tensors, generation_config=settings, tokenizer=tokenizer, **how)
     begun = 1 if model.config.is_encoder_decoder else tensors["input_ids"].shape[1]
     return [_continuation(tokens, endings, settings, tokenizer) for tokens in told[:, begun:].cpu()]

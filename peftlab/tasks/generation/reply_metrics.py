@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_prompt
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.metrics.overlap import bleu_and_chrf, rouge
-from peftlab.tasks.task import Feature, ModelContext, Scores
+from peftlab.tasks.task import ModelContext, Scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 PERPLEXITY = "perplexity"
 MAIN_SCORES = {"rouge": "rougeL", "bleu": "bleu"}
@@ -35,9 +37,11 @@ class GeneratedReplyTask(CausalLmTask):
         """And how replies are scored."""
         return {**super().options, "scored_by": self.scored_by}
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """See `CausalLmTask.bind_to_base`; plain text asks nothing."""
-        super().bind_to_base(ground, examples, errors)
+        super().bind_to_base(context, examples, errors)
         for split, chosen in examples.items():
             plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
             if plain and split != "train":
@@ -47,14 +51,14 @@ class GeneratedReplyTask(CausalLmTask):
     def encode_all(
         self,
         examples: Sequence[Chat | Passage],
-        tokenizer: "PreTrainedTokenizerBase",
+        inputs: TextInputs,
         max_length: int,
         *,
         training: bool,
     ) -> list[list[Feature]]:
         """See `CausalLmTask.encode_all`; what is to be scored only asks."""
         asked = examples if training else [_asking(example) for example in examples]
-        return super().encode_all(asked, tokenizer, max_length, training=training)
+        return super().encode_all(asked, inputs, max_length, training=training)
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Any:
         """The reply."""

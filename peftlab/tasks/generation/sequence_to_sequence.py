@@ -8,7 +8,10 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
-from peftlab.tasks.task import IGNORED, Example, Feature, ModelContext, Prediction, Task
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.source_target import SourceFeature, SourceTargetInputs
+from peftlab.tasks.inputs.text import TextInputs
+from peftlab.tasks.task import Example, ModelContext, Prediction, Task
 
 if TYPE_CHECKING:
     import torch
@@ -24,19 +27,6 @@ class Source(Example):
     """A text, and what may be written for it; asked, there is nothing yet."""
 
     references: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SourceFeature(Feature):
-    """`inputs` are the source's, `labels` the target's tokens; `positions` has the last of these if none is cut off."""
-
-    def __len__(self) -> int:
-        """Tokens of both."""
-        return super().__len__() + len(self.labels or ())
-
-    def learnt(self) -> list[tuple[int, bool]]:
-        """The source's, then the target's, which are."""
-        return [*((token, False) for token in self.inputs["input_ids"]), *((token, True) for token in self.labels)]
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,7 @@ class SequenceToSequenceTask(Task):
     """What is written: the column of it, and the key in predictions."""
     auto_class = "AutoModelForSeq2SeqLM"
     peft_task_type = "SEQ_2_SEQ_LM"
-    feature_class = SourceFeature
-    whole_text = True
+    inputs_class = SourceTargetInputs
     writes = True
 
     def __init__(
@@ -119,21 +108,24 @@ class SequenceToSequenceTask(Task):
         """Nothing comes from the rows."""
         return
 
-    def bind_to_base(self, ground: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
+    def bind_to_base(
+        self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
+    ) -> None:
         """Read the special tokens around sources and targets, and the decoder's start token."""
-        self.state["source"] = _frame(ground.tokenizer, "text")
-        self.state["target"] = _frame(ground.tokenizer, "text_target")
-        self.state["decoder_start"] = getattr(ground.config, "decoder_start_token_id", None)
+        self.state["source"] = _frame(context.inputs.tokenizer, "text")
+        self.state["target"] = _frame(context.inputs.tokenizer, "text_target")
+        self.state["decoder_start"] = getattr(context.config, "decoder_start_token_id", None)
 
     def encode_all(
         self,
         examples: Sequence[Source],
-        tokenizer: "PreTrainedTokenizerBase",
+        inputs: TextInputs,
         max_length: int,
         *,
         training: bool,
     ) -> list[list[Feature]]:
         """For training a feature for each reference, both sides cut at `max_length` tokens; else the source alone."""
+        tokenizer = inputs.tokenizer
         sources = _tokens([f"{self.prefix}{example.text}" for example in examples], tokenizer)
         if not training:
             return [[self._feature(source, None, max_length)] for source in sources]
@@ -162,11 +154,12 @@ class SequenceToSequenceTask(Task):
         """References whose end is cut off."""
         return sum(not feature.positions for feature in features)
 
-    def collate(self, features: Sequence[Feature], tokenizer: "PreTrainedTokenizerBase") -> dict[str, "torch.Tensor"]:
+    def collate(self, features: Sequence[Feature], inputs: TextInputs) -> dict[str, "torch.Tensor"]:
         """Sources (batch, tokens), padded on the right; with targets `labels` and what the decoder begins each with."""
+        tokenizer = inputs.tokenizer
         import torch
 
-        batch = dict(tokenizer.pad([feature.inputs for feature in features], return_tensors="pt", padding_side="right"))
+        batch = inputs.pad(features)
         if any(feature.labels is None for feature in features):
             return batch
         width = max(len(feature.labels) for feature in features)
@@ -199,8 +192,9 @@ class SequenceToSequenceTask(Task):
             return logits
         return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
 
-    def endings(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def endings(self, inputs: TextInputs) -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
+        tokenizer = inputs.tokenizer
         endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
         return [ending for ending in endings if ending]
 

@@ -1,12 +1,11 @@
 """Examples → features, so many at a time that the tokenizer works on every core."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peftlab.tasks.task import Feature, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.inputs import Inputs
+from peftlab.tasks.task import Task
 
 ProgressCallback = Callable[[int, int], None]
 """Is told how many are done, and of how many, after each batch."""
@@ -15,7 +14,7 @@ AT_A_TIME = 512  # what a tokenizer gives for them is held in memory along with 
 
 def encode_examples(
     task: Task,
-    tokenizer: "PreTrainedTokenizerBase",
+    inputs: Inputs,
     examples: Sequence[Any],
     *,
     max_length: int,
@@ -26,6 +25,6 @@ def encode_examples(
     features: list[list[Feature]] = []
     for start in range(0, len(examples), AT_A_TIME):
         chosen = examples[start : start + AT_A_TIME]
-        features += task.encode_all(chosen, tokenizer, max_length, training=training)
+        features += task.encode_all(chosen, inputs, max_length, training=training)
         on_progress(len(features), len(examples))
     return features

@@ -5,7 +5,7 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from peftlab.tasks.task import IGNORED, Feature
+from peftlab.tasks.inputs.features import IGNORED, Feature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

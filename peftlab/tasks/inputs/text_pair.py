@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column
-from peftlab.tasks.task import Example, Feature, Prediction
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.task import Example, Prediction
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

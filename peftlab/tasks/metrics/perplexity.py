@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftlab.tasks.task import IGNORED, Prediction, Scores
+from peftlab.tasks.inputs.features import IGNORED
+from peftlab.tasks.task import Prediction, Scores
 
 if TYPE_CHECKING:
     import torch

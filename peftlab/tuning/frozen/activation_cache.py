@@ -77,7 +77,7 @@ def _cached_forward(prefix: FrozenPrefix, run: Run, folder: Path, progress: Prog
     Raises:
         Unsuited: there is no room for it, or the model answers otherwise with it.
     """
-    if run.task.dynamic_masking(run.base.tokenizer):
+    if run.task.dynamic_masking(run.base.inputs):
         raise CacheUnavailable("rows are masked anew in every epoch")
     splits = {split: [one for windows in run.dataset.features[split] for one in windows] for split in SPLITS}
     if not splits["validation"]:
@@ -119,7 +119,7 @@ def _compute_activations(
         with path.open("wb") as file:
             writer = Writer(file)
             with _replaced_forward(prefix, RecordingForward(prefix, writer)):
-                outcomes(run.task, run.model, run.base.tokenizer, features, size, told)
+                outcomes(run.task, run.model, run.base.inputs, features, size, told)
         return Activations(path, writer)
     except OSError as error:
         raise CacheUnavailable(f"{path} cannot be written: {error.strerror or error}") from error
@@ -128,7 +128,7 @@ def _compute_activations(
 def _check_logits(prefix: FrozenPrefix, run: Run, kept: Activations, features: list[Feature]) -> None:
     """Logits with and without what is kept, of each row alone and padded beside the other."""
     for size in (1, len(features)):
-        through = partial(outcomes, run.task, run.model, run.base.tokenizer, features, size)
+        through = partial(outcomes, run.task, run.model, run.base.inputs, features, size)
         expected, answering = cast(list[Tensor], through()), CachedForward(prefix, [kept])
         with _replaced_forward(prefix, answering):
             found = cast(list[Tensor], through())

@@ -29,7 +29,7 @@ def inputs_of(arguments: Mapping[str, Any], manner: str) -> Inputs | None:
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     mask = tensors.get(SELECTS)
     columns = {name: tensor for name, tensor in sorted(tensors.items()) if name not in UNSEEN}
-    if mask is None or "input_ids" not in columns or any(tensor.shape != mask.shape for tensor in columns.values()):
+    if mask is None or not columns or any(tensor.shape != mask.shape for tensor in columns.values()):
         return None
     here = mask.bool().cpu().numpy()
     values = [(name.encode(), tensor.cpu().numpy()) for name, tensor in columns.items()]

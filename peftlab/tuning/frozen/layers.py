@@ -65,8 +65,11 @@ def find_frozen_prefix(run: Run) -> FrozenPrefix | None:
     if model.device.type == "cuda" and torch.cuda.device_count() > 1:
         raise CacheUnavailable("training uses several GPUs")
     batch = run.model_inputs(shortest_and_longest(run.train_features))
+    mask = run.base.inputs.mask(batch)
+    if mask is None:
+        raise CacheUnavailable("its inputs are not one value per token")
     trace = _traced(model, layers, batch)
-    prefix = trace.prefix(model, layers, batch["input_ids"].shape)
+    prefix = trace.prefix(model, layers, mask.shape)
     if prefix:
         _check_repeats(prefix, batch, trace)
     return prefix

@@ -15,7 +15,7 @@ from peftlab.tuning.run import Run
 def run_forward(run: Run) -> Through:
     """How features become outcomes: through the model as it is now, shared out among the processes."""
     size = run.recipe.training.per_device_eval_batch_size
-    alone = partial(outcomes, run.task, run.model, run.base.tokenizer, batch_size=size)
+    alone = partial(outcomes, run.task, run.model, run.base.inputs, batch_size=size)
     return split_across_ranks(alone, run.task, run.process_group, sharded=run.sharded)
 
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
+from peftlab.tasks.inputs.features import IGNORED
 from peftlab.tasks.preference import Answer, PreferenceTask
-from peftlab.tasks.task import IGNORED
 from peftlab.tuning.preference.reference import attach_references
 from peftlab.tuning.run import Run
 from peftlab.tuning.trainer import TaskTrainer, training_arguments
@@ -44,7 +44,7 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
             super().__init__(
                 run,
                 *args,
-                processing_class=run.base.tokenizer,
+                processing_class=run.base.inputs.processor,
                 ref_model=_Elsewhere(run.base.model.config),
                 **kwargs,
             )
@@ -139,7 +139,7 @@ def _collate(pairs: Sequence[AnswerPair], run: Run) -> dict[str, torch.Tensor]:
     """As TRL wants it, (2 · pairs, tokens): the better answers, then the worse. What the base makes of them, (pairs,)
     each, is their log likelihood."""
     sides = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-    batch = run.task.collate([*sides[0], *sides[1]], run.base.tokenizer)
+    batch = run.task.collate([*sides[0], *sides[1]], run.base.inputs)
     learnt = batch.pop("labels") != IGNORED
     chosen, rejected = (torch.tensor([-cast(float, answer.reference) for answer in side]) for side in sides)
     return {**batch, "completion_mask": learnt.long(), "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

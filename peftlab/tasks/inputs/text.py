@@ -1,0 +1,166 @@
+"""Text inputs: the base model's tokenizer, prepared for the tasks, and batches of token ids."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+
+from peftlab.errors import IntegrityError
+from peftlab.imports import tokenizers, torch, transformers
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.inputs import Batch, Inputs, LossSegment, ProcessorFiles
+from peftlab.tasks.inputs.packing import pack_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MASK = "attention_mask"
+
+
+class TextInputs(Inputs):
+    """Text for tasks that need to know which word a token belongs to: every word is tokenized after a space."""
+
+    add_prefix_space: ClassVar[bool] = True
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, files: ProcessorFiles, *, trust_remote_code: bool = False) -> Self:
+        """Load the tokenizer; see `load_tokenizer`."""
+        prefixed = cls.add_prefix_space
+        return cls(load_tokenizer(files, trust_remote_code=trust_remote_code, add_prefix_space=prefixed))
+
+    @classmethod
+    def from_loaded(cls, other: Inputs) -> Self | None:
+        """See `Inputs.from_loaded`."""
+        same = isinstance(other, TextInputs) and other.add_prefix_space == cls.add_prefix_space
+        return cls(other.processor) if same else None
+
+    @property
+    def processor(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer."""
+        return self.tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """See `tokenizer_hash`."""
+        return tokenizer_hash(self.tokenizer)
+
+    @property
+    def cache_key(self) -> list[Any]:
+        """What else a tokenizer's output depends on."""
+        tokenizer = self.tokenizer
+        rules = [type(tokenizer).__name__, tokenizer.truncation_side, tokenizer.model_input_names]
+        return [*super().cache_key, *rules, tokenizer.special_tokens_map]
+
+    def max_length(self, model: "PreTrainedModel") -> int:
+        """The longest input in tokens: the tokenizer's limit, or else the positions of the model."""
+        config = model.config
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if positions:
+            positions -= _unused_positions(model)
+        return min(limit for limit in (self.tokenizer.model_max_length, positions) if limit)
+
+    def pad(self, features: Sequence[Feature], side: Literal["left", "right"] | None = None) -> Batch:
+        """Pad token ids and masks, each (batch, tokens), on the tokenizer's own side unless `side` is given."""
+        inputs = [feature.inputs for feature in features]
+        return dict(cast(Any, self.tokenizer.pad(inputs, return_tensors="pt", padding_side=side)))
+
+    def mask(self, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        """The attention mask, (batch, tokens)."""
+        return batch[MASK]
+
+    def probe(self, model: "PreTrainedModel", rows: int, length: int) -> Batch:
+        """Ones as token ids, (rows, length), also for a decoder if there is one."""
+        tokens = torch.ones((rows, length), dtype=torch.long, device=model.device)
+        decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+        return {"input_ids": tokens, MASK: tokens, **decoder}
+
+    def pack(self, features: Sequence[Feature], length: int) -> Batch:
+        """Put several texts into each row; see `pack_tokens`."""
+        return pack_tokens(features, length, cast(int, self.tokenizer.pad_token_id or 0))
+
+    def stream_decoder(self) -> Any:
+        """A `TextIteratorStreamer` without prompt and special tokens."""
+        return transformers.TextIteratorStreamer(cast(Any, self.tokenizer), skip_prompt=True, skip_special_tokens=True)
+
+    def loss_segments(self, feature: Feature) -> Iterator[LossSegment]:
+        """The text of neighboring tokens that are all in the loss or all not."""
+        for in_loss, group in groupby(self.loss_mask(feature), lambda token: token[1]):
+            tokens = [token for token, _ in group]
+            yield LossSegment(str(self.tokenizer.decode(tokens)), len(tokens), in_loss)
+
+    def loss_mask(self, feature: Feature) -> list[tuple[int, bool]]:
+        """The token ids of a feature with token labels, each with whether it is in the loss."""
+        tokens = feature.inputs["input_ids"]
+        return [(token, label != IGNORED) for token, label in zip(tokens, feature.labels, strict=True)]
+
+
+class PlainTextInputs(TextInputs):
+    """Text that is tokenized exactly as it is, for language models."""
+
+    add_prefix_space = False
+
+
+def load_tokenizer(
+    files: ProcessorFiles, *, trust_remote_code: bool = False, add_prefix_space: bool = True
+) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a base model; with `add_prefix_space` it takes text that is already split into words.
+
+    Raises:
+        IntegrityError: it is not a fast tokenizer; only these know which word a token belongs to.
+    """
+    load = transformers.AutoTokenizer.from_pretrained
+    tokenizer = load(files.folder, trust_remote_code=trust_remote_code)
+    if add_prefix_space and getattr(tokenizer, "add_prefix_space", None) is False:
+        tokenizer = load(files.folder, trust_remote_code=trust_remote_code, add_prefix_space=True)
+    if tokenizer.is_fast and add_prefix_space:
+        _add_prefix_space(tokenizer)
+    tokenizer.truncation_side = "right"  # the ledger counts what truncation at the end loses
+    if tokenizer.pad_token is None or not _has_embedding(tokenizer.pad_token_id, files):
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2, Llama: padding is masked out, so any token will do
+    if not tokenizer.is_fast:
+        raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _has_embedding(token: Any, files: ProcessorFiles) -> bool:
+    """Whether the base model has an embedding for a token; one that a tokenizer's class adds may have none."""
+    return bool(token < files.config.get("vocab_size", math.inf))
+
+
+def _add_prefix_space(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Set the option in byte-level BPE (RoBERTa, GPT-2, ModernBERT): some tokenizers ignore it when they are loaded."""
+    pre_tokenizers = tokenizers.pre_tokenizers
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    parts: Any = pre_tokenizer if isinstance(pre_tokenizer, pre_tokenizers.Sequence) else [pre_tokenizer]
+    for part in parts:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = True
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The sha256 of a tokenizer's vocabulary and rules.
+
+    It depends neither on what was padded or truncated before nor on `add_prefix_space`.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_with_prefix_space)
+    for setting in ("truncation", "padding"):
+        rules.pop(setting, None)
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _with_prefix_space(rule: dict[str, Any]) -> dict[str, Any]:
+    return rule | ({"add_prefix_space": True} if "add_prefix_space" in rule else {})
+
+
+def _unused_positions(model: "PreTrainedModel") -> int:
+    """RoBERTa and its relatives count positions from the one after padding's, so the first few are never used."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else padding + 1
+    return 0
