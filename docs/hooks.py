@@ -192,15 +192,24 @@ def _default(model: dict[str, Any], name: str) -> str:
     default = model["properties"][name].get("default")
     if isinstance(default, dict) and default:
         return "see its keys"
-    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+    return _value(default)
 
 
 def _meaning(field: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """What a key means; of a section inside a section, its own keys as well."""
+    """What a key means, and its values where they are listed; of a section inside a section, its keys as well."""
+    choices = [value for option in [field, *field.get("anyOf", [])] for value in option.get("enum", [])]
     inner = [definitions[found.rpartition("/")[2]] for found in _references(field)]
     keys = [name for model in inner for name in model.get("properties", {})]
-    inside = f" Keys: {', '.join(f'`{key}`' for key in keys)}." if keys else ""
-    return _cell(field.get("description", "") + inside)
+    parts = [field.get("description", ""), _listed("One of", choices), _listed("Keys:", keys)]
+    return _cell(" ".join(part for part in parts if part))
+
+
+def _listed(title: str, values: list[Any]) -> str:
+    return f"{title} {', '.join(map(_value, values))}." if values else ""
+
+
+def _value(value: Any) -> str:
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def decisions() -> str:
