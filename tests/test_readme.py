@@ -181,7 +181,7 @@ def test_rows_are_read_by_their_task(shown, tmp_path):
     write_recipe_with(tmp_path, {"task": {"type": shown.task, **multi_label}, "data": data})
     with ErrorCollector() as errors:
         recipe = read_recipe(tmp_path / "recipe.yaml", None, errors)
-        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
         _, examples, _ = build_task(recipe.task, rows, errors)
     assert len(examples["train"]) == len(shown.lines.splitlines())
 

@@ -36,7 +36,7 @@ def recipe(request):
 
 def examples_of(recipe):
     with ErrorCollector() as errors:
-        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
         return build_task(recipe.task, rows, errors)[1]
 
 
@@ -117,7 +117,7 @@ def test_a_shipped_adapter_is_whole_and_as_its_recipe_says(name):
     manifest = Store(ROOT / "adapters").verify(name).manifest
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
     with ErrorCollector() as errors:
-        rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+        rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
     assert manifest.data.sha256 == rows.content_hash
     assert manifest.base.model == recipe.base.model
     told = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))

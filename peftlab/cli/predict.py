@@ -193,7 +193,7 @@ def _read_rows_by_column(
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
     """Read the rows of a file with the names of their adapters, and the tasks of these adapters by name."""
     named = read_adapter_rows(
-        _data_section(file, data_format, columns), file, by, errors, find=Store(store).resolve_version
+        _data_section(file, data_format, columns), file, by, errors, resolve=Store(store).resolve_version
     )
     return list(named), resolve_tasks(list(dict.fromkeys(name for name, _ in named)), store)
 

@@ -1,4 +1,4 @@
-"""Files or the Hub → rows: one reader per format, splits given or carved, a content hash, and a ledger of losses."""
+"""Read files or datasets into rows: one reader per format, splits, a content hash, and a ledger of what was lost."""
 
 from peftlab.data.ledger import Ledger
 from peftlab.data.loading import load_rows

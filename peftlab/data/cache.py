@@ -1,4 +1,4 @@
-"""The cache folder: what is worth remembering between runs, and never worth failing for."""
+"""Files that are kept between runs. Caching is best effort: a cache that cannot be written causes no error."""
 
 import os
 import threading
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$PEFTLAB_CACHE`, or else `~/.cache/peftlab`; it may not be there yet."""
+    """`$PEFTLAB_CACHE`, or else `~/.cache/peftlab`. It may not exist yet."""
     return Path(os.environ.get("PEFTLAB_CACHE", "~/.cache/peftlab")).expanduser()
 
 
 def read_cache(name: str) -> bytes | None:
-    """What was remembered under a name; None if nothing was, or it cannot be read. Using it keeps it young."""
+    """The content of a cache file, or None if it is missing or unreadable. Reading marks the file as recently used."""
     file = cache_folder() / name
     try:
         content = file.read_bytes()
@@ -24,24 +24,24 @@ def read_cache(name: str) -> bytes | None:
 
 
 def write_cache(name: str, content: bytes) -> None:
-    """Write a cache file, whole or not at all; best effort: without a writable cache the work is only done again."""
+    """Write a cache file atomically. If the folder is not writable, nothing is written."""
     file = cache_folder() / name
-    draft = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
+    temporary = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_bytes(content)
-            draft.replace(file)
+            temporary.write_bytes(content)
+            temporary.replace(file)
         finally:
-            draft.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def evict_oldest(subfolder: str, limit: int) -> None:
-    """Delete the files of a subfolder that were used longest ago, until the others hold at most `limit` bytes."""
-    with suppress(OSError):  # another run may be at the same work
+    """Delete the least recently used files of a subfolder until the rest take at most `limit` bytes."""
+    with suppress(OSError):  # another run may delete the same files
         files = [(path.stat(), path) for path in (cache_folder() / subfolder).iterdir()]
-        held = 0
+        total = 0
         for stat, path in sorted(files, key=lambda item: item[0].st_mtime, reverse=True):
-            held += stat.st_size
-            if held > limit:
+            total += stat.st_size
+            if total > limit:
                 path.unlink()

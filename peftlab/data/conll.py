@@ -1,7 +1,7 @@
 """CoNLL files: one token a line with its tag in the last column, a blank line between sentences.
 
-Columns are separated by tabs, or else by spaces. `-DOCSTART-` lines separate documents and hold no token. Before the
-first token of a sentence, a line such as `# label = founded` gives the row another field, as CoNLL-U has it.
+Columns are separated by tabs, or else by spaces. `-DOCSTART-` lines separate documents and hold no token. A line such
+as `# label = founded` before the first token of a sentence adds a field to its row, as in CoNLL-U.
 """
 
 import re
@@ -14,7 +14,7 @@ _FIELD = re.compile(r"#\s*(\w+)\s*=\s*(.*\S)\s*")
 
 
 def read_conll(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows with `tokens` and `tags`; a row's place is the line of its first token."""
+    """Rows with `tokens` and `tags`; `where` is the line of its first token."""
     fields: dict[str, str] = {}
     tokens: list[str] = []
     tags: list[str] = []
@@ -41,7 +41,7 @@ def read_conll(path: Path, encoding: str, header: Sequence[str] | None) -> Itera
 
 
 def split_columns(line: str) -> list[str]:
-    """The columns of one line: by tabs where it has any, otherwise by spaces."""
+    """Split a line into columns at its tabs, or at spaces if it has no tab."""
     line = line.rstrip("\r\n")
     columns = line.split("\t") if "\t" in line.strip() else line.split()
     return [column.strip() for column in columns if column.strip()]

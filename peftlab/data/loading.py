@@ -1,4 +1,4 @@
-"""The data section of a recipe → rows of every split."""
+"""Read the rows of every split that the data section of a recipe names."""
 
 import codecs
 import json
@@ -19,7 +19,7 @@ from peftlab.errors import ErrorCollector, NotFoundError, suggest
 from peftlab.recipe import DataSection
 
 Reader = Callable[[Path, str, Sequence[str] | None], Iterator[Row | RowError]]
-"""Path, encoding and, for tables without a header line, column names → rows."""
+"""Takes a path, an encoding and, for tables without a header line, column names; gives rows."""
 
 FORMATS: dict[str, Reader] = {
     "jsonl": read_jsonl,
@@ -33,7 +33,7 @@ FORMATS: dict[str, Reader] = {
     "tsv": read_tsv,
     "parquet": read_parquet,
 }
-ENDINGS = {
+FORMAT_BY_SUFFIX = {
     ".jsonl": "jsonl",
     ".conll": "conll",
     ".iob": "conll",
@@ -41,78 +41,80 @@ ENDINGS = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-SHOWN_PER_SPLIT = 5
-_PLACED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
+MAX_ISSUES_PER_SPLIT = 5
+_LOCATED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
-def load_rows(section: DataSection, errors: ErrorCollector, *, plain: bool = False) -> DataSplits:
-    """Rows of each split, read or carved; what cannot be read is added to `errors`.
+def load_rows(section: DataSection, errors: ErrorCollector, *, plain_text: bool = False) -> DataSplits:
+    """Read the rows of each split, or split them off the training rows. Unreadable rows are added to `errors`.
 
-    With `plain`, files that are no tables hold text as it stands, and not markup.
+    With `plain_text`, a file that is not a table holds plain text instead of markup.
     """
-    named = {name: getattr(section, name) for name in ("train", "validation", "test")}
+    sources = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
-        name: read_split(section, source, errors, key=f"data.{name}", plain=plain)
-        for name, source in named.items()
+        name: read_split(section, source, errors, key=f"data.{name}", plain_text=plain_text)
+        for name, source in sources.items()
         if isinstance(source, str)
     }
-    shares = {name: share for name, share in named.items() if isinstance(share, float)}
-    splits = _carve(splits, shares, section.seed, errors)
-    return DataSplits({name: splits[name] for name in named if name in splits})
+    fractions = {name: fraction for name, fraction in sources.items() if isinstance(fraction, float)}
+    splits = _split_off_fractions(splits, fractions, section.seed, errors)
+    return DataSplits({name: splits[name] for name in sources if name in splits})
 
 
-def detect_format(path: Path, encoding: str = "utf-8-sig", *, plain: bool = False) -> str:
-    """The format by the file's ending, or else by its first lines: JSON, token-and-tag columns, or markup.
+def detect_format(path: Path, encoding: str = "utf-8-sig", *, plain_text: bool = False) -> str:
+    """Detect the format by the file's suffix, or else by its first lines: JSON, columns of tokens and tags, or markup.
 
-    Of `plain` text, lines are neither tagged nor marked up.
+    With `plain_text`, the last two are not considered.
     """
-    ending = path.suffix.lower()
-    if ending in ENDINGS:
-        return ENDINGS[ending]
+    suffix = path.suffix.lower()
+    if suffix in FORMAT_BY_SUFFIX:
+        return FORMAT_BY_SUFFIX[suffix]
     with path.open(encoding=encoding) as file:
         lines = [line for line, _ in zip((line for line in file if line.strip()), range(20), strict=False)]
-    if ending == ".json":
-        return _guess_json(lines)
+    if suffix == ".json":
+        return _detect_json_format(lines)
     if lines and all(line.lstrip().startswith("{") for line in lines):
         return "jsonl"
-    if plain and ending != ".tsv":
+    if plain_text and suffix != ".tsv":
         return "text"
     last_columns = [split_columns(line)[-1] for line in lines]
     tagged = sum(tag == "O" or tag[1:2] == "-" for tag in last_columns)
-    untagged = "tsv" if ending == ".tsv" else "markup"
+    untagged = "tsv" if suffix == ".tsv" else "markup"
     return "conll" if tagged > len(lines) / 2 else untagged
 
 
-def _guess_json(lines: list[str]) -> str:
-    """What a .json file is: a list of objects, an object a line in spite of its ending, or SQuAD's nesting."""
+def _detect_json_format(lines: list[str]) -> str:
+    """The format of a .json file: a list of objects, one object per line in spite of its suffix, or SQuAD's."""
     if not lines or not lines[0].lstrip().startswith("{"):
         return "json"
     try:
         first = json.loads(lines[0])
     except json.JSONDecodeError:
-        return "squad"  # written over several lines
+        return "squad"  # the object takes several lines
     return "squad" if "data" in first else "jsonl"
 
 
-def read_split(section: DataSection, source: str, errors: ErrorCollector, *, key: str, plain: bool = False) -> Split:
-    """The rows of one file or dataset split, their columns under our names; problems are told at the recipe's `key`.
+def read_split(
+    section: DataSection, source: str, errors: ErrorCollector, *, key: str, plain_text: bool = False
+) -> Split:
+    """Read the rows of one file or dataset split and rename their columns. Issues are recorded at the recipe's `key`.
 
-    `plain` is as for `load_rows`.
+    `plain_text` is as in `load_rows`.
     """
     found = (
         _read_dataset(section, key, source, errors)
         if section.dataset
-        else _read_file(section, key, source, errors, plain=plain)
+        else _read_file(section, key, source, errors, plain_text=plain_text)
     )
     add_row_errors([error for error in found or () if isinstance(error, RowError)], errors)
     if found is not None and not found:
         errors.add(f"{source} holds no rows.", key=key)
     rows = [row for row in found or () if isinstance(row, Row)]
-    return Split(_rename_columns(rows, section.columns, errors), _shown_source(section, source))
+    return Split(_rename_columns(rows, section.columns, errors), _display_source(section, source))
 
 
-def _shown_source(section: DataSection, source: str) -> str:
-    """Where rows came from, without the folders of this machine: it is published with the adapter."""
+def _display_source(section: DataSection, source: str) -> str:
+    """The source without the folders of this machine, because it is published with the adapter."""
     if not section.dataset:
         return Path(source).name
     dataset = Path(section.dataset)
@@ -120,27 +122,27 @@ def _shown_source(section: DataSection, source: str) -> str:
 
 
 def add_row_errors(row_errors: Iterable[RowError], errors: ErrorCollector) -> None:
-    """Tell the first few broken rows whole, and the number of the others."""
+    """Record the first few row errors, and the number of the rest."""
     messages = [str(error) for error in row_errors]
-    for message in messages[:SHOWN_PER_SPLIT]:
-        placed = _PLACED.fullmatch(message)
-        errors.add(placed["said"] if placed else message, where=placed["where"] if placed else "")
-    if len(messages) > SHOWN_PER_SPLIT:
-        errors.add(f"… and {len(messages) - SHOWN_PER_SPLIT} more rows like these.")
+    for message in messages[:MAX_ISSUES_PER_SPLIT]:
+        located = _LOCATED.fullmatch(message)
+        errors.add(located["said"] if located else message, where=located["where"] if located else "")
+    if len(messages) > MAX_ISSUES_PER_SPLIT:
+        errors.add(f"… and {len(messages) - MAX_ISSUES_PER_SPLIT} more rows like these.")
 
 
 def add_invalid_rows(broken: Sequence[tuple[str, str]], errors: ErrorCollector, *, read: int) -> None:
-    """Tell (place, what is wrong) of some of the rows `read`: once, if it is the same with every one of them."""
+    """Record the `broken` rows, (where, message) each; one issue stands for all if all rows `read` have the same."""
     if read == len(broken) > 1 and len({message for _, message in broken}) == 1:
-        _add_once(*broken[0], errors)
+        _add_common_issue(*broken[0], errors)
     else:
         add_row_errors([RowError(f"{where}: {message}") for where, message in broken], errors)
 
 
-def _add_once(where: str, message: str, errors: ErrorCollector) -> None:
-    """Something wrong with every row, such as a column's name: told once a file, however it is carved into splits."""
+def _add_common_issue(where: str, message: str, errors: ErrorCollector) -> None:
+    """Record an issue that every row has, such as a wrong column name, once per file and not once per split."""
     file = where.rpartition(":")[0]
-    if not any(told.message == message and told.where.startswith(file) for told in errors.issues):
+    if not any(issue.message == message and issue.where.startswith(file) for issue in errors.issues):
         errors.add(message, where=f"{where} and every other row")
 
 
@@ -153,7 +155,7 @@ def _read_dataset(section: DataSection, key: str, split: str, errors: ErrorColle
 
 
 def _read_file(
-    section: DataSection, key: str, source: str, errors: ErrorCollector, *, plain: bool
+    section: DataSection, key: str, source: str, errors: ErrorCollector, *, plain_text: bool
 ) -> list[Row | RowError] | None:
     path = Path(source)
     if path.is_dir():
@@ -161,19 +163,23 @@ def _read_file(
         return None
     try:
         name = codecs.lookup(section.encoding).name
-        encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a mark
+        encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a byte order mark
         if pair := parallel_paths(path):
             return list(read_parallel(pair, encoding))
-        kind = detect_format(path, encoding, plain=plain) if section.format == "auto" else section.format
-        return list(FORMATS[kind](path, encoding, section.header))
+        format_name = (
+            detect_format(path, encoding, plain_text=plain_text) if section.format == "auto" else section.format
+        )
+        return list(FORMATS[format_name](path, encoding, section.header))
     except FileNotFoundError as error:
         path = Path(error.filename or path)
-        beside = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
-        hint = suggest(path.name, beside, what="Files there") if beside else f"There is no folder {path.parent}."
+        siblings = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = suggest(path.name, siblings, what="Files there") if siblings else f"There is no folder {path.parent}."
         errors.add(f"no such file: {path}.", key=key, hint=hint)
     except UnicodeError:
         hint = "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
-        errors.add(f"{path} is not {section.encoding} text{_first_wrong(path, section.encoding)}.", key=key, hint=hint)
+        errors.add(
+            f"{path} is not {section.encoding} text{_describe_bad_byte(path, section.encoding)}.", key=key, hint=hint
+        )
     except LookupError:
         errors.add(f"unknown encoding '{section.encoding}'.", key="data.encoding", hint="utf-8 fits most files.")
     except OSError as error:
@@ -181,55 +187,57 @@ def _read_file(
     return None
 
 
-def _first_wrong(path: Path, encoding: str) -> str:
-    """Which byte of the file is none; a file read in pieces tells only where in its piece."""
+def _describe_bad_byte(path: Path, encoding: str) -> str:
+    """The position of the first undecodable byte, as text; decoding in chunks gives only the position in a chunk."""
     try:
         path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
         return f" (byte {error.start})"
     except UnicodeError:
-        pass  # a codec that does not say where
+        pass  # this codec does not report a position
     return ""
 
 
 def _rename_columns(rows: list[Row], columns: dict[str, str], errors: ErrorCollector) -> list[Row]:
-    """Give the columns our names; a name that no row has is a problem."""
+    """Rename the columns to peftlab's names. A name that no row has is recorded in `errors`."""
     if not (rows and columns):
         return rows
-    present = set().union(*(_nested_names(row.fields) for row in rows))
+    present = set().union(*(_flatten_columns(row.fields) for row in rows))
     for ours, theirs in columns.items():
         if theirs not in present:
             hint = suggest(theirs, present, what="Columns there")
             errors.add(f"no column '{theirs}' in {rows[0].where}.", key=f"data.columns.{ours}", hint=hint)
-    return [Row(_renamed(row.fields, columns), row.where) for row in rows]
+    return [Row(_rename_fields(row.fields, columns), row.where) for row in rows]
 
 
-def _renamed(fields: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """Columns inside a column are named by both, as in `translation.de`."""
-    within = _nested_names(fields)
-    kept = {name: value for name, value in fields.items() if name not in columns.values()}
-    return kept | {ours: within[theirs] for ours, theirs in columns.items() if theirs in within}
+def _rename_fields(fields: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Rename the fields of one row; `translation.de` is the column `de` inside the column `translation`."""
+    flat = _flatten_columns(fields)
+    remaining = {name: value for name, value in fields.items() if name not in columns.values()}
+    return remaining | {ours: flat[theirs] for ours, theirs in columns.items() if theirs in flat}
 
 
-def _nested_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """The columns, and those inside them by dotted names."""
-    holders = {name: held for name, held in fields.items() if isinstance(held, dict)}
-    return fields | {f"{name}.{inner}": value for name, held in holders.items() for inner, value in held.items()}
+def _flatten_columns(fields: dict[str, Any]) -> dict[str, Any]:
+    """The columns, and the columns inside them by dotted names."""
+    holders = {name: content for name, content in fields.items() if isinstance(content, dict)}
+    return fields | {f"{name}.{inner}": value for name, content in holders.items() for inner, value in content.items()}
 
 
-def _carve(splits: dict[str, Split], shares: dict[str, float], seed: int, errors: ErrorCollector) -> dict[str, Split]:
-    """Take the given shares out of the training rows, at random but the same for a seed; order is kept."""
-    if not shares or not splits["train"].rows:
+def _split_off_fractions(
+    splits: dict[str, Split], fractions: dict[str, float], seed: int, errors: ErrorCollector
+) -> dict[str, Split]:
+    """Split the given fractions off the training rows, at random by `seed`. Each split keeps the order of the rows."""
+    if not fractions or not splits["train"].rows:
         return splits
     rows = splits["train"].rows
     order = random.Random(seed).sample(range(len(rows)), len(rows))
-    carved, taken = dict(splits), 0
-    for name, share in shares.items():
-        count = max(1, round(share * len(rows)))
-        chosen = sorted(order[taken : taken + count])
-        carved[name] = Split([rows[i] for i in chosen], f"{share:.0%} of the training rows, seed {seed}")
-        taken += count
-    if taken >= len(rows):
-        errors.add(f"the shares of {' and '.join(shares)} leave no training rows.", key="data")
-    carved["train"] = Split([rows[i] for i in sorted(order[taken:])], splits["train"].source)
-    return carved
+    new_splits, num_taken = dict(splits), 0
+    for name, fraction in fractions.items():
+        count = max(1, round(fraction * len(rows)))
+        indices = sorted(order[num_taken : num_taken + count])
+        new_splits[name] = Split([rows[i] for i in indices], f"{fraction:.0%} of the training rows, seed {seed}")
+        num_taken += count
+    if num_taken >= len(rows):
+        errors.add(f"the shares of {' and '.join(fractions)} leave no training rows.", key="data")
+    new_splits["train"] = Split([rows[i] for i in sorted(order[num_taken:])], splits["train"].source)
+    return new_splits

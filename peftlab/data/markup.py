@@ -1,6 +1,6 @@
 r"""Inline markup that anyone can write by hand: `[Ada Lovelace](PER) lived in [London](LOC).`, one row a line.
 
-A bracket that is only a bracket is written `\[` or `\]`, a backslash `\\`. Blank lines are passed over.
+Write a bracket of the text as `\[` or `\]`, a backslash as `\\`. Blank lines are skipped.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from peftlab.data.rows import Row, RowError
 
-_PIECE = re.compile(
+_MARKUP = re.compile(
     r"\\(?P<escaped>[\[\]\\])|\[(?P<entity>(?:[^\[\]\\]|\\[\[\]\\])+)\]\((?P<label>[^()\s]+)\)|(?P<bare>[\[\]])"
 )
 
@@ -20,10 +20,10 @@ def read_markup(path: Path, encoding: str, header: Sequence[str] | None) -> Iter
     with path.open(encoding=encoding) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parsed(line.rstrip("\r\n"), f"{path}:{number}")
+                yield _parse_line(line.rstrip("\r\n"), f"{path}:{number}")
 
 
-def _parsed(line: str, where: str) -> Row | RowError:
+def _parse_line(line: str, where: str) -> Row | RowError:
     try:
         text, entities = parse_markup(line)
     except RowError as error:
@@ -32,29 +32,29 @@ def _parsed(line: str, where: str) -> Row | RowError:
 
 
 def parse_markup(line: str) -> tuple[str, list[dict[str, Any]]]:
-    """One line of markup → its plain text and the entities in it.
+    """Parse one line of markup into its plain text and the entities in it.
 
     Raises:
-        RowError: a bracket that is neither part of an entity nor escaped.
+        RowError: a bracket is neither part of an entity nor escaped.
     """
     text, entities, end = "", [], 0
-    for piece in _PIECE.finditer(line):
-        text += line[end : piece.start()]
-        end = piece.end()
-        if piece["bare"]:
+    for match in _MARKUP.finditer(line):
+        text += line[end : match.start()]
+        end = match.end()
+        if match["bare"]:
             raise RowError(
-                f"column {piece.start() + 1}: expected [words](LABEL), or \\{piece['bare']} for a bracket in the text, "
-                f"found '{line[piece.start() : piece.start() + 30]}'"
+                f"column {match.start() + 1}: expected [words](LABEL), or \\{match['bare']} for a bracket in the text, "
+                f"found '{line[match.start() : match.start() + 30]}'"
             )
-        words = piece["escaped"] or _unescape(piece["entity"])
-        if piece["label"]:
-            entities.append({"start": len(text), "end": len(text) + len(words), "label": piece["label"]})
+        words = match["escaped"] or _unescape(match["entity"])
+        if match["label"]:
+            entities.append({"start": len(text), "end": len(text) + len(words), "label": match["label"]})
         text += words
     return text + line[end:], entities
 
 
 def write_markup(text: str, entities: Iterable[tuple[int, int, str]]) -> str:
-    """The inverse of `parse_markup`, for (start, end, label) in order and without overlap."""
+    """The inverse of `parse_markup`; entities are (start, end, label), sorted and without overlap."""
     line, end = "", 0
     for start, stop, label in entities:
         line += f"{_escape(text[end:start])}[{_escape(text[start:stop])}]({label})"

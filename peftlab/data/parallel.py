@@ -1,4 +1,4 @@
-"""Two text files of which line n of one belongs to line n of the other, as translations are kept: `train.{en,de}`."""
+"""Parallel text files, as translations are stored: line n of one belongs to line n of the other, `train.{en,de}`."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ COLUMNS = ("text", "translation")
 
 
 def parallel_paths(path: Path) -> tuple[Path, Path] | None:
-    """The two files that a name with one pair of braces stands for, as in a shell; None for any other name."""
+    """The two files that a name with one pair of braces expands to, as in a shell; None for any other name."""
     found = _BRACES.search(path.name)
     if found is None:
         return None
@@ -22,7 +22,7 @@ def parallel_paths(path: Path) -> tuple[Path, Path] | None:
 
 
 def read_parallel(paths: tuple[Path, Path], encoding: str) -> Iterator[Row | RowError]:
-    """A row for each line, with `text` of the first file and `translation` of the second; blank pairs are left out."""
+    """One row per line: `text` from the first file, `translation` from the second. Pairs of blank lines are skipped."""
     first, second = paths
     with first.open(encoding=encoding) as texts, second.open(encoding=encoding) as translations:
         for number, pair in enumerate(zip_longest(texts, translations), start=1):

@@ -1,4 +1,4 @@
-"""Text as it stands: a row a line, or a row a paragraph. Blank lines stand between rows."""
+"""Plain text files: one row per line, or one row per paragraph. Blank lines separate rows."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -8,7 +8,7 @@ from peftlab.data.rows import Row, RowError
 
 
 def read_lines(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows with `text`, one a line."""
+    """Rows with `text`, one per line."""
     with path.open(encoding=encoding) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -16,7 +16,7 @@ def read_lines(path: Path, encoding: str, header: Sequence[str] | None) -> Itera
 
 
 def read_paragraphs(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows with `text`, one for all lines up to a blank one; line breaks inside are kept."""
+    """Rows with `text`, one per paragraph. A blank line ends it; line breaks inside are kept."""
     with path.open(encoding=encoding) as lines:
         for blank, group in groupby(enumerate(lines, start=1), lambda line: not line[1].strip()):
             if not blank:

@@ -1,4 +1,4 @@
-"""What every reader gives and every task takes."""
+"""The rows and splits that readers produce and tasks consume."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class RowError(ValueError):
-    """A row is not what its format or task expects; the message says what was expected."""
+    """A row does not fit its format or its task; the message says what was expected."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record as the file has it, and where: `file:line`, or `file row n` where lines have no meaning."""
+    """One record of a file. `where` is `file:line`, or `file row n` in a format without lines."""
 
     fields: dict[str, Any]
     where: str
@@ -22,7 +22,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split; `source` says where they came from, in words."""
+    """The rows of one split; `source` describes where they came from."""
 
     rows: list[Row]
     source: str
@@ -30,7 +30,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Every split by name: `train`, `validation`, and `test` where the recipe has one."""
+    """Every split by name: `train`, `validation`, and `test` if the recipe has one."""
 
     splits: dict[str, Split] = field(default_factory=dict)
 
@@ -39,7 +39,7 @@ class DataSplits:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over the fields of every row, in order: the same data under any path or file format hashes alike."""
+        """sha256 over the fields of every row, in order. Path and file format do not change it."""
         digest = hashlib.sha256()
         for name, split in self:
             digest.update(name.encode())

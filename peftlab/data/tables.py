@@ -1,4 +1,4 @@
-"""Tables: CSV and TSV by Python's own reader, which knows line numbers; Parquet and the Hub through `datasets`."""
+"""Tables: CSV and TSV by Python's `csv`, which gives line numbers; Parquet files and Hub datasets by `datasets`."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data.rows import Row, RowError
 from peftlab.errors import NotFoundError
+from peftlab.imports import datasets
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def read_csv(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows of a comma-separated file; its first line names the columns, unless `header` does. Cells are strings."""
+    """Rows of a comma-separated file. `header`, or else the first line, names the columns. Cells are strings."""
     with path.open(encoding=encoding, newline="") as lines:
-        yield from _table(path, csv.reader(lines, strict=True), header)
+        yield from _read_table(path, csv.reader(lines, strict=True), header)
 
 
 def read_tsv(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows of a tab-separated file, in which quotes are only quotes."""
+    """Rows of a tab-separated file. Quotes have no special meaning in it."""
     with path.open(encoding=encoding, newline="") as lines:
-        yield from _table(path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), header)
+        yield from _read_table(path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), header)
 
 
-def _table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Row | RowError]:
+def _read_table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Row | RowError]:
     names = list(header or [])
     line = 1
     try:
@@ -34,7 +35,7 @@ def _table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Ro
             elif not names:
                 names = [name.strip() for name in cells]
                 if len(set(names)) < len(names):
-                    yield RowError(f"{path}:{line}: expected names of columns, each once, found {', '.join(names)}")
+                    yield RowError(f"{path}:{line}: expected distinct column names, found {', '.join(names)}")
                     return
             elif len(cells) == len(names):
                 yield Row(dict(zip(names, cells, strict=True)), f"{path}:{line}")
@@ -46,15 +47,13 @@ def _table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Ro
 
 
 def read_parquet(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows of a Parquet file, which carries its own column names."""
-    from datasets import load_dataset
-
-    path.open("rb").close()  # an absent file is told as such
+    """Rows of a Parquet file, which has its own column names."""
+    path.open("rb").close()  # raises FileNotFoundError if it is missing
     try:
-        table = load_dataset("parquet", data_files=str(path), split="train")
-    except Exception as error:  # pyarrow and datasets each have their own types for "this is no table"
+        table = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    except Exception as error:  # pyarrow and datasets have many types for "not a table"
         if "corresponds to no data" not in str(error):
-            yield RowError(f"{path}: expected a Parquet table; {_reason(error.__cause__ or error)}")
+            yield RowError(f"{path}: expected a Parquet table; {_first_line(error.__cause__ or error)}")
         return
     yield from _table_rows(table, str(path))
 
@@ -65,35 +64,33 @@ def read_dataset(dataset: str, subset: str | None, split: str) -> Iterator[Row |
     Raises:
         NotFoundError: there is no such dataset, subset or split, or the Hub cannot be reached.
     """
-    from datasets import load_dataset
-
     try:
-        table = load_dataset(dataset, subset, split=split)
-    except Exception as error:  # datasets raises a dozen unrelated types for "it is not there"
-        raise NotFoundError(f"dataset '{dataset}', split '{split}' cannot be loaded: {_reason(error)}") from error
+        table = datasets.load_dataset(dataset, subset, split=split)
+    except Exception as error:  # datasets raises many unrelated types for "not found"
+        raise NotFoundError(f"dataset '{dataset}', split '{split}' cannot be loaded: {_first_line(error)}") from error
     yield from _table_rows(table, f"{dataset}/{split}")
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of a library's error, without its full stop."""
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, without the full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _table_rows(table: "Dataset", name: str) -> Iterator[Row | RowError]:
-    """Rows with class numbers turned into the names that the dataset carries for them."""
-    to_names = {column: names for column, kind in table.features.items() if (names := _class_names(kind))}
+    """Rows with class ids replaced by the class names of the dataset."""
+    to_names = {column: names for column, feature in table.features.items() if (names := _class_names(feature))}
     for number, fields in enumerate(table, start=1):
-        named = {column: _named(fields[column], names) for column, names in to_names.items()}
+        named = {column: _to_label_names(fields[column], names) for column, names in to_names.items()}
         yield Row({**fields, **named}, f"{name} row {number}")
 
 
-def _class_names(kind: Any) -> list[str] | None:
-    """Names of a ClassLabel column, or of a list of them."""
-    return getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel feature, or of a list of ClassLabels."""
+    return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
 
 
-def _named(value: Any, names: list[str]) -> Any:
-    """A class number → its name; -1 and null mean that there is none."""
+def _to_label_names(value: Any, names: list[str]) -> Any:
+    """Replace a class id, or each id of a list, by its name; -1 and null give None."""
     if isinstance(value, list):
-        return [_named(item, names) for item in value]
+        return [_to_label_names(item, names) for item in value]
     return None if value is None or value < 0 else names[value]

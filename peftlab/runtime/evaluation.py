@@ -80,7 +80,7 @@ def evaluate(
     bank = load(adapter, store=store, **serving)
     with ErrorCollector() as errors:
         plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
-        split = read_split(section, str(data), errors, key="", plain=plain)
+        split = read_split(section, str(data), errors, key="", plain_text=plain)
         rows = _labelled(bank.adapter(adapter), split, errors, called="the data")
     name = STACK_SEPARATOR.join(str(bank.adapter(part)) for part in adapter.split(STACK_SEPARATOR))
     return _scored(name, rows, bank.run(adapter, rows.examples, told), bank.notes)
@@ -119,7 +119,7 @@ def evaluate_mixed(
     """
     section, shelf = _section(data, data_format, columns, header, encoding), Store(store)
     with ErrorCollector() as errors:
-        named = read_adapter_rows(section, str(data), by, errors, find=shelf.resolve_version)
+        named = read_adapter_rows(section, str(data), by, errors, resolve=shelf.resolve_version)
         groups = _labelled_by_adapter(named, Path(data).name, shelf, errors)
     bank = load(*groups, store=store, **serving)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}

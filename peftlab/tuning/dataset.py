@@ -33,5 +33,5 @@ class EncodedDataset(TuningDataset):
 
 def load_dataset(recipe: Recipe, errors: ErrorCollector) -> TuningDataset:
     """Read the rows of a recipe, fit its task's labels, and parse each row; every mistake goes to `errors`."""
-    rows = load_rows(recipe.data, errors, plain=recipe.task.type in PLAIN_TEXT_TASKS)
+    rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
     return TuningDataset(rows, *build_task(recipe.task, rows, errors))

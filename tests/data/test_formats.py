@@ -466,4 +466,4 @@ def test_a_file_of_blank_lines_holds_no_rows(load, kind):
     ],
 )
 def test_for_tasks_on_plain_text_lines_are_neither_tagged_nor_marked_up(write, name, content, kind):
-    assert detect_format(write(name, content), plain=True) == kind
+    assert detect_format(write(name, content), plain_text=True) == kind
