@@ -1,5 +1,6 @@
 """The parts of a manifest, each a frozen and validated record; see manifest.py for the keys in the file."""
 
+import copy
 import json
 from typing import Annotated, Any, Self
 
@@ -8,7 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from peftlab.errors import IntegrityError
 from peftlab.recipe import Quantization
-from peftlab.tasks import Confusion, Scores, Task, task_description, task_from_manifest
+from peftlab.tasks import Confusion, Scores, Task, restore_task
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -48,7 +49,13 @@ class TaskInfo(ManifestPart):
     @classmethod
     def from_task(cls, task: Task) -> Self:
         """Describe a task that is ready to predict."""
-        return cls.model_validate_json(json.dumps(task_description(task)))
+        values = {
+            "type": task.type,
+            "labels": task.labels,
+            "head_labels": task.head_labels,
+            "auto_class": task.auto_class,
+        }
+        return cls.model_validate_json(json.dumps({**values, "options": task.options, "learned": task.state}))
 
     def build(self) -> Task:
         """Build the task.
@@ -57,7 +64,7 @@ class TaskInfo(ManifestPart):
             IntegrityError: this version of peftlab does not know the task, or the task has no such options.
         """
         try:
-            return task_from_manifest(self.to_dict())
+            return restore_task(self.type, self.labels, copy.deepcopy(self.options), copy.deepcopy(self.state))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise IntegrityError(f"the task '{self.type}' cannot be built from its manifest: {error}") from error
 

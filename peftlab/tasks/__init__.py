@@ -1,7 +1,7 @@
 """TASKS: what goes in and comes out. One file a task, one line here."""
 
 from peftlab.tasks.inputs.features import Feature
-from peftlab.tasks.registry import TASKS, build_task, read_examples, task_description, task_from_manifest
+from peftlab.tasks.registry import TASKS, build_task, read_examples, restore_task
 from peftlab.tasks.task import Confusion, Continuation, Example, ModelContext, Prediction, Scores, Task
 
 __all__ = [
@@ -16,6 +16,5 @@ __all__ = [
     "Task",
     "build_task",
     "read_examples",
-    "task_description",
-    "task_from_manifest",
+    "restore_task",
 ]

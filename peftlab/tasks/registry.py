@@ -1,6 +1,6 @@
 """The task section of a recipe + rows → a task with its labels, and every row read as an example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from peftlab.data import DataSplits, Ledger, Split
@@ -68,26 +68,14 @@ def read_examples(task: Task, split: Split, ledger: Ledger, errors: ErrorCollect
     return examples
 
 
-def task_description(task: Task) -> dict[str, Any]:
-    """What a manifest says of a task; the inverse of `task_from_manifest`."""
-    return {
-        "type": task.type,
-        "labels": task.labels,
-        "head_labels": task.head_labels,
-        "auto_class": task.auto_class,
-        "options": task.options,
-        "learned": task.state,
-    }
-
-
-def task_from_manifest(description: dict[str, Any]) -> Task:
-    """The task that an adapter's manifest describes.
+def restore_task(task_type: str, labels: Sequence[str], options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
+    """Build the task of a published adapter.
 
     Raises:
         IntegrityError: this version of peftlab does not know the task.
     """
-    if description["type"] not in TASKS:
-        raise IntegrityError(f"unknown task '{description['type']}'. {suggest(description['type'], TASKS)}")
-    task = TASKS[description["type"]](labels=description["labels"], **description.get("options", {}))
-    task.state |= description.get("learned", {})
+    if task_type not in TASKS:
+        raise IntegrityError(f"unknown task '{task_type}'. {suggest(task_type, TASKS)}")
+    task = TASKS[task_type](labels=list(labels), **options)
+    task.state |= state
     return task

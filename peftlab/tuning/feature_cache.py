@@ -12,7 +12,8 @@ import peftlab.tasks
 from peftlab.base import Base
 from peftlab.data.cache import evict_oldest, read_cache, write_cache
 from peftlab.imports import gc_disabled
-from peftlab.tasks import Feature, Task, task_description
+from peftlab.store import TaskInfo
+from peftlab.tasks import Feature, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 
 FOLDER = "features"
@@ -48,7 +49,7 @@ def _key(task: Task, examples: Sequence[Any], base: Base, max_length: int, train
         "versions": [importlib.metadata.version(name) for name in MADE_BY],
         "code": _code_hash(),
         "inputs": [base.inputs_fingerprint, *base.inputs.cache_key],
-        "task": task_description(task),
+        "task": TaskInfo.from_task(task).to_dict(),
         "max_length": max_length,
         "training": training,
     }

@@ -212,9 +212,9 @@ def test_a_label_that_the_adapter_does_not_know_is_told_with_its_line_and_the_ne
 def test_a_number_is_not_taken_for_the_place_of_a_label_that_is_a_number(tiny_base, tmp_path):
     """Stars 1 to 3: a row with 0 is unknown, not the first of them."""
     from peftlab.data import Row
-    from peftlab.tasks import task_from_manifest
+    from peftlab.tasks import restore_task
 
-    task = task_from_manifest({"type": "text-classification", "labels": ["1", "2", "3"], "options": {}})
+    task = restore_task("text-classification", ["1", "2", "3"], {}, {})
     assert task.read(Row({"text": "x", "label": 0}, "x")).labels == ("0",)
     assert task.read(Row({"text": "x", "label": 2}, "x")).labels == ("2",)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from peftlab.errors import IntegrityError
-from peftlab.store import DataInfo, ImportInfo, LedgerInfo, Manifest, StartInfo, Store
+from peftlab.store import DataInfo, ImportInfo, LedgerInfo, Manifest, StartInfo, Store, TaskInfo
 from peftlab.store.manifest import FORMAT, canonical_text
-from peftlab.tasks import Confusion, Scores, task_description
+from peftlab.tasks import Confusion, Scores
 from tests.store.example_manifest import example_manifest
 
 FORMAT_1_PATHS = sorted((Path(__file__).parents[2] / "adapters").glob("*/*/peftlab.json"))
@@ -81,7 +81,7 @@ def test_format_1_upgrade_keeps_every_field(path):
 @pytest.mark.parametrize("path", FORMAT_1_PATHS, ids=lambda path: path.parts[-3])
 def test_format_1_adapter_builds_task(path):
     adapter = Store(path.parents[2]).verify(f"{path.parts[-3]}@{path.parts[-2]}")
-    assert task_description(adapter.task) == values_of(path)["task"]
+    assert TaskInfo.from_task(adapter.task).to_dict() == values_of(path)["task"]
     assert adapter.manifest.files.keys() == {file.name for file in adapter.folder.iterdir()} - {"peftlab.json"}
 
 

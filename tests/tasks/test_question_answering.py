@@ -1,6 +1,5 @@
 import collections
 import itertools
-import json
 import math
 import random
 import re
@@ -14,7 +13,7 @@ from peftlab.base import BaseFiles
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks import task_description, task_from_manifest
+from peftlab.store import TaskInfo
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.question_answering import AnswerPrediction, Question, QuestionAnsweringTask
 from tests.architectures import build
@@ -404,7 +403,7 @@ def test_after_calibrating_f1_is_the_best_that_the_official_script_finds():
         fit_labels(task, *examples)
         told = task.calibrate(examples, predictions)
         assert task.score(examples, told).values["f1"] == pytest.approx(find_best_f1(examples, predictions), abs=1e-9)
-        again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+        again = TaskInfo.from_task(task).build()
         assert [again._decided(answer) for answer in predictions] == list(told)
 
 
@@ -463,6 +462,6 @@ def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on(
     for threshold in (None, -1.25):
         task = QuestionAnsweringTask(doc_stride=7, max_answer_length=3)
         task.state = {"null_threshold": threshold}
-        again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+        again = TaskInfo.from_task(task).build()
         assert again.options == {"doc_stride": 7, "max_answer_length": 3}
         assert (again.state, again.head_labels) == (task.state, ["start", "end"])

@@ -1,4 +1,3 @@
-import json
 import random
 import warnings
 
@@ -12,7 +11,7 @@ from peftlab.base import BaseFiles
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks import task_description, task_from_manifest
+from peftlab.store import TaskInfo
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.regression import NumberPrediction, RegressionTask, ScoredText
 
@@ -79,7 +78,7 @@ def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with
             "mean": np.mean(numbers), "deviation": np.std(numbers), "least": min(numbers), "most": max(numbers)
         }  # fmt: skip
         assert task.state == pytest.approx(expected, abs=1e-9)
-    again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+    again = TaskInfo.from_task(task).build()
     assert again.state == task.state
     assert again.head_labels == ["value"]
     assert f"logit × {task.state['deviation']:.6g} + {task.state['mean']:.6g}" in again.reading

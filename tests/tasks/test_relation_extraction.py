@@ -12,7 +12,7 @@ from peftlab.base import BaseFiles
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks import task_description, task_from_manifest
+from peftlab.store import TaskInfo
 from peftlab.tasks.inputs.entity_markers import MarkedText, Span, marked_text
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.relation_extraction import RelationExtractionTask, RelationPrediction, relation_of
@@ -181,7 +181,7 @@ def test_what_cannot_be_learned_is_told():
 def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
     task = RelationExtractionTask()
     fit_labels(task, train=["Other", "a(e1,e2)"])
-    again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+    again = TaskInfo.from_task(task).build()
     assert (again.labels, again.negative_label) == (["Other", "a(e1,e2)"], "Other")
 
 

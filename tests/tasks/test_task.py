@@ -17,7 +17,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.methods import create_peft_model
 from peftlab.recipe import BaseSection, Lora
-from peftlab.tasks import task_description, task_from_manifest
+from peftlab.store import TaskInfo
 from peftlab.tasks.inputs.text import load_tokenizer
 from peftlab.tasks.prediction import forward, predict_examples
 from peftlab.tasks.registry import TASKS
@@ -395,7 +395,7 @@ def test_adapters_beside_each_other_answer_as_plain_peft_does(architecture, tune
     bank = peftlab.load(*names, store=store, device="cpu")
     for name in [*names, *names[:1]]:
         task, (_, examples) = bank.task(name), case(TUNED[name])
-        assert task_description(task) == task_description(results[name].task)
+        assert TaskInfo.from_task(task) == TaskInfo.from_task(results[name].task)
         plain = plain_model(base, task, bank.adapter(name).folder)
         features = [
             feature

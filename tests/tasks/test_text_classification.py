@@ -1,4 +1,3 @@
-import json
 import random
 import warnings
 
@@ -13,7 +12,7 @@ from peftlab.base import BaseFiles
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks import task_description, task_from_manifest
+from peftlab.store import TaskInfo
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.labels.label_set import _by_value
 from peftlab.tasks.text_classification import ClassPrediction, LabelledText, TextClassificationTask
@@ -172,7 +171,7 @@ def test_rows_that_are_all_alike_cannot_be_learned_from(options, rows, message):
 
 def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
     task = TextClassificationTask(labels=["b", "a"], multi_label=True, threshold=0.3, class_weights="balanced")
-    again = task_from_manifest(json.loads(json.dumps(task_description(task))))
+    again = TaskInfo.from_task(task).build()
     assert (again.labels, again.multi_label, again.threshold) == (["b", "a"], True, 0.3)
     assert again.options == task.options
     assert (again.main_score, again.problem_type) == ("micro_f1", "multi_label_classification")

@@ -14,7 +14,7 @@ from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
-from peftlab.tasks import build_task, read_examples, task_from_manifest
+from peftlab.tasks import build_task, read_examples
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
 from peftlab.tasks.token_classification import EntityPrediction, TokenClassificationTask, split_into_windows
@@ -269,7 +269,7 @@ def test_a_task_is_built_with_its_labels_examples_and_ledgers():
 
 
 def test_a_task_comes_back_from_a_manifest_and_an_unknown_one_is_refused():
-    assert task_from_manifest({"type": "token-classification", "labels": ["PER"]}).head_labels == [
+    assert restore_task("token-classification", ["PER"], {}, {}).head_labels == [
         "O",
         "B-PER",
         "I-PER",
@@ -277,7 +277,7 @@ def test_a_task_comes_back_from_a_manifest_and_an_unknown_one_is_refused():
     with pytest.raises(
         IntegrityError, match=r"^unknown task 'token-clasification'. Did you mean 'token-classification'\?"
     ):
-        task_from_manifest({"type": "token-clasification", "labels": []})
+        restore_task("token-clasification", [], {}, {})
 
 
 # --- encode and decode
