@@ -232,7 +232,7 @@ def test_words_given_one_by_one_become_the_tokens_of_their_text(architecture, ba
 
 def test_a_model_that_knows_the_answer_scores_best(pair):
     name, task, examples, base = pair
-    task = task_from_manifest(task_description(task))
+    task = TaskInfo.from_task(task).build()
     encoded = [task.encode(example, base.inputs, MAX_LENGTH, training=False) for example in examples]
     if task.type != "relation-extraction":
         assert max(map(len, encoded)) > 1
