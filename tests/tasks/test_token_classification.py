@@ -14,7 +14,7 @@ from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
-from peftlab.tasks import build_task, read_examples
+from peftlab.tasks import build_task, read_examples, restore_task
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
 from peftlab.tasks.token_classification import EntityPrediction, TokenClassificationTask, split_into_windows
