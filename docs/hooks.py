@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 from peftlab.cli import cli
 from peftlab.cli.help_layout import Argument, Command, Group, exit_codes
 from peftlab.recipe import Recipe
+from peftlab.recipe.extended_schema import section_classes
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("benchmarks/results/*.md", "benchmarks/results/*.png", "recipes/data/README.md", "recipes/*.yaml")
@@ -212,6 +213,16 @@ def _value(value: Any) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
+def usual_learning_rates() -> str:
+    """A table of the learning rates that methods take if a recipe has none, from the schema."""
+    types_by_rate: dict[float, list[str]] = {}
+    for name, section in section_classes(Recipe.model_fields["method"]).items():
+        rate = section.model_validate({"type": name}).usual_learning_rate
+        types_by_rate.setdefault(rate, []).append(f"`{name}`")
+    rows = [(f"{rate:g}", ", ".join(types)) for rate, types in sorted(types_by_rate.items(), reverse=True)]
+    return _table(("learning rate", "methods"), rows)
+
+
 def decisions() -> str:
     """A list of all decisions, the newest first."""
     return "\n".join(f"- [{_title(page)}]({page.name})" for page in reversed(_decision_pages()))
@@ -229,5 +240,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "command line": command_line,
     "exit codes": exit_code_table,
     "recipe keys": recipe_keys,
+    "usual learning rates": usual_learning_rates,
     "decisions": decisions,
 }
