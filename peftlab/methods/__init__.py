@@ -3,6 +3,7 @@
 from peftlab.methods.registry import (
     METHODS,
     MethodRecord,
+    TrainingHooks,
     count_trainable_parameters,
     create_peft_model,
     method_info,
@@ -14,6 +15,7 @@ from peftlab.methods.registry import (
 __all__ = [
     "METHODS",
     "MethodRecord",
+    "TrainingHooks",
     "count_trainable_parameters",
     "create_peft_model",
     "method_info",

@@ -4,7 +4,11 @@
 Fields are PEFT's `LoraConfig` fields under their own names.
 """
 
+from typing import Any
+
+import torch
 from peft import LoraConfig
+from peft.optimizers import create_loraplus_optimizer
 
 from peftlab.base import Base
 from peftlab.errors import ErrorCollector
@@ -38,3 +42,23 @@ def lora_config(base: Base, section: Lora, task: Task) -> LoraConfig:
         alpha_pattern=section.alpha_pattern,
         trainable_token_indices=token_indices,
     )
+
+
+def loraplus_optimizer(
+    model: torch.nn.Module,
+    section: Lora,
+    optimizer_type: type[torch.optim.Optimizer],
+    settings: dict[str, Any],
+    weight_decay: float,
+) -> torch.optim.Optimizer | None:
+    """An optimizer with LoRA+'s learning rates for A and B; None where the recipe asks for the same rate."""
+    if section.loraplus_lr_ratio is None:
+        return None
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model,
+        optimizer_type,
+        loraplus_lr_ratio=section.loraplus_lr_ratio,
+        loraplus_weight_decay=weight_decay,
+        **settings,
+    )
+    return optimizer

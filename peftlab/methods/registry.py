@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from transformers import TrainerCallback
 
 from peftlab.base import Base
 from peftlab.errors import reraise_as_recipe_error
 from peftlab.methods.adalora import adalora_config
+from peftlab.methods.adalora_training import AdaLoraCallback, orthogonality_loss
 from peftlab.methods.bitfit import bitfit_config
 from peftlab.methods.bottleneck import bottleneck_config
 from peftlab.methods.full import full_config
@@ -17,7 +19,7 @@ from peftlab.methods.head import head_config
 from peftlab.methods.ia3 import ia3_config
 from peftlab.methods.last_layers import last_layers_config
 from peftlab.methods.ln_tuning import ln_tuning_config
-from peftlab.methods.lora import lora_config
+from peftlab.methods.lora import lora_config, loraplus_optimizer
 from peftlab.methods.peft_methods import peft_method_config
 from peftlab.methods.prefix import prefix_config
 from peftlab.methods.prompt import p_tuning_config, prompt_config
@@ -44,6 +46,18 @@ from peftlab.recipe import (
 from peftlab.tasks import Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingHooks:
+    """What a method adds to training besides its parameters; None where it adds nothing."""
+
+    callbacks: Callable[[PeftModel, Any, Callable[[str], None]], list[TrainerCallback]] | None = None
+    """(model, section, warn) → callbacks of Trainer; `warn` shows the user a sentence."""
+    loss: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None
+    """(model, section) → a term that is added to the loss of every batch."""
+    optimizer: Callable[..., torch.optim.Optimizer | None] | None = None
+    """(model, section, optimizer type, its settings, weight decay) → the optimizer; None takes Trainer's."""
+
+
 @dataclass(frozen=True)
 class MethodRecord:
     """All that peftlab knows of a method.
@@ -55,14 +69,19 @@ class MethodRecord:
 
     section: type[Method]
     build_config: Callable[[Base, Any, Task], PeftConfig]
+    training: TrainingHooks = TrainingHooks()
 
 
 METHODS: Registry[MethodRecord] = Registry(
     METHOD_PLUGINS,
     MethodRecord,
     {
-        "lora": MethodRecord(Lora, lora_config),
-        "adalora": MethodRecord(AdaLora, adalora_config),
+        "lora": MethodRecord(Lora, lora_config, TrainingHooks(optimizer=loraplus_optimizer)),
+        "adalora": MethodRecord(
+            AdaLora,
+            adalora_config,
+            TrainingHooks(callbacks=lambda *args: [AdaLoraCallback(*args)], loss=orthogonality_loss),
+        ),
         "bottleneck": MethodRecord(Bottleneck, bottleneck_config),
         "ia3": MethodRecord(Ia3, ia3_config),
         "prefix": MethodRecord(Prefix, prefix_config),

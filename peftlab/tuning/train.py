@@ -9,8 +9,7 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from peftlab.errors import TuningInterrupted
-from peftlab.recipe import AdaLora
-from peftlab.tuning.adalora import AdaLoraCallback
+from peftlab.methods import METHODS
 from peftlab.tuning.callbacks import EarlyStopping, ProgressReporter, StopOnSignal
 from peftlab.tuning.checkpoints import record_run, resume_hint
 from peftlab.tuning.distributed.backends import idle_gpus_warning, unshard
@@ -97,8 +96,9 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     callbacks: list[TrainerCallback] = [ProgressReporter(progress)]
     if run.recipe.training.early_stopping_patience:
         callbacks.append(EarlyStopping(run.recipe.training.early_stopping_patience))
-    if isinstance(method := run.recipe.method, AdaLora):
-        callbacks.append(AdaLoraCallback(run, method, progress))
+    method = run.recipe.method
+    if make_callbacks := METHODS[method.type].training.callbacks:
+        callbacks += make_callbacks(run.model, method, progress.warn)
     trainer = _trainer_class(run)(run, partial(evaluate_split, run, "validation"), folder, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer

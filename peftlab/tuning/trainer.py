@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
-from peftlab.recipe import AdaLora
+from peftlab.methods import METHODS
 from peftlab.tasks import Feature, Scores
-from peftlab.tuning.adalora import orthogonality_loss
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.distributed.backends import backend_arguments
 from peftlab.tuning.preference.reference import preserve_requires_grad
@@ -31,6 +29,7 @@ class TaskTrainer(Trainer):
 
     def __init__(self, run: Run, validate: Callable[[], Scores], folder: Path, **kwargs: Any) -> None:
         self.run, self.validate = run, validate
+        self.hooks = METHODS[run.recipe.method.type].training
         super().__init__(
             model=run.model,
             args=self.arguments(run, folder),
@@ -82,18 +81,16 @@ class TaskTrainer(Trainer):
         weight = inputs.pop(WEIGHT, 1.0)
         loss, output = self.mean_loss(model, inputs)
         loss = weight * loss
-        if isinstance(method := self.run.recipe.method, AdaLora):
-            loss = loss + method.orth_reg_weight * orthogonality_loss(self.run.model)
+        if self.hooks.loss:
+            loss = loss + self.hooks.loss(self.run.model, self.run.recipe.method)
         return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """With the learning rates of LoRA+ where the recipe asks for them; see `Trainer`."""
-        ratio = getattr(self.run.recipe.method, "loraplus_lr_ratio", None)
-        if ratio and self.optimizer is None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
-            decay = {"loraplus_weight_decay": self.args.weight_decay}
-            self.optimizer = create_loraplus_optimizer(
-                model or self.model, kind, loraplus_lr_ratio=ratio, **settings, **decay
+        """The method's own optimizer, if it has one; see `Trainer`."""
+        if self.hooks.optimizer and self.optimizer is None:
+            chosen = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            self.optimizer = self.hooks.optimizer(
+                model or self.model, self.run.recipe.method, *chosen, self.args.weight_decay
             )
         return super().create_optimizer(model)
 

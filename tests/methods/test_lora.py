@@ -7,9 +7,9 @@ from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from peftlab.errors import RecipeError, TuningInterrupted
+from peftlab.methods.adalora_training import STATE_FILE, average_rank, mean_orthogonality
 from peftlab.recipe import read_recipe
 from peftlab.tuning import Progress, tune
-from peftlab.tuning.adalora import STATE, average_rank, orthogonality_loss
 from peftlab.tuning.train import _trainer
 from tests.runs import Losses, prepared_run
 from tests.task_stores import recipe_for
@@ -112,10 +112,10 @@ def test_a_lost_state_is_said_on_resume(recipe, tmp_path):
     changes, heard = {"method": ADALORA}, Losses()
     with pytest.raises(TuningInterrupted):
         tune(recipe, overrides=changes, store=tmp_path / "store", progress=Listener(interrupt_at=4))
-    for file in (tmp_path / "store").rglob(STATE):
+    for file in (tmp_path / "store").rglob(STATE_FILE):
         file.unlink()
     tune(recipe, overrides=changes, store=tmp_path / "store", resume=True, progress=heard)
-    assert [told for told in heard.warnings if "is missing: which directions matter is learned anew" in told]
+    assert [told for told in heard.warnings if "is missing: the importance of directions is learned again" in told]
 
 
 def test_ranks_that_have_not_fallen_in_the_best_epoch_are_said(recipe, tmp_path):
@@ -143,5 +143,5 @@ def test_the_penalty_is_the_one_that_peft_adds_to_a_loss():
     with torch.no_grad():
         whole = model(input_ids=ids, labels=labels).loss
         bare = torch.nn.functional.cross_entropy(model(input_ids=ids).logits, labels)
-        torch.testing.assert_close(whole, bare + 0.5 * orthogonality_loss(model))
+        torch.testing.assert_close(whole, bare + 0.5 * mean_orthogonality(model))
     assert average_rank(model) == 0  # Λ begins as 0

@@ -1,10 +1,12 @@
-"""AdaLoRA's part of a run: after every step ranks are shared out anew, and the loss keeps directions orthogonal."""
+"""AdaLoRA's part of training: ranks are distributed again after every step, and a loss keeps directions orthogonal."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -12,36 +14,35 @@ from transformers import TrainerCallback
 
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import AdaLora
-from peftlab.tuning.progress import Progress
-from peftlab.tuning.run import Run
 
-STATE = "rank_allocation.safetensors"
+STATE_FILE = "rank_allocation.safetensors"
 MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Tells PEFT's AdaLoRA how many steps there are and each one that is done, and keeps its state in checkpoints.
+    """Calls PEFT's rank allocator after each step, and keeps its state in checkpoints.
 
-    Masked directions stay in the adapter as zeros: PEFT's own way, to cut them out on saving, makes a checkpoint that
-    training cannot go on from.
+    Masked directions stay in the adapter as zeros: PEFT itself removes them on saving, and training cannot resume from
+    such a checkpoint.
     """
 
-    def __init__(self, run: Run, section: AdaLora, progress: Progress) -> None:
-        self.tuner, self.section, self.progress = run.model.base_model, section, progress
-        self.config = run.model.peft_config["default"]
+    def __init__(self, model: PeftModel, section: AdaLora, warn: Callable[[str], None]) -> None:
+        self.tuner: Any = model.base_model
+        self.section, self.warn = section, warn
+        self.config: Any = model.peft_config["default"]
         self.pattern: dict[str, list[bool]] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Work out the schedule, and take up the state of the checkpoint that the run goes on from.
+        """Set the schedule, and restore the state of the checkpoint that the run resumes from.
 
         Raises:
-            RecipeError: there are no steps in which ranks could fall.
+            RecipeError: the schedule leaves no steps in which ranks could fall.
         """
-        self._schedule(state.max_steps)
+        self._set_schedule(state.max_steps)
         if state.global_step:
-            self._recall(_checkpoint(args, state) / STATE)
+            self._restore(_checkpoint(args, state) / STATE_FILE)
 
-    def _schedule(self, steps: int) -> None:
+    def _set_schedule(self, steps: int) -> None:
         first = steps // 10 if self.section.tinit is None else self.section.tinit
         last = 3 * steps // 10 if self.section.tfinal is None else self.section.tfinal
         with ErrorCollector() as errors:
@@ -51,38 +52,38 @@ class AdaLoraCallback(TrainerCallback):
         self.config.tinit, self.config.tfinal, self.config.total_step = first, last, steps
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step is done, its gradients still there."""
+        """Distribute the ranks while the step's gradients still exist."""
         self.config.rank_pattern = self.pattern
         self.tuner.update_and_allocate(state.global_step + 1)
         self.pattern, self.config.rank_pattern = self.config.rank_pattern, None
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Beside Trainer's files."""
-        moments = {f"{kind}/{name}": tensor for kind in MOMENTS for name, tensor in self._moments(kind).items()}
+        """Save the state beside Trainer's files."""
+        moments = {f"{moment}/{name}": tensor for moment in MOMENTS for name, tensor in self._moments(moment).items()}
         metadata = {"rank_pattern": json.dumps(self.pattern)}
-        save_file(moments, _checkpoint(args, state) / STATE, metadata=metadata)
+        save_file(moments, _checkpoint(args, state) / STATE_FILE, metadata=metadata)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say so where the best checkpoint is one from before ranks had fallen."""
+        """Warn where the best checkpoint is from before ranks had fallen."""
         if (rank := average_rank(self.tuner)) > self.config.target_r:
-            self.progress.warn(
+            self.warn(
                 f"the best epoch came before ranks had fallen: they are {rank:.1f} on average, not target_r: "
                 f"{self.config.target_r}."
             )
 
-    def _moments(self, kind: str) -> dict[str, Tensor]:
-        moments: dict[str, Tensor] = getattr(self.tuner.rankallocator, kind)
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        moments: dict[str, Tensor] = getattr(self.tuner.rankallocator, name)
         return moments
 
-    def _recall(self, file: Path) -> None:
+    def _restore(self, file: Path) -> None:
         if not file.is_file():
-            self.progress.warn(f"{file} is missing: which directions matter is learned anew from here on.")
+            self.warn(f"{file} is missing: the importance of directions is learned again from here on.")
             return
         with safe_open(file, framework="pt", device=str(self.tuner.device)) as state:
             self.pattern = json.loads(state.metadata()["rank_pattern"])
             for key in state.keys():  # noqa: SIM118  # it is no dictionary
-                kind, _, name = key.partition("/")
-                self._moments(kind)[name] = state.get_tensor(key)
+                moment, _, name = key.partition("/")
+                self._moments(moment)[name] = state.get_tensor(key)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
@@ -90,12 +91,17 @@ def _checkpoint(args: Any, state: Any) -> Path:
 
 
 def average_rank(model: torch.nn.Module) -> float:
-    """Directions that are not masked, a layer."""
+    """The average over layers of the number of directions that are not masked."""
     ranks = [int(p.count_nonzero()) for name, p in model.named_parameters() if ".lora_E." in name]
     return sum(ranks) / len(ranks)
 
 
-def orthogonality_loss(model: torch.nn.Module) -> Tensor:
+def orthogonality_loss(model: torch.nn.Module, section: AdaLora) -> Tensor:
+    """`mean_orthogonality` by the weight that the recipe gives it."""
+    return section.orth_reg_weight * mean_orthogonality(model)
+
+
+def mean_orthogonality(model: torch.nn.Module) -> Tensor:
     """‖P Pᵀ - I‖ of every P and Q, on average (equation 4 of the paper, with PEFT's norm)."""
     squares = [p @ p.T if ".lora_A." in name else p.T @ p for name, p in _directions(model)]
     return torch.stack([(s - torch.eye(len(s), device=s.device)).norm() for s in squares]).mean()
