@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from peftlab.base import load_base
 from peftlab.errors import ErrorCollector
 from peftlab.methods import create_peft_model
-from peftlab.recipe import BaseSection, MethodSection
+from peftlab.recipe import BaseSection, Method
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Manifest, ParameterCounts, Store, build_manifest
 from peftlab.tasks import ModelContext, Task
 from peftlab.tuning.publish import describe_base
@@ -20,7 +20,7 @@ STANDARD_DEVIATION = 0.02  # about that of trained weights
 
 
 def publish_random(
-    store: Store, names: Sequence[str], base_section: BaseSection, method: MethodSection, task: Task, seed: int = 0
+    store: Store, names: Sequence[str], base_section: BaseSection, method: Method, task: Task, seed: int = 0
 ) -> None:
     """Publish one adapter for each name; they differ only in their weights."""
     base = load_base(base_section, task, seed=seed, device="cpu")

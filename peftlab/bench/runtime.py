@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from operator import truediv
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from peftlab.base import find_base
 from peftlab.bench.processes import call_in_process
 from peftlab.errors import RecipeError, ValidationIssue
-from peftlab.recipe import BaseSection, MethodSection
+from peftlab.recipe import BaseSection, parse_method
 
 BASE_MODEL = "bare base"  # the key of the base model alone in --json and in result files
 WORKER = "peftlab.bench.runtime_worker"
@@ -77,7 +77,7 @@ def time_batches(
         rows, tokens: Shape of the batch.
         rounds: Number of measured batches of each setup, after two warm-up batches.
         precision: fp32 or bf16.
-        plain: Whether to measure plain PEFT too, which mixes adapters only for LoRA.
+        plain: Whether to measure plain PEFT too, where it can mix adapters of the method.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -85,8 +85,9 @@ def time_batches(
         RecipeError: the method section is wrong.
         PeftlabError: the process failed.
     """
-    sizes: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
     settings: dict[str, Any] = {**_check_settings(base, method), "device": device}
+    plain = plain and _is_mixed_by_peft(settings["method"])
+    sizes: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
     result = call_in_process(WORKER, "batch_times", **settings, **sizes, precision=precision)
     return [BatchTime(**fields) for fields in result.value]
 
@@ -127,10 +128,15 @@ def _check_settings(base: str, method: dict[str, Any] | None) -> dict[str, Any]:
     find_base(BaseSection(model=base))
     section = method or {"type": "lora", "r": 8}
     try:
-        TypeAdapter(MethodSection).validate_python(section)
+        parse_method(section)
     except ValidationError as error:
         raise RecipeError([_method_issue(details) for details in error.errors()]) from None
     return {"base": base, "method": section}
+
+
+def _is_mixed_by_peft(method: dict[str, Any]) -> bool:
+    section = parse_method(method)
+    return section.info_of(section.type).peft_mixes_batches
 
 
 def _method_issue(details: Any) -> ValidationIssue:

@@ -11,12 +11,11 @@ from typing import Any, cast
 import torch
 import transformers
 from peft import PeftModel
-from pydantic import TypeAdapter
 
 from peftlab.base import head_config
 from peftlab.bench.random_adapters import publish_random
 from peftlab.bench.runtime import BASE_MODEL
-from peftlab.recipe import BaseSection, MethodSection
+from peftlab.recipe import BaseSection, parse_method
 from peftlab.runtime import Bank
 from peftlab.runtime.forward import forward_rows
 from peftlab.runtime.loaded_base import DTYPES
@@ -107,8 +106,7 @@ def _published(names: list[str], base: str, method: dict[str, Any]) -> Iterator[
 
 
 def _publish(store: Store, names: list[str], base: str, method: dict[str, Any]) -> None:
-    section: Any = TypeAdapter(MethodSection).validate_python(method)
-    publish_random(store, names, BaseSection(model=base), section, TextClassificationTask(labels=LABELS))
+    publish_random(store, names, BaseSection(model=base), parse_method(method), TextClassificationTask(labels=LABELS))
 
 
 def _bank(store: Store, names: list[str], device: str, precision: str) -> Bank:

@@ -219,12 +219,11 @@ def runtime(
     _check_only(ctx, only, {"batches": ("counts", "rows", "tokens", "rounds", "precision"), "loads": ("registered",)})
     settings: dict[str, Any] = {"method": method, "device": device}
     sizes: dict[str, Any] = {"rows": rows, "tokens": tokens, "precision": precision}
-    with_peft = method.get("type", "lora") == "lora"
     batches: list[BatchTime] = []
     loads: list[LoadTime] = []
     with bar_for("measuring", quiet=as_json):
         if only != "loads":
-            batches = time_batches(base, counts=counts, rounds=rounds, plain=with_peft, **sizes, **settings)
+            batches = time_batches(base, counts=counts, rounds=rounds, **sizes, **settings)
         if only != "batches":
             loads = time_loading(base, registered=registered, **settings)
     if as_json:

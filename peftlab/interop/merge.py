@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftlab.base import suppress_transformers_output
 from peftlab.errors import IntegrityError, StoreError
+from peftlab.methods import method_info
 from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter, make_readable
 from peftlab.tasks import Task
@@ -66,6 +67,8 @@ def merge(
     with appearing(target) as draft:
         bank = load(name, store=store, device=device, precision="fp32", trust_remote_code=trust_remote_code)
         adapter, task = bank.adapter(name), bank.task(name)
+        if reason := method_info(adapter.manifest.method).merge_conflict:
+            raise _merge_error(adapter, reason)
         whole = bank.full_precision_copy(name)
         expected = _probe(task, whole.get_base_model())
         _save(_folded(whole, adapter), draft)
@@ -91,8 +94,12 @@ def _folded(adapted: PeftModel, adapter: Adapter) -> transformers.PreTrainedMode
     try:
         return adapted.merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        method, reason = adapter.manifest.method, str(error).removesuffix(".")
-        raise IntegrityError(f"{adapter} ({method}) cannot be merged into its base: {reason}.") from error
+        raise _merge_error(adapter, str(error)) from error
+
+
+def _merge_error(adapter: Adapter, reason: str) -> IntegrityError:
+    method = adapter.manifest.method
+    return IntegrityError(f"{adapter} ({method}) cannot be merged into its base: {reason.removesuffix('.')}.")
 
 
 def _difference(some: torch.Tensor, others: torch.Tensor) -> float:

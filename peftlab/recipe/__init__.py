@@ -1,6 +1,6 @@
 """The recipe: its schema, and reading one from YAML with every problem at once."""
 
-from peftlab.recipe.extended_schema import complete_schema
+from peftlab.recipe.extended_schema import complete_schema, parse_method
 from peftlab.recipe.method import Limits, Method, MethodInfo
 from peftlab.recipe.methods import (
     AdaLora,
@@ -74,6 +74,7 @@ __all__ = [
     "TrainingSection",
     "complete_schema",
     "parse_byte_size",
+    "parse_method",
     "parse_override",
     "read_recipe",
     "recipe_yaml",

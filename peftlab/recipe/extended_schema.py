@@ -3,9 +3,9 @@
 import copy
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any, Union, get_args
+from typing import Annotated, Any, Union, get_args
 
-from pydantic import create_model
+from pydantic import Field, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 
 from peftlab.recipe.method import Method
@@ -55,6 +55,21 @@ def complete_schema() -> type[Recipe]:
         PluginError: a package that brings one cannot be used.
     """
     return extended_schema({section: plugin_types(section) for section in PLUGIN_SECTIONS})
+
+
+def parse_method(values: Mapping[str, Any]) -> Method:
+    """The section of a method, alone, as in `{"type": "lora", "r": 8}`.
+
+    Raises:
+        pydantic.ValidationError: a key or a value is wrong.
+        PluginError: the package that brings this type cannot be used.
+    """
+    name = values.get("type", "lora")
+    schema = extended_schema({"method": [name] if name in plugin_types("method") else []})
+    field = schema.model_fields["method"]
+    union: Any = Annotated[(field.annotation, Field(discriminator="type"), *field.metadata)]
+    method: Method = TypeAdapter(union).validate_python(values)
+    return method
 
 
 def _plugin(section: str, name: str) -> tuple[str, str, type[Section]]:

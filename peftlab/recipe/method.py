@@ -64,6 +64,11 @@ class MethodInfo:
     card_note: str = ""
     """A sentence for the model card on what the adapter holds."""
 
+    @property
+    def merge_conflict(self) -> str:
+        """Why the delta cannot be added to the base's weights; empty where it can."""
+        return next((limits.merging for limits in self.limits if limits.merging), "")
+
     def limits_for(self, settings: Mapping[str, Any]) -> Iterator[Limits]:
         """The limits that apply to a section, or a configuration of PEFT, with these `settings`."""
         return (limits for limits in self.limits if limits.apply_to(settings))

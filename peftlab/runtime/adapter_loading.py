@@ -15,9 +15,9 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import TrainableTokensWrapper
 
-import peftlab.methods  # noqa: F401  # by which PEFT knows our own tuners
 from peftlab.base import BaseFiles, init_empty_model, load_tensors, load_with_head
 from peftlab.errors import IntegrityError
+from peftlab.methods import METHODS
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.backbones import path_of_backbone, put_backbone
 from peftlab.runtime.module_clone import clone_modules
@@ -59,6 +59,7 @@ def attach(
         IntegrityError: the adapter's tensors are not those that such a model has, or PEFT does not know its method.
     """
     adapter, tensors = read.adapter, read.tensors
+    METHODS.get(adapter.manifest.method)  # importing the package that brings a method makes PEFT know its type
     if (method := read.config.get("peft_type")) not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise IntegrityError(
             f"{adapter}: {CONFIG_FILE} is of a method that PEFT does not know: peft_type is {method!r}."
