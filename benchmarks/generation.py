@@ -85,10 +85,10 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
     plain = {**tensors, **length, "do_sample": False, "pad_token_id": 1}
 
     def served(asked: list[str]) -> Callable[[], Any]:
-        editions = [bank._edition(name) for name in asked]
+        editions = [bank._registry.resolve(name) for name in asked]
 
         def write() -> Any:
-            with bank._cache.held(set(editions)) as adapters_by_key:
+            with bank._cache.pinned(set(editions)) as adapters_by_key:
                 rows = [(adapters_by_key[edition], prompt) for edition, prompt in zip(editions, prompts, strict=True)]
                 return generate_texts(rows, bank.base.router, bank.base.inputs_for(task))
 

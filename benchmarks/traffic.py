@@ -55,20 +55,27 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
         def run(asked: list[tuple[Any, Any]]) -> float:
             began = time.perf_counter()
             for start in range(0, len(asked), 32):
-                forward_features(asked[start : start + 32], bank._cache.held, base.router, base.inputs, most=SLOTS)
+                forward_features(
+                    asked[start : start + 32], bank._cache.pinned, base.router, base.inputs, max_adapters=SLOTS
+                )
             return time.perf_counter() - began
 
         ratios = []
         for _ in range(rounds + 1):
             drawn = choose.choices(names, weights, k=FEATURES)
-            asked = [(bank._edition(name), _feature(bank, choose)) for name in drawn]
+            asked = [(bank._registry.resolve(name), _feature(bank, choose)) for name in drawn]
             one = [(asked[0][0], feature) for _, feature in asked]
             ratios.append(run(one) / run(asked))
         memory = [_resident_bytes()]
         end = time.monotonic() + 60 * minutes
         noted = time.monotonic()
         while time.monotonic() < end:
-            run([(bank._edition(name), _feature(bank, choose)) for name in choose.choices(names, weights, k=FEATURES)])
+            run(
+                [
+                    (bank._registry.resolve(name), _feature(bank, choose))
+                    for name in choose.choices(names, weights, k=FEATURES)
+                ]
+            )
             if time.monotonic() - noted > 30:
                 memory.append(_resident_bytes())
                 noted = time.monotonic()
@@ -108,7 +115,7 @@ def _feature(bank: Any, choose: random.Random) -> Any:
     from peftlab.tasks import Feature
 
     text = " ".join(choose.choices(WORDS, k=choose.randint(20, 60)))
-    return Feature(dict(bank.base.inputs.tokenizer(text, truncation=True, max_length=64)), None)
+    return Feature(dict(bank.base.tokenizer(text, truncation=True, max_length=64)), None)
 
 
 def _resident_bytes() -> int:

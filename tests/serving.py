@@ -8,7 +8,7 @@ from peftlab.data import Row
 def served(bank, asked):
     """The logits of each (adapter's name, feature), all in one call."""
     with bank._request() as request:
-        return request.outcomes([(request[name], feature) for name, feature in asked])
+        return request.forward([(request.key(name), feature) for name, feature in asked])
 
 
 def features_of(bank, name, row):

@@ -18,7 +18,7 @@ from peftlab.bench.runtime import BASE_MODEL
 from peftlab.recipe import BaseSection, parse_method
 from peftlab.runtime import Bank
 from peftlab.runtime.forward import forward_rows
-from peftlab.runtime.loaded_base import DTYPES
+from peftlab.runtime.options import DTYPES
 from peftlab.store import Store
 from peftlab.tasks.text_classification import TextClassificationTask
 
@@ -74,7 +74,7 @@ def load_times(store: str, loaded: int, fresh: int, device: str) -> dict[str, fl
     bank, names = _bank(Store(store), _loaded(loaded), device, "fp32"), _fresh(fresh)
     seconds = {
         "growing": [_seconds(partial(bank.add, name)) for name in names],
-        "ready": [_seconds(partial(bank.routed, name)) for name in names],
+        "ready": [_seconds(partial(bank.is_routed, name)) for name in names],
     }
     for name in names:
         bank.remove(name)
@@ -125,10 +125,10 @@ def _inputs(bank: Bank, rows: int, tokens: int) -> dict[str, torch.Tensor]:
 
 def _served(bank: Bank, names: list[str], inputs: dict[str, torch.Tensor]) -> Call:
     """As the bank does it for a batch: adapters are held, the base's pass, each row's head."""
-    editions = [bank._edition(name) for name in names]
+    editions = [bank._registry.resolve(name) for name in names]
 
     def call() -> Any:
-        with bank._cache.held(set(editions)) as adapters_by_key:
+        with bank._cache.pinned(set(editions)) as adapters_by_key:
             return forward_rows([adapters_by_key[edition] for edition in editions], inputs, bank.base.router)
 
     return call

@@ -46,7 +46,7 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
         if not task.chats:
             raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm or preference.")
     bank = runtime.load(*names, store=store, **settings)
-    print_notes(bank.notes)
+    print_notes(bank.warnings)
     if sys.stdin.isatty():
         out.print(f"[bold]{names[0]}[/] on {bank.base.files.model}. /help lists the commands.", style="dim")
     Conversation(bank, names, system).run()
@@ -73,7 +73,7 @@ class Conversation:
         """Add a message to the chat, and print and add the reply."""
         self._messages.append({"role": "user", "content": message})
         reply: list[str] = []
-        chunks = self._bank.reply(self._messages, adapter=self._adapter, bare=self._base_only)
+        chunks = self._bank.reply(self._messages, adapter=self._adapter, base_only=self._base_only)
         try:
             with closing(chunks), suppress(KeyboardInterrupt):  # Ctrl-C stops the reply, not the chat
                 for chunk in chunks:

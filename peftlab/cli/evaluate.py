@@ -100,8 +100,8 @@ def evaluate(
 
 def _evaluate_one(adapter: str, data: str, predictions: str | None, as_json: bool, settings: dict[str, Any]) -> None:
     with bar_for("evaluating", quiet=as_json) as on_progress:
-        result = runtime.evaluate(adapter, data, told=on_progress, **settings)
-    print_notes(result.notes)
+        result = runtime.evaluate(adapter, data, on_progress=on_progress, **settings)
+    print_notes(result.warnings)
     if predictions:
         _write(result.predictions, predictions)
     if as_json:
@@ -112,8 +112,8 @@ def _evaluate_one(adapter: str, data: str, predictions: str | None, as_json: boo
 
 def _evaluate_mixed(data: str, by: str, predictions: str | None, as_json: bool, settings: dict[str, Any]) -> None:
     with bar_for("evaluating", quiet=as_json) as on_progress:
-        result = runtime.evaluate_mixed(data, by=by, told=on_progress, **settings)
-    print_notes(result.notes)
+        result = runtime.evaluate_mixed(data, by=by, on_progress=on_progress, **settings)
+    print_notes(result.warnings)
     if predictions:
         _write(result.answers, predictions)
     if as_json:

@@ -122,24 +122,24 @@ def predict(
             inputs = [(name, row) for row in rows for name in tasks]
         inputs = [(name, _with_context(row, context, name, tasks[name])) for name, row in inputs]
         _check_scheme(scheme, tasks)
-        for _ in read_input_rows(inputs, tasks, errors):
-            pass  # collect all errors of the rows before anything is computed
+        examples = list(read_input_rows(inputs, tasks, errors))  # raises all errors before the base is loaded
     bank = runtime.load(*tasks, store=store, **settings)
-    print_notes(bank.notes)
-    _print_predictions(bank, inputs, scheme, as_json)
+    print_notes(bank.warnings)
+    names = [name for name, _ in inputs]
+    _print_predictions(bank, list(zip(names, examples, strict=True)), scheme, as_json)
 
 
-def _print_predictions(bank: "Bank", inputs: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
+def _print_predictions(bank: "Bank", examples: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:
     """Print predictions as soon as they are computed, with a progress bar if there are many rows."""
-    with prediction_bar(len(inputs)) as update_bar:
-        predictions = bank.stream(inputs, told=lambda done: update_bar(done, len(inputs)))
+    with prediction_bar(len(examples)) as update_bar:
+        predictions = bank.stream_examples(examples, update_bar)
         if as_json:
             print_json(predictions)
         elif scheme:
             print_conll(predictions, scheme)
         else:
             print_predictions(
-                predictions, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in inputs)}
+                predictions, {name: bank.task(name) for name in dict.fromkeys(name for name, _ in examples)}
             )
 
 

@@ -29,7 +29,7 @@ from peftlab.interop.model_card import imported_card
 from peftlab.interop.peft_files import SavedAdapter, find_saved
 from peftlab.recipe import BaseSection
 from peftlab.runtime.adapter_files import AdapterFiles
-from peftlab.runtime.adapter_loading import attach
+from peftlab.runtime.adapter_loading import attach_adapter
 from peftlab.runtime.adapter_template import extract_adapter
 from peftlab.runtime.forward import forward_rows
 from peftlab.runtime.routing import Router
@@ -270,13 +270,13 @@ class _Entry:
         """The logits that a bank gives."""
         with _in_words(f"PEFT cannot put '{self.saved.source}' on '{self.files.model}'"):
             try:
-                attached = attach(read, backbone, self.files, trust_remote_code=self.trust_remote_code)
+                attached = attach_adapter(read, backbone, self.files, trust_remote_code=self.trust_remote_code)
             except IntegrityError as error:
                 advice = f"{UNFIT} {UNSAVED}" if ": missing" in str(error) else UNFIT
                 raise IntegrityError(f"{error}\n{advice}") from error
             router, inputs = Router(backbone, self.inputs.probe(backbone, 3, 5)), _probe(backbone)
             loaded, _ = extract_adapter(read, attached, router)
-            if loaded.routed:
+            if loaded.is_routed:
                 return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router)).cpu()
             return read.task.logits(loaded.model(**inputs)).float().cpu()
 

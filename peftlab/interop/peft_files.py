@@ -15,7 +15,7 @@ from torch import Tensor
 from peftlab.base import INCOMPLETE, find_hub_snapshot
 from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
 from peftlab.methods.registry import METHODS
-from peftlab.runtime.adapter_files import whole
+from peftlab.runtime.adapter_files import as_float32
 from peftlab.store import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 
 PICKLED = "adapter_model.bin"
@@ -146,7 +146,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = load(file.read_bytes())
     except SafetensorError as error:
         raise IntegrityError(f"{file} is not a whole safetensors file: {error}.") from None
-    return whole(tensors)
+    return as_float32(tensors)
 
 
 def _unservable(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Where adapters are: ready to answer (slots), as verified tensors (host memory), or in the store (disk).
+"""The adapters of a bank at three levels: ready to predict (slots), tensors in host memory, files in the store.
 
-Whatever is asked for moves up. What was used longest ago moves down: out of the slots when there are more than `slots`,
-out of host memory when tensors take more than `memory` bytes. On a CPU the first two hold the same tensors. What a
-request holds stays until it lets go. A load that fails leaves everything as it was.
+An adapter that is used moves up. The least recently used ones move down: out of the slots if more than `slots` are
+ready, out of host memory if tensors take more than `memory` bytes. On a CPU, slots and host memory share tensors. What
+a request has pinned stays until it is unpinned. A load that fails changes nothing.
 """
 
 import threading
@@ -14,176 +14,186 @@ from contextlib import contextmanager, suppress
 from peftlab.errors import AdapterNotFoundError, IntegrityError, MemoryBudgetError, PeftlabError
 from peftlab.runtime.adapter_files import AdapterFiles, read_files
 from peftlab.runtime.adapter_template import AdapterTemplate, LoadedAdapter, extract_adapter
-from peftlab.runtime.composition import CompositeVersion, composed, parts_of
+from peftlab.runtime.composition import CompositeVersion, compose_adapters, parts_of
 from peftlab.runtime.loaded_base import LoadedBase
 from peftlab.runtime.lru_cache import LRUCache
 from peftlab.store import AdapterVersion, Store
 
-Key = AdapterVersion | CompositeVersion
+AdapterKey = AdapterVersion | CompositeVersion
 
 
 class AdapterCache:
-    """Adapters of one store for one base. Every method may be called from any thread."""
+    """The adapters of one store for one base. All methods are safe for threads."""
 
     def __init__(self, store: Store, base: LoadedBase, *, memory: int | None, slots: int | None) -> None:
         self._store = store
         self._base = base
-        self._files: LRUCache[Key, AdapterFiles] = LRUCache(memory, lambda read: read.bytes)
-        self._slots: LRUCache[Key, LoadedAdapter] = LRUCache(slots, lambda loaded: 1)
+        self._files: LRUCache[AdapterKey, AdapterFiles] = LRUCache(memory, lambda files: files.num_bytes)
+        self._slots: LRUCache[AdapterKey, LoadedAdapter] = LRUCache(slots, lambda loaded: 1)
         self._templates: dict[str, AdapterTemplate] = {}
-        self._ref_counts: Counter[AdapterVersion] = Counter()  # how many names and requests mean it
-        self._composed: set[CompositeVersion] = set()  # that are in a slot, or were
-        self._lock = threading.Lock()  # for moments
-        self._loading = threading.RLock()  # one adapter is loaded at a time; others answer meanwhile
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="peftlab-prefetch")
+        self._references: Counter[AdapterVersion] = Counter()  # by how many names and requests a version is retained
+        self._composites: set[CompositeVersion] = set()  # those that are or were in a slot
+        self._lock = threading.Lock()  # guards the caches; never taken for long
+        self._load_lock = threading.RLock()  # one adapter is loaded at a time; others predict meanwhile
+        self._prefetch_pool = ThreadPoolExecutor(1, thread_name_prefix="peftlab-prefetch")
 
     @property
-    def bytes(self) -> int:
-        """What tensors of adapters take of host memory."""
+    def num_bytes(self) -> int:
+        """Host memory that tensors of adapters take."""
         return self._files.total_size
 
     @contextmanager
-    def held(self, editions: Collection[Key]) -> Iterator[dict[Key, LoadedAdapter]]:
-        """Adapters ready to answer, which stay so inside the block.
+    def pinned(self, keys: Collection[AdapterKey]) -> Iterator[dict[AdapterKey, LoadedAdapter]]:
+        """Load adapters and keep them in their slots inside the block.
 
         Raises:
             AdapterNotFoundError: one is no longer in the store.
             IntegrityError: one is damaged, or does not fit the base.
-            MemoryBudgetError: one is larger than all the memory for adapters.
+            MemoryBudgetError: one is larger than the memory for all adapters.
         """
         with self._lock:
-            for edition in editions:
-                self._files.pin(edition)
-                self._slots.pin(edition)
+            for key in keys:
+                self._files.pin(key)
+                self._slots.pin(key)
         try:
-            yield {edition: self._resident(edition) for edition in editions}
+            yield {key: self._get(key) for key in keys}
         finally:
             with self._lock:
-                for edition in editions:
-                    self._slots.unpin(edition)
-                    self._drop(self._files.unpin(edition))
-                    self._tidy(edition)
+                for key in keys:
+                    self._slots.unpin(key)
+                    self._clear_slots(self._files.unpin(key))
+                    self._discard_unused(key)
 
-    def files(self, edition: Key) -> AdapterFiles:
-        """An adapter's verified tensors, of a composition those of its last part; raises as `held` does."""
-        if isinstance(edition, CompositeVersion):
-            return self.files(edition.parts[-1])
-        with self._loading:
+    def files(self, key: AdapterKey) -> AdapterFiles:
+        """An adapter's verified files, of a composition those of its last part; raises as `pinned` does."""
+        if isinstance(key, CompositeVersion):
+            return self.files(key.parts[-1])
+        with self._load_lock:
             with self._lock:
-                read = self._files.get(edition)
-            if read is None:
-                read = self._read(edition)
-                self._keep(edition, read)
-            return read
+                files = self._files.get(key)
+            if files is None:
+                files = self._read_files(key)
+                self._store_files(key, files)
+            return files
 
-    def retain(self, edition: Key) -> None:
-        """Keep an adapter as long as there is room, from now until `release`, which is called as often."""
+    def retain(self, key: AdapterKey) -> None:
+        """Keep an adapter as long as there is room, until `release` was called as often."""
         with self._lock:
-            self._ref_counts.update(parts_of(edition))
+            self._references.update(parts_of(key))
 
-    def try_retain(self, edition: Key) -> bool:
-        """`retain` it if it is wanted, and tell."""
+    def try_retain(self, key: AdapterKey) -> bool:
+        """Retain an adapter if it is retained already; return whether it was."""
         with self._lock:
-            if wanted := all(part in self._ref_counts for part in parts_of(edition)):
-                self._ref_counts.update(parts_of(edition))
-            return wanted
+            if is_retained := self._is_retained(key):
+                self._references.update(parts_of(key))
+            return is_retained
 
-    def release(self, edition: Key) -> None:
-        """It will not be asked for again by one that wanted it; who holds it goes on with it."""
+    def release(self, key: AdapterKey) -> None:
+        """Undo one `retain`; an adapter that nobody retains is discarded when it is not pinned."""
         with self._lock:
-            for part in parts_of(edition):
-                self._ref_counts[part] -= 1
-                if not self._ref_counts[part]:
-                    del self._ref_counts[part]
-            for key in [edition, *parts_of(edition), *tuple(self._composed)]:
-                self._tidy(key)
+            for part in parts_of(key):
+                self._references[part] -= 1
+                if not self._references[part]:
+                    del self._references[part]
+            for released in [key, *parts_of(key), *tuple(self._composites)]:
+                self._discard_unused(released)
 
-    def prefetch(self, editions: Collection[Key]) -> None:
-        """Bring adapters up in the background; what goes wrong is told when they are asked for."""
-        for edition in editions:
-            if edition not in self._slots:
-                self._ahead.submit(self._quietly, edition)
+    def load(self, version: AdapterVersion) -> str | None:
+        """Load a version and retain it; return a warning if it was tuned on the base in another quantization."""
+        with self.pinned([version]):  # raises if it does not fit the base
+            self.retain(version)
+            return self._base.quantization_warning(self.files(version))
 
-    def _quietly(self, edition: Key) -> None:
-        with suppress(PeftlabError), self.held([edition]):
+    def prefetch(self, keys: Collection[AdapterKey]) -> None:
+        """Load adapters in the background; an error is raised later, when the adapter is used."""
+        for key in keys:
+            if key not in self._slots:
+                self._prefetch_pool.submit(self._try_load, key)
+
+    def _try_load(self, key: AdapterKey) -> None:
+        with suppress(PeftlabError), self.pinned([key]):
             pass
 
-    def _resident(self, edition: Key) -> LoadedAdapter:
-        if found := self._in_slot(edition):
-            return found
-        with self._loading:
-            if found := self._in_slot(edition):  # by another thread, while this one waited
-                return found
-            loaded = self._made(edition)
+    def _get(self, key: AdapterKey) -> LoadedAdapter:
+        if loaded := self._find(key):
+            return loaded
+        with self._load_lock:
+            if loaded := self._find(key):  # another thread loaded it while this one waited
+                return loaded
+            loaded = self._load(key)
             with self._lock:
-                self._slots.put(edition, loaded)
+                self._slots.put(key, loaded)
             return loaded
 
-    def _made(self, edition: Key) -> LoadedAdapter:
-        if isinstance(edition, CompositeVersion):
+    def _find(self, key: AdapterKey) -> LoadedAdapter | None:
+        with self._lock:
+            self._files.get(key)  # marks them as recently used
+            return self._slots.get(key)
+
+    def _load(self, key: AdapterKey) -> LoadedAdapter:
+        if isinstance(key, CompositeVersion):
             with self._lock:
-                self._composed.add(edition)
-            return composed(edition, [self._resident(part) for part in edition.parts])
+                self._composites.add(key)
+            return compose_adapters(key, [self._get(part) for part in key.parts])
         with self._lock:
-            read = self._files.get(edition)
-        if read is not None:
-            return self._ready(read)
-        read = self._read(edition)
-        loaded = self._ready(read)
-        self._keep(edition, read)  # last: nothing goes for what does not fit the base
+            files = self._files.get(key)
+        if files is not None:
+            return self._instantiate(files)
+        files = self._read_files(key)
+        loaded = self._instantiate(files)
+        self._store_files(key, files)  # last, so that nothing is evicted for an adapter that does not fit the base
         return loaded
 
-    def _keep(self, edition: AdapterVersion, read: AdapterFiles) -> None:
+    def _store_files(self, key: AdapterVersion, files: AdapterFiles) -> None:
         with self._lock:
-            self._drop(self._files.put(edition, read))
-            self._tidy(edition)
+            self._clear_slots(self._files.put(key, files))
+            self._discard_unused(key)
 
-    def _in_slot(self, edition: Key) -> LoadedAdapter | None:
-        with self._lock:
-            self._files.get(edition)
-            return self._slots.get(edition)
-
-    def _ready(self, read: AdapterFiles) -> LoadedAdapter:
-        """The first of its kind is made by PEFT, all others of its mould."""
-        kind = read.kind
-        if kind in self._templates:
-            return self._templates[kind].instantiate(read)
-        loaded, mould = extract_adapter(read, self._base.attach(read), self._base.router)
-        if mould:
-            self._templates[kind] = mould
+    def _instantiate(self, files: AdapterFiles) -> LoadedAdapter:
+        """Make an adapter from the template of its kind; PEFT builds the first of a kind."""
+        template_key = files.template_key
+        if template_key in self._templates:
+            return self._templates[template_key].instantiate(files)
+        loaded, template = extract_adapter(files, self._base.attach(files), self._base.router)
+        if template:
+            self._templates[template_key] = template
         return loaded
 
-    def _read(self, edition: AdapterVersion) -> AdapterFiles:
+    def _read_files(self, key: AdapterVersion) -> AdapterFiles:
         try:
-            read = read_files(self._store, str(edition))
+            files = read_files(self._store, str(key))
         except (OSError, IntegrityError):
-            self._check_there(edition)
+            self._check_not_replaced(key)
             raise
-        self._check_there(edition)
-        self._check(read)
-        return read
+        self._check_not_replaced(key)
+        self._base.check(files)
+        self._check_size(files)
+        return files
 
-    def _check_there(self, edition: AdapterVersion) -> None:
-        """It may be removed while it is read."""
-        if self._store.resolve_version(str(edition)) != edition:
-            raise AdapterNotFoundError(f"{edition} was removed, and published anew under the same number, meanwhile.")
+    def _check_not_replaced(self, key: AdapterVersion) -> None:
+        """Raise AdapterNotFoundError if the version was removed while it was read."""
+        if self._store.resolve_version(str(key)) != key:
+            raise AdapterNotFoundError(f"{key} was removed, and published anew under the same number, meanwhile.")
 
-    def _check(self, read: AdapterFiles) -> None:
-        self._base.check(read)
-        if self._files.budget is not None and read.bytes > self._files.budget:
+    def _check_size(self, files: AdapterFiles) -> None:
+        capacity = self._files.capacity
+        if capacity is not None and files.num_bytes > capacity:
             raise MemoryBudgetError(
-                f"{read.adapter} takes {read.bytes:,} bytes, and all adapters together may take {self._files.budget:,}."
-                " Give them more: --memory, or load(…, memory=…)."
+                f"{files.adapter} takes {files.num_bytes:,} bytes, and all adapters together may take {capacity:,}. "
+                "Give them more: --memory, or load(…, memory=…)."
             )
 
-    def _tidy(self, edition: Key) -> None:
-        """Nothing stays of what is neither wanted nor in use."""
-        if not all(part in self._ref_counts for part in parts_of(edition)) and not self._files.is_pinned(edition):
-            self._files.pop(edition)
-            self._slots.pop(edition)
-            if isinstance(edition, CompositeVersion):
-                self._composed.discard(edition)
+    def _is_retained(self, key: AdapterKey) -> bool:
+        return all(part in self._references for part in parts_of(key))
 
-    def _drop(self, gone: Collection[Key]) -> None:
-        for edition in gone:
-            self._slots.pop(edition)
+    def _discard_unused(self, key: AdapterKey) -> None:
+        """Discard an adapter that is neither retained nor pinned."""
+        if not self._is_retained(key) and not self._files.is_pinned(key):
+            self._files.pop(key)
+            self._slots.pop(key)
+            if isinstance(key, CompositeVersion):
+                self._composites.discard(key)
+
+    def _clear_slots(self, keys: Collection[AdapterKey]) -> None:
+        for key in keys:
+            self._slots.pop(key)

@@ -1,7 +1,7 @@
-"""A published adapter → a model of its own on a base's weights: every tensor of its files in its place, or none.
+"""Attach a published adapter to a base: all tensors of its files are placed in the model, or none.
 
-PEFT says which tensors an adapter of a configuration has, and puts them in; what it would load without a word (another
-depth, another task, too much or too little) is refused.
+PEFT says which tensors an adapter of a configuration has, and places them. What PEFT would load silently (another
+depth, another task, missing or extra tensors) is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,172 +19,176 @@ from peftlab.base import BaseFiles, init_empty_model, load_tensors, load_with_he
 from peftlab.errors import IntegrityError
 from peftlab.methods import METHODS
 from peftlab.runtime.adapter_files import AdapterFiles
-from peftlab.runtime.backbones import path_of_backbone, put_backbone
+from peftlab.runtime.backbones import path_of_backbone, set_backbone
 from peftlab.runtime.module_clone import clone_modules
 from peftlab.store import CONFIG_FILE, PEFT_PREFIX
 from peftlab.tasks import Task
 
-PEFT_ASKS = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # a model, to tell how to wrap its layers
-KEY = "served"  # an adapter's name inside its own layers: our word, never the user's text
+QUANTIZATION_FLAGS = ("is_loaded_in_8bit", "is_loaded_in_4bit")
+"""Attributes of a model from which PEFT knows how to wrap its layers."""
+INTERNAL_NAME = "served"
+"""The adapter's name inside its PEFT layers, which never contains the user's text."""
 
 
 @dataclass(frozen=True)
-class Attached:
-    """An adapter's model.
+class AttachedAdapter:
+    """A model with an adapter.
 
-    `held` names the modules that it has as a whole. `places` tells for each tensor of its file which one of the model
-    it became; None if some became others.
+    Attributes:
+        peft_model: The PEFT model; it has the adapter's head.
+        full_modules: Names of modules that the adapter replaces as a whole.
+        parameter_names: Each tensor's name in the adapter's file → in the model; None if PEFT made other tensors of
+            some.
     """
 
-    adapted: PeftModel
-    held: frozenset[str]
-    places: dict[str, str] | None
+    peft_model: PeftModel
+    full_modules: frozenset[str]
+    parameter_names: dict[str, str] | None
 
     @property
     def model(self) -> transformers.PreTrainedModel:
-        """What computes logits, in the architecture's own class."""
-        return self.adapted.get_base_model()
+        """The Transformers model inside, which computes logits."""
+        return self.peft_model.get_base_model()
 
 
-def attach(
-    read: AdapterFiles,
+def attach_adapter(
+    files: AdapterFiles,
     backbone: transformers.PreTrainedModel,
-    files: BaseFiles,
+    base_files: BaseFiles,
     *,
     trust_remote_code: bool = False,
-) -> Attached:
-    """The task's own model class on the weights of `backbone`, read from `files`, with the adapter's head and delta.
+) -> AttachedAdapter:
+    """Build the task's model on the weights of `backbone`, with the adapter's head and delta.
 
     Raises:
-        IntegrityError: the adapter's tensors are not those that such a model has, or PEFT does not know its method.
+        IntegrityError: such a model has other tensors than the adapter, or PEFT does not know its method.
     """
-    adapter, tensors = read.adapter, read.tensors
+    adapter, tensors = files.adapter, files.tensors
     METHODS.get(adapter.manifest.method)  # importing the package that brings a method makes PEFT know its type
-    if (method := read.config.get("peft_type")) not in PEFT_TYPE_TO_TUNER_MAPPING:
+    if (method := files.config.get("peft_type")) not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise IntegrityError(
             f"{adapter}: {CONFIG_FILE} is of a method that PEFT does not know: peft_type is {method!r}."
         )
-    delta = PeftConfig.from_pretrained(adapter.folder)
-    held = frozenset(delta.modules_to_save or ())
-    model = _shell(read.task, backbone, files, trust_remote_code)
-    head = _held_whole(model, held, new_head=bool(read.task.head_labels))
+    config = PeftConfig.from_pretrained(adapter.folder)
+    full_modules = frozenset(config.modules_to_save or ())
+    model = _build_model(files.task, backbone, base_files, trust_remote_code)
+    full_tensors = _select_full_tensors(model, full_modules, new_head=bool(files.task.head_labels))
     try:
-        adapted = PeftModel(model, _aimed(delta, tensors), KEY)
-    except (TypeError, ValueError) as fault:  # of a layer's kind or size
-        raise IntegrityError(f"{adapter} does not fit its base: {fault}") from fault
-    wanted = {**get_peft_model_state_dict(adapted, adapter_name=KEY, save_embedding_layers=False), **head}
-    if faults := list(_misfits(tensors, wanted)):
-        raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(faults)]))
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[delta.peft_type]
-    placed = _with_token_rows(adapted, tuner._remap_adapter_state_dict_for_load(adapted, delta, KEY, dict(tensors)))
-    if nowhere := adapted.load_state_dict(placed, strict=False, assign=True).unexpected_keys:
-        raise IntegrityError(f"{adapter} does not fit its base: there is no place for {', '.join(nowhere)}.")
-    adapted = adapted.requires_grad_(False).to(backbone.device).eval()
+        peft_model = PeftModel(model, _target_exact_layers(config, tensors), INTERNAL_NAME)
+    except (TypeError, ValueError) as error:  # the kind or size of a layer does not fit
+        raise IntegrityError(f"{adapter} does not fit its base: {error}") from error
+    delta = get_peft_model_state_dict(peft_model, adapter_name=INTERNAL_NAME, save_embedding_layers=False)
+    if errors := list(_find_mismatches(tensors, {**delta, **full_tensors})):
+        raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(errors)]))
+    state = _to_state_dict(peft_model, config, tensors)
+    if unexpected := peft_model.load_state_dict(state, strict=False, assign=True).unexpected_keys:
+        raise IntegrityError(f"{adapter} does not fit its base: there is no place for {', '.join(unexpected)}.")
+    peft_model = peft_model.requires_grad_(False).to(backbone.device).eval()
     if backbone.dtype in (torch.bfloat16, torch.float16):
         model.base_model.to(backbone.dtype)
-    return Attached(adapted, held, _places(tensors, placed))
+    return AttachedAdapter(peft_model, full_modules, _match_names(tensors, state))
 
 
-def _with_token_rows(adapted: PeftModel, placed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rows of trained tokens are in modules that are not of the method, and have names of their own."""
-    wrappers = {name: module for name, module in adapted.named_modules() if isinstance(module, TrainableTokensWrapper)}
+def _to_state_dict(
+    peft_model: PeftModel, config: PeftConfig, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Rename an adapter's tensors from their names in its file to those in the model."""
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    state = tuner._remap_adapter_state_dict_for_load(peft_model, config, INTERNAL_NAME, dict(tensors))
     names = {
-        f"{name}.{saved}": f"{name}.{place}"
-        for name, wrapper in wrappers.items()
-        for saved, place in wrapper.adapter_state_dict_load_map(KEY).items()
+        f"{name}.{saved}": f"{name}.{loaded}"
+        for name, module in peft_model.named_modules()
+        if isinstance(module, TrainableTokensWrapper)  # not part of the tuner, with names of its own
+        for saved, loaded in module.adapter_state_dict_load_map(INTERNAL_NAME).items()
     }
-    return {names.get(name, name): tensor for name, tensor in placed.items()}
+    return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
-def _places(tensors: Mapping[str, torch.Tensor], placed: Mapping[str, torch.Tensor]) -> dict[str, str] | None:
-    """Each tensor's name in its file → in the model, unless PEFT makes others of them."""
-    names = {id(tensor): name.removeprefix(PEFT_PREFIX) for name, tensor in placed.items()}
-    found = {name: names.get(id(tensor)) for name, tensor in tensors.items()}
-    whole = {name: place for name, place in found.items() if place is not None}
-    return whole if len(whole) == len(tensors) == len(placed) else None
+def _match_names(tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, str] | None:
+    """Map each tensor's name in its file to its name in the model; None if PEFT makes other tensors of some."""
+    names = {id(tensor): name.removeprefix(PEFT_PREFIX) for name, tensor in state.items()}
+    matches = {name: names[id(tensor)] for name, tensor in tensors.items() if id(tensor) in names}
+    return matches if len(matches) == len(tensors) == len(state) else None
 
 
-def _shell(
-    task: Task, backbone: transformers.PreTrainedModel, files: BaseFiles, trust_remote_code: bool
+def _build_model(
+    task: Task, backbone: transformers.PreTrainedModel, base_files: BaseFiles, trust_remote_code: bool
 ) -> transformers.PreTrainedModel:
-    """The task's own model class on the backbone's weights, its head without any yet."""
-    model = init_empty_model(files, task, trust_remote_code=trust_remote_code)
-    for flag in PEFT_ASKS:
+    """Build the task's model class on the backbone's weights; a new head has no weights yet."""
+    model = init_empty_model(base_files, task, trust_remote_code=trust_remote_code)
+    for flag in QUANTIZATION_FLAGS:
         setattr(model, flag, getattr(backbone, flag, False))
-    put_backbone(model, clone_modules(backbone))
+    set_backbone(model, clone_modules(backbone))
     if not task.head_labels:
-        _add_own_head(model, backbone, files, task, trust_remote_code)
+        _load_base_head(model, backbone, base_files, task, trust_remote_code)
     return model
 
 
-def _add_own_head(
+def _load_base_head(
     model: transformers.PreTrainedModel,
     backbone: transformers.PreTrainedModel,
-    files: BaseFiles,
+    base_files: BaseFiles,
     task: Task,
     trust_remote_code: bool,
 ) -> None:
-    """The base's own head, from its checkpoint, or tied to its embeddings; and how the base ends texts.
+    """Load the base's own head from its checkpoint or tie it to the embeddings; load its generation settings.
 
     Raises:
-        IntegrityError: the checkpoint has none.
+        IntegrityError: the checkpoint has no head.
     """
     path = path_of_backbone(model)
-    wanted = model.state_dict().keys() - {f"{path}{name}" for name in backbone.state_dict()} - set(_tied(model))
-    found = load_tensors(files, wanted)
-    if wanted - found.keys():  # of other names, such as LayerNorm.gamma of old, which Transformers knows to read
-        whole, new = load_with_head(files, task, trust_remote_code=trust_remote_code)
-        found = {name: tensor for name, tensor in whole.state_dict().items() if name in wanted - new}
-    if absent := wanted - found.keys():
-        raise IntegrityError(f"base '{files.model}' has no head of its own: {', '.join(sorted(absent))} is not in it.")
-    placed = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}
-    model.load_state_dict(placed, strict=False, assign=True)
+    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", {})
+    head_names = model.state_dict().keys() - {f"{path}{name}" for name in backbone.state_dict()} - set(tied)
+    found = load_tensors(base_files, head_names)
+    if head_names - found.keys():  # old checkpoints have other names, such as LayerNorm.gamma; Transformers maps them
+        full_model, new = load_with_head(base_files, task, trust_remote_code=trust_remote_code)
+        found = {name: tensor for name, tensor in full_model.state_dict().items() if name in head_names - new}
+    if missing := head_names - found.keys():
+        raise IntegrityError(
+            f"base '{base_files.model}' has no head of its own: {', '.join(sorted(missing))} is not in it."
+        )
+    state = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}
+    model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
-    with suppress(OSError):  # not every base comes with one
-        model.generation_config = transformers.GenerationConfig.from_pretrained(files.folder)
+    with suppress(OSError):  # some bases have none
+        model.generation_config = transformers.GenerationConfig.from_pretrained(base_files.folder)
 
 
-def _tied(model: transformers.PreTrainedModel) -> Iterable[str]:
-    """Names of tensors that are the embeddings once more."""
-    return getattr(model, "all_tied_weights_keys", {})
+def _target_exact_layers(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
+    """Set `target_modules` of an adapter's configuration to the very layers it adapts; its head is loaded by us.
 
-
-def _aimed(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
-    """An adapter's PEFT configuration, aimed at the very layers it adapts, if any; its head is ours to hold.
-
-    Its own `target_modules` may fit more here: the shared backbone has layers, such as BERT's pooler, that the
-    architecture's task classes leave out.
+    The saved `target_modules` may match more here: the shared backbone has layers, such as BERT's pooler, that the
+    task's model class leaves out.
     """
-    own = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
-    adapted = {name.removeprefix(PEFT_PREFIX).rpartition(own)[0] for name in tensors if own in name}
-    config.target_modules, config.modules_to_save = adapted or DUMMY_TARGET_MODULES, None
+    marker = f".{PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]}"  # `….query.lora_A.weight` adapts `….query`
+    layers = {name.removeprefix(PEFT_PREFIX).rpartition(marker)[0] for name in tensors if marker in name}
+    config.target_modules, config.modules_to_save = layers or DUMMY_TARGET_MODULES, None
     return config
 
 
-def _held_whole(
-    model: transformers.PreTrainedModel, saved: Iterable[str], *, new_head: bool
+def _select_full_tensors(
+    model: transformers.PreTrainedModel, full_modules: Iterable[str], *, new_head: bool
 ) -> dict[str, torch.Tensor]:
-    """What an adapter holds whole, by its names in the adapter's files: a new head, and the modules `saved` with it."""
-    inside = path_of_backbone(model)
-    held = tuple(f"{name}." for name in saved if name.startswith(inside))
-    state = model.state_dict().items()
+    """The tensors of `full_modules`, and of a new head, by their names in an adapter's file."""
+    path = path_of_backbone(model)
+    prefixes = tuple(f"{name}." for name in full_modules if name.startswith(path))
     return {
         f"{PEFT_PREFIX}{name}": tensor
-        for name, tensor in state
-        if name.startswith(held) or (new_head and not name.startswith(inside))
+        for name, tensor in model.state_dict().items()
+        if name.startswith(prefixes) or (new_head and not name.startswith(path))
     }
 
 
-def _misfits(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """What of an adapter's files this model lacks, or wants in vain, or has in another shape.
+def _find_mismatches(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Describe each tensor that is missing from the adapter's file, unexpected in it, or of another shape.
 
-    PEFT would load an adapter of another depth or task without a word.
+    PEFT would load an adapter of another depth or task without a warning.
     """
-    for name in wanted.keys() | tensors.keys():
-        told = name.removeprefix(PEFT_PREFIX)
+    for name in expected.keys() | tensors.keys():
+        short_name = name.removeprefix(PEFT_PREFIX)
         if name not in tensors:
-            yield f"  {told}: missing"
-        elif name not in wanted:
-            yield f"  {told}: not in this model"
-        elif tensors[name].shape != wanted[name].shape:
-            yield f"  {told}: {tuple(tensors[name].shape)} where the model has {tuple(wanted[name].shape)}"
+            yield f"  {short_name}: missing"
+        elif name not in expected:
+            yield f"  {short_name}: not in this model"
+        elif tensors[name].shape != expected[name].shape:
+            yield f"  {short_name}: {tuple(tensors[name].shape)} where the model has {tuple(expected[name].shape)}"

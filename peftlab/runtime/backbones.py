@@ -1,7 +1,7 @@
-"""Where the backbone is in a model: what Transformers' `AutoModel` has of it, without the head.
+"""Find and replace the backbone of a model: the part that Transformers' `AutoModel` builds, without the head.
 
-Most models hold it as one child, by the name of their family. T5 and its kin hold encoder, decoder and embeddings
-themselves, beside the head.
+Most models hold it as one child, named by `base_model_prefix`. T5 and its relatives hold encoder, decoder and
+embeddings themselves, beside the head.
 """
 
 from collections.abc import Mapping
@@ -16,37 +16,38 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def backbone_in(model: PreTrainedModel, like: nn.Module) -> nn.Module:
-    """The backbone of `model`, which is of the same class as `like`."""
-    if prefix := _child(model):
+    """The backbone of `model`; it has the class of `like`."""
+    if prefix := _prefix(model):
         return cast(nn.Module, model._modules[prefix])
     return replace_children(like, {name: model._modules[name] for name in like._modules})
 
 
 def with_backbone(model: Model, backbone: nn.Module, like: nn.Module | None = None) -> Model:
-    """The same model with another backbone, or whatever is called in place of one; all else is shared.
+    """Copy a model with another backbone; everything else is shared.
 
-    `like` tells which modules are the backbone's where `backbone` does not.
+    `backbone` may be any module that is called like one. `like` then names the backbone's children, which models
+    without a prefix need.
     """
-    return replace_children(model, _placed(model, backbone, like or backbone))
+    return replace_children(model, _backbone_children(model, backbone, like or backbone))
 
 
-def put_backbone(model: PreTrainedModel, backbone: nn.Module) -> None:
-    """Give `model` itself this backbone."""
-    model._modules.update(_placed(model, backbone, backbone))
+def set_backbone(model: PreTrainedModel, backbone: nn.Module) -> None:
+    """Replace the backbone of `model` itself."""
+    model._modules.update(_backbone_children(model, backbone, backbone))
 
 
 def path_of_backbone(model: PreTrainedModel) -> str:
-    """What names of the backbone's modules begin with in `model`: the child's name and a dot, or nothing."""
-    prefix = _child(model)
+    """The prefix of names of the backbone's modules in `model`: the child's name and a dot, or an empty string."""
+    prefix = _prefix(model)
     return f"{prefix}." if prefix else ""
 
 
-def _placed(model: nn.Module, backbone: nn.Module, like: nn.Module) -> Mapping[str, nn.Module | None]:
-    if prefix := _child(model):
+def _backbone_children(model: nn.Module, backbone: nn.Module, like: nn.Module) -> Mapping[str, nn.Module | None]:
+    if prefix := _prefix(model):
         return {prefix: backbone}
     return {name: backbone._modules.get(name, backbone) for name in like._modules}
 
 
-def _child(model: nn.Module) -> str:
+def _prefix(model: nn.Module) -> str:
     prefix = cast(PreTrainedModel, model).base_model_prefix
     return prefix if prefix in model._modules else ""

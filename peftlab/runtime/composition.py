@@ -1,16 +1,16 @@
-"""Several adapters as one: stacked, averaged, or asked together.
+"""Compose several adapters into one: a stack, an average, or an ensemble.
 
-stack      each one's modules around those of the one below it (Pfeiffer et al. 2020, MAD-X, arXiv:2005.00052: a
-           language or domain below a task); a LoRA's update is added to what is below. Head and task are the top's.
-average    weighted sum of the adapters' deltas, and of their heads (Wortsman et al. 2022, Model soups,
-           arXiv:2203.05482; Chronopoulou et al. 2023, AdapterSoup, arXiv:2302.07027). Exact for LoRA of any rank;
-           of other modules the numbers are averaged.
-ensemble   each adapter for itself; the weighted mean of their logits is decoded.
+stack      Each adapter's modules wrap those of the adapter below (Pfeiffer et al. 2020, MAD-X, arXiv:2005.00052: a
+           language or domain below a task); LoRA updates are added. Head and task are those of the top adapter.
+average    Weighted sum of the adapters' deltas, and of their heads (Wortsman et al. 2022, Model soups,
+           arXiv:2203.05482; Chronopoulou et al. 2023, AdapterSoup, arXiv:2302.07027). It is exact for LoRA of any rank;
+           for other modules the parameters are averaged.
+ensemble   Each adapter predicts by itself; the weighted mean of their logits is decoded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, cast, get_args
+from typing import Any, Literal, NoReturn, TypeGuard, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from peftlab.errors import IntegrityError, suggest
 from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.low_rank import LowRankUpdate, concat_updates
-from peftlab.runtime.module_clone import replace_child, replace_tensors
+from peftlab.runtime.module_clone import ModuleWrapper, replace_child, replace_tensors
 from peftlab.runtime.routing import AdapterModule
 from peftlab.runtime.token_embeddings import has_token_embeddings
 from peftlab.store import AdapterVersion
@@ -28,179 +28,174 @@ CompositionMode = Literal["stack", "average", "ensemble"]
 
 @dataclass(frozen=True)
 class Composition:
-    """Names of adapters, and how they become one; `weights` are those of `average` and `ensemble`, adding up to 1."""
+    """Names of adapters and how they are composed; the weights of an average or an ensemble add up to 1."""
 
-    way: CompositionMode
+    mode: CompositionMode
     names: tuple[str, ...]
     weights: tuple[float, ...]
 
 
-def composition(way: CompositionMode, names: Sequence[str], weights: Sequence[float] | None = None) -> Composition:
-    """Check and complete what was asked for.
+def make_composition(
+    mode: CompositionMode, names: Sequence[str], weights: Sequence[float] | None = None
+) -> Composition:
+    """Check the arguments of `Bank.compose` and normalize the weights.
 
     Raises:
-        ValueError: fewer than two names, no such way, or not as many weights as names.
+        ValueError: unknown mode, fewer than two names, or not as many weights as names.
     """
-    if way not in get_args(CompositionMode):
-        raise ValueError(f"no way '{way}' to put adapters together. {suggest(way, get_args(CompositionMode))}")
+    if mode not in get_args(CompositionMode):
+        raise ValueError(f"no composition mode '{mode}'. {suggest(mode, get_args(CompositionMode))}")
     if len(names) < 2:
-        raise ValueError(f"a {way} needs at least two adapters, not {len(names)}")
-    given = list(weights) if weights is not None else [1.0] * len(names)
-    if len(given) != len(names) or sum(given) <= 0:
-        raise ValueError(f"{len(names)} adapters need {len(names)} weights with a sum above 0, not {given}")
-    if way == "stack" and weights is not None:
+        raise ValueError(f"a composition by {mode} needs at least two adapters, not {len(names)}")
+    given_weights = list(weights) if weights is not None else [1.0] * len(names)
+    total = sum(given_weights)
+    if len(given_weights) != len(names) or total <= 0:
+        raise ValueError(f"{len(names)} adapters need {len(names)} weights with a sum above 0, not {given_weights}")
+    if mode == "stack" and weights is not None:
         raise ValueError("a stack has no weights")
-    return Composition(way, tuple(names), tuple(weight / sum(given) for weight in given))
+    return Composition(mode, tuple(names), tuple(weight / total for weight in given_weights))
 
 
 @dataclass(frozen=True)
 class CompositeVersion:
-    """A composition of certain versions."""
+    """A composition of certain versions of adapters."""
 
-    way: CompositionMode
+    mode: CompositionMode
     parts: tuple[AdapterVersion, ...]
     weights: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"the {self.way} of {', '.join(map(str, self.parts))}"
+        return f"the {self.mode} of {', '.join(map(str, self.parts))}"
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise IntegrityError with a reason why these adapters cannot be composed."""
+        raise IntegrityError(f"{self} cannot be composed: {reason}")
 
 
-def parts_of(edition: AdapterVersion | CompositeVersion) -> tuple[AdapterVersion, ...]:
-    """The versions that are in it."""
-    return edition.parts if isinstance(edition, CompositeVersion) else (edition,)
+def parts_of(key: AdapterVersion | CompositeVersion) -> tuple[AdapterVersion, ...]:
+    """The versions that a key consists of."""
+    return key.parts if isinstance(key, CompositeVersion) else (key,)
 
 
-def is_ensemble(edition: AdapterVersion | CompositeVersion) -> TypeGuard[CompositeVersion]:
-    """Whether its parts are asked one by one."""
-    return isinstance(edition, CompositeVersion) and edition.way == "ensemble"
+def is_ensemble(key: AdapterVersion | CompositeVersion) -> TypeGuard[CompositeVersion]:
+    """Whether each part predicts by itself."""
+    return isinstance(key, CompositeVersion) and key.mode == "ensemble"
 
 
-def composed(edition: CompositeVersion, parts: Sequence[LoadedAdapter]) -> LoadedAdapter:
-    """One adapter that answers as `parts` do together.
+def compose_adapters(version: CompositeVersion, parts: Sequence[LoadedAdapter]) -> LoadedAdapter:
+    """Compose adapters into a stack or an average.
 
     Raises:
-        IntegrityError: they cannot be put together so.
+        IntegrityError: these adapters cannot be composed.
     """
-    if edition.way == "ensemble":
-        raise ValueError("the parts of an ensemble are asked one by one")
-    if alone := [str(part.adapter) for part in parts if not part.routed]:
-        raise IntegrityError(f"{edition} cannot be made: {', '.join(alone)} changes the base as a whole.")
+    if version.mode == "ensemble":
+        raise ValueError("each part of an ensemble predicts by itself")
+    if unrouted := [str(part.adapter) for part in parts if not part.is_routed]:
+        version.refuse(f"{', '.join(unrouted)} changes the base as a whole.")
     top = parts[-1]
-    if edition.way == "stack":
-        if rows := [str(part.adapter) for part in parts if has_token_embeddings(part.model)]:
-            raise IntegrityError(f"{edition} cannot be made: {', '.join(rows)} has a head of its own for some tokens.")
-        own = {name: _stacked(edition, owns) for name, owns in _by_module(edition, parts)}
-        return LoadedAdapter(top.adapter, top.task, own, top.model, routed=True)
-    check_same_outputs(edition, parts)
-    own = {name: _averaged(edition, owns) for name, owns in _by_module(edition, parts)}
-    model = cast(Any, _mean(edition, [part.model for part in parts]))
-    return LoadedAdapter(top.adapter, top.task, own, model, routed=True)
+    if version.mode == "stack":
+        if names := [str(part.adapter) for part in parts if has_token_embeddings(part.model)]:
+            version.refuse(f"{', '.join(names)} has embeddings of its own for some tokens.")
+        modules = {name: _stack(version, parts) for name, parts in _modules_by_name(version, parts)}
+        return LoadedAdapter(top.adapter, top.task, modules, top.model, is_routed=True)
+    check_same_outputs(version, parts)
+    modules = {name: _average(version, parts) for name, parts in _modules_by_name(version, parts)}
+    model = cast(Any, _average_tensors(version, [part.model for part in parts]))
+    return LoadedAdapter(top.adapter, top.task, modules, model, is_routed=True)
 
 
-def mean_logits(edition: CompositeVersion, logits: Sequence[Tensor]) -> Tensor:
-    """Weighted mean of what the parts of an ensemble give for one feature."""
-    return cast(Tensor, sum(weight * one for weight, one in zip(edition.weights, logits, strict=True)))
+def average_logits(version: CompositeVersion, logits: Sequence[Tensor]) -> Tensor:
+    """The weighted mean of the logits of an ensemble's parts for one feature."""
+    return cast(Tensor, sum(weight * tensor for weight, tensor in zip(version.weights, logits, strict=True)))
 
 
-def check_same_outputs(edition: CompositeVersion, parts: Sequence[LoadedAdapter]) -> None:
-    """Refuse adapters whose logits do not mean the same.
+def check_same_outputs(version: CompositeVersion, parts: Sequence[LoadedAdapter]) -> None:
+    """Refuse adapters whose logits have different meanings.
 
     Raises:
-        IntegrityError: they are of different tasks or labels.
+        IntegrityError: they have different tasks or labels, or an ensemble has no labels to average.
     """
     first = parts[0]
     for part in parts[1:]:
         if (part.task.type, part.task.head_labels) != (first.task.type, first.task.head_labels):
-            raise IntegrityError(
-                f"{edition} cannot be made: {first.adapter} ({first.task.type}) has the labels "
-                f"{', '.join(first.task.head_labels)}; {part.adapter} ({part.task.type}) has "
-                f"{', '.join(part.task.head_labels)}."
+            version.refuse(
+                f"{first.adapter} ({first.task.type}) has the labels {', '.join(first.task.head_labels)}; "
+                f"{part.adapter} ({part.task.type}) has {', '.join(part.task.head_labels)}."
             )
-    if is_ensemble(edition) and not first.task.head_labels:
-        what = "a text cannot go on by several adapters" if first.task.writes else "a vocabulary is not averaged"
-        raise IntegrityError(f"{edition} cannot be made: {what}. Take an average.")
+    if is_ensemble(version) and not first.task.head_labels:
+        reason = "several adapters cannot generate one text" if first.task.writes else "a vocabulary is not averaged"
+        version.refuse(f"{reason}. Take an average.")
 
 
-def _by_module(
-    edition: CompositeVersion, parts: Sequence[LoadedAdapter]
+def _modules_by_name(
+    version: CompositeVersion, parts: Sequence[LoadedAdapter]
 ) -> Iterator[tuple[str, list[AdapterModule | None]]]:
-    """What each part has, by module of the base.
+    """Yield for each module of the base what each part has in its place.
 
     Raises:
-        IntegrityError: one has something inside of what another has as a whole.
+        IntegrityError: a part changes a module inside of one that another part replaces.
     """
-    names = list(dict.fromkeys(name for part in parts for name in part.own))
-    inside = next((name for name in names if any(name.startswith(f"{other}.") for other in names)), None)
-    if inside:
-        raise IntegrityError(f"{edition} cannot be made: one changes '{inside}', another the whole module around it.")
+    names = list(dict.fromkeys(name for part in parts for name in part.modules))
+    inner = next((name for name in names if any(name.startswith(f"{other}.") for other in names)), None)
+    if inner:
+        version.refuse(f"one changes '{inner}', another replaces the module that contains it.")
     for name in names:
-        yield name, [part.own.get(name) for part in parts]
+        yield name, [part.modules.get(name) for part in parts]
 
 
-def _stacked(edition: CompositeVersion, owns: Sequence[AdapterModule | None]) -> AdapterModule:
-    below, *above = [own for own in owns if own is not None]
-    for own in above:
-        below = _upon(edition, own, below)
+def _stack(version: CompositeVersion, modules: Sequence[AdapterModule | None]) -> AdapterModule:
+    below, *above = [module for module in modules if module is not None]
+    for module in above:
+        below = _stack_on(version, module, below)
     return below
 
 
-def _upon(edition: CompositeVersion, own: AdapterModule, below: AdapterModule) -> AdapterModule:
-    if isinstance(own, LowRankUpdate):
-        return concat_updates([own, below]) if isinstance(below, LowRankUpdate) else _Updated(below, own)
-    if "base_layer" not in own._modules:
-        raise IntegrityError(
-            f"{edition} cannot be made: the upper one does not build on what is below, but replaces it."
-        )
-    return replace_child(own, "base_layer", _Updated(None, below) if isinstance(below, LowRankUpdate) else below)
+def _stack_on(version: CompositeVersion, module: AdapterModule, below: AdapterModule) -> AdapterModule:
+    if isinstance(module, LowRankUpdate):
+        return concat_updates([module, below]) if isinstance(below, LowRankUpdate) else _UpdatedModule(below, module)
+    if "base_layer" not in module._modules:
+        version.refuse("the upper one does not wrap the module below, but replaces it.")
+    below = _UpdatedModule(below.base_layer, below) if isinstance(below, LowRankUpdate) else below
+    return replace_child(module, "base_layer", below)
 
 
-class _Updated(nn.Module):
-    """A module with a LoRA's update; the base's own where there is no other."""
+class _UpdatedModule(ModuleWrapper):
+    """A module with a LoRA update added to its output."""
 
-    def __init__(self, below: nn.Module | None, update: LowRankUpdate) -> None:
-        super().__init__()
-        self.below = below if below is not None else update.bare
+    def __init__(self, base_layer: nn.Module, update: LowRankUpdate) -> None:
+        super().__init__(base_layer)
         self.update = update
 
-    def __getattr__(self, name: str) -> Any:
-        """What is asked of the module, such as its weight's dtype."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("below"), name)
-
     def forward(self, x: Tensor) -> Tensor:
-        """below(x) + B A x."""
-        return cast(Tensor, self.below(x)) + self.update.of(x)
+        """base_layer(x) + B A x."""
+        return cast(Tensor, self.base_layer(x)) + self.update.delta(x)
 
 
-def _averaged(edition: CompositeVersion, owns: Sequence[AdapterModule | None]) -> AdapterModule:
-    updates = [own for own in owns if isinstance(own, LowRankUpdate)]
-    if len(updates) == sum(own is not None for own in owns):
-        weights = [weight for weight, own in zip(edition.weights, owns, strict=True) if own is not None]
+def _average(version: CompositeVersion, modules: Sequence[AdapterModule | None]) -> AdapterModule:
+    updates = [module for module in modules if isinstance(module, LowRankUpdate)]
+    if len(updates) == sum(module is not None for module in modules):
+        weights = [weight for weight, module in zip(version.weights, modules, strict=True) if module is not None]
         return concat_updates(updates, weights)
-    if len({type(own) for own in owns}) > 1:
-        raise IntegrityError(
-            f"{edition} cannot be made: the adapters are of different methods, or change other modules."
-        )
-    return _mean(edition, cast(Sequence[nn.Module], owns))
+    if len({type(module) for module in modules}) > 1:
+        version.refuse("the adapters are of different methods, or change other modules.")
+    return _average_tensors(version, cast(Sequence[nn.Module], modules))
 
 
-def _mean(edition: CompositeVersion, modules: Sequence[nn.Module]) -> nn.Module:
-    """The first module with the weighted mean of all tensors that the modules do not share."""
+def _average_tensors(version: CompositeVersion, modules: Sequence[nn.Module]) -> nn.Module:
+    """Copy the first module with the weighted mean of all tensors that the modules do not share."""
     states = [module.state_dict(keep_vars=True) for module in modules]
     shapes: list[Mapping[str, Any]] = [{name: t.shape for name, t in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes[1:]):
-        raise IntegrityError(f"{edition} cannot be made: the adapters have tensors of different names or shapes.")
-    apart = [name for name, tensor in states[0].items() if any(state[name] is not tensor for state in states[1:])]
-    means = {name: _mean_of(edition, [state[name] for state in states]) for name in apart}
+        version.refuse("the adapters have tensors of different names or shapes.")
+    distinct = [name for name, tensor in states[0].items() if any(state[name] is not tensor for state in states[1:])]
+    means = {name: _average_tensor(version, [state[name] for state in states]) for name in distinct}
     return replace_tensors(modules[0], means)
 
 
-def _mean_of(edition: CompositeVersion, tensors: Sequence[Tensor]) -> Tensor:
+def _average_tensor(version: CompositeVersion, tensors: Sequence[Tensor]) -> Tensor:
     if not tensors[0].is_floating_point():
         if all(torch.equal(tensors[0], other) for other in tensors[1:]):
             return tensors[0]
-        raise IntegrityError(f"{edition} cannot be made: the adapters hold places in the base, which differ.")
-    weighted = (weight * tensor.detach() for weight, tensor in zip(edition.weights, tensors, strict=True))
+        version.refuse("the adapters change different positions of the base's weights.")
+    weighted = (weight * tensor.detach() for weight, tensor in zip(version.weights, tensors, strict=True))
     return cast(Tensor, sum(weighted))

@@ -1,4 +1,4 @@
-"""`evaluate()` and `evaluate_mixed()`: published adapters on labelled rows, scored by what serving predicts."""
+"""`evaluate()` and `evaluate_mixed()`: score published adapters on labelled rows by the predictions of serving."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,8 @@ from peftlab.data.adapter_column import AdapterRow, read_adapter_rows
 from peftlab.data.loading import read_split
 from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue
 from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection
-from peftlab.runtime.bank import Serving, load
+from peftlab.runtime.bank import load
+from peftlab.runtime.options import BankOptions
 from peftlab.runtime.request import Answer
 from peftlab.store import STACK_SEPARATOR, Adapter, Store
 from peftlab.tasks import Prediction, Scores, Task, read_examples
@@ -22,9 +23,16 @@ from peftlab.tasks.labels.label_set import reject_unknown_labels
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An adapter's scores on rows, with a ledger of them, its predictions in their order, and the bank's `notes`.
+    """The scores of an adapter on labelled rows.
 
-    `name` tells its version; of a stack it names all parts, and `adapter` is the top.
+    Attributes:
+        name: The adapter's name and version; for a stack, those of all parts.
+        adapter: The published adapter; for a stack, the top adapter.
+        task: Its task.
+        scores: Its scores.
+        ledger: How many rows were used, and what was dropped.
+        predictions: One for each row, in order.
+        warnings: Those of the bank.
     """
 
     name: str
@@ -33,16 +41,16 @@ class Evaluation:
     scores: Scores
     ledger: Ledger
     predictions: list[Prediction]
-    notes: list[str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
 class MixedEvaluation:
-    """Each adapter's evaluation on its own rows, by its name there; `answers` are in the order of all rows."""
+    """Each adapter's evaluation on its own rows, by its name in the file; `answers` has all rows in order."""
 
     by_adapter: dict[str, Evaluation]
     answers: list[Answer]
-    notes: list[str]
+    warnings: list[str]
 
 
 def evaluate(
@@ -54,8 +62,8 @@ def evaluate(
     header: Sequence[str] | None = None,
     encoding: str = "utf-8",
     store: str | Path = "adapters",
-    told: ProgressCallback = lambda done, total: None,
-    **serving: Unpack[Serving],
+    on_progress: ProgressCallback = lambda done, total: None,
+    **options: Unpack[BankOptions],
 ) -> Evaluation:
     """Score an adapter on the labelled rows of a file.
 
@@ -67,23 +75,24 @@ def evaluate(
         header: Column names of a csv or tsv file without a header line.
         encoding: Of a text file.
         store: Folder of the store.
-        told: Hears how many inputs are done, and of how many.
-        serving: device, quantization, precision, memory, slots, trust_remote_code: as for `load`.
+        on_progress: Called with the number of inputs that are done, and of all inputs.
+        options: device, quantization, precision, memory, slots, trust_remote_code: as for `load`.
 
     Raises:
         AdapterNotFoundError: no such adapter.
-        BaseNotFoundError: its base is nowhere.
+        BaseNotFoundError: its base is not found.
         IntegrityError: it is damaged, or was tuned on another base.
         RecipeError: rows cannot be read, or have labels that the adapter does not know; lists every problem.
     """
-    section = _section(data, data_format, columns, header, encoding)
-    bank = load(adapter, store=store, **serving)
+    section = _data_section(data, data_format, columns, header, encoding)
+    bank = load(adapter, store=store, **options)
     with ErrorCollector() as errors:
         plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
         split = read_split(section, str(data), errors, key="", plain_text=plain)
-        rows = _labelled(bank.adapter(adapter), split, errors, called="the data")
+        rows = _read_labelled(bank.adapter(adapter), split, errors, split_name="the data")
     name = STACK_SEPARATOR.join(str(bank.adapter(part)) for part in adapter.split(STACK_SEPARATOR))
-    return _scored(name, rows, bank.run(adapter, rows.examples, told), bank.notes)
+    predictions = bank.predict_examples(adapter, rows.examples, on_progress)
+    return _score(name, rows, predictions, bank.warnings)
 
 
 def evaluate_mixed(
@@ -95,10 +104,10 @@ def evaluate_mixed(
     header: Sequence[str] | None = None,
     encoding: str = "utf-8",
     store: str | Path = "adapters",
-    told: ProgressCallback = lambda done, total: None,
-    **serving: Unpack[Serving],
+    on_progress: ProgressCallback = lambda done, total: None,
+    **options: Unpack[BankOptions],
 ) -> MixedEvaluation:
-    """Score several adapters, of any tasks, on the labelled rows of one file, in one pass of one bank.
+    """Score several adapters, of any tasks, on the labelled rows of one file, with one bank.
 
     Args:
         data: A file in any format that a recipe takes; each row has the columns of its own adapter's task.
@@ -108,32 +117,34 @@ def evaluate_mixed(
         header: As for `evaluate`.
         encoding: As for `evaluate`.
         store: As for `evaluate`.
-        told: Hears how many rows are done, and of how many.
-        serving: As for `evaluate`.
+        options: As for `evaluate`.
+        on_progress: Called with the number of rows that are done, and of all rows.
 
     Raises:
-        BaseNotFoundError: their base is nowhere.
+        BaseNotFoundError: their base is not found.
         IntegrityError: an adapter is damaged, or was tuned on another base than the first.
-        RecipeError: rows name no adapter, or none that there is, cannot be read, or have labels that their adapter does
-            not know; lists every problem.
+        RecipeError: rows name no adapter or an unknown one, cannot be read, or have labels that their adapter does not
+            know; lists every problem.
     """
-    section, shelf = _section(data, data_format, columns, header, encoding), Store(store)
+    section, adapter_store = _data_section(data, data_format, columns, header, encoding), Store(store)
     with ErrorCollector() as errors:
-        named = read_adapter_rows(section, str(data), by, errors, resolve=shelf.resolve_version)
-        groups = _labelled_by_adapter(named, Path(data).name, shelf, errors)
-    bank = load(*groups, store=store, **serving)
+        named = read_adapter_rows(section, str(data), by, errors, resolve=adapter_store.resolve_version)
+        groups = _read_by_adapter(named, Path(data).name, adapter_store, errors)
+    bank = load(*groups, store=store, **options)
     examples = {name: iter(rows.examples) for name, rows in groups.items()}
-    answers = list(bank.stream_examples([(name, next(examples[name])) for name, _ in named], told))
+    answers = list(bank.stream_examples([(name, next(examples[name])) for name, _ in named], on_progress))
     predictions: dict[str, list[Prediction]] = {name: [] for name in groups}
     for answer in answers:
         predictions[answer.adapter].append(answer.prediction)
-    scored = {name: _scored(str(rows.adapter), rows, predictions[name], bank.notes) for name, rows in groups.items()}
-    return MixedEvaluation(scored, answers, bank.notes)
+    evaluations = {
+        name: _score(str(rows.adapter), rows, predictions[name], bank.warnings) for name, rows in groups.items()
+    }
+    return MixedEvaluation(evaluations, answers, bank.warnings)
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """Rows of one adapter, read by its task."""
+class _LabelledRows:
+    """The labelled rows of one adapter, read by its task."""
 
     adapter: Adapter
     task: Task
@@ -141,37 +152,37 @@ class _Labelled:
     ledger: Ledger
 
 
-def _labelled(adapter: Adapter, split: Split, errors: ErrorCollector, *, called: str) -> _Labelled:
-    """Whatever cannot be scored is added to `errors`."""
+def _read_labelled(adapter: Adapter, split: Split, errors: ErrorCollector, *, split_name: str) -> _LabelledRows:
+    """Read a split by an adapter's task; what cannot be scored is added to `errors`."""
     task, ledger = adapter.task, Ledger(source=split.source)
     examples = read_examples(task, split, ledger, errors)
-    reject_unknown_labels(task.labels, examples, task.labels_of, errors, split=called, missing_in="the adapter")
+    reject_unknown_labels(task.labels, examples, task.labels_of, errors, split=split_name, missing_in="the adapter")
     ledger.used = len(examples)
     ledger.targets = sum(task.count(example) + example.num_lost_targets for example in examples)
-    return _Labelled(adapter, task, examples, ledger)
+    return _LabelledRows(adapter, task, examples, ledger)
 
 
-def _labelled_by_adapter(
-    named: Iterable[AdapterRow], source: str, shelf: Store, errors: ErrorCollector
-) -> dict[str, _Labelled]:
-    """Each adapter's rows, by its name; problems are told with it."""
+def _read_by_adapter(
+    named: Iterable[AdapterRow], source: str, store: Store, errors: ErrorCollector
+) -> dict[str, _LabelledRows]:
+    """Read each adapter's rows, by its name, which every error names."""
     splits: dict[str, Split] = {}
     for name, row in named:
         splits.setdefault(name, Split([], source)).rows.append(row)
     groups = {}
     for name, split in splits.items():
-        mine = ErrorCollector()
-        groups[name] = _labelled(shelf.resolve(name), split, mine, called="its rows")
-        errors.issues += [replace(issue, key=name) for issue in mine.issues]
+        own_errors = ErrorCollector()
+        groups[name] = _read_labelled(store.resolve(name), split, own_errors, split_name="its rows")
+        errors.issues += [replace(issue, key=name) for issue in own_errors.issues]
     return groups
 
 
-def _scored(name: str, rows: _Labelled, predictions: list[Any], notes: list[str]) -> Evaluation:
+def _score(name: str, rows: _LabelledRows, predictions: list[Any], warnings: list[str]) -> Evaluation:
     scores = rows.task.score(rows.examples, predictions)
-    return Evaluation(name, rows.adapter, rows.task, scores, rows.ledger, predictions, notes)
+    return Evaluation(name, rows.adapter, rows.task, scores, rows.ledger, predictions, warnings)
 
 
-def _section(
+def _data_section(
     data: str | Path,
     data_format: str,
     columns: Mapping[str, str] | None,
@@ -183,7 +194,6 @@ def _section(
     try:
         return DataSection.model_validate(values)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        name = str(wrong["loc"][0])
-        message = wrong["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        raise RecipeError([ValidationIssue(f"{message}, not {wrong['input']!r}.", key=name)]) from None
+        issue = error.errors()[0]
+        message = issue["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise RecipeError([ValidationIssue(f"{message}, not {issue['input']!r}.", key=str(issue["loc"][0]))]) from None

@@ -1,4 +1,4 @@
-"""Features of any adapters → logits, in as few forward passes of the one base as can be."""
+"""Run features of any adapters through the one base, in as few forward passes as possible."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,123 +18,126 @@ from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.prediction import Outcome, forward, longest_first
 
 Key = TypeVar("Key")
-Asked = Sequence[tuple[Key, Feature]]
+KeyedFeatures = Sequence[tuple[Key, Feature]]
 """Features, each with the key of its adapter."""
-Hold = Callable[[Collection[Any]], AbstractContextManager[Mapping[Any, LoadedAdapter]]]
-"""Brings adapters into memory, and keeps them there inside the block."""
-BATCH = 32
+Pin = Callable[[Collection[Any]], AbstractContextManager[Mapping[Any, LoadedAdapter]]]
+"""Loads the adapters of some keys and keeps them in memory inside the block; see `AdapterCache.pinned`."""
+BATCH_SIZE = 32
 
 
 @torch.inference_mode()
 def forward_features(
-    asked: Asked[Key],
-    hold: Hold,
+    features: KeyedFeatures[Key],
+    pin: Pin,
     router: Router,
     inputs: Inputs,
     *,
-    most: int | None = None,
-    told: ProgressCallback = lambda done, total: None,
+    max_adapters: int | None = None,
+    on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[Outcome]:
-    """The outcome of each feature by its adapter, in order.
+    """Compute the outcome of each feature by its adapter, in order.
 
-    They go in batches of like length, so that little is padded, and of at most `most` adapters.
+    A batch has features of similar length, to save padding, and of at most `max_adapters` adapters.
     """
     outcomes: dict[int, Outcome] = {}
-    for batch in _batches(asked, most or BATCH):
-        with hold({asked[i][0] for i in batch}) as adapters_by_key:
-            for chosen, given in _passes(batch, asked, adapters_by_key, router, inputs):
-                outcomes |= zip(chosen, given, strict=True)
-        told(len(outcomes), len(asked))
-    return [outcomes[i] for i in range(len(asked))]
+    for batch in _batches(features, max_adapters or BATCH_SIZE):
+        with pin({features[i][0] for i in batch}) as adapters:
+            rows = [(adapters[features[i][0]], features[i][1]) for i in batch]
+            for indices, results in _forward_batch(rows, router, inputs):
+                outcomes |= zip([batch[i] for i in indices], results, strict=True)
+        on_progress(len(outcomes), len(features))
+    return [outcomes[i] for i in range(len(features))]
 
 
-def _batches(asked: Asked[Key], most: int) -> Iterator[list[int]]:
-    """Places in `asked`, the longest first; within a batch those of an adapter together, the most frequent first."""
+def _batches(features: KeyedFeatures[Key], max_adapters: int) -> Iterator[list[int]]:
+    """Yield indices of features for each batch, the longest features first."""
     batch: list[int] = []
     keys: set[Key] = set()
-    for i in longest_first([feature for _, feature in asked]):
-        if len(batch) == BATCH or len(keys | {asked[i][0]}) > most:
-            yield _together(batch, asked)
+    for i in longest_first([feature for _, feature in features]):
+        if len(batch) == BATCH_SIZE or len(keys | {features[i][0]}) > max_adapters:
+            yield _group_by_adapter(batch, features)
             batch, keys = [], set()
         batch.append(i)
-        keys.add(asked[i][0])
+        keys.add(features[i][0])
     if batch:
-        yield _together(batch, asked)
+        yield _group_by_adapter(batch, features)
 
 
-def _together(batch: list[int], asked: Asked[Key]) -> list[int]:
-    counts = Counter(asked[i][0] for i in batch)
+def _group_by_adapter(batch: list[int], features: KeyedFeatures[Key]) -> list[int]:
+    """Sort a batch so that rows of an adapter are consecutive, the most frequent adapter first."""
+    counts = Counter(features[i][0] for i in batch)
     rank = {key: place for place, (key, _) in enumerate(counts.most_common())}
-    return sorted(batch, key=lambda i: rank[asked[i][0]])
+    return sorted(batch, key=lambda i: rank[features[i][0]])
 
 
-def _passes(
-    batch: Sequence[int],
-    asked: Asked[Key],
-    adapters_by_key: Mapping[Key, LoadedAdapter],
-    router: Router,
-    inputs: Inputs,
-) -> Iterator[tuple[Sequence[int], Sequence[Outcome]]]:
-    """One pass for all that can be routed, and one for each adapter that cannot; texts that go on apart from them."""
-    writing = [i for i in batch if adapters_by_key[asked[i][0]].task.writes and asked[i][1].labels is None]
-    if writing:
-        yield writing, generate_texts([(adapters_by_key[asked[i][0]], asked[i][1]) for i in writing], router, inputs)
-    batch = [i for i in batch if i not in writing]
-    shared = [i for i in batch if adapters_by_key[asked[i][0]].routed]
-    if shared:
-        yield shared, _mixed([(adapters_by_key[asked[i][0]], asked[i][1]) for i in shared], router, inputs)
-    for loaded in dict.fromkeys(adapters_by_key[asked[i][0]] for i in batch):
-        mine = [i for i in batch if adapters_by_key[asked[i][0]] is loaded]
-        if not loaded.routed:
-            yield mine, forward(loaded.task, loaded.model, inputs, [asked[i][1] for i in mine])
+def _forward_batch(
+    rows: Sequence[tuple[LoadedAdapter, Feature]], router: Router, inputs: Inputs
+) -> Iterator[tuple[list[int], Sequence[Outcome]]]:
+    """Yield indices of rows and their outcomes: of generated texts, of all routed rows, then of each other adapter."""
+    generated, routed = [], []
+    others: dict[LoadedAdapter, list[int]] = {}
+    for i, (loaded, feature) in enumerate(rows):
+        if loaded.task.writes and feature.labels is None:
+            generated.append(i)
+        elif loaded.is_routed:
+            routed.append(i)
+        else:
+            others.setdefault(loaded, []).append(i)
+    if generated:
+        yield generated, generate_texts([rows[i] for i in generated], router, inputs)
+    if routed:
+        yield routed, _forward_routed([rows[i] for i in routed], router, inputs)
+    for loaded, indices in others.items():
+        yield indices, forward(loaded.task, loaded.model, inputs, [rows[i][1] for i in indices])
 
 
-def _mixed(asked: Sequence[tuple[LoadedAdapter, Feature]], router: Router, inputs: Inputs) -> list[Tensor]:
-    """The outcome of each feature, from one forward pass of the base; those of an adapter stand together."""
-    features = [feature for _, feature in asked]
-    batch = padded(features, inputs, router.device)
-    return forward_rows([loaded for loaded, _ in asked], batch, router, features)
+def _forward_routed(rows: Sequence[tuple[LoadedAdapter, Feature]], router: Router, inputs: Inputs) -> list[Tensor]:
+    """Pad the rows to one batch and run it through the base once."""
+    features = [feature for _, feature in rows]
+    batch = {name: tensor.to(router.device) for name, tensor in inputs.pad(features).items()}
+    return forward_rows([loaded for loaded, _ in rows], batch, router, features)
 
 
 def forward_rows(
-    rows: Sequence[LoadedAdapter], inputs: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
+    rows: Sequence[LoadedAdapter], batch: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
 ) -> list[Tensor]:
-    """The outcome of each row of a batch by its adapter; those of an adapter stand together, padding is left out.
+    """Compute the outcome of each row of a batch by its adapter, without padding: one pass of the base, then the heads.
 
-    `features` are those of the rows, for tasks that look at labels.
+    Args:
+        rows: The adapter of each row; rows of one adapter are consecutive.
+        batch: Inputs of the base, (batch, tokens) each.
+        router: The base.
+        features: Those of the rows, for tasks whose outcome depends on labels.
     """
-    states = router.states([loaded.own for loaded in rows], inputs)
+    states = router.forward([loaded.modules for loaded in rows], batch)
     return [
         outcome
         for loaded, part in group_segments(rows)
-        for outcome in _by_head(loaded, states, inputs, part, features[part])
+        for outcome in _apply_head(loaded, states, batch, part, features[part])
     ]
 
 
-def padded(features: Sequence[Feature], inputs: Inputs, device: torch.device) -> dict[str, Tensor]:
-    """Inputs of the base, (batch, tokens) each."""
-    return {name: tensor.to(device) for name, tensor in inputs.pad(features).items()}
-
-
-def _by_head(
-    loaded: LoadedAdapter, states: Any, inputs: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
+def _apply_head(
+    loaded: LoadedAdapter, states: Any, batch: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
 ) -> Iterator[Tensor]:
-    task, mine = loaded.task, {name: tensor[part] for name, tensor in inputs.items()}
-    own = slice_output(states, part)
-    own = to_float32(own) if task.head_labels else own  # the base's own head computes as the base does
-    logits = task.logits(apply_head(loaded.model, own, mine)).float()
-    scored = not task.head_labels and features and features[0].labels is not None
-    labels = _labels(features, mine["attention_mask"]) if scored else None
+    """Yield the outcomes of the rows in `part`, which belong to one adapter."""
+    task, part_batch = loaded.task, {name: tensor[part] for name, tensor in batch.items()}
+    part_states = slice_output(states, part)
+    if task.head_labels:  # a trained head computes in fp32, the base's own head in the base's precision
+        part_states = to_float32(part_states)
+    logits = task.logits(apply_head(loaded.model, part_states, part_batch)).float()
+    is_scored = not task.head_labels and features and features[0].labels is not None
+    labels = _pad_labels(features, part_batch["attention_mask"]) if is_scored else None
     outcome = task.outcome(logits, labels).cpu()
     if not task.per_token:
         yield from outcome
         return
-    for row, mask in zip(outcome, mine["attention_mask"].cpu(), strict=True):
+    for row, mask in zip(outcome, part_batch["attention_mask"].cpu(), strict=True):
         yield row[mask.bool()]
 
 
-def _labels(features: Sequence[Feature], mask: Tensor) -> Tensor:
-    """Labels of each token, (batch, tokens), -100 where there is padding."""
+def _pad_labels(features: Sequence[Feature], mask: Tensor) -> Tensor:
+    """The label of each token (batch, tokens), -100 for padding."""
     labels = torch.full_like(mask, IGNORED)
     for row, feature in enumerate(features):
         labels[row, mask[row].bool()] = torch.tensor(feature.labels, dtype=mask.dtype, device=mask.device)

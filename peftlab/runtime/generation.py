@@ -1,8 +1,8 @@
-"""Texts that adapters write, each row by its own, in as few runs of `generate` as can be (see `tasks/writing.py`).
+"""Generate texts, each row by its own adapter, in as few runs of `generate` as possible.
 
-The base's modules look up whose the rows are (`routing.py`) at every step, so rows of any number of adapters are
-written side by side, greedily, by drawing or by beams, with one cache of keys and values. It belongs to this run alone:
-what joins, leaves or is published meanwhile touches neither.
+At every step the base's modules look up which adapter each row has (`routing.py`), so rows of any number of adapters
+are generated side by side, by greedy decoding, sampling or beam search, with one cache of keys and values. Nothing that
+is added, removed or published meanwhile changes a run.
 """
 
 import inspect
@@ -23,46 +23,47 @@ from peftlab.tasks import Continuation, Feature
 from peftlab.tasks.generation.generate import written
 from peftlab.tasks.inputs.inputs import Inputs
 
-Asked = Sequence[tuple[LoadedAdapter, Feature]]
+Rows = Sequence[tuple[LoadedAdapter, Feature]]
+"""Each row's adapter and prompt; rows of one adapter are consecutive."""
 
 
 @torch.inference_mode()
-def generate_texts(asked: Asked, router: Router, inputs: Inputs, **how: Any) -> list[Continuation]:
-    """What is written for each feature, in order; rows of an adapter stand together. `how` is handed to `generate`."""
-    given: dict[int, Continuation] = {}
-    for places in _runs(asked, router):
-        given |= zip(places, _run([asked[i] for i in places], router, inputs, how), strict=True)
-    return [given[i] for i in range(len(asked))]
+def generate_texts(rows: Rows, router: Router, inputs: Inputs, **generate_options: Any) -> list[Continuation]:
+    """Generate a text for each row, in order; `generate_options` are passed on to Transformers' `generate`."""
+    texts: dict[int, Continuation] = {}
+    for indices in _group_rows(rows, router):
+        texts |= zip(indices, _generate([rows[i] for i in indices], router, inputs, generate_options), strict=True)
+    return [texts[i] for i in range(len(rows))]
 
 
-def _runs(asked: Asked, router: Router) -> list[list[int]]:
-    """Places in `asked` that are written together: those of the same settings whose adapters share cache and head."""
+def _group_rows(rows: Rows, router: Router) -> list[list[int]]:
+    """Group the indices of rows that one run generates: equal settings, and adapters that share cache and head."""
     groups: dict[Any, list[int]] = {}
-    for i, (loaded, _) in enumerate(asked):
-        together = loaded.routed and _shares_cache(loaded, router) and not has_token_embeddings(loaded.model)
-        alone = None if together else id(loaded)
+    for i, (loaded, _) in enumerate(rows):
+        is_shared = loaded.is_routed and _shares_cache(loaded, router) and not has_token_embeddings(loaded.model)
         settings = json.dumps([loaded.task.options["generation"], loaded.task.state], sort_keys=True)
-        groups.setdefault((settings, alone), []).append(i)
+        groups.setdefault((settings, None if is_shared else id(loaded)), []).append(i)
     return list(groups.values())
 
 
 def _shares_cache(loaded: LoadedAdapter, router: Router) -> bool:
-    """Not if it has attention of its own: that writes into the cache of the whole batch."""
-    places = (router.bare(name).forward for name in loaded.own)
-    return not any("past_key_values" in inspect.signature(forward).parameters for forward in places)
+    """Whether an adapter leaves attention to the base; its own attention would write to the cache of all rows."""
+    forwards = (router.base_module(name).forward for name in loaded.modules)
+    return not any("past_key_values" in inspect.signature(forward).parameters for forward in forwards)
 
 
-def _run(asked: Asked, router: Router, inputs: Inputs, how: dict[str, Any]) -> list[Continuation]:
-    first = asked[0][0]
-    model, routing_rows = _model(first, [loaded for loaded, _ in asked], router)
-    with routing_rows, cached_stacks():
-        return written(first.task, model, inputs, [feature for _, feature in asked], **how)
+def _generate(rows: Rows, router: Router, inputs: Inputs, generate_options: dict[str, Any]) -> list[Continuation]:
+    task = rows[0][0].task
+    model, routing = _routed_model([loaded for loaded, _ in rows], router)
+    with routing, cached_stacks():
+        return written(task, model, inputs, [feature for _, feature in rows], **generate_options)
 
 
-def _model(
-    first: LoadedAdapter, adapters_by_key: Sequence[LoadedAdapter], router: Router
+def _routed_model(
+    adapters: Sequence[LoadedAdapter], router: Router
 ) -> tuple[PreTrainedModel, AbstractContextManager[None]]:
-    """What writes, and the block in which it knows whose the rows are."""
-    if not first.routed:
+    """The model that generates, and the context in which it sends each row through its adapter."""
+    first = adapters[0]
+    if not first.is_routed:
         return first.model, nullcontext()
-    return with_backbone(first.model, router.tree), router.routing_rows([loaded.own for loaded in adapters_by_key])
+    return with_backbone(first.model, router.tree), router.routing_rows([loaded.modules for loaded in adapters])

@@ -1,12 +1,12 @@
-"""LoRA for rows of different adapters: the base's product and all updates in as few passes over memory as can be.
+"""LoRA for rows of different adapters: compute the base's product and all updates with little memory traffic.
 
-A segment is what one adapter does to rows that stand together. On a CPU the updates cost what they read and write, not
-what they multiply (decision 0020), so there are two forms, each cheapest where it is used:
+A segment is a run of consecutive rows of one adapter. On a CPU, updates cost what they read and write rather than what
+they multiply (decision 0020), so there are two forms, each used where it is cheaper:
 
-    long segments    x (W + BA)ᵀ: the sum is made for this batch, then the rows cost what the base costs
-    short segments   b + (A xᵀ)ᵀ Bᵀ, then + x Wᵀ: the product begins with bias and update where it began with the bias
+    long segments    x (W + BA)ᵀ: the sum is computed once for the batch, then the rows cost as much as without LoRA
+    short segments   b + (A xᵀ)ᵀ Bᵀ, then + x Wᵀ: bias and update are written first, and the base's product is added
 
-A base that is quantized keeps its own product, and updates are added to what it gives.
+A quantized base computes its own product; updates are added to its output.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,76 +20,76 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-Part = tuple["LowRankUpdate | None", slice]
-"""An update, or none for the bare base, and the rows that it is for."""
+Segment = tuple["LowRankUpdate | None", slice]
+"""An update, or None for the base without an adapter, and the rows that it applies to."""
 Stack = tuple[Tensor, Tensor]
-_kept: ContextVar[dict[tuple[tuple[int, int], ...], Stack] | None] = ContextVar("stacks of this block", default=None)
-MADE = 4  # what a number of W + BA costs, in numbers of an update (measured at 384 × 384 and 384 × 1536)
+_stacks: ContextVar[dict[tuple[tuple[int, int], ...], Stack] | None] = ContextVar("cached stacks", default=None)
+MERGE_COST = 4  # cost of an element of W + BA, in elements of an update (measured at 384 × 384 and 384 × 1536)
 
 
 class LowRankUpdate:
-    """What a LoRA adds to one Linear of the base.
+    """The update that a LoRA adds to one Linear of the base.
 
-    `down` is A (r, in), `up` scaled Bᵀ (r, out). Called, it is the adapted Linear.
+    `down` is A (r, in), `up` is scaled Bᵀ (r, out). Calling it computes the adapted Linear.
     """
 
-    def __init__(self, bare: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
-        weight = cast(Tensor, bare.weight)
+    def __init__(self, base_layer: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
+        weight = cast(Tensor, base_layer.weight)
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
-        self.bare = bare
+        self.base_layer = base_layer
         self.down = down.to(weight.device, dtype)
         self.up = (up * scaling).t().to(weight.device, dtype).contiguous()
         self.merged_weight: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (batch, …, in) → (batch, …, out)."""
-        return forward_with_updates(self.bare, x, [(self, slice(0, len(x)))])
+        """Apply the adapted Linear: x (batch, …, in) → (batch, …, out)."""
+        return forward_with_updates(self.base_layer, x, [(self, slice(0, len(x)))])
 
-    def of(self, x: Tensor) -> Tensor:
-        """B A x (batch, …, out) alone."""
+    def delta(self, x: Tensor) -> Tensor:
+        """Compute the update alone: B A x (batch, …, out)."""
         return (x.to(self.down.dtype) @ self.down.t() @ self.up).to(x.dtype)
 
     @property
-    def bytes(self) -> int:
-        """The memory it takes beside the base."""
-        return sum(held.nbytes for held in (self.down, self.up, self.merged_weight) if held is not None)
+    def num_bytes(self) -> int:
+        """Memory that it takes beside the base."""
+        return sum(tensor.nbytes for tensor in (self.down, self.up, self.merged_weight) if tensor is not None)
 
     def merge(self) -> None:
-        """Keep W + BA, which is then not made anew for every batch; W itself is never touched."""
-        if isinstance(self.bare, nn.Linear) and _is_dense(self.bare):
-            self.merged_weight = self.adapted(self.bare.weight)
+        """Keep W + BA, so that it is not computed for every batch; W itself does not change."""
+        if isinstance(self.base_layer, nn.Linear) and _is_dense(self.base_layer):
+            self.merged_weight = self.merge_into(self.base_layer.weight)
 
     def unmerge(self) -> None:
-        """Give that memory back."""
+        """Free the memory that `merge` took."""
         self.merged_weight = None
 
-    def adapted(self, weight: Tensor) -> Tensor:
-        """`weight`, which is W (out, in), + BA."""
-        merged_weight = self.merged_weight  # looked at once: another thread may unfold it
-        return merged_weight if merged_weight is not None else torch.addmm(weight, self.up.t(), self.down)
+    def merge_into(self, weight: Tensor) -> Tensor:
+        """Return W + BA for `weight` W (out, in)."""
+        merged = self.merged_weight  # read once: another thread may unmerge it
+        return merged if merged is not None else torch.addmm(weight, self.up.t(), self.down)
 
 
-def _is_dense(bare: nn.Module) -> bool:
-    """Whether its product is plain enough to be left to us."""
-    return type(bare) is nn.Linear
+def _is_dense(base_layer: nn.Module) -> bool:
+    """Whether its forward is a plain matrix product, which may be computed here instead."""
+    return type(base_layer) is nn.Linear
 
 
 def concat_updates(updates: Sequence[LowRankUpdate], weights: Sequence[float] | None = None) -> LowRankUpdate:
-    """The sum of updates of one Linear, each times its weight: of the rank of all together."""
+    """Sum updates of one Linear, each times its weight; the rank of the result is the sum of their ranks."""
     scales = weights or [1.0] * len(updates)
     up = torch.cat([update.up * scale for update, scale in zip(updates, scales, strict=True)])
-    return LowRankUpdate(updates[0].bare, torch.cat([update.down for update in updates]), up.t(), 1.0)
+    return LowRankUpdate(updates[0].base_layer, torch.cat([update.down for update in updates]), up.t(), 1.0)
 
 
 class PlainLora(NamedTuple):
-    """What PEFT's layer says of an adapter in it."""
+    """The name and scaling of an adapter in a PEFT layer."""
 
     adapter: str
     scaling: float
 
 
 def plain_lora(module: nn.Module) -> PlainLora | None:
-    """A LoRA in one of PEFT's layers that does nothing but W x + scaling · B A x."""
+    """The LoRA in a PEFT layer if the layer computes W x + scaling · B A x and nothing else, otherwise None."""
     if type(module).__name__ not in ("Linear", "Linear8bitLt", "Linear4bit") or not isinstance(module, lora.LoraLayer):
         return None
     layer: Any = module
@@ -99,102 +99,106 @@ def plain_lora(module: nn.Module) -> PlainLora | None:
     return PlainLora(name, layer.scaling[name])
 
 
-def forward_with_updates(bare: nn.Module, x: Tensor, parts: Sequence[Part]) -> Tensor:
-    """x (batch, …, in) through `bare`, with each update on its own rows → (batch, …, out).
+def forward_with_updates(base_layer: nn.Module, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """Apply `base_layer` to x (batch, …, in), and each update to its own rows → (batch, …, out).
 
-    `parts` cover the batch in order.
+    `segments` cover the batch in order.
     """
     rows = x.reshape(len(x), -1, x.shape[-1])
-    if not isinstance(bare, nn.Linear) or not _is_dense(bare) or bare.weight.dtype != x.dtype:
-        return _added(bare(x), rows, [part for part in parts if part[0] is not None])
-    y = rows.new_empty(*rows.shape[:2], bare.out_features)
-    for long, group in _groups(parts, rows.shape[1], bare.weight.shape):
+    if not isinstance(base_layer, nn.Linear) or not _is_dense(base_layer) or base_layer.weight.dtype != x.dtype:
+        return _add_updates(base_layer(x), rows, segments)
+    y = rows.new_empty(*rows.shape[:2], base_layer.out_features)
+    for is_long, group in _group_by_length(segments, rows.shape[1], base_layer.weight.shape):
         part = slice(group[0][1].start, group[-1][1].stop)
-        mine, into = rows[part].flatten(0, 1), y[part].flatten(0, 1)
-        if long:
+        inputs, out = rows[part].flatten(0, 1), y[part].flatten(0, 1)
+        if is_long:
             update = group[0][0]
-            _product(mine, bare.weight if update is None else update.adapted(bare.weight), bare.bias, into)
+            weight = base_layer.weight if update is None else update.merge_into(base_layer.weight)
+            _linear(inputs, weight, base_layer.bias, out)
         else:
-            _updates(rows[part], cast(Any, group), bare.bias, y[part])
-            into.addmm_(mine, bare.weight.t())
+            _bias_and_updates(rows[part], cast(Any, group), base_layer.bias, y[part])
+            out.addmm_(inputs, base_layer.weight.t())
     return y.view(*x.shape[:-1], -1)
 
 
-def _groups(parts: Sequence[Part], tokens: int, shape: Sequence[int]) -> Iterator[tuple[bool, list[Part]]]:
-    """Long segments by themselves, and the short ones between them together."""
-    for long, group in groupby(parts, lambda part: _is_long(part, tokens, shape)):
-        if long:
-            yield from ((True, [part]) for part in group)
+def _group_by_length(
+    segments: Sequence[Segment], num_tokens: int, shape: Sequence[int]
+) -> Iterator[tuple[bool, list[Segment]]]:
+    """Yield each long segment by itself, and the short ones between them together."""
+    for is_long, group in groupby(segments, lambda segment: _is_long(segment, num_tokens, shape)):
+        if is_long:
+            yield from ((True, [segment]) for segment in group)
         else:
             yield False, list(group)
 
 
-def _is_long(part: Part, tokens: int, shape: Sequence[int]) -> bool:
-    """Whether making W + BA, `in` × `out` numbers, is less work than updating `in` + `out` numbers for each token."""
-    update, rows = part
-    count = (rows.stop - rows.start) * tokens
+def _is_long(segment: Segment, num_tokens: int, shape: Sequence[int]) -> bool:
+    """Whether computing W + BA, `in` × `out` elements, is cheaper than updating `in` + `out` elements per token."""
+    update, rows = segment
+    count = (rows.stop - rows.start) * num_tokens
     if update is None or update.merged_weight is not None:
         return True
-    if update.down.dtype != torch.float32:  # W + BA would be rounded as coarsely as W, and the small BA be lost
+    if update.down.dtype != torch.float32:  # W + BA would be rounded like W, and the small BA would be lost
         return False
-    return count * sum(shape) >= MADE * shape[0] * shape[1]
+    return count * sum(shape) >= MERGE_COST * shape[0] * shape[1]
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> None:
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     if bias is None:
-        torch.mm(rows, weight.t(), out=into)
+        torch.mm(inputs, weight.t(), out=out)
     else:
-        torch.addmm(bias, rows, weight.t(), out=into)
+        torch.addmm(bias, inputs, weight.t(), out=out)
 
 
-def _updates(rows: Tensor, parts: Sequence[tuple[LowRankUpdate, slice]], bias: Tensor | None, into: Tensor) -> None:
-    """Bias and updates of rows (batch, tokens, in), whose first is that of `parts`, `into` (batch, tokens, out)."""
-    downs, ups = _stacked(parts)
-    segments, updated = rows.reshape(len(downs), -1, rows.shape[-1]), into.view(len(downs), -1, into.shape[-1])
-    inner = torch.bmm(downs, segments.transpose(1, 2)).transpose(1, 2)  # so, and not as x Aᵀ: two to four times faster
+def _bias_and_updates(
+    rows: Tensor, segments: Sequence[tuple[LowRankUpdate, slice]], bias: Tensor | None, out: Tensor
+) -> None:
+    """Write bias + update of rows (batch, tokens, in) to `out` (batch, tokens, out); both begin with `segments[0]`."""
+    downs, ups = _get_stack(segments)
+    x, y = rows.reshape(len(downs), -1, rows.shape[-1]), out.view(len(downs), -1, out.shape[-1])
+    inner = torch.bmm(downs, x.transpose(1, 2)).transpose(1, 2)  # two to four times faster than x Aᵀ (decision 0020)
     if bias is None:
-        torch.bmm(inner, ups, out=updated)
+        torch.bmm(inner, ups, out=y)
     else:
-        torch.baddbmm(bias, inner, ups, out=updated)
+        torch.baddbmm(bias, inner, ups, out=y)
 
 
 @contextmanager
 def cached_stacks() -> Iterator[None]:
-    """Inside the block, what segments of the same updates need is put together once: for passes over the same rows."""
-    before = _kept.set({})
+    """Inside the block, stack the tensors of the same segments only once; for repeated passes over the same rows."""
+    token = _stacks.set({})
     try:
         yield
     finally:
-        _kept.reset(before)
+        _stacks.reset(token)
 
 
-def _stacked(parts: Sequence[tuple[LowRankUpdate, slice]]) -> Stack:
-    """`down` (n, r, in) and `up` (n, r, out) of n segments if they are of one length, or else of n rows."""
-    kept = _kept.get()
-    if kept is None:
-        return _stack(parts)
-    key = tuple((id(update), rows.stop - rows.start) for update, rows in parts)
-    if key not in kept:
-        kept[key] = _stack(parts)
-    return kept[key]
+def _get_stack(segments: Sequence[tuple[LowRankUpdate, slice]]) -> Stack:
+    """`down` (n, r, in) and `up` (n, r, out): n is the number of segments if they have equal lengths, else of rows."""
+    cache = _stacks.get()
+    if cache is None:
+        return _stack(segments)
+    key = tuple((id(update), rows.stop - rows.start) for update, rows in segments)
+    if key not in cache:
+        cache[key] = _stack(segments)
+    return cache[key]
 
 
-def _stack(parts: Sequence[tuple[LowRankUpdate, slice]]) -> Stack:
-    counts = [rows.stop - rows.start for _, rows in parts]
-    repeated = [1] * len(parts) if len(set(counts)) == 1 else counts
-    updates = [update for (update, _), times in zip(parts, repeated, strict=True) for _ in range(times)]
+def _stack(segments: Sequence[tuple[LowRankUpdate, slice]]) -> Stack:
+    lengths = [rows.stop - rows.start for _, rows in segments]
+    repeats = [1] * len(segments) if len(set(lengths)) == 1 else lengths
+    updates = [update for (update, _), times in zip(segments, repeats, strict=True) for _ in range(times)]
     downs, ups = [update.down for update in updates], [update.up for update in updates]
     if len({len(down) for down in downs}) == 1:
         return torch.stack(downs), torch.stack(ups)
     return pad_sequence(downs, batch_first=True), pad_sequence(ups, batch_first=True)
 
 
-def _added(y: Tensor, rows: Tensor, parts: Sequence[Part]) -> Tensor:
-    """`y` (batch, …, out), a quantized base's own product, with the updates."""
+def _add_updates(y: Tensor, rows: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """Add updates to `y` (batch, …, out), the output of a quantized base."""
     y = y.contiguous()
-    for update, part in parts:
+    for update, part in segments:
         if update is not None:
             inner = rows[part].flatten(0, 1).to(update.down.dtype) @ update.down.t()
-            mine = y[part].view(-1, y.shape[-1])
-            mine.addmm_(inner.to(y.dtype), update.up.to(y.dtype))
+            y[part].view(-1, y.shape[-1]).addmm_(inner.to(y.dtype), update.up.to(y.dtype))
     return y

@@ -1,4 +1,4 @@
-"""Things of known size within a budget: the one that was used longest ago goes first, unless it is in use."""
+"""A cache of values of known size that evicts the least recently used value, unless it is pinned."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -9,72 +9,72 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """Not safe for threads by itself.
+    """A least-recently-used cache; it is not safe for threads by itself.
 
     Args:
-        budget: The most that all may take together; None for any amount. What is in use stays even beyond it, and goes
-            when it is let go.
-        size: Of a value, in the budget's unit.
+        capacity: The largest total size of all values; None for no limit. Pinned values stay even beyond it, and are
+            evicted when they are unpinned.
+        size: Computes the size of a value, in the unit of `capacity`.
     """
 
-    def __init__(self, budget: int | None, size: Callable[[Value], int]) -> None:
-        self.budget = budget
+    def __init__(self, capacity: int | None, size: Callable[[Value], int]) -> None:
+        self.capacity = capacity
         self.total_size = 0
         self._size = size
-        self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
-        self._users: Counter[Key] = Counter()
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._pins: Counter[Key] = Counter()
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._values
+        return key in self._entries
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(list(self._values))
+        return iter(list(self._entries))
 
     def get(self, key: Key) -> Value | None:
-        """The value, which is now the one used last."""
-        if key not in self._values:
+        """Return a value and mark it as the most recently used."""
+        if key not in self._entries:
             return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
 
     def put(self, key: Key, value: Value) -> list[Key]:
-        """Add or replace a value; returns those that went for it."""
+        """Add or replace a value; return the keys that were evicted for it."""
         self.pop(key)
         size = self._size(value)
-        self._values[key] = value, size
+        self._entries[key] = value, size
         self.total_size += size
-        return self._make_room(keep=key)
+        return self._evict(except_key=key)
 
     def pop(self, key: Key) -> None:
-        """Take a value out, if it is there; who uses it goes on with it."""
-        _, size = self._values.pop(key, (None, 0))
+        """Remove a value if it is present; its current users keep it."""
+        _, size = self._entries.pop(key, (None, 0))
         self.total_size -= size
 
     def is_pinned(self, key: Key) -> bool:
-        """Whether somebody took it and has not let it go."""
-        return bool(self._users[key])
+        """Whether a key was pinned more often than unpinned."""
+        return bool(self._pins[key])
 
     def pin(self, key: Key) -> None:
-        """It is in use from here on."""
-        self._users[key] += 1
+        """Protect a key from eviction until it is unpinned; it need not be present yet."""
+        self._pins[key] += 1
 
     def unpin(self, key: Key) -> list[Key]:
-        """One of its users is done; returns what could go by that."""
-        self._users[key] -= 1
-        if not self._users[key]:
-            del self._users[key]
-        return self._make_room()
+        """Undo one `pin`; return the keys that were evicted because of it."""
+        self._pins[key] -= 1
+        if not self._pins[key]:
+            del self._pins[key]
+        return self._evict()
 
-    def _make_room(self, keep: Key | None = None) -> list[Key]:
-        gone: list[Key] = []
-        if self.budget is None or self.total_size <= self.budget:
-            return gone
-        for key in [key for key in self._values if key != keep and not self._users[key]]:
-            if self.total_size <= self.budget:
+    def _evict(self, except_key: Key | None = None) -> list[Key]:
+        evicted: list[Key] = []
+        if self.capacity is None or self.total_size <= self.capacity:
+            return evicted
+        for key in [key for key in self._entries if key != except_key and not self._pins[key]]:
+            if self.total_size <= self.capacity:
                 break
             self.pop(key)
-            gone.append(key)
-        return gone
+            evicted.append(key)
+        return evicted

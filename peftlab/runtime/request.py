@@ -1,4 +1,8 @@
-"""One request to the bank: what names mean while it lasts, and the way from rows to answers."""
+"""One request to a bank: rows → examples → features → outcomes → predictions.
+
+A request resolves each adapter name once and retains that version until it is closed. Publishing, rolling back or
+removing an adapter meanwhile does not change it.
+"""
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,186 +14,236 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from peftlab.errors import ErrorCollector, PeftlabError
-from peftlab.runtime.adapter_cache import AdapterCache, Key
+from peftlab.runtime.adapter_cache import AdapterCache, AdapterKey
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.adapter_template import LoadedAdapter
-from peftlab.runtime.composition import is_ensemble, mean_logits
+from peftlab.runtime.composition import average_logits, is_ensemble
 from peftlab.runtime.forward import forward_features
 from peftlab.runtime.generation import generate_texts
 from peftlab.runtime.loaded_base import LoadedBase
 from peftlab.runtime.streaming import stream_text
-from peftlab.tasks import Feature, Prediction
+from peftlab.tasks import Feature, Prediction, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 from peftlab.tasks.inputs.rows import InputRow, read_input_rows
 from peftlab.tasks.prediction import Outcome, predict_features, with_reference
 
-AT_A_TIME = 1024  # rows of a long list that are in memory as features
+CHUNK_SIZE = 1024  # rows of a long list that are encoded at a time
 Item = TypeVar("Item")
-Heard = Callable[[int], None]
-"""Hears how many rows are done."""
+NamedRow = tuple[str, InputRow]
+"""The name of an adapter, and a row for it."""
+NamedExample = tuple[str, Any]
+"""The name of an adapter, and an example of its task."""
+RowCallback = Callable[[int], None]
+"""Called with the number of rows that are done."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One row through one adapter. `prediction` is of the adapter's task, such as `EntityPrediction`."""
+    """The prediction of an adapter for a row; its class is that of the adapter's task, such as `EntityPrediction`."""
 
     adapter: str
     prediction: Prediction
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `adapter`, then the prediction's own."""
+        """Convert to plain values for JSON: `adapter`, then those of the prediction."""
         return {"adapter": self.adapter, **self.prediction.as_dict()}
 
 
-class Request(dict[str, Key]):
-    """What each name means: told when it is first asked for, the same until the end, and kept for it until then.
+@dataclass(frozen=True)
+class _EncodedRows:
+    """The rows of one adapter in a chunk: their indices there, their examples, and the features of each example."""
 
-    Nothing that is published, rolled back or removed meanwhile touches it.
+    name: str
+    key: AdapterKey
+    task: Task
+    indices: list[int]
+    examples: list[Any]
+    features: list[list[Feature]]
+
+
+class Request:
+    """The way from rows to predictions, with each adapter name resolved once.
+
+    Args:
+        resolve: Which version or composition a name means now.
+        cache: The adapters in memory.
+        base: The base they share.
+        slots: How many adapters a batch may have; None for any number.
     """
 
-    def __init__(self, meaning: Callable[[str], Key], tiers: AdapterCache, base: LoadedBase, slots: int | None) -> None:
-        super().__init__()
-        self._meaning, self._cache, self._base, self._slots = meaning, tiers, base, slots
+    def __init__(
+        self, resolve: Callable[[str], AdapterKey], cache: AdapterCache, base: LoadedBase, slots: int | None
+    ) -> None:
+        self._resolve, self._cache, self._base, self._slots = resolve, cache, base, slots
+        self._keys: dict[str, AdapterKey] = {}
 
-    def __missing__(self, name: str) -> Key:
-        while not self._cache.try_retain(edition := self._meaning(name)):
-            pass  # another took its place just now
-        self[name] = edition
-        return edition
+    def key(self, name: str) -> AdapterKey:
+        """The version or composition that a name means in this request."""
+        if name not in self._keys:
+            while not self._cache.try_retain(key := self._resolve(name)):
+                pass  # a new version took its place between the two calls
+            self._keys[name] = key
+        return self._keys[name]
 
-    def end(self) -> None:
-        """What nobody else wants may go."""
-        for edition in self.values():
-            self._cache.release(edition)
+    def close(self) -> None:
+        """Release all versions."""
+        for key in self._keys.values():
+            self._cache.release(key)
 
     def files(self, name: str) -> AdapterFiles:
-        """An adapter's verified files; raises as `AdapterCache.files` does."""
-        return self._cache.files(self[name])
+        """The verified files of an adapter; raises as `AdapterCache.files` does."""
+        return self._cache.files(self.key(name))
 
-    def examples(self, asked: Sequence[tuple[str, InputRow]], first: int = 1) -> list[Any]:
-        """What (adapter's name, row) pairs ask; `first` is the number of the first row.
+    def read_rows(self, rows: Sequence[NamedRow], first: int = 1) -> list[NamedExample]:
+        """Let each adapter's task read its rows; `first` is the number of the first row.
 
         Raises:
-            RecipeError: rows are not what their tasks take; lists them all.
+            RecipeError: tasks cannot read some rows; lists all of them.
         """
-        tasks = {name: self.files(name).task for name in dict.fromkeys(name for name, _ in asked)}
+        names = [name for name, _ in rows]
+        tasks = {name: self.files(name).task for name in dict.fromkeys(names)}
         with ErrorCollector() as errors:
-            return list(read_input_rows(asked, tasks, errors, first=first))
+            examples = list(read_input_rows(rows, tasks, errors, first=first))
+        return list(zip(names, examples, strict=True))
 
-    def stream(self, rows: Iterable[tuple[str, InputRow]], told: Heard) -> Iterator[Answer]:
-        """Answers to (adapter's name, row) pairs, a chunk after the other; the next one's adapters are prefetched."""
-        done = 0
-        for chunk in _looked_ahead(_chunks(rows), self._prefetch):
-            names, examples = [name for name, _ in chunk], self.examples(chunk, done + 1)
-            yield from self._answers(list(zip(names, examples, strict=True)), _in_rows(told, done, len(chunk)))
-            done += len(chunk)
+    def predict(self, examples: Iterable[NamedExample]) -> list[Answer]:
+        """Predict all examples, in order."""
+        return [answer for chunk in _chunks(examples) for answer in self._predict_chunk(chunk)]
 
-    def reply(self, name: str, chat: Sequence[Mapping[str, str]], *, bare: bool) -> Generator[str]:
-        """The pieces of what an adapter, or the bare base in its place, replies; see `Bank.reply`."""
-        read, base = self.files(name), self._base
-        if not read.task.chats:
-            raise ValueError(f"{read.adapter} is for {read.task.type}; a chat needs one that answers messages")
-        if read.task.options["generation"].get("num_beams", 1) > 1:
-            raise ValueError(f"{read.adapter} searches by beams, which are not heard before they end; use predict")
-        examples = self.examples([(name, {"messages": [dict(message) for message in chat]})])
-        (feature,) = self.encode(read, examples)[0]
-        inputs = base.inputs_for(read.task)
-        with (self._held_bare if bare else self._cache.held)([self[name]]) as adapters_by_key:
-            loaded = adapters_by_key[self[name]]
-            write = partial(generate_texts, [(loaded, feature)], base.router, inputs)
-            yield from stream_text(write, read.task.endings(inputs), inputs)
+    def predict_all(self, name: str, examples: Sequence[Any], on_progress: ProgressCallback) -> list[Any]:
+        """Predict examples of one adapter together, in batches of similar length over all of them."""
+        return [answer.prediction for answer in self._predict_chunk([(name, e) for e in examples], on_progress)]
 
-    def answers_to(self, asked: Iterable[tuple[str, Any]], told: Heard = lambda done: None) -> Iterator[Answer]:
-        """Answers to (adapter's name, example) pairs, in order."""
-        done = 0
-        for chunk in _chunks(asked):
-            yield from self._answers(chunk, _in_rows(told, done, len(chunk)))
-            done += len(chunk)
+    def stream(self, rows: Iterable[NamedRow], on_progress: RowCallback) -> Iterator[Answer]:
+        """Read and predict rows chunk by chunk, in order."""
+        num_done = 0
+        for chunk in self._prefetched_chunks(rows):
+            examples = self.read_rows(chunk, first=num_done + 1)
+            yield from self._predict_chunk(examples, _count_rows(on_progress, num_done, len(chunk)))
+            num_done += len(chunk)
 
-    def predictions(self, name: str, examples: Sequence[Any], told: ProgressCallback) -> list[Any]:
-        """What one adapter says of examples of its task, in order."""
-        read, edition = self.files(name), self[name]
-        forward_rows = lambda features: self.outcomes([(edition, feature) for feature in features], told)  # noqa: E731
-        return predict_features(read.task, examples, self._referred(name, examples), forward_rows)
+    def stream_examples(self, examples: Iterable[NamedExample], on_progress: RowCallback) -> Iterator[Answer]:
+        """Predict examples chunk by chunk, in order."""
+        num_done = 0
+        for chunk in self._prefetched_chunks(examples):
+            yield from self._predict_chunk(chunk, _count_rows(on_progress, num_done, len(chunk)))
+            num_done += len(chunk)
 
-    def _prefetch(self, chunk: Sequence[tuple[str, InputRow]]) -> None:
-        for name in dict.fromkeys(name for name, _ in chunk):
-            with suppress(PeftlabError):  # told in its turn
-                self._cache.prefetch([self[name]])
+    def reply(self, name: str, chat: Sequence[Mapping[str, str]], *, base_only: bool) -> Generator[str]:
+        """Stream the reply of an adapter, or of the base alone, to a chat; see `Bank.reply`."""
+        files, key, router = self.files(name), self.key(name), self._base.router
+        _check_can_stream(files)
+        examples = [example for _, example in self.read_rows([(name, {"messages": [dict(m) for m in chat]})])]
+        [[feature]] = self.encode(files, examples)
+        inputs = self._base.inputs_for(files.task)
+        with (self._pinned_base_only if base_only else self._cache.pinned)([key]) as adapters:
+            generate = partial(generate_texts, [(adapters[key], feature)], router, inputs)
+            yield from stream_text(generate, files.task.endings(inputs), inputs)
 
-    def _answers(self, chunk: Sequence[tuple[str, Any]], told: ProgressCallback) -> list[Answer]:
-        groups: dict[str, list[int]] = {}
-        for i, (name, _) in enumerate(chunk):
-            groups.setdefault(name, []).append(i)
-        reads = {name: self.files(name) for name in groups}
-        encoded = {name: self._referred(name, [chunk[i][1] for i in mine]) for name, mine in groups.items()}
-        asked = [(self[name], f) for name, rows in encoded.items() for windows in rows for f in windows]
-        outputs = iter(self.outcomes(asked, told))
+    def _prefetched_chunks(self, pairs: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
+        """Yield chunks of (adapter name, item); the adapters of the next chunk are loaded in the background."""
+        previous: list[tuple[str, Item]] = []
+        for chunk in _chunks(pairs):
+            self._prefetch(dict.fromkeys(name for name, _ in chunk))
+            if previous:
+                yield previous
+            previous = chunk
+        if previous:
+            yield previous
+
+    def _prefetch(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(PeftlabError):  # raised again when the chunk is predicted
+                self._cache.prefetch([self.key(name)])
+
+    def _predict_chunk(
+        self, examples: Sequence[NamedExample], on_progress: ProgressCallback = lambda done, total: None
+    ) -> list[Answer]:
+        """Encode examples, run all their features through the base together, and decode the outcomes, in order."""
+        encoded = list(self._encode_by_adapter(examples))
+        features = [(rows.key, feature) for rows in encoded for windows in rows.features for feature in windows]
+        outcomes = iter(self.forward(features, on_progress))
         answers: dict[int, Answer] = {}
-        for name, mine in groups.items():
-            examples = [chunk[i][1] for i in mine]
-            taken = predict_features(reads[name].task, examples, encoded[name], lambda f: [next(outputs) for _ in f])
-            answers |= {i: Answer(name, prediction) for i, prediction in zip(mine, taken, strict=True)}
-        return [answers[i] for i in range(len(chunk))]
+        for rows in encoded:
+            predictions = predict_features(
+                rows.task, rows.examples, rows.features, lambda features: list(islice(outcomes, len(features)))
+            )
+            answers |= {i: Answer(rows.name, p) for i, p in zip(rows.indices, predictions, strict=True)}
+        return [answers[i] for i in range(len(examples))]
 
-    def encode(self, read: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
-        """The features of each example of an adapter's task."""
-        length, inputs = read.adapter.manifest.max_length, self._base.inputs_for(read.task)
-        return encode_examples(read.task, inputs, examples, max_length=length, training=False)
+    def _encode_by_adapter(self, examples: Sequence[NamedExample]) -> Iterator[_EncodedRows]:
+        indices: dict[str, list[int]] = {}
+        for i, (name, _) in enumerate(examples):
+            indices.setdefault(name, []).append(i)
+        for name, rows in indices.items():
+            files, key, own_examples = self.files(name), self.key(name), [examples[i][1] for i in rows]
+            features = with_reference(files.task, self.encode(files, own_examples), partial(self._forward_base, key))
+            yield _EncodedRows(name, key, files.task, rows, own_examples, features)
 
-    def _referred(self, name: str, examples: Sequence[Any]) -> list[list[Feature]]:
-        """The features of each example, with what the bare base makes of them if the task asks for it."""
-        read, edition = self.files(name), self[name]
-        return with_reference(read.task, self.encode(read, examples), partial(self._by_base, edition))
+    def encode(self, files: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
+        """The features of each example: several where its text is longer than the adapter's input."""
+        max_length, inputs = files.adapter.manifest.max_length, self._base.inputs_for(files.task)
+        return encode_examples(files.task, inputs, examples, max_length=max_length, training=False)
 
-    def _by_base(self, edition: Key, features: Sequence[Feature]) -> list[Outcome]:
-        """The outcome of each feature by an adapter's task, without its delta."""
-        asked, base = [(edition, feature) for feature in features], self._base
-        return forward_features(asked, self._held_bare, base.router, base.inputs, most=self._slots)
-
-    @contextmanager
-    def _held_bare(self, editions: Collection[Key]) -> Iterator[dict[Key, LoadedAdapter]]:
-        """As `AdapterCache.held`, but the bare base answers in each one's place."""
-        with self._cache.held(editions) as adapters_by_key:
-            yield {edition: loaded.bare for edition, loaded in adapters_by_key.items()}
-
-    def outcomes(
-        self, asked: Sequence[tuple[Key, Feature]], told: ProgressCallback = lambda done, total: None
+    def forward(
+        self,
+        features: Sequence[tuple[AdapterKey, Feature]],
+        on_progress: ProgressCallback = lambda done, total: None,
     ) -> list[Outcome]:
-        """Of each feature by its adapter, in order; of an ensemble, the mean of its parts' logits."""
+        """The outcome of each feature by its adapter; for an ensemble, the mean of its parts' logits."""
         base = self._base
-        single = [(part, feature) for edition, feature in asked for part in _asked_of(edition)]
-        given = iter(forward_features(single, self._cache.held, base.router, base.inputs, most=self._slots, told=told))
+        parts = [(part, feature) for key, feature in features for part in _forward_keys(key)]
+        outcomes = iter(
+            forward_features(
+                parts,
+                self._cache.pinned,
+                base.router,
+                base.inputs,
+                max_adapters=self._slots,
+                on_progress=on_progress,
+            )
+        )
         return [
-            mean_logits(edition, cast(list[Tensor], [next(given) for _ in edition.parts]))
-            if is_ensemble(edition)
-            else next(given)
-            for edition, _ in asked
+            average_logits(key, cast(list[Tensor], list(islice(outcomes, len(key.parts)))))
+            if is_ensemble(key)
+            else next(outcomes)
+            for key, _ in features
         ]
 
+    def _forward_base(self, key: AdapterKey, features: Sequence[Feature]) -> list[Outcome]:
+        """The outcome of each feature by an adapter's task on the base alone, as a reference for scores."""
+        base, pairs = self._base, [(key, feature) for feature in features]
+        return forward_features(pairs, self._pinned_base_only, base.router, base.inputs, max_adapters=self._slots)
 
-def _asked_of(edition: Key) -> Sequence[Key]:
-    """Whom a feature goes through."""
-    return edition.parts if is_ensemble(edition) else [edition]
+    @contextmanager
+    def _pinned_base_only(self, keys: Collection[AdapterKey]) -> Iterator[dict[AdapterKey, LoadedAdapter]]:
+        """As `AdapterCache.pinned`, without the adapters' deltas."""
+        with self._cache.pinned(keys) as adapters:
+            yield {key: loaded.base_only for key, loaded in adapters.items()}
 
 
-def _chunks(rows: Iterable[Item]) -> Iterator[list[Item]]:
-    """Lists of `AT_A_TIME`, the last one shorter."""
-    left = iter(rows)
-    while chunk := list(islice(left, AT_A_TIME)):
+def _forward_keys(key: AdapterKey) -> Sequence[AdapterKey]:
+    """The adapters that a feature goes through: one, or the parts of an ensemble."""
+    return key.parts if is_ensemble(key) else [key]
+
+
+def _check_can_stream(files: AdapterFiles) -> None:
+    """Raise ValueError if an adapter cannot reply to a chat piece by piece."""
+    if not files.task.chats:
+        raise ValueError(
+            f"{files.adapter} is for {files.task.type}; a chat needs an adapter of causal-lm or preference"
+        )
+    if files.task.options["generation"].get("num_beams", 1) > 1:
+        raise ValueError(f"{files.adapter} uses beam search, which cannot be streamed; use predict")
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield lists of `CHUNK_SIZE` items; the last one may be shorter."""
+    remaining = iter(items)
+    while chunk := list(islice(remaining, CHUNK_SIZE)):
         yield chunk
 
 
-def _in_rows(told: Heard, before: int, rows: int) -> ProgressCallback:
-    """Hears of the inputs that `rows` were made into, and tells how many rows that is, with those `before` them."""
-    return lambda done, total: told(before + rows * done // total)
-
-
-def _looked_ahead(chunks: Iterator[Item], told: Callable[[Item], None]) -> Iterator[Item]:
-    """The same; `told` hears of each one before the one in front of it is used."""
-    before: list[Item] = []
-    for chunk in chunks:
-        told(chunk)
-        yield from before
-        before = [chunk]
-    yield from before
+def _count_rows(on_progress: RowCallback, num_done: int, num_rows: int) -> ProgressCallback:
+    """Convert progress in features of a chunk of `num_rows` rows to rows, after `num_done` earlier ones."""
+    return lambda done, total: on_progress(num_done + num_rows * done // total)

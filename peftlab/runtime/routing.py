@@ -1,12 +1,12 @@
-"""One forward pass of the base for rows of different adapters.
+"""One forward pass of the base in which each row goes through the modules of its own adapter.
 
-Each adapter has modules of its own in the place of some of the base's (`moulds.py`). The router has a tree of modules
-on the base's weights, in which every module that some adapter changes is a `Routed`: it hands each row to the module of
-its own adapter, and the rows of all others to the base's. So whatever changes single modules is routed, by whichever
-method; where the modules are LoRA's, all rows share one product (`low_rank.py`). Rows of an adapter stand next to each
-other, so that they are a slice.
+An adapter replaces some modules of the base by its own (`adapter_template.py`). The router holds a copy of the base's
+module tree, on the same weights, in which every module that some adapter replaces is a `RoutedModule`: it sends each
+row to the module of its adapter, and all other rows to the base's. So every method that changes single modules is
+routed in the same way; where the modules are plain LoRAs, all rows share one product (`low_rank.py`). Rows of one
+adapter are consecutive, so that they are a slice of the batch.
 
-What changes the whole base's input, such as virtual tokens, cannot be routed.
+Methods that change the input of the whole base, such as virtual tokens, cannot be routed.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,14 +23,16 @@ from transformers.utils import ModelOutput
 
 from peftlab.runtime.backbones import with_backbone
 from peftlab.runtime.low_rank import LowRankUpdate, forward_with_updates
-from peftlab.runtime.module_clone import clone_modules
+from peftlab.runtime.module_clone import ModuleWrapper, clone_modules
 
 Item = TypeVar("Item")
 AdapterModule = nn.Module | LowRankUpdate
 """What an adapter has in the place of a module of the base."""
-Segments = Sequence[tuple[Mapping[str, AdapterModule], slice]]
-"""What the adapter of some rows has of its own, by module, and which rows these are: nothing for the bare base."""
-_segments: ContextVar[Segments] = ContextVar("whose the rows are")
+ModulesByName = Mapping[str, AdapterModule]
+"""The modules of one adapter, by the name of the base's module that each replaces; empty for the base alone."""
+Segments = Sequence[tuple[ModulesByName, slice]]
+"""For each run of consecutive rows of one adapter: its modules, and the rows."""
+_segments: ContextVar[Segments] = ContextVar("the adapters of the rows of the current batch")
 
 
 class RoutingError(Exception):
@@ -38,197 +40,209 @@ class RoutingError(Exception):
 
 
 class Router:
-    """The base, for rows of any adapters."""
+    """The base, for batches whose rows belong to any adapters; `probe` is a small batch with several rows."""
 
     def __init__(self, backbone: PreTrainedModel, probe: Mapping[str, Tensor]) -> None:
         self.tree = clone_modules(backbone)
         self.options = {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
-        self._by_row = _called_by_row(backbone, probe, self.options)
-
-    def places(self, backbone: nn.Module, held: Collection[str] = ()) -> dict[str, nn.Module]:
-        """What `backbone`, a tree on the same weights, has of its own, by the modules that are routed from now on.
-
-        Modules that it holds as a whole, such as trained layers, are `held`, by their names in it.
-
-        Raises:
-            Unroutable: it changes the base as a whole.
-        """
-        if not _alike(self.tree, backbone):
-            raise RoutingError
-        places = self._places(self.tree, backbone, held)
-        for parent, name, _ in places:
-            _route(parent, name)
-        return {name: own for _, name, own in places}
+        self._batched_modules = _find_batched_modules(backbone, probe, self.options)
 
     @property
     def device(self) -> torch.device:
-        """Where the base is."""
+        """The device of the base."""
         return next(self.tree.parameters()).device
 
-    def bare(self, name: str) -> nn.Module:
-        """The base's module in a place that is routed."""
-        return cast(Routed, self.tree.get_submodule(name)).bare
+    def base_module(self, name: str) -> nn.Module:
+        """The base's module of a name that is routed."""
+        return cast(RoutedModule, self.tree.get_submodule(name)).base_layer
 
-    def _places(
-        self, mine: nn.Module, theirs: nn.Module, held: Collection[str], path: str = ""
-    ) -> list[tuple[nn.Module, str, nn.Module]]:
-        """The smallest modules that hold what differs, and are given a row for each of the batch: parent, name, theirs.
+    def extract_modules(self, backbone: nn.Module, full_modules: Collection[str] = ()) -> dict[str, nn.Module]:
+        """Find the modules of `backbone` that differ from the base's, and route the base's modules of these names.
+
+        Args:
+            backbone: A module tree on the same weights.
+            full_modules: Names of modules that it replaces as a whole, such as trained layers.
 
         Raises:
-            Unroutable: only the backbone as a whole is.
+            RoutingError: it changes the base as a whole.
         """
-        places: list[tuple[nn.Module, str, nn.Module]] = []
-        for child, their in theirs._modules.items():
-            if their is None:
+        if not _is_same_module(self.tree, backbone):
+            raise RoutingError
+        replacements = self._find_replacements(self.tree, backbone, full_modules)
+        for parent, name, _ in replacements:
+            _route(parent, name)
+        return {name: module for _, name, module in replacements}
+
+    def _find_replacements(
+        self, base: nn.Module, other: nn.Module, full_modules: Collection[str], path: str = ""
+    ) -> list[tuple[nn.Module, str, nn.Module]]:
+        """List the smallest modules that contain a difference and whose inputs have one row for each row of the batch.
+
+        Returns:
+            For each: the parent in the base, the name, and the module in `other`.
+
+        Raises:
+            RoutingError: only the backbone as a whole is such a module.
+        """
+        replacements: list[tuple[nn.Module, str, nn.Module]] = []
+        for child_name, other_child in other._modules.items():
+            if other_child is None:
                 continue
-            my, name = cast(nn.Module, mine._modules[child]), f"{path}{child}"
-            bare = my.bare if isinstance(my, Routed) else my
-            if name not in held and _alike(bare, their):
+            base_child, name = cast(nn.Module, base._modules[child_name]), f"{path}{child_name}"
+            base_child = base_child.base_layer if isinstance(base_child, RoutedModule) else base_child
+            if name not in full_modules and _is_same_module(base_child, other_child):
                 try:
-                    places += self._places(bare, their, held, f"{name}.")
+                    replacements += self._find_replacements(base_child, other_child, full_modules, f"{name}.")
                     continue
-                except RoutingError:  # what differs inside is also used without rows
+                except RoutingError:  # what differs inside is also used with inputs that have no rows
                     pass
-            if name not in self._by_row:
+            if name not in self._batched_modules:
                 raise RoutingError
-            places.append((mine, name, their))
-        return places
+            replacements.append((base, name, other_child))
+        return replacements
 
     @contextmanager
-    def routing_rows(self, rows: Sequence[Mapping[str, AdapterModule]]) -> Iterator[None]:
-        """Inside the block, batches of `tree` are rows of adapters with these of their own, the very same ones standing
-        together. A batch may have each row several times over, next to each other, as beams are."""
-        with _routing(list(group_segments(rows))):
+    def routing_rows(self, rows: Sequence[ModulesByName]) -> Iterator[None]:
+        """Inside the block, `tree` sends row i of a batch through the modules `rows[i]`.
+
+        Rows of one adapter are the same object and consecutive. A batch may repeat each row next to itself, as beam
+        search does.
+        """
+        with _using_segments(list(group_segments(rows))):
             yield
 
-    def states(self, rows: Sequence[Mapping[str, AdapterModule]], inputs: Mapping[str, Tensor]) -> ModelOutput:
-        """The backbone's output for rows as of `routing_rows`."""
+    def forward(self, rows: Sequence[ModulesByName], inputs: Mapping[str, Tensor]) -> ModelOutput:
+        """Compute the backbone's output for the rows of a batch; see `routing_rows`."""
         with self.routing_rows(rows):
             return cast(ModelOutput, self.tree(**inputs, **self.options))
 
 
-class Routed(nn.Module):
-    """In the place of a module of the base, which is `bare`, by its `name`."""
+class RoutedModule(ModuleWrapper):
+    """The base's module of this `name`, where each row of a batch goes through its own adapter's module."""
 
-    def __init__(self, bare: nn.Module, name: str) -> None:
-        super().__init__()
-        self.bare = bare
+    def __init__(self, base_layer: nn.Module, name: str) -> None:
+        super().__init__(base_layer)
         self.name = name
 
-    def __getattr__(self, name: str) -> Any:
-        """What the base asks its module for, such as a weight's dtype."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("bare"), name)
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base's module, each row through its adapter's."""
-        segments = _repeated(_segments.get(), args, kwargs)
-        parts = [(own.get(self.name), part) for own, part in segments]
-        if all(own is None for own, _ in parts):
-            return self.bare(*args, **kwargs)
-        if all(own is None or isinstance(own, LowRankUpdate) for own, _ in parts):
-            return forward_with_updates(self.bare, args[0] if args else kwargs["input"], cast(Any, parts))
+        """Compute what the base's module computes, each row by its adapter's module."""
+        segments = _repeat_segments(_segments.get(), args, kwargs)
+        parts = [(modules.get(self.name), part) for modules, part in segments]
+        if all(module is None for module, _ in parts):
+            return self.base_layer(*args, **kwargs)
+        if all(module is None or isinstance(module, LowRankUpdate) for module, _ in parts):
+            return forward_with_updates(self.base_layer, args[0] if args else kwargs["input"], cast(Any, parts))
         if len(parts) == 1:
             return cast(nn.Module, parts[0][0])(*args, **kwargs)
-        batch, given = segments[-1][1].stop, []
-        for own, part in _joined_bare(parts):
-            mine, named = _sliced(args, part, batch), _sliced(kwargs, part, batch)
+        return self._forward_parts(segments, parts, args, kwargs)
+
+    def _forward_parts(
+        self, segments: Segments, parts: Sequence[tuple[AdapterModule | None, slice]], args: Any, kwargs: Any
+    ) -> Any:
+        batch_size, outputs = segments[-1][1].stop, []
+        for module, part in _join_base_parts(parts):
+            part_args, part_kwargs = _slice_rows(args, part, batch_size), _slice_rows(kwargs, part, batch_size)
             if args:
-                mine = (slice_output(args[0], part), *mine[1:])
-            with _routing(_within(segments, part)):
-                given.append((self.bare if own is None else own)(*mine, **named))
-        return _joined(given)
-
-
-def _repeated(segments: Segments, args: Any, kwargs: Mapping[str, Any]) -> Segments:
-    """Those of what a module is given, which may have each row several times over."""
-    rows = segments[-1][1].stop
-    given = _first_tensor(args, kwargs)
-    times = 1 if given is None else len(given) // rows
-    return segments if times == 1 else [(own, slice(times * at.start, times * at.stop)) for own, at in segments]
-
-
-def _first_tensor(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-
-
-def _joined_bare(parts: Sequence[tuple[AdapterModule | None, slice]]) -> Iterator[tuple[AdapterModule | None, slice]]:
-    """The same, with rows of the bare module that are next to each other as one part."""
-    for bare, group in groupby(parts, lambda part: part[0] is None):
-        if bare:
-            several = list(group)
-            yield None, slice(several[0][1].start, several[-1][1].stop)
-        else:
-            yield from group
-
-
-def _within(segments: Segments, part: slice) -> Segments:
-    """Those of the rows in `part`, counted from its first."""
-    inside = [(own, rows) for own, rows in segments if part.start <= rows.start < part.stop]
-    return [(own, slice(rows.start - part.start, rows.stop - part.start)) for own, rows in inside]
+                part_args = (slice_output(args[0], part), *part_args[1:])
+            with _using_segments(_segments_within(segments, part)):
+                outputs.append((self.base_layer if module is None else module)(*part_args, **part_kwargs))
+        return _concat_outputs(outputs)
 
 
 def group_segments(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
-    """Each object, and the places where it stands, next to each other."""
+    """Yield each run of consecutive equal objects (by identity), and its slice."""
     start = 0
     for _, group in groupby(items, id):
-        same = list(group)
-        yield same[0], slice(start, start := start + len(same))
+        run = list(group)
+        yield run[0], slice(start, start := start + len(run))
 
 
 def apply_head(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
-    """What a Transformers model makes of `states`, which its backbone would have given."""
+    """Compute the output of a Transformers model from `states`, the output of its backbone for `inputs`."""
     return with_backbone(model, PrecomputedBackbone(states))(**inputs)
 
 
-def to_float32(states: ModelOutput) -> ModelOutput:
-    """For heads, which are as they were trained."""
-    if all(value.dtype == torch.float32 for value in states.values() if isinstance(value, Tensor)):
-        return states
-    return type(states)(**{k: v.float() if isinstance(v, Tensor) else v for k, v in states.items()})
-
-
-def slice_output(value: Any, part: slice) -> Any:
-    """Some rows of the tensors of an output."""
-    if isinstance(value, Tensor):
-        return value[part]
-    return type(value)(**{k: v[part] for k, v in value.items() if isinstance(v, Tensor)}) if value else value
-
-
 class PrecomputedBackbone(nn.Module):
-    """A backbone that has been run already."""
+    """A backbone whose output is already computed."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What it gave."""
+        """Return the output, whatever the inputs are."""
         return self.output
 
 
+def to_float32(states: ModelOutput) -> ModelOutput:
+    """Convert the backbone's output to fp32, in which trained heads compute."""
+    if all(value.dtype == torch.float32 for value in states.values() if isinstance(value, Tensor)):
+        return states
+    return type(states)(**{k: v.float() if isinstance(v, Tensor) else v for k, v in states.items()})
+
+
+def slice_output(value: Any, part: slice) -> Any:
+    """Select some rows of the tensors of an output."""
+    if isinstance(value, Tensor):
+        return value[part]
+    return type(value)(**{k: v[part] for k, v in value.items() if isinstance(v, Tensor)}) if value else value
+
+
+def _repeat_segments(segments: Segments, args: Any, kwargs: Mapping[str, Any]) -> Segments:
+    """The segments of a module's input, which may have each row of the batch several times."""
+    num_rows = segments[-1][1].stop
+    tensor = _first_tensor(args, kwargs)
+    times = 1 if tensor is None else len(tensor) // num_rows
+    if times == 1:
+        return segments
+    return [(modules, slice(times * rows.start, times * rows.stop)) for modules, rows in segments]
+
+
+def _first_tensor(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def _join_base_parts(
+    parts: Sequence[tuple[AdapterModule | None, slice]],
+) -> Iterator[tuple[AdapterModule | None, slice]]:
+    """Yield the parts, with consecutive rows of the base's module as one part."""
+    for is_base, group in groupby(parts, lambda part: part[0] is None):
+        if is_base:
+            base_parts = list(group)
+            yield None, slice(base_parts[0][1].start, base_parts[-1][1].stop)
+        else:
+            yield from group
+
+
+def _segments_within(segments: Segments, part: slice) -> Segments:
+    """The segments of the rows in `part`, counted from its first row."""
+    inside = [(modules, rows) for modules, rows in segments if part.start <= rows.start < part.stop]
+    return [(modules, slice(rows.start - part.start, rows.stop - part.start)) for modules, rows in inside]
+
+
 @contextmanager
-def _routing(segments: Segments) -> Iterator[None]:
-    before = _segments.set(segments)
+def _using_segments(segments: Segments) -> Iterator[None]:
+    token = _segments.set(segments)
     try:
         yield
     finally:
-        _segments.reset(before)
+        _segments.reset(token)
 
 
-def _called_by_row(backbone: PreTrainedModel, probe: Mapping[str, Tensor], options: Mapping[str, Any]) -> set[str]:
-    """Names of the modules of which each call has as many rows as the batch: not DeBERTa's for relative positions."""
-    rows = len(next(iter(probe.values())))
+def _find_batched_modules(
+    backbone: PreTrainedModel, probe: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> set[str]:
+    """Names of the modules whose every input has the rows of the batch; DeBERTa's relative positions have not."""
     calls: dict[str, list[bool]] = {}
+    num_rows = len(next(iter(probe.values())))
 
-    def note(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = _first_tensor(args, kwargs)
-        calls.setdefault(name, []).append(given is not None and given.dim() > 1 and len(given) == rows)
+    def record(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        tensor = _first_tensor(args, kwargs)
+        has_rows = tensor is not None and tensor.dim() > 1 and len(tensor) == num_rows
+        calls.setdefault(name, []).append(has_rows)
 
     hooks = [
-        module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        module.register_forward_pre_hook(partial(record, name), with_kwargs=True)
         for name, module in backbone.named_modules()
     ]
     try:
@@ -241,35 +255,36 @@ def _called_by_row(backbone: PreTrainedModel, probe: Mapping[str, Tensor], optio
 
 
 def _route(parent: nn.Module, name: str) -> None:
-    child = name.rpartition(".")[2]
-    there = cast(nn.Module, parent._modules[child])
-    if not isinstance(there, Routed):
-        parent._modules[child] = Routed(there, name)
+    child_name = name.rpartition(".")[2]
+    child = cast(nn.Module, parent._modules[child_name])
+    if not isinstance(child, RoutedModule):
+        parent._modules[child_name] = RoutedModule(child, name)
 
 
-def _alike(bare: nn.Module, theirs: nn.Module) -> bool:
-    """Whether two modules do the same with their children, and weights of their own are the very same."""
-    if type(bare) is not type(theirs) or "forward" in vars(theirs):
+def _is_same_module(base: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same forward and the very same tensors, apart from their children."""
+    if type(base) is not type(other) or "forward" in vars(other):
         return False
-    pairs = ((vars(bare)[kind], vars(theirs)[kind]) for kind in ("_parameters", "_buffers"))
-    return all(one.keys() == other.keys() and all(one[k] is other[k] for k in one) for one, other in pairs)
+    pairs = ((vars(base)[kind], vars(other)[kind]) for kind in ("_parameters", "_buffers"))
+    return all(left.keys() == right.keys() and all(left[k] is right[k] for k in left) for left, right in pairs)
 
 
-def _sliced(values: Any, part: slice, batch: int) -> Any:
-    """Those rows of whatever in `values` has rows; a matrix that happens to be as long as the batch has none."""
+def _slice_rows(values: Any, part: slice, batch_size: int) -> Any:
+    """Select rows of all tensors in `values` that have rows; a float matrix as long as the batch is not one of them."""
     if isinstance(values, Tensor):
-        rowed = values.dim() > 0 and len(values) == batch and (values.dim() != 2 or not values.is_floating_point())
-        return values[part] if rowed else values
+        is_matrix = values.dim() == 2 and values.is_floating_point()
+        has_rows = values.dim() > 0 and len(values) == batch_size and not is_matrix
+        return values[part] if has_rows else values
     if isinstance(values, tuple | list):
-        return type(values)(_sliced(value, part, batch) for value in values)
-    return {k: _sliced(v, part, batch) for k, v in values.items()} if type(values) is dict else values
+        return type(values)(_slice_rows(value, part, batch_size) for value in values)
+    return {k: _slice_rows(v, part, batch_size) for k, v in values.items()} if type(values) is dict else values
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    if isinstance(parts[0], Tensor):
-        return torch.cat(list(parts))
-    if isinstance(parts[0], ModelOutput):
-        return type(parts[0])(**{name: _joined([part[name] for part in parts]) for name in parts[0]})
-    if isinstance(parts[0], tuple | list):
-        return type(parts[0])(_joined(part) for part in zip(*parts, strict=True))
-    return parts[0]
+def _concat_outputs(outputs: Sequence[Any]) -> Any:
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(outputs[0], ModelOutput):
+        return type(outputs[0])(**{name: _concat_outputs([output[name] for output in outputs]) for name in outputs[0]})
+    if isinstance(outputs[0], tuple | list):
+        return type(outputs[0])(_concat_outputs(values) for values in zip(*outputs, strict=True))
+    return outputs[0]

@@ -1,4 +1,4 @@
-"""A reply that is heard while it is written."""
+"""Stream a generated reply piece by piece."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -9,63 +9,63 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from peftlab.tasks.inputs.inputs import Inputs
 
-Write = Callable[..., object]
-"""Writes on with Transformers' `generate`, to which it hands its keyword arguments on."""
+Generate = Callable[..., object]
+"""Generates text; passes its keyword arguments on to Transformers' `generate`."""
 
 
-def stream_text(write: Write, endings: Sequence[str], inputs: Inputs) -> Generator[str]:
-    """The pieces of a text as `write` makes them, in a thread of its own, up to any of `endings`.
+def stream_text(generate: Generate, stop_strings: Sequence[str], inputs: Inputs) -> Generator[str]:
+    """Yield the pieces of a text while `generate` runs in a thread of its own, up to any of `stop_strings`.
 
-    Whoever stops listening stops the writing. What `write` raises is raised here.
+    Closing the generator stops the thread. What `generate` raises is raised here.
     """
     streamer = inputs.stream_decoder()
-    unheard, faults = threading.Event(), []
+    stopped, errors = threading.Event(), []
 
     def run() -> None:
         try:
-            write(streamer=streamer, stopping_criteria=StoppingCriteriaList([_Stopped(unheard)]))
-        except BaseException as fault:  # told to the one who listens
-            faults.append(fault)
+            generate(streamer=streamer, stopping_criteria=StoppingCriteriaList([_StopOnEvent(stopped)]))
+        except BaseException as error:  # raised again in the thread that reads the stream
+            errors.append(error)
             streamer.end()
 
-    writer = threading.Thread(target=run, name="peftlab-writer")
-    writer.start()
+    thread = threading.Thread(target=run, name="peftlab-generate")
+    thread.start()
     try:
-        yield from until(streamer, endings)
+        yield from truncate_stream(streamer, stop_strings)
     finally:
-        unheard.set()
-        writer.join()
-    if faults:
-        raise faults[0]
+        stopped.set()
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
-def until(pieces: Iterator[str], endings: Sequence[str]) -> Iterator[str]:
-    """The same text without leading blanks and up to the first ending, of which no part is told before it is sure."""
-    held, begun = "", False
+def truncate_stream(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:
+    """Yield the text without leading white space, up to the first stop string; no part of that is ever yielded."""
+    buffer, has_text = "", False
     for piece in pieces:
-        held = held + piece if begun else (held + piece).lstrip()
-        begun = begun or bool(held)
-        places = [place for ending in endings if (place := held.find(ending)) >= 0]
-        if places:
-            yield held[: min(places)]
+        buffer = buffer + piece if has_text else (buffer + piece).lstrip()
+        has_text = has_text or bool(buffer)
+        ends = [end for stop in stop_strings if (end := buffer.find(stop)) >= 0]
+        if ends:
+            yield buffer[: min(ends)]
             return
-        sure = len(held) - max((_begun(held, ending) for ending in endings), default=0)
-        if sure:
-            yield held[:sure]
-        held = held[sure:]
-    if held:
-        yield held
+        num_safe = len(buffer) - max((_partial_match(buffer, stop) for stop in stop_strings), default=0)
+        if num_safe:
+            yield buffer[:num_safe]
+        buffer = buffer[num_safe:]
+    if buffer:
+        yield buffer
 
 
-def _begun(text: str, ending: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `ending`."""
-    return next((n for n in range(min(len(ending), len(text)), 0, -1) if text.endswith(ending[:n])), 0)
+def _partial_match(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-class _Stopped(StoppingCriteria):
+class _StopOnEvent(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self._event = event
 
     def __call__(self, sequences: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Whether each row is to stop."""
+        """Whether each row stops."""
         return torch.full((len(sequences),), self._event.is_set(), dtype=torch.bool, device=sequences.device)

@@ -347,7 +347,7 @@ def test_the_cards_plain_code_loads_the_adapter(store, tiny_base, quantization):
 @pytest.mark.parametrize("quantization", LAYERS)
 def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny_base, quantization):
     bank = peftlab.load(f"lora-{quantization}", f"bottleneck-{quantization}", store=store, device="cpu")
-    assert bank.notes == []
+    assert bank.warnings == []
     for _ in range(2):
         for name in bank.names:
             task = bank.task(name)
@@ -384,7 +384,7 @@ def test_with_the_option_all_share_one_base_and_it_is_said(store, option):
     names = ["lora-8bit", "lora-4bit", "bottleneck-fp32"]
     bank = peftlab.load(*names, store=store, device="cpu", quantization=option)
     tuned_so = {"none": "bottleneck-fp32", "8bit": "lora-8bit", "4bit": "lora-4bit"}[option]
-    assert [note.split("@")[0] for note in bank.notes] == [name for name in names if name != tuned_so]
+    assert [note.split("@")[0] for note in bank.warnings] == [name for name in names if name != tuned_so]
     told = run("predict", ",".join(names), *TEXTS, "--store", store, "--quantization", option, "--json")
     assert told.exit_code == 0, told.output
     runs_on = option if option != "none" else "fp32"
@@ -411,7 +411,7 @@ def test_an_adapter_whose_method_takes_no_quantized_base_is_refused_there(tiny_b
     tune(recipe, store=tmp_path / "store", device="cpu")
     told = run("predict", "classes", TEXTS[0], "--store", tmp_path / "store", "--quantization", "8bit")
     assert told.exit_code == 4
-    assert "classes@1 cannot be put beside this base: 'dora' does not go with a base in 8bit" in one_line(told.output)
+    assert "classes@1 cannot be loaded on this base: 'dora' does not go with a base in 8bit" in one_line(told.output)
 
 
 def test_what_the_whole_base_cannot_carry_is_told_in_words(folder, tmp_path):

@@ -380,7 +380,7 @@ def test_the_api_raises_what_it_says(task_store, tmp_path):  # noqa: F811
 def test_little_memory_and_one_slot_change_no_answer(predict, evaluate, task_store, tmp_path):  # noqa: F811
     file = written(tmp_path, shuffled(count=4))
     bank = peftlab.load(*KINDS, store=task_store, device="cpu")
-    little = ["--memory", f"{bank.bytes / 3 / 1000:.0f}KB", "--slots", "1"]
+    little = ["--memory", f"{bank.num_bytes / 3 / 1000:.0f}KB", "--slots", "1"]
     expected = objects(predict("--by", "expert", "--file", file, "--json"))
     assert alike(objects(predict("--by", "expert", "--file", file, "--json", *little)), expected)
     scores = [objects(evaluate("--by", "expert", "--data", file, "--json", *more))[0] for more in ([], little)]

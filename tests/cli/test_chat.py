@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import peftlab
 from peftlab.cli import cli
 from peftlab.errors import RecipeError
-from peftlab.runtime.streaming import until
+from peftlab.runtime.streaming import truncate_stream
 from tests.conftest import recipe_in
 from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
 from tests.task_stores import one_line
@@ -59,7 +59,7 @@ def test_the_bare_base_replies_as_it_would_alone(bank, base):
     )
     template = bank.task("ada").state["chat_template"]
     expected = plain_writing(model, tokenizer, CHAT, template)
-    assert "".join(bank.reply(CHAT, adapter="ada", bare=True)).strip() == expected != said(bank, CHAT, "ada")
+    assert "".join(bank.reply(CHAT, adapter="ada", base_only=True)).strip() == expected != said(bank, CHAT, "ada")
 
 
 def test_who_stops_listening_stops_the_writing(store):
@@ -72,10 +72,10 @@ def test_who_stops_listening_stops_the_writing(store):
 
 
 def test_what_cannot_reply_is_refused_in_words(bank):
-    told = "ner-tiny@1 is for token-classification; a chat needs one that answers messages"
+    told = "ner-tiny@1 is for token-classification; a chat needs an adapter of causal-lm or preference"
     with pytest.raises(ValueError, match=told):
         next(bank.reply(CHAT, adapter="ner-tiny"))
-    with pytest.raises(ValueError, match="beams@1 searches by beams, which are not heard before they end"):
+    with pytest.raises(ValueError, match="beams@1 uses beam search, which cannot be streamed"):
         next(bank.reply(CHAT, adapter="beams"))
     with pytest.raises(RecipeError, match="expected the last message to be another's than the assistant's"):
         next(bank.reply([*CHAT, {"role": "assistant", "content": "Ada."}], adapter="ada"))
@@ -99,7 +99,7 @@ def test_faults_of_the_writer_reach_the_listener(bank, monkeypatch):
     ],
 )
 def test_a_text_ends_before_the_first_ending_however_it_is_cut(pieces, expected):
-    assert "".join(until(iter(pieces), ["<end>", "STOP"])) == expected
+    assert "".join(truncate_stream(iter(pieces), ["<end>", "STOP"])) == expected
 
 
 def talk(store, names, *lines):

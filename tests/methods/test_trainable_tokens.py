@@ -110,7 +110,7 @@ def test_what_the_bank_makes_anew_is_plain_peft_to_the_bit(stores, bases, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_mixed_batch_each_replies_as_plain_peft(stores, bases, kind, beams):
     bank = peftlab.load(*METHODS, store=stores / kind, device="cpu")
-    assert all(bank.routed(name) for name in METHODS)
+    assert all(bank.is_routed(name) for name in METHODS)
     for name in METHODS:
         bank.task(name).generation["num_beams"] = beams
     asked = [(name, question) for question in QUESTIONS for name in METHODS]
@@ -143,7 +143,7 @@ def test_the_bare_base_has_its_own_rows(stores, bases, kind):
     template = bank.task("ends").state["chat_template"]
     chat = asking(QUESTIONS[1])
     expected = plain_writing(model, tokenizer, chat, template, eos_token_id=ENDS)
-    assert "".join(bank.reply(chat, bare=True)).strip() == expected
+    assert "".join(bank.reply(chat, base_only=True)).strip() == expected
     assert "".join(bank.reply(chat)).strip() == bank.predict(QUESTIONS[1])[0].prediction.reply != expected
 
 

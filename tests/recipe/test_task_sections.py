@@ -537,7 +537,7 @@ def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_bas
     features = [
         feature for example in examples for feature in task.encode(example, TextInputs(tokenizer), 64, training=False)
     ]
-    bank.run(published.name, examples)  # switches it on
+    bank.predict_examples(published.name, examples)  # switches it on
     plain = forward(task, model, TextInputs(tokenizer), features)
     inside = forward(task, bank.model(published.name), TextInputs(tokenizer), features)
     assert len(plain) >= 5

@@ -171,7 +171,7 @@ def answers(bank, *names):
 
 
 def size_of(store, name):
-    return peftlab.load(name, store=store, device="cpu").bytes
+    return peftlab.load(name, store=store, device="cpu").num_bytes
 
 
 def assert_right(bank, expected, *names):
@@ -180,23 +180,27 @@ def assert_right(bank, expected, *names):
 
 
 def in_slots(bank):
-    return sorted(edition.name for edition in bank._cache._slots._values)
+    return sorted(edition.name for edition in bank._cache._slots._entries)
 
 
 def in_memory(bank):
-    return sorted(edition.name for edition in bank._cache._files._values)
+    return sorted(edition.name for edition in bank._cache._files._entries)
 
 
 def state(bank):
-    return bank.names, bank.bytes, in_slots(bank), in_memory(bank), list(bank.notes)
+    return bank.names, bank.num_bytes, in_slots(bank), in_memory(bank), list(bank.warnings)
 
 
 def test_bytes_are_those_of_the_tensors(common_store):
     files = [common_store / name / "1" / WEIGHTS_FILE for name in NAMES]
     bank = peftlab.load(*NAMES, store=common_store, device="cpu")
     header = 20_000  # at most
-    assert sum(file.stat().st_size - header for file in files) < bank.bytes < sum(file.stat().st_size for file in files)
-    assert Bank(Store(common_store)).bytes == 0
+    assert (
+        sum(file.stat().st_size - header for file in files)
+        < bank.num_bytes
+        < sum(file.stat().st_size for file in files)
+    )
+    assert Bank(Store(common_store)).num_bytes == 0
 
 
 def test_three_adapters_in_the_memory_of_two_answer_right_in_any_order(common_store, expected):
@@ -205,16 +209,16 @@ def test_three_adapters_in_the_memory_of_two_answer_right_in_any_order(common_st
     for order in itertools.permutations(bank.names):
         for name in order:
             assert_right(bank, expected, name)
-            assert bank.bytes <= 2 * size
+            assert bank.num_bytes <= 2 * size
             assert name in in_slots(bank) == in_memory(bank)
-    assert bank.bytes == 2 * size
+    assert bank.num_bytes == 2 * size
 
 
 def test_one_batch_may_need_more_than_the_memory_and_gives_it_back(common_store, expected):
     size = size_of(common_store, "lora")
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", memory=size)
     assert_right(bank, expected, *bank.names)
-    assert bank.bytes == size
+    assert bank.num_bytes == size
     assert len(in_slots(bank)) == 1
     assert in_slots(bank) == in_memory(bank)
 
@@ -225,7 +229,7 @@ def test_adapters_of_other_sizes_share_the_memory(common_store, expected):
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", memory=budget)
     for name in (*NAMES, *reversed(NAMES), *NAMES[::2], *NAMES):
         assert_right(bank, expected, name)
-        assert bank.bytes == sum(sizes[one] for one in in_memory(bank)) <= budget
+        assert bank.num_bytes == sum(sizes[one] for one in in_memory(bank)) <= budget
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
@@ -239,8 +243,8 @@ def test_batches_of_more_adapters_than_slots_answer_right(common_store, expected
 
 def test_no_pass_has_more_adapters_than_slots(common_store, monkeypatch):
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", slots=2)
-    held, counts = bank._cache.held, []
-    monkeypatch.setattr(bank._cache, "held", lambda editions: counts.append(len(editions)) or held(editions))
+    pinned, counts = bank._cache.pinned, []
+    monkeypatch.setattr(bank._cache, "pinned", lambda keys: counts.append(len(keys)) or pinned(keys))
     bank.predict([TEXTS[0]] * 10, adapters=NAMES * 2)
     assert max(counts) == 2
 
@@ -268,7 +272,7 @@ def test_an_adapter_larger_than_the_memory_is_refused_in_words(common_store, exp
 
 def test_a_removed_adapter_is_not_found_until_it_is_added_again(common_store, expected):
     bank = peftlab.load("lora", "lora-2", "prompt", store=common_store, device="cpu")
-    before = bank.bytes
+    before = bank.num_bytes
     for name in ("lora-2", "prompt"):
         bank.remove(name)
     assert bank.names == ["lora"]
@@ -276,7 +280,10 @@ def test_a_removed_adapter_is_not_found_until_it_is_added_again(common_store, ex
     for use in (
         lambda: bank.predict(TEXTS, adapters="lora-2"),
         lambda: list(bank.stream([("lora-2", TEXTS[0])])),
-        *(lambda use=use: use("lora-2") for use in (bank.remove, bank.prefetch, bank.merge, bank.unmerge, bank.routed)),
+        *(
+            lambda use=use: use("lora-2")
+            for use in (bank.remove, bank.prefetch, bank.merge, bank.unmerge, bank.is_routed)
+        ),
         *(lambda use=use: use("lora-2") for use in (bank.adapter, bank.task, bank.model, bank.full_precision_copy)),
     ):
         with pytest.raises(AdapterNotFoundError, match=f"'lora-2' {MISSING}. Did you mean 'lora'"):
@@ -284,13 +291,13 @@ def test_a_removed_adapter_is_not_found_until_it_is_added_again(common_store, ex
     for name in ("lora-2", "prompt"):
         bank.add(name)
     assert_right(bank, expected, "prompt", "lora-2", "lora")
-    assert (bank.names, bank.bytes) == (["lora", "lora-2", "prompt"], before)
+    assert (bank.names, bank.num_bytes) == (["lora", "lora-2", "prompt"], before)
 
 
 def test_without_any_adapter_left_the_bank_says_so_and_takes_new_ones(common_store, expected):
     bank = peftlab.load("lora", store=common_store, device="cpu")
     bank.remove("lora")
-    assert (bank.names, bank.bytes) == ([], 0)
+    assert (bank.names, bank.num_bytes) == ([], 0)
     with pytest.raises(AdapterNotFoundError, match=f"{MISSING}. Loaded: none."):
         bank.predict(TEXTS, adapters="lora")
     bank.add("lora-3")
@@ -372,7 +379,7 @@ def test_a_first_adapter_that_fails_leaves_a_bank_that_takes_others(store, expec
     for name, error in (("wrong", IntegrityError), ("absent", AdapterNotFoundError)):
         with pytest.raises(error):
             bank.add(name)
-    assert (bank.names, bank.bytes) == ([], 0)
+    assert (bank.names, bank.num_bytes) == ([], 0)
     bank.add("lora")
     assert_right(bank, expected, "lora")
 
@@ -384,8 +391,8 @@ def test_an_adapter_whose_files_are_gone_when_they_are_asked_for_again_is_told(s
     with pytest.raises(IntegrityError, match="lora@1 is not what was published"):
         answers(bank, "lora", "lora-2")
     assert_right(bank, expected, "lora-2")
-    assert bank.bytes == size_of(store, "lora-2")
-    assert not any(shelf._users for shelf in (bank._cache._files, bank._cache._slots))
+    assert bank.num_bytes == size_of(store, "lora-2")
+    assert not any(cache._pins for cache in (bank._cache._files, bank._cache._slots))
 
 
 def wait_for(what):
@@ -409,14 +416,14 @@ def test_what_cannot_be_prefetched_is_told_when_it_is_asked_for(store):
     bank = peftlab.load("lora", "lora-2", store=store, device="cpu", memory=size_of(store, "lora"))
     damage(Store(store).resolve("lora"))
     bank.prefetch("lora")
-    bank._cache._ahead.submit(int).result()  # it has been tried by now
+    bank._cache._prefetch_pool.submit(int).result()  # it has been tried by now
     with pytest.raises(IntegrityError, match="lora@1 is not what was published"):
         bank.predict(TEXTS, adapters="lora")
 
 
 def test_two_names_of_one_version_share_it_and_removing_one_keeps_the_other(common_store, expected):
     bank = peftlab.load("lora", "lora@1", store=common_store, device="cpu")
-    assert bank.bytes == size_of(common_store, "lora")
+    assert bank.num_bytes == size_of(common_store, "lora")
     assert in_slots(bank) == ["lora"]
     for gone, left in (("lora", "lora@1"), ("lora@1", "lora")):
         bank.remove(gone)
@@ -444,11 +451,11 @@ def alive(references):
 
 def references_to(bank, name):
     """Weak ones to all that is there of an adapter."""
-    edition = bank._edition(name)
-    with bank._cache.held([edition]) as adapters_by_key:
+    edition = bank._registry.resolve(name)
+    with bank._cache.pinned([edition]) as adapters_by_key:
         loaded, read = adapters_by_key[edition], bank._cache.files(edition)
         tensors = [*read.tensors.values(), *(update.up for update in loaded.updates)]
-        return [weakref.ref(thing) for thing in (loaded, read, *loaded.own.values(), *tensors)]
+        return [weakref.ref(thing) for thing in (loaded, read, *loaded.modules.values(), *tensors)]
 
 
 @pytest.mark.parametrize("name", ["lora", "pfeiffer", "prompt", "lora@1"])
@@ -491,19 +498,19 @@ def test_nothing_stays_of_a_failed_add(store):
         with pytest.raises(IntegrityError, match="does not fit its base"):
             bank.add("wrong")
     gc.collect()
-    assert bank.bytes == sum(t.nbytes for t in bank._files("lora").tensors.values())
+    assert bank.num_bytes == sum(t.nbytes for t in bank._files("lora").tensors.values())
     assert in_slots(bank) == in_memory(bank) == ["lora"]
 
 
 def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, expected):
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu")
-    edition, features = bank._edition("lora"), asked(bank, "lora")
-    with bank._cache.held([edition]) as adapters_by_key:
+    edition, features = bank._registry.resolve("lora"), asked(bank, "lora")
+    with bank._cache.pinned([edition]) as adapters_by_key:
         references = [weakref.ref(adapters_by_key[edition]), weakref.ref(bank._cache.files(edition))]
         with bank._request() as request:
-            meant = request["lora"]
+            key = request.key("lora")
             bank.remove("lora")
-            given = torch.stack(request.outcomes([(meant, feature) for _, feature in features]))
+            given = torch.stack(request.forward([(key, feature) for _, feature in features]))
         torch.testing.assert_close(given, expected["lora"], rtol=0, atol=1e-5)
         assert len(alive(references)) == 2
     del adapters_by_key
@@ -514,7 +521,7 @@ def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, e
 def test_a_dropped_bank_leaves_nothing(common_store):
     bank = peftlab.load("lora", "prompt", store=common_store, device="cpu")
     bank.prefetch("lora")
-    bank._cache._ahead.submit(int).result()
+    bank._cache._prefetch_pool.submit(int).result()
     references = [*references_to(bank, "lora"), *map(weakref.ref, (bank, bank._cache, bank.base, bank.base.backbone))]
     del bank
     assert alive(references) == []

@@ -46,13 +46,13 @@ def bank(store):
 @pytest.fixture
 def made_by_peft(monkeypatch):
     """The adapters that PEFT is asked for."""
-    asked, attach = [], loaded_base.attach
+    asked, attach = [], loaded_base.attach_adapter
 
     def told(read, *args, **options):
         asked.append(str(read.adapter))
         return attach(read, *args, **options)
 
-    monkeypatch.setattr(loaded_base, "attach", told)
+    monkeypatch.setattr(loaded_base, "attach_adapter", told)
     return asked
 
 
@@ -87,7 +87,7 @@ def test_the_second_of_a_kind_answers_as_plain_peft_does_and_the_first_as_before
 
 
 def test_all_others_leave_a_mould(bank):
-    left = {name for name in METHODS if bank._files(name).kind in bank._cache._templates}
+    left = {name for name in METHODS if bank._files(name).template_key in bank._cache._templates}
     assert METHODS.keys() - left == MADE_BY_PEFT_EACH_TIME
 
 
@@ -104,7 +104,7 @@ def test_a_mould_keeps_no_numbers_of_the_first(store):
     bank = peftlab.load("pfeiffer", store=store, device="cpu")
     [mould] = bank._cache._templates.values()
     own = {tensor.data_ptr() for tensor in bank._files("pfeiffer").tensors.values()}
-    poured = [*mould._own.values(), mould._head]
+    poured = [*mould._factories.values(), mould._head]
     assert not own & {p.data_ptr() for part in poured for p in part._module.parameters()}
 
 
@@ -200,17 +200,17 @@ def test_tensors_that_are_not_those_of_the_kind_are_refused_beside_its_mould(sto
     name = f"{method}-{change.__name__.replace('_', '-')}"
     publish_changed(store, method, change, name=name)
     bank = peftlab.load(method, f"{method}-2", store=store, device="cpu")
-    before = bank.names, bank.bytes, answers(bank, method), len(bank._cache._templates)
+    before = bank.names, bank.num_bytes, answers(bank, method), len(bank._cache._templates)
     with pytest.raises(IntegrityError, match=f"(?s){name}@1 does not fit its base:.*{message}"):
         bank.add(name)
-    after = bank.names, bank.bytes, answers(bank, method), len(bank._cache._templates)
+    after = bank.names, bank.num_bytes, answers(bank, method), len(bank._cache._templates)
     assert before[:2] == after[:2]
     assert torch.equal(before[2], after[2])
     assert before[3] == after[3] == 1
 
 
 def test_kinds_tell_themselves_as_json(bank):
-    head, config, shapes = json.loads(bank._files("lora").kind)
+    head, config, shapes = json.loads(bank._files("lora").template_key)
     assert head == ["AutoModelForSequenceClassification", 3, "single_label_classification"]
     assert (config["peft_type"], config["r"]) == ("LORA", 4)
     assert shapes["base_model.model.classifier.bias"] == [3]

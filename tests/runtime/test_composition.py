@@ -138,7 +138,7 @@ WRONG = {
     ("average", ("books", "entities")): r"books@1 \(text-classification\) has the labels bad, fair, good; entities@1",
     ("ensemble", ("books", "entities")): "has the labels",
     ("stack", ("books", "virtual")): "virtual@1 changes the base as a whole",
-    ("stack", ("books", "last")): "changes 'encoder.layer.1.*', another the whole module around it",
+    ("stack", ("books", "last")): "changes 'encoder.layer.1.*', another replaces the module that contains it",
 }
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_put_together_is_refused_in_words(bank, asked, message):
 def test_wrong_names_and_weights_are_told(bank):
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'books'"):
         bank.compose("new", "stack", ["boks", "films"])
-    with pytest.raises(ValueError, match=r"no way 'avrage' to put adapters together\. Did you mean 'average'"):
+    with pytest.raises(ValueError, match=r"no composition mode 'avrage'\. Did you mean 'average'"):
         bank.compose("new", "avrage", ["books", "films"])
     with pytest.raises(ValueError, match="2 adapters need 2 weights"):
         bank.compose("new", "average", ["books", "films"], [1])

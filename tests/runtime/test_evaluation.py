@@ -116,7 +116,7 @@ def test_the_api_gives_scores_ledger_and_predictions(task_store):  # noqa: F811
         test_file(task_store, "rating"),
         store=task_store,
         device="cpu",
-        told=lambda done, total: heard.append((done, total)),
+        on_progress=lambda done, total: heard.append((done, total)),
     )
     assert str(result.adapter) == "rating@1"
     assert (result.task.type, result.ledger.read, result.ledger.used, result.ledger.targets) == ("regression", 8, 8, 8)

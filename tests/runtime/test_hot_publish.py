@@ -136,7 +136,7 @@ def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, ro
         assert said(bank) in current.since(begun)
         assert said(bank, "prompt", TEXTS[0]) == prompt
 
-    held = len(bank._cache._slots), bank.bytes
+    held = len(bank._cache._slots), bank.num_bytes
     with asking(ask, ask_about_one) as rounds:
         for number in range(1, 7):
             with current.becomes(f"answer {number}"):
@@ -151,10 +151,10 @@ def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, ro
             Store(store).rollback("news@1")
     assert said(bank) == "answer 0"
     assert len(bank._cache._slots) <= held[0]
-    assert bank.bytes == held[1]
-    assert set(bank._cache._ref_counts.values()) == {1}
-    assert not bank._cache._files._users
-    assert bank.notes == []
+    assert bank.num_bytes == held[1]
+    assert set(bank._cache._references.values()) == {1}
+    assert not bank._cache._files._pins
+    assert bank.warnings == []
 
 
 def test_no_memory_grows_with_the_number_of_versions(store):
@@ -216,7 +216,7 @@ def test_an_adapter_removed_from_the_store_and_published_anew_is_answered_by_the
             assert said(bank) == f"answer {number}"
             expected |= {f"answer {number}"}
     assert seen <= expected | {None}
-    assert bank.notes == []
+    assert bank.warnings == []
     assert len(bank._cache._slots) == 2
 
 
@@ -259,14 +259,14 @@ def test_a_wrong_version_does_not_disturb_and_is_noted_once(store, how, message)
         with suppress(IntegrityError):  # the publisher of an incomplete manifest hears of it too
             publish_changed(store, "news", **how)
         rounds(2)
-    [note] = bank.notes
+    [note] = bank.warnings
     assert note.startswith("news still means news@1, since news@2 cannot be served: ")
     assert re.search(message, note, re.DOTALL)
     publish_saying(store, "lora", "answer 5", name="news")
     assert said(bank) == "answer 5"
     (store / "news" / "current").write_text("2\n")
     assert said(bank) == "answer 5"  # the one that was served last
-    assert len(bank.notes) == 1
+    assert len(bank.warnings) == 1
 
 
 def test_a_damaged_version_does_not_disturb_and_is_noted_once(store):
@@ -279,19 +279,19 @@ def test_a_damaged_version_does_not_disturb_and_is_noted_once(store):
     with asking(lambda: said(bank)) as rounds:
         rounds(2)
     assert said(bank) == "answer 0"
-    [note] = bank.notes
+    [note] = bank.warnings
     assert note.startswith("news still means news@1, since news@2 cannot be served: news@2 is not what was published")
     saved.rollback("news")
     assert said(bank) == "answer 0"
-    assert len(bank.notes) == 1
+    assert len(bank.warnings) == 1
 
 
 def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 2)
+    monkeypatch.setattr("peftlab.runtime.request.CHUNK_SIZE", 2)
     bank = peftlab.load("news", "other", store=store, device="cpu")
     reads = []
-    read = bank._cache._read
-    monkeypatch.setattr(bank._cache, "_read", lambda edition: reads.append(str(edition)) or read(edition))
+    read = bank._cache._read_files
+    monkeypatch.setattr(bank._cache, "_read_files", lambda edition: reads.append(str(edition)) or read(edition))
     stream = bank.stream(("news", text) for text in TEXTS * 5)
     given = [next(stream).prediction.label]
     publish_saying(store, "lora", "answer 1", name="news")
@@ -304,11 +304,11 @@ def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
     given += [answer.prediction.label for answer in stream]
     assert given == ["answer 0"] * 15
     assert reads == ["news@2", "news@3"]  # what it began with is not read again
-    assert [edition.name for edition in bank._cache._files._values] == ["other"]
+    assert [edition.name for edition in bank._cache._files._entries] == ["other"]
 
 
 def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", 1)
+    monkeypatch.setattr("peftlab.runtime.request.CHUNK_SIZE", 1)
     bank = peftlab.load("news", store=store, device="cpu")
     before = alive(LoadedAdapter)
     stream = bank.stream(("news", text) for text in TEXTS)
@@ -317,7 +317,7 @@ def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
     assert said(bank) == "answer 1"
     assert alive(LoadedAdapter) == before + 1
     stream.close()
-    bank._cache._ahead.submit(int).result()
+    bank._cache._prefetch_pool.submit(int).result()
     assert alive(LoadedAdapter) == before
 
 

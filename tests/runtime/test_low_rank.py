@@ -58,7 +58,7 @@ def by_hand(bare, x, loras, lengths):
 
 @pytest.fixture(autouse=True)
 def small_shapes_have_both_forms(monkeypatch):
-    monkeypatch.setattr(low_rank, "MADE", 1)
+    monkeypatch.setattr(low_rank, "MERGE_COST", 1)
 
 
 def assert_as_by_hand(bare, x, loras, lengths, tolerance=TOLERANCE):
@@ -229,14 +229,14 @@ def test_folded_short_segments_among_others_are_right():
 def test_unfolding_gives_the_memory_back():
     bare = linear()
     update = Lora(bare, 4).update
-    small = update.bytes
+    small = update.num_bytes
     assert small == 4 * (4 * IN + 4 * OUT)
     update.merge()
-    assert update.bytes == small + bare.weight.nbytes
+    assert update.num_bytes == small + bare.weight.nbytes
     update.merge()  # folded already
-    assert update.bytes == small + bare.weight.nbytes
+    assert update.num_bytes == small + bare.weight.nbytes
     update.unmerge()
-    assert update.bytes == small
+    assert update.num_bytes == small
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3])
@@ -244,7 +244,7 @@ def test_unfolded_while_it_is_used_it_answers_all_the_same(looks):
     """Another thread may unfold it between any two looks at it."""
     bare = linear()
     lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
-    left = [lora.update.adapted(bare.weight)] * looks
+    left = [lora.update.merge_into(bare.weight)] * looks
 
     class Unfolding(LowRankUpdate):
         merged_weight = property(lambda self: left.pop() if left else None, lambda self, value: None)

@@ -62,7 +62,7 @@ def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
 
 
 def test_in_mixed_batches_they_answer_as_alone(bank):
-    assert [name for name in METHODS if not bank.routed(name)] == ["prompt", "p-tuning", "p-tuning-lstm"]
+    assert [name for name in METHODS if not bank.is_routed(name)] == ["prompt", "p-tuning", "p-tuning-lstm"]
     assert mixed_rows_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
 
 

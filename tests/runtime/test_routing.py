@@ -63,7 +63,7 @@ def test_so_they_do_on_other_architectures(tmp_path, base):
     methods = [name for name in ROUTED if not refusal(name, base, None)]
     store = store_of(livelier(build(base, tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
-    assert all(map(loaded.routed, methods))
+    assert all(map(loaded.is_routed, methods))
     assert mixed_rows_differ(loaded, methods, rounds=80) <= TOLERANCE
 
 
@@ -119,7 +119,7 @@ def test_virtual_tokens_have_passes_of_their_own_and_mix_all_the_same(tmp_path):
     methods = ("lora", "prompt", "p-tuning", "prefix")
     store = store_of(livelier(build("bert", tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
-    assert [name for name in methods if loaded.routed(name)] == ["lora", "prefix"]
+    assert [name for name in methods if loaded.is_routed(name)] == ["lora", "prefix"]
     assert mixed_rows_differ(loaded, methods, rounds=10) <= TOLERANCE
 
 
@@ -127,7 +127,7 @@ def test_an_error_inside_leaves_no_rows_behind(bank, monkeypatch):
     features = [(name, first_feature(bank, name, TEXTS[0])) for name in ("lora", "prefix")]
     expected = served(bank, features)
     with monkeypatch.context() as broken:
-        broken.setattr(routing, "_joined_bare", lambda *_: 1 / 0)
+        broken.setattr(routing, "_join_base_parts", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             served(bank, features)
     assert all(map(torch.equal, served(bank, features), expected))

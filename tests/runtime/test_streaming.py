@@ -18,7 +18,7 @@ CHUNK = 4
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr("peftlab.runtime.request.AT_A_TIME", CHUNK)
+    monkeypatch.setattr("peftlab.runtime.request.CHUNK_SIZE", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,6 @@ def test_adapters_of_rows_to_come_are_brought_up_meanwhile(bank):
 def test_after_a_failure_nothing_is_held(bank):
     with pytest.raises(AdapterNotFoundError):
         list(bank.stream([("class", TEXTS[0]), ("absent", TEXTS[0])]))
-    bank._cache._ahead.submit(int).result()
-    assert set(bank._cache._ref_counts.values()) == {1}
-    assert not bank._cache._files._users
+    bank._cache._prefetch_pool.submit(int).result()
+    assert set(bank._cache._references.values()) == {1}
+    assert not bank._cache._files._pins

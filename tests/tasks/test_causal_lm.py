@@ -108,7 +108,7 @@ def test_the_bare_base_replies_in_the_place_of_any_adapter(bank, base):
     for name in METHODS:
         template = bank.task(name).state["chat_template"]
         expected = plain_writing(model, tokenizer, asking(QUESTIONS[0]), template)
-        assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, bare=True)).strip() == expected
+        assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, base_only=True)).strip() == expected
 
 
 def test_adapters_reply_differently(bank):

@@ -362,7 +362,9 @@ def test_an_adapter_of_foreseen_text_is_that_of_causal_lm(writer, tmp_path):
     written = model.generate(**inputs, max_new_tokens=128, do_sample=False, pad_token_id=1)[0]
     expected = tokenizer.decode(written[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     assert bank.predict("Ada", adapters="letters")[0].prediction.reply == expected
-    with pytest.raises(ValueError, match="letters@1 is for domain-adaptation; a chat needs one that answers messages"):
+    with pytest.raises(
+        ValueError, match="letters@1 is for domain-adaptation; a chat needs an adapter of causal-lm or preference"
+    ):
         list(bank.reply([{"role": "user", "content": "Ada"}], adapter="letters"))
 
 

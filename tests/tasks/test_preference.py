@@ -245,7 +245,7 @@ def test_replies_are_those_of_plain_peft(base, tmp_path):
         assert told.reply == "".join(bank.reply(asking(row["instruction"]))).strip()
         replies.append(told.reply)
     assert replies != bare
-    assert "".join(bank.reply(asking(PAIRS[0]["instruction"]), bare=True)).strip() == bare[0]
+    assert "".join(bank.reply(asking(PAIRS[0]["instruction"]), base_only=True)).strip() == bare[0]
 
 
 class Stopping(Progress):

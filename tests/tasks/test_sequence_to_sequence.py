@@ -258,7 +258,7 @@ def test_an_ensemble_cannot_write_and_no_chat_is_had(store):
     bank = peftlab.load("lora", "ia3", store=store, device="cpu")
     with pytest.raises(IntegrityError, match="ensemble"):
         bank.compose("both", "ensemble", ["lora", "ia3"])
-    with pytest.raises(ValueError, match="is for translation; a chat needs one that answers messages"):
+    with pytest.raises(ValueError, match="is for translation; a chat needs an adapter of causal-lm or preference"):
         next(bank.reply([{"role": "user", "content": "Hi"}], adapter="lora"))
 
 

@@ -5,7 +5,7 @@ import torch
 
 import peftlab
 from peftlab.runtime import loaded_base
-from peftlab.runtime.loaded_base import dtype_of
+from peftlab.runtime.options import resolve_dtype
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, livelier
 from tests.serving import features_of, served
@@ -64,16 +64,16 @@ def test_a_second_adapter_of_a_kind_is_poured_in_bf16_too(store):
 
 def test_heads_compute_in_fp32(store):
     bank = peftlab.load("lora", store=store, device="cpu", precision="bf16")
-    with bank._held("lora") as resident:
-        assert {p.dtype for p in resident.model.parameters()} == {torch.float32}
+    with bank._pinned("lora") as loaded:
+        assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 
 def test_auto_is_bf16_on_a_cpu_with_amx_and_fp32_elsewhere(monkeypatch):
     for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
-        assert dtype_of("auto", CPU) is expected
-    assert dtype_of("auto", torch.device("cuda")) is torch.float32
-    assert dtype_of("fp16", CPU) is torch.float16
+        assert resolve_dtype("auto", CPU) is expected
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.float32
+    assert resolve_dtype("fp16", CPU) is torch.float16
 
 
 def test_a_quantized_base_computes_as_bitsandbytes_has_it(store):
@@ -94,7 +94,7 @@ def test_the_command_line_hands_it_on(store, monkeypatch):
         seen.append(precision)
         return torch.bfloat16
 
-    monkeypatch.setattr(loaded_base, "dtype_of", told)
+    monkeypatch.setattr(loaded_base, "resolve_dtype", told)
     assert run("predict", "lora", TEXTS[0], "--store", store, "--precision", "bf16").exit_code == 0
     assert seen == ["bf16"]
 
