@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: telling, early stopping, interruption."""
+"""Trainer callbacks: progress, early stopping and interruption."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from peftlab.tuning.progress import Progress
 
 
 class ProgressReporter(TrainerCallback):
-    """Passes the Trainer's events on to a `Progress`."""
+    """Passes Trainer's events on to a `Progress`."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -41,7 +41,7 @@ class ProgressReporter(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Early stopping that begins to count once the score has left 0, where F1 of rare labels stays for some epochs."""
+    """Early stopping that ignores epochs with score 0, because F1 of rare labels stays 0 for some epochs."""
 
     def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
         """See `EarlyStoppingCallback`."""
@@ -50,9 +50,9 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once.
+    """Stops after the current step and a checkpoint on Ctrl-C or SIGTERM; a second signal stops at once.
 
-    Signals reach several processes at different times, so they agree after each step whether to stop.
+    Signals reach the processes at different times, so after each step all of them check whether any must stop.
     """
 
     def __init__(self, process_group: ProcessGroup) -> None:
@@ -61,7 +61,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Catch the signals inside the block (Python allows it in the main thread only)."""
+        """Catch the signals inside the block; Python allows it only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -78,16 +78,16 @@ class StopOnSignal(TrainerCallback):
         self.stop_requested = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop after this step, if asked to."""
+        """Save and stop after this step if a process received a signal."""
         self.stopping = self.process_group.any(self.stop_requested)
         if self.stopping:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Asked while validating: the epoch's checkpoint is about to be saved anyway."""
+        """Stop after a signal during validation; the checkpoint of the epoch is saved next anyway."""
         control.should_training_stop |= self.process_group.any(self.stop_requested)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Trainer takes a stop for the end of an epoch: do not score and save once more."""
+        """Do not score and save again: Trainer ends the epoch when it stops."""
         if self.stopping and control.should_training_stop:
             control.should_save = control.should_evaluate = False

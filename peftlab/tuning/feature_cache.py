@@ -1,4 +1,4 @@
-"""Features remembered between runs: the same examples with the same processor are encoded once."""
+"""A cache of features between runs: the same examples are encoded once for the same processor."""
 
 import hashlib
 import importlib.metadata
@@ -17,8 +17,8 @@ from peftlab.tasks import Feature, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 
 FOLDER = "features"
-LIMIT = 2 * 2**30  # bytes of all that is remembered
-MADE_BY = ("peftlab", "transformers", "tokenizers")
+LIMIT = 2 * 2**30  # bytes of all cached features
+PACKAGES = ("peftlab", "transformers", "tokenizers")
 
 
 def cached_features(
@@ -30,7 +30,7 @@ def cached_features(
     training: bool,
     on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[list[Feature]]:
-    """The features of each example as `encode_examples` gives them, read from the cache folder if they are there."""
+    """The features of each example, from the cache folder if possible; see `encode_examples`."""
     name = f"{FOLDER}/{_key(task, examples, base, max_length, training)}.json"
     with gc_disabled():
         features = _read(read_cache(name), task.inputs_class.feature_class, len(examples))
@@ -38,46 +38,46 @@ def cached_features(
             features = encode_examples(
                 task, base.inputs, examples, max_length=max_length, training=training, on_progress=on_progress
             )
-            write_cache(name, _written(features))
+            write_cache(name, _to_bytes(features))
             evict_oldest(FOLDER, LIMIT)
     return features
 
 
 def _key(task: Task, examples: Sequence[Any], base: Base, max_length: int, training: bool) -> str:
-    """sha256 over all that features depend on: what each example says, not where it was read, and who encodes it."""
-    about = {
-        "versions": [importlib.metadata.version(name) for name in MADE_BY],
+    """sha256 over everything that features depend on: the encoder, and the content of each example but its location."""
+    context = {
+        "versions": [importlib.metadata.version(name) for name in PACKAGES],
         "code": _code_hash(),
         "inputs": [base.inputs_fingerprint, *base.inputs.cache_key],
         "task": TaskInfo.from_task(task).to_dict(),
         "max_length": max_length,
         "training": training,
     }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(context, sort_keys=True, default=str).encode())
     for example in examples:
-        said = [value for name, value in vars(example).items() if name != "where"]
-        digest.update(repr((type(example).__name__, said)).encode(errors="surrogatepass"))
+        content = [value for name, value in vars(example).items() if name != "where"]
+        digest.update(repr((type(example).__name__, content)).encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
 @cache
 def _code_hash() -> str:
-    """sha256 of the code of every task: who changes it need not change the version, nor empty the cache."""
+    """sha256 of the code of all tasks, so that changed code invalidates the cache."""
     files = sorted(Path(*peftlab.tasks.__path__).rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _written(features: Sequence[Sequence[Feature]]) -> bytes:
-    """JSON under a line with its sha256."""
+def _to_bytes(features: Sequence[Sequence[Feature]]) -> bytes:
+    """JSON after a line with its sha256."""
     plain = [[feature.as_dict() for feature in windows] for windows in features]
     body = json.dumps(plain, separators=(",", ":")).encode()
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
-def _read(content: bytes | None, feature_class: type[Feature], examples: int) -> list[list[Feature]] | None:
-    """The inverse of `_written`; None for what is not there or damaged."""
+def _read(content: bytes | None, feature_class: type[Feature], num_examples: int) -> list[list[Feature]] | None:
+    """The inverse of `_to_bytes`; None if the content is missing or damaged."""
     digest, _, body = (content or b"").partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         return None
     features = [[feature_class.from_dict(plain) for plain in windows] for windows in json.loads(body)]
-    return features if len(features) == examples else None
+    return features if len(features) == num_examples else None

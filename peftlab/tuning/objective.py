@@ -1,4 +1,4 @@
-"""Which objective a domain adaptation has: the recipe's, or what the base was pretrained for, by its configuration."""
+"""The objective of a domain adaptation: the recipe's, or else the one that the base was pretrained with."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,15 +21,14 @@ HEADS: dict[str, tuple[str, Mapping[str, str], tuple[str, ...]]] = {
     "masked-lm": ("AutoModelForMaskedLM", MODEL_FOR_MASKED_LM_MAPPING_NAMES, ("ForMaskedLM",)),
     "causal-lm": ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, ("ForCausalLM", "LMHeadModel")),
 }
-"""Objective → the Transformers class that loads its head, the architectures that have one, and ends of their names."""
+"""Objective → Transformers class that loads its head, architectures that have one, and suffixes of their names."""
 
 
 def choose_objective(recipe: Recipe, dataset: TuningDataset, session: TuningSession) -> tuple[Recipe, TuningDataset]:
     """Set the objective of a domain adaptation; for any other task, return both unchanged.
 
     Raises:
-        RecipeError: the base was not pretrained for the objective, or for none, or the rest of the recipe does not go
-            with it.
+        RecipeError: the base has no head for the objective, or the recipe has settings of another objective.
         BaseNotFoundError: the base was not found.
     """
     if not isinstance(recipe.task, DomainAdaptation):
@@ -44,11 +43,11 @@ def _with_objective(recipe: Recipe, section: DomainAdaptation) -> Recipe:
     config = find_base(recipe.base).config
     objective = section.objective or _pretrained_for(config)
     with ErrorCollector() as errors:
-        for issue in _clashes(recipe, objective, config):
+        for issue in _conflicts(recipe, objective, config):
             errors.add(issue.message, key=issue.key, hint=issue.hint)
-    assert objective is not None  # or else that was a problem
-    decided = section.model_copy(update={"objective": objective})
-    recipe = recipe.model_copy(update={"task": decided})
+    assert objective is not None  # otherwise an error was raised
+    section_with_objective = section.model_copy(update={"objective": objective})
+    recipe = recipe.model_copy(update={"task": section_with_objective})
     if section.objective is None:
         with ErrorCollector() as errors:
             check_compatibility(recipe, errors)
@@ -56,42 +55,43 @@ def _with_objective(recipe: Recipe, section: DomainAdaptation) -> Recipe:
 
 
 def _pretrained_for(config: Mapping[str, Any]) -> str | None:
-    """What the class that saved the base says, or else what its architecture can do."""
+    """The objective of the class that saved the base, or else the one that its architecture supports."""
     saved = config.get("architectures") or []
-    told = [name for name, (*_, ends) in HEADS.items() if any(one.endswith(ends) for one in saved)]
-    if len(told) != 1:
-        told = [name for name in HEADS if _has_head(name, config)]
-    both = len(told) == len(HEADS)
-    return ("causal-lm" if config.get("is_decoder") else "masked-lm") if both else next(iter(told), None)
+    objectives = [name for name, (*_, suffixes) in HEADS.items() if any(cls.endswith(suffixes) for cls in saved)]
+    if len(objectives) != 1:
+        objectives = [name for name in HEADS if _has_head(name, config)]
+    if len(objectives) == len(HEADS):
+        return "causal-lm" if config.get("is_decoder") else "masked-lm"
+    return next(iter(objectives), None)
 
 
 def _has_head(objective: str, config: Mapping[str, Any]) -> bool:
     auto_class, architectures, _ = HEADS[objective]
-    own = config.get("auto_map", {})  # of a base that comes with code
-    return config.get("model_type") in architectures or auto_class in own
+    custom_classes = config.get("auto_map", {})  # of a base with its own code
+    return config.get("model_type") in architectures or auto_class in custom_classes
 
 
-def _clashes(recipe: Recipe, objective: str | None, config: Mapping[str, Any]) -> Iterator[ValidationIssue]:
-    model, kind, section = recipe.base.model, config.get("model_type"), recipe.task
+def _conflicts(recipe: Recipe, objective: str | None, config: Mapping[str, Any]) -> Iterator[ValidationIssue]:
+    base, section = f"'{recipe.base.model}' ({config.get('model_type')})", recipe.task
     assert isinstance(section, DomainAdaptation)
     if config.get("is_encoder_decoder"):
-        message = f"'{model}' ({kind}) is an encoder with a decoder, and domain-adaptation takes one or the other."
-        yield ValidationIssue(message, key="base.model", hint="Take an encoder with masks, or a causal language model.")
+        message = f"{base} is an encoder with a decoder; domain-adaptation supports only one of the two."
+        yield ValidationIssue(message, key="base.model", hint="Use a masked or a causal language model.")
     elif objective is None:
-        message = f"'{model}' ({kind}) is of an architecture that Transformers has no language model of."
+        message = f"{base} has an architecture for which Transformers has no language model."
         yield ValidationIssue(
-            message, key="base.model", hint="Take a text model that was pretrained as a language model."
+            message, key="base.model", hint="Use a text model that was pretrained as a language model."
         )
     elif not _has_head(objective, config):
-        message = f"'{model}' ({kind}) is of an architecture that has no head for {objective}."
-        yield ValidationIssue(message, key="task.objective", hint=f"Take {_other(objective)}, or another base.")
+        message = f"{base} has an architecture without a head for {objective}."
+        yield ValidationIssue(message, key="task.objective", hint=f"Use {_other(objective)}, or another base.")
     elif objective == "causal-lm" and _has_head("masked-lm", config) and not config.get("is_decoder"):
-        message = f"'{model}' ({kind}) sees the tokens after each as well, so there is nothing to foresee."
-        yield ValidationIssue(message, key="task.objective", hint="Take masked-lm.")
-    for key, fitting in (("mask_probability", "masked-lm"), ("generation", "causal-lm")):
-        if objective and objective != fitting and getattr(section, key) is not None:
-            message = f"'{model}' was pretrained for {objective}, which has none."
-            yield ValidationIssue(message, key=f"task.{key}", hint=f"Take it out: it belongs to {fitting}.")
+        message = f"{base} also attends to later tokens, so it cannot be trained to predict the next token."
+        yield ValidationIssue(message, key="task.objective", hint="Use masked-lm.")
+    for key, required in (("mask_probability", "masked-lm"), ("generation", "causal-lm")):
+        if objective and objective != required and getattr(section, key) is not None:
+            message = f"'{recipe.base.model}' was pretrained for {objective}, which does not use it."
+            yield ValidationIssue(message, key=f"task.{key}", hint=f"Remove it: it belongs to {required}.")
 
 
 def _other(objective: str) -> str:

@@ -1,4 +1,4 @@
-"""Check that several texts in one row of a batch have the loss they have in rows of their own; see `Inputs.pack`."""
+"""Test before training that packed texts have the same loss as texts in separate rows; see `Inputs.pack`."""
 
 import torch
 from torch import Tensor
@@ -11,22 +11,22 @@ TOLERANCE = 1e-4  # of the loss, in nats
 
 
 def check_packing(run: Run) -> None:
-    """Refuse packing where texts in one row do not cost what they cost alone.
+    """Compare the loss of three packed texts with that of the same texts in separate rows.
 
     Raises:
-        RecipeError: they do not, or the base takes no positions.
+        RecipeError: the losses differ, or the base takes no positions.
     """
-    chosen = sorted(run.train_features, key=len)[:3]
+    texts = sorted(run.train_features, key=len)[:3]
     with ErrorCollector() as errors, module_mode(run.model, training=False), torch.inference_mode():
         try:
-            together = _loss(run, run.base.inputs.pack(chosen, sum(map(len, chosen))))
+            packed_loss = _loss(run, run.base.inputs.pack(texts, sum(map(len, texts))))
         except TypeError:
-            errors.add("this base takes no positions, so texts cannot be told apart.", key="training.packing")
+            errors.add("this base takes no position ids, so packed texts cannot be separated.", key="training.packing")
             return
-        alone = _loss(run, run.task.collate(chosen, run.base.inputs))
-        if not abs(together - alone) <= TOLERANCE:  # also for NaN
-            message = f"three texts in one row have a loss of {together:.4f}, and side by side {alone:.4f}."
-            hint = "With this base and method texts see each other: take packing out."
+        separate_loss = _loss(run, run.task.collate(texts, run.base.inputs))
+        if not abs(packed_loss - separate_loss) <= TOLERANCE:  # also for NaN
+            message = f"three texts have a loss of {packed_loss:.4f} packed, and {separate_loss:.4f} in separate rows."
+            hint = "With this base and method, packed texts attend to each other: remove packing."
             errors.add(message, key="training.packing", hint=hint)
 
 

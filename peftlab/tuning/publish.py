@@ -1,4 +1,4 @@
-"""What goes into an adapter's folder, and the proof that it works there: reloaded into a fresh base and compared."""
+"""The publishing step: write the adapter's files, reload them into a fresh base, and compare."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +18,8 @@ from peftlab.tuning.report.training_curves import draw_curves
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 
-PROBED_ROWS = 8
-TOLERANCE = 1e-4
+NUM_PROBE_ROWS = 8
+TOLERANCE = 1e-4  # of logits
 
 
 def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> Adapter:
@@ -44,11 +44,11 @@ def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder
         IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
     """
     config = run.model.peft_config["default"]
-    # PEFT notes the folder that the base was read from; another machine needs the name
+    # PEFT saves the folder that the base was loaded from; another machine needs its name
     config.base_model_name_or_path, config.revision = run.base.files.model, run.base.files.revision
     run.model.save_pretrained(folder, save_embedding_layers=False)
-    difference = compare_reloaded(run, folder)
-    recipe = recipe_yaml(run.recipe, folder)  # `folder` is renamed in its place, so relative paths stay right
+    difference = check_reloaded(run, folder)
+    recipe = recipe_yaml(run.recipe, folder)  # `folder` is only renamed later, so relative paths stay valid
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
     curves, smaller = folder / "curves.png", run.task.smaller_is_better
@@ -62,11 +62,11 @@ def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder
     return manifest
 
 
-def compare_reloaded(run: Run, folder: Path) -> float:
-    """Largest difference between the logits of the trained model and of the adapter loaded anew with plain PEFT.
+def check_reloaded(run: Run, folder: Path) -> float:
+    """Largest difference between the logits of the trained model and of the adapter reloaded with plain PEFT.
 
     Raises:
-        IntegrityError: it is larger than rounding explains.
+        IntegrityError: the difference is larger than rounding explains.
     """
     section = run.recipe.base
     fresh, _ = load_with_head(
@@ -77,7 +77,7 @@ def compare_reloaded(run: Run, folder: Path) -> float:
         trust_remote_code=section.trust_remote_code,
     )
     reloaded = PeftModel.from_pretrained(fresh, folder).eval()
-    probe = run.train_features[:PROBED_ROWS]
+    probe = run.train_features[:NUM_PROBE_ROWS]
     trained, loaded = (forward(run.task, model, run.base.inputs, probe) for model in (run.model, reloaded))
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
     if not difference <= TOLERANCE:  # also for NaN

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from peftlab.errors import TuningInterrupted
+from peftlab.imports import LazyModule
 from peftlab.methods import METHODS
 from peftlab.tuning.callbacks import EarlyStopping, ProgressReporter, StopOnSignal
 from peftlab.tuning.checkpoints import record_run, resume_hint
@@ -23,6 +24,8 @@ from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.trainer import TaskTrainer
+
+preference = LazyModule("peftlab.tuning.preference.trainer")  # imports TRL, which is an extra
 
 
 def train(run: Run, session: TuningSession) -> Run:
@@ -105,8 +108,7 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
 
 
 def _trainer_class(run: Run) -> type[TaskTrainer]:
-    if not run.task.needs_reference:
-        return TaskTrainer
-    from peftlab.tuning.preference.trainer import PreferenceTrainer  # TRL is an extra
-
-    return PreferenceTrainer
+    trainer_class: type[TaskTrainer] = TaskTrainer
+    if run.task.needs_reference:
+        trainer_class = preference.PreferenceTrainer
+    return trainer_class

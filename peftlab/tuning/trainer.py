@@ -1,4 +1,4 @@
-"""Transformers' Trainer, fed with the features, the loss and the scores of one task."""
+"""Transformers' Trainer with the features, the loss and the scores of a task."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,12 +17,12 @@ from peftlab.tuning.preference.reference import preserve_requires_grad
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10
-WEIGHT = "loss_weight"
-"""What a batch counts in its step: its loss terms over those of an average batch, so that each term counts the same."""
+LOSS_WEIGHT = "loss_weight"
+"""Key of a batch's weight: its number of loss terms over that of an average batch, so that all terms count equally."""
 
 
 class TaskTrainer(Trainer):
-    """A Trainer that validates on decoded predictions of the task, not on padded logits."""
+    """A Trainer that validates on the decoded predictions of the task, not on padded logits."""
 
     control: TrainerControl
     optimizer: torch.optim.Optimizer | None
@@ -34,41 +34,41 @@ class TaskTrainer(Trainer):
             model=run.model,
             args=self.arguments(run, folder),
             train_dataset=self.dataset(),
-            eval_dataset=_Listed(run.dataset.examples["validation"]),
+            eval_dataset=_ListDataset(run.dataset.examples["validation"]),
             data_collator=self.collator(),
             **kwargs,
         )
-        if isinstance(self.train_dataset, _Rows):
-            self.add_callback(_EachEpoch(self.train_dataset))
-        # the loss is the task's, a mean: Trainer is to divide it by the batches that a step sums up
+        if isinstance(self.train_dataset, _FeatureDataset):
+            self.add_callback(_SetEpoch(self.train_dataset))
+        # the task's loss is a mean, so Trainer must divide it by the number of accumulated batches
         self.model_accepts_loss_kwargs = False
 
     @staticmethod
     def arguments(run: Run, folder: Path) -> TrainingArguments:
-        """What Trainer is told."""
+        """The arguments of Trainer."""
         return training_arguments(run, folder, len(run.train_features))
 
     def rows(self) -> Sequence[Any]:
-        """What training batches are made of, each as long as it has tokens."""
+        """The training rows; `len(row)` is its number of tokens."""
         return self.run.train_features
 
     def dataset(self) -> Dataset[Any]:
-        """The same as the collator takes them."""
-        return _Rows(self.run)
+        """The training rows as input of the collator."""
+        return _FeatureDataset(self.run)
 
     def loss_terms(self, row: Any) -> int:
-        """Over how many terms a batch's loss takes the mean in one of its rows."""
+        """Number of terms that a row adds to the mean loss of its batch."""
         return self.run.task.loss_terms(row)
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
-        """Rows → a batch: padded, or packed."""
+        """Rows → a padded or packed batch."""
         run, inputs = self.run, self.run.base.inputs
         if run.recipe.training.packing:
             return partial(inputs.pack, length=run.dataset.max_length)
         return partial(run.task.collate, inputs=inputs)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        """The task's own loss of a batch, and what the model gives."""
+        """The task's loss of a batch, and the model's output."""
         labels = inputs.pop("labels")
         with self.run.autocast():
             output = model(**inputs)
@@ -77,16 +77,16 @@ class TaskTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """By `mean_loss`; see `Trainer.compute_loss`."""
-        weight = inputs.pop(WEIGHT, 1.0)
+        """The weighted loss of a batch; see `Trainer.compute_loss`."""
+        loss_weight = inputs.pop(LOSS_WEIGHT, 1.0)
         loss, output = self.mean_loss(model, inputs)
-        loss = weight * loss
+        loss = loss_weight * loss
         if self.hooks.loss:
             loss = loss + self.hooks.loss(self.run.model, self.run.recipe.method)
         return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The method's own optimizer, if it has one; see `Trainer`."""
+        """The method's own optimizer, if it has one; see `Trainer.create_optimizer`."""
         if self.hooks.optimizer and self.optimizer is None:
             chosen = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             self.optimizer = self.hooks.optimizer(
@@ -95,12 +95,12 @@ class TaskTrainer(Trainer):
         return super().create_optimizer(model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """What trains stays what it was: after PEFT has loaded AdaLoRA's weights, its frozen counts would train."""
+        """Keep `requires_grad` of all parameters: PEFT would make AdaLoRA's frozen rank counts trainable."""
         with preserve_requires_grad(self.run.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of about the same number of tokens, or rows at random; see `Trainer`."""
+        """Batches of about equal numbers of tokens, or random rows; see `Trainer.get_train_dataloader`."""
         settings, rows = self.run.recipe.training, self.rows()
         if settings.train_sampling_strategy == "random":
             return super().get_train_dataloader()
@@ -108,19 +108,20 @@ class TaskTrainer(Trainer):
             [len(row) for row in rows],
             settings.per_device_train_batch_size,
             settings.seed,
-            together=settings.gradient_accumulation_steps,
+            accumulation_steps=settings.gradient_accumulation_steps,
             rank=self.run.process_group.rank,
-            world=self.run.process_group.world_size,
+            world_size=self.run.process_group.world_size,
         )
-        share = batches.total / sum(map(self.loss_terms, rows))
+        weight_per_term = batches.total / sum(map(self.loss_terms, rows))
 
-        def collate(chosen: list[Any]) -> dict[str, Any]:
-            return {**self.data_collator(chosen), WEIGHT: share * sum(map(self.loss_terms, chosen))}
+        def collate(batch: list[Any]) -> dict[str, Any]:
+            weight = weight_per_term * sum(map(self.loss_terms, batch))
+            return {**self.data_collator(batch), LOSS_WEIGHT: weight}
 
         return TokenLoader(cast(Any, self.train_dataset), batches, collate)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: Trainer would walk through every parameter at every step."""
+        """0, because Trainer would iterate over all parameters in every step to count."""
         return 0
 
     def evaluate(
@@ -135,34 +136,34 @@ class TaskTrainer(Trainer):
         return metrics
 
 
-class _Rows(Dataset[Any]):
-    """Training features, drawn anew in each `epoch` where the task does so, whatever batch they are in."""
+class _FeatureDataset(Dataset[Any]):
+    """Training features; with dynamic masking, the masks depend on `epoch` and row, not on the batch."""
 
     def __init__(self, run: Run) -> None:
         self.features, self.seed, self.epoch = run.train_features, run.recipe.training.seed, 0
-        self.redraw = run.task.dynamic_masking(run.base.inputs)
+        self.mask = run.task.dynamic_masking(run.base.inputs)
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> Feature:
         feature = self.features[index]
-        return self.redraw(feature, f"{self.seed} {self.epoch} {index}") if self.redraw else feature
+        return self.mask(feature, f"{self.seed} {self.epoch} {index}") if self.mask else feature
 
 
-class _EachEpoch(TrainerCallback):
-    """Tells the rows which epoch it is: where a loader goes on in the middle of one, Trainer tells only its sampler."""
+class _SetEpoch(TrainerCallback):
+    """Sets the epoch of the dataset: in an epoch that is resumed, Trainer sets only the sampler's."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, dataset: _FeatureDataset) -> None:
+        self.dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Before its first batch, or the first after those that a checkpoint has done."""
-        self.rows.epoch = int(state.epoch or 0)
+        """Called before the first batch, or before the first batch after a checkpoint."""
+        self.dataset.epoch = int(state.epoch or 0)
 
 
-class _Listed(Dataset[Any]):
-    """A list as the Dataset that Trainer asks for."""
+class _ListDataset(Dataset[Any]):
+    """A list as the Dataset that Trainer requires."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self.items = items
@@ -175,41 +176,42 @@ class _Listed(Dataset[Any]):
 
 
 def training_arguments(
-    run: Run, folder: Path, rows: int, kind: type[TrainingArguments] = TrainingArguments, **more: Any
+    run: Run, folder: Path, num_rows: int, arguments_class: type[TrainingArguments] = TrainingArguments, **extra: Any
 ) -> TrainingArguments:
-    """Our stable names → those of the installed Transformers, for so many training rows; `more` is for `kind`."""
+    """The recipe's training section as arguments of the installed Transformers; `extra` is for `arguments_class`."""
     settings = run.recipe.training
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * run.process_group.world_size
-    arguments = kind(
+    batches_per_step = settings.gradient_accumulation_steps * run.process_group.world_size
+    rows_per_step = settings.per_device_train_batch_size * batches_per_step
+    arguments = arguments_class(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.num_train_epochs,
         per_device_train_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_ratio,  # 5.x reads a number below 1 as a share of the steps
+        warmup_steps=settings.warmup_ratio,  # Transformers 5 reads a number below 1 as a ratio
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=settings.optim,
         seed=settings.seed,
-        fp16=run.dtype == torch.float16,  # for its scaled loss
-        data_seed=settings.seed,  # one order of rows in all processes, whose other random numbers differ
+        fp16=run.dtype == torch.float16,  # turns on loss scaling
+        data_seed=settings.seed,  # the same row order in all processes, whose other seeds differ
         use_cpu=run.device.type == "cpu",
         dataloader_pin_memory=run.device.type == "cuda",
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last at the end of an interrupted run
+        save_total_limit=2,  # best and last; with 1, Trainer deletes the last at the end of an interrupted run
         load_best_model_at_end=True,
         metric_for_best_model=run.task.main_score,
         greater_is_better=not run.task.smaller_is_better,
-        logging_steps=max(1, rows // batch // LOGS_PER_EPOCH),
-        logging_nan_inf_filter=False,  # what diverges is to be seen, see `divergence`
+        logging_steps=max(1, num_rows // rows_per_step // LOGS_PER_EPOCH),
+        logging_nan_inf_filter=False,  # `DivergenceCallback` must see them
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
         **backend_arguments(run),
-        **more,
+        **extra,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs and one process: not torch's old DataParallel
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process on several GPUs must not use torch's DataParallel
     return arguments

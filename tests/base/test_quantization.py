@@ -185,7 +185,7 @@ REFUSED = {
     "base.quantization=4-bit": "base.quantization unknown quantization '4-bit'. Did you mean '4bit'?",
     "base.quantization=8": "base.quantization should be '8bit' or '4bit', not 8.",
     "training.optim=adamw_8bits": "unknown optim 'adamw_8bits'. Did you mean 'adamw_8bit'?",
-    "training.optim=paged_adamw_32bit": "'paged_adamw_32bit' moves its state out of a GPU that is full, and this run c",
+    "training.optim=paged_adamw_32bit": "'paged_adamw_32bit' moves its state out of a full GPU, and this run computes",
 }
 
 

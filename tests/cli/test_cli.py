@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_the_run(write_recipe, tmp_pa
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "nothing was published" in told
-    assert "is kept: go on with the same command and --resume" in told
+    assert "is kept: continue with the same command and --resume" in told
     assert "Traceback" not in told
     assert Store(store).names() == []
     assert run("adapters", "list", "--store", store).exit_code == 0

@@ -87,7 +87,7 @@ def test_every_command_takes_it(head_store, tmp_path):
 def test_the_command_says_what_is_computed_once(tiny_base, tmp_path):
     recipe = recipe_for(tmp_path / "classes", tiny_base, "classes", method={"layers_to_transform": 1})
     told = one_line(run("tune", recipe, "--store", tmp_path / "store").output)
-    assert "1 of 2 layers lie below all that trains: they run without dropout, and what they make of each row" in told
+    assert "1 of 2 layers are frozen. They run without dropout and only once per row" in told
 
 
 def test_an_interrupted_run_resumes_to_the_same_adapter(tiny_base, tmp_path):

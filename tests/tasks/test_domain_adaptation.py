@@ -315,7 +315,7 @@ def test_what_frozen_layers_make_of_masked_rows_is_not_kept(base, tmp_path):
     warnings = Notes()
     recipe = text_recipe(tmp_path / "rows", base, method={"layers_to_transform": 1}, training={"num_train_epochs": 1})
     peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=warnings)
-    assert any("anew in every epoch; rows are masked anew in every epoch" in told for told in warnings.warnings)
+    assert any("again in every epoch: rows are masked again in every epoch" in told for told in warnings.warnings)
 
 
 # --- the objective
@@ -393,11 +393,11 @@ def encoder_with_decoder(folder):
             r"base.model: '.*' has no head for domain-adaptation: its checkpoint lacks cls.predictions.bias",
         ),
         ("headless", {}, "saved from AutoModelForMaskedLM, usually the model that this one was made from"),
-        ("masked", {"task.objective": "causal-lm"}, r"\(bert\) sees the tokens after each as well, so there is"),
-        ("written", {"task.objective": "masked-lm"}, r"\(llama\) is of an architecture that has no head for masked-lm"),
+        ("masked", {"task.objective": "causal-lm"}, r"\(bert\) also attends to later tokens"),
+        ("written", {"task.objective": "masked-lm"}, r"\(llama\) has an architecture without a head for masked-lm"),
         ("encoder-decoder", {}, r"\(bart\) is an encoder with a decoder"),
-        ("masked", {"task.generation": {"num_beams": 2}}, "was pretrained for masked-lm, which has none. Take it out"),
-        ("written", {"task.mask_probability": 0.3}, "task.mask_probability: .*was pretrained for causal-lm, which has"),
+        ("masked", {"task.generation": {"num_beams": 2}}, "was pretrained for masked-lm, which does not use it"),
+        ("written", {"task.mask_probability": 0.3}, "task.mask_probability: .*was pretrained for causal-lm, which"),
         ("masked", {"task.objective": "causal-lm", "task.mask_probability": 0.3}, "come with objective: masked-lm"),
         ("masked", {"task.objective": "masked-lm", "task.generation": {}}, "should come with objective: causal-lm"),
         ("masked", {"task.mask_probability": 1.0}, "task.mask_probability: should be less than 1"),

@@ -292,7 +292,7 @@ def test_two_processes_with_batches_by_tokens_are_refused(base, tmp_path):
     check_dpo(recipe, ProcessGroup(world_size=2), errors)
     (told,) = errors.issues
     assert told.key == "training.train_sampling_strategy"
-    assert "TRL wants batches of as many rows in each process" in told.message
+    assert "TRL needs equal batch sizes in all processes" in told.message
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,9 @@ def test_trl_is_asked_for_in_words(base, tmp_path, monkeypatch, there):
 
     monkeypatch.setattr(metadata, "version", other)
     recipe = pair_recipe(tmp_path / "rows", base)
-    message = "trl 0.9.6 is installed; this needs 1.16" if there else "the package trl, which has the losses, is not in"
+    message = (
+        "trl 0.9.6 is installed; this needs 1.16" if there else "the package trl, which computes the loss, is not in"
+    )
     for command in ("tune", "check"):
         told = run(command, recipe, "--device", "cpu")
         assert told.exit_code == 2

@@ -12,7 +12,7 @@ from peftlab.tuning import Progress
 from peftlab.tuning.checkpoints import RUN_FILE
 from peftlab.tuning.evaluate import evaluate_split
 from peftlab.tuning.frozen.activation_cache import cached_activations
-from peftlab.tuning.frozen.activation_file import Activations, Writer, inputs_of
+from peftlab.tuning.frozen.activation_file import Activations, Writer, hash_inputs
 from peftlab.tuning.frozen.layers import find_frozen_prefix
 from peftlab.tuning.train import run_trainer
 from tests.architectures import build
@@ -73,16 +73,16 @@ def trained(run, folder):
 
     @contextmanager
     def watched(*arguments):
-        with cached_activations(*arguments) as seen["answering"]:
+        with cached_activations(*arguments) as seen["forward"]:
             seen.update(calls=calls_of(lowest_linear(run)), files={file.name for file in folder.iterdir()} - {RUN_FILE})
             yield
 
     with mock.patch("peftlab.tuning.train.cached_activations", watched):
         log = run_trainer(run, folder, resume=False, progress=progress)
-    answering, calls, files = seen["answering"], seen["calls"], seen["files"]
+    forward, calls, files = seen["forward"], seen["calls"], seen["files"]
     weights = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
     assert not list(folder.glob("*.bin"))
-    return progress, answering, len(calls), files, weights, log
+    return progress, forward, len(calls), files, weights, log
 
 
 def validation(log):
@@ -97,26 +97,25 @@ def difference(mine, theirs):
     "method", [HEAD, LAST, WHOLE, PFEIFFER, KEYS], ids=["head", "lora", "whole layer", "bottleneck", "virtual keys"]
 )
 @pytest.mark.parametrize("architecture", FIVE)
-def test_weights_and_scores_are_the_same_with_and_without(prepared, tmp_path, architecture, method):
+def test_activation_cache_gives_same_weights_and_scores(prepared, tmp_path, architecture, method):
     """Bitwise on these sizes but for a last bit; dropout is on in the adapted layer and the head in both."""
     kind = "classes" if method is HEAD else "entities"
-    progress, answering, calls, files, mine, log = trained(prepared(architecture, kind, method), tmp_path / "with")
+    progress, forward, calls, files, mine, log = trained(prepared(architecture, kind, method), tmp_path / "with")
     without = prepared(architecture, kind, method, frozen_cache=None)
     _, none, calls_without, no_files, theirs, log_without = trained(without, tmp_path / "without")
-    assert (answering.unknown, calls, files) == (0, 0, {"frozen-train-0.bin", "frozen-validation-0.bin"})
+    assert (forward.num_misses, calls, files) == (0, 0, {"frozen-train-0.bin", "frozen-validation-0.bin"})
     assert (none, no_files) == (None, set())
     assert calls_without > 0
     assert difference(mine, theirs) <= 1e-6
     assert validation(log) == validation(log_without)
     frozen = 2 if method is HEAD else 1
     assert progress.notes == [
-        f"{frozen} of 2 layers lie below all that trains: they run without dropout, "
-        "and what they make of each row is kept (0 MB)."
+        f"{frozen} of 2 layers are frozen. They run without dropout and only once per row (0 MB are cached)."
     ]
     assert progress.computed[-1] == (len(without.train_features), len(without.train_features))
 
 
-def test_dropout_above_the_frozen_layers_stays_on(prepared, tmp_path):
+def test_dropout_above_frozen_layers_stays_on(prepared, tmp_path):
     run = prepared(method=LAST)
     with cached_activations(run, tmp_path, Notes()):
         run.model.train()
@@ -131,95 +130,93 @@ def test_dropout_above_the_frozen_layers_stays_on(prepared, tmp_path):
     assert modes["dropout"]
 
 
-def test_what_windows_and_bf16_ask_for_is_known(prepared, tmp_path):
-    _, answering, calls, *_ = trained(prepared(kind="answers"), tmp_path / "windows")
-    assert (answering.unknown, calls) == (0, 0)
-    _, answering, calls, *_ = trained(prepared(bf16=True), tmp_path / "bf16")
-    assert (answering.unknown, calls) == (0, 0)
+def test_windows_and_bf16_have_no_cache_misses(prepared, tmp_path):
+    _, forward, calls, *_ = trained(prepared(kind="answers"), tmp_path / "windows")
+    assert (forward.num_misses, calls) == (0, 0)
+    _, forward, calls, *_ = trained(prepared(bf16=True), tmp_path / "bf16")
+    assert (forward.num_misses, calls) == (0, 0)
 
 
-def test_rows_that_are_not_known_are_computed(prepared, tmp_path):
+def test_uncached_rows_are_computed(prepared, tmp_path):
     run = prepared()
     expected = evaluate_split(run, "test")
-    with cached_activations(run, tmp_path, Notes()) as answering:
-        del answering.kept[1].spans[next(iter(answering.kept[1].spans))]
-        answering.kept[0].spans.clear()
+    with cached_activations(run, tmp_path, Notes()) as forward:
+        del forward.files[1].spans[next(iter(forward.files[1].spans))]
+        forward.files[0].spans.clear()
         found = evaluate_split(run, "test")
-    assert answering.unknown
+    assert forward.num_misses
     assert found == expected
 
 
 @pytest.mark.parametrize(
-    ("budget", "why"),
-    [(None, "training.frozen_cache is null"), ("1KB", "keeping them takes 0 MB, and training.frozen_cache is 1KB")],
+    ("budget", "reason"),
+    [(None, "training.frozen_cache is null"), ("1KB", "the cache takes 0 MB, and training.frozen_cache is 1KB")],
 )
-def test_without_a_budget_nothing_is_kept_and_it_is_said(prepared, tmp_path, budget, why):
-    progress, answering, calls, files, *_ = trained(prepared(frozen_cache=budget), tmp_path / "run")
-    assert (answering, files) == (None, set())
+def test_too_small_budget_disables_cache(prepared, tmp_path, budget, reason):
+    progress, forward, calls, files, *_ = trained(prepared(frozen_cache=budget), tmp_path / "run")
+    assert (forward, files) == (None, set())
     assert calls
-    assert progress.notes == [
-        f"2 of 2 layers lie below all that trains: they run without dropout, but anew in every epoch; {why}."
-    ]
+    assert progress.notes == [f"2 of 2 layers are frozen. They run without dropout and again in every epoch: {reason}."]
 
 
-def test_a_full_disk_is_said_and_training_goes_on(prepared, tmp_path, monkeypatch):
+def test_full_disk_disables_cache(prepared, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Writer, "write", full)
-    progress, answering, *_ = trained(prepared(), tmp_path / "run")
-    assert answering is None
+    progress, forward, *_ = trained(prepared(), tmp_path / "run")
+    assert forward is None
     assert "frozen-validation-0.bin cannot be written: No space left on device." in progress.notes[1]
 
 
-def test_where_the_lowest_layer_is_adapted_nothing_happens(prepared, tmp_path):
+def test_no_cache_if_lowest_layer_trains(prepared, tmp_path):
     run, progress = prepared(method={"type": "lora"}), Notes()
-    with cached_activations(run, tmp_path, progress) as answering:
+    with cached_activations(run, tmp_path, progress) as forward:
         run.model.train()
         assert run.base.model.bert.embeddings.dropout.training
-    assert (answering, progress.notes) == (None, [])
+    assert (forward, progress.notes) == (None, [])
 
 
-def test_what_trains_below_the_layers_is_found_by_its_gradient(prepared):
+def test_trainable_embeddings_leave_no_frozen_layers(prepared):
     run = prepared(method=LAST)
-    assert find_frozen_prefix(run).frozen == 1
+    assert find_frozen_prefix(run).num_frozen == 1
     run.base.model.bert.embeddings.LayerNorm.weight.requires_grad = True
     assert find_frozen_prefix(run) is None
 
 
-def test_activations_that_hang_on_the_padding_are_not_kept(prepared, tmp_path):
+def test_activations_that_depend_on_padding_are_not_cached(prepared, tmp_path):
     """BERT counts positions from the left edge of a batch, so padding there moves a row."""
     run, progress = prepared(), Notes()
     run.base.inputs.tokenizer.padding_side = "left"
-    with cached_activations(run, tmp_path, progress) as answering:
-        assert answering is None
-    assert "anew in every epoch; the model answers otherwise when they are kept." in progress.notes[-1]
+    with cached_activations(run, tmp_path, progress) as forward:
+        assert forward is None
+    assert "again in every epoch: the model's logits differ with the cache." in progress.notes[-1]
     assert not list(tmp_path.glob("*.bin"))
 
 
-def test_chance_that_no_module_owns_is_found(prepared, tmp_path):
+def test_functional_dropout_disables_cache(prepared, tmp_path):
     run, progress = prepared(), Notes()
     model = run.base.model
     model.bert.embeddings.register_forward_hook(
         lambda module, args, output: nn.functional.dropout(output, 0.5, training=model.training)
     )
-    with cached_activations(run, tmp_path, progress) as answering:
-        assert answering is None
+    with cached_activations(run, tmp_path, progress) as forward:
+        assert forward is None
     assert progress.notes == [
-        "Frozen layers run anew in every epoch, with the base's dropout: something random is left in them."
+        "Frozen layers run again in every epoch, with the base's dropout: they are random even without dropout."
     ]
 
 
-def test_layers_that_run_more_than_once_are_left_alone(prepared, tmp_path):
+def test_shared_layers_are_not_cached(prepared, tmp_path):
     run, progress = prepared(), Notes()
     layers = run.base.model.bert.encoder.layer
     layers[1] = layers[0]
-    with cached_activations(run, tmp_path, progress) as answering:
-        assert answering is None
+    with cached_activations(run, tmp_path, progress) as forward:
+        assert forward is None
     assert "do not simply follow one another" in progress.notes[0]
 
 
-def test_the_model_is_as_it_was_afterwards(prepared, tmp_path):
+def test_model_is_restored_after_cache(prepared, tmp_path):
     run = prepared()
     state = torch.get_rng_state()
     with cached_activations(run, tmp_path, Notes()):
@@ -234,7 +231,7 @@ def test_the_model_is_as_it_was_afterwards(prepared, tmp_path):
     assert all(module.training for module in run.model.modules())
 
 
-def test_a_row_is_known_whatever_it_is_padded_to():
+def test_row_key_does_not_depend_on_padding():
     wide = {"input_ids": torch.tensor([[5, 6, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
     left = {
         "input_ids": torch.tensor([[0, 5, 6]]),
@@ -242,19 +239,19 @@ def test_a_row_is_known_whatever_it_is_padded_to():
         "labels": torch.ones(9),
     }
     other = {"input_ids": torch.tensor([[6, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
-    (one,), (same,), (different,) = (inputs_of(one, "fp32").keys for one in (wide, left, other))
+    (one,), (same,), (different,) = (hash_inputs(one, "fp32").keys for one in (wide, left, other))
     assert one == same != different
-    assert inputs_of(wide, "bf16").keys != [one]
-    assert inputs_of({**wide, "token_type_ids": torch.tensor([[0, 1, 0, 0]])}, "fp32").keys != [one]
-    assert inputs_of({**wide, "pixels": torch.zeros(1, 3, 8)}, "fp32") is None
-    assert inputs_of({"input_ids": wide["input_ids"]}, "fp32") is None
+    assert hash_inputs(wide, "bf16").keys != [one]
+    assert hash_inputs({**wide, "token_type_ids": torch.tensor([[0, 1, 0, 0]])}, "fp32").keys != [one]
+    assert hash_inputs({**wide, "pixels": torch.zeros(1, 3, 8)}, "fp32") is None
+    assert hash_inputs({"input_ids": wide["input_ids"]}, "fp32") is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_come_back_from_the_file_as_they_were(tmp_path, dtype):
+def test_activation_file_round_trip(tmp_path, dtype):
     torch.manual_seed(0)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    batch = inputs_of({"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": mask}, "")
+    batch = hash_inputs({"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": mask}, "")
     states = torch.randn(2, 3, 4).to(dtype)
     with (tmp_path / "states.bin").open("wb") as file:
         writer = Writer(file)
@@ -264,4 +261,4 @@ def test_activations_come_back_from_the_file_as_they_were(tmp_path, dtype):
     kept = Activations(tmp_path / "states.bin", writer)
     expected = states * mask.unsqueeze(-1)
     assert torch.equal(kept.read(batch), expected)
-    assert kept.read(inputs_of({"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1)}, "")) is None
+    assert kept.read(hash_inputs({"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1)}, "")) is None

@@ -16,7 +16,7 @@ def skewed(n, seed=0):
 
 
 @pytest.mark.parametrize(("n", "batch"), [(1, 8), (7, 8), (8, 8), (9, 8), (50, 1), (50, 2), (1000, 16), (5003, 16)])
-def test_every_row_is_in_one_batch_and_there_are_as_many_as_of_plain_ones(n, batch):
+def test_every_row_is_in_one_batch(n, batch):
     batches = TokenBatches(skewed(n), batch, seed=1)
     made = list(batches)
     assert len(made) == len(batches) == -(-n // batch)
@@ -24,7 +24,7 @@ def test_every_row_is_in_one_batch_and_there_are_as_many_as_of_plain_ones(n, bat
     assert sorted(row for chosen in made for row in chosen) == list(range(n))
 
 
-def test_batches_hold_about_the_same_number_of_tokens_and_little_padding():
+def test_batches_have_equal_tokens_and_little_padding():
     lengths = np.array(skewed(2000))
     made = list(TokenBatches(lengths.tolist(), 16, seed=1))
     tokens = np.array([lengths[chosen].sum() for chosen in made])
@@ -36,7 +36,7 @@ def test_batches_hold_about_the_same_number_of_tokens_and_little_padding():
 
 
 @pytest.mark.parametrize("rows", [100, 400])
-def test_order_and_company_change_with_the_epoch_and_with_nothing_else(rows):
+def test_batches_depend_only_on_seed_and_epoch(rows):
     first, again = (TokenBatches(skewed(rows), 8, seed=1) for _ in range(2))
     zero, one = list(first), (first.set_epoch(1), list(first))[1]
     again.set_epoch(1)
@@ -46,9 +46,9 @@ def test_order_and_company_change_with_the_epoch_and_with_nothing_else(rows):
 
 
 @pytest.mark.parametrize(("n", "batch", "world"), [(103, 4, 2), (103, 4, 3), (5, 2, 4), (3, 8, 2)])
-def test_processes_share_the_rows_out_equally(n, batch, world):
-    alone = list(TokenBatches(skewed(n), batch, seed=1, world=1))
-    shares = [TokenBatches(skewed(n), batch, seed=1, rank=rank, world=world) for rank in range(world)]
+def test_ranks_get_disjoint_batches(n, batch, world):
+    alone = list(TokenBatches(skewed(n), batch, seed=1, world_size=1))
+    shares = [TokenBatches(skewed(n), batch, seed=1, rank=rank, world_size=world) for rank in range(world)]
     made = [list(share) for share in shares]
     assert len({len(share) for share in made}) == 1
     assert {row for share in made for chosen in share for row in chosen} == set(range(n))
@@ -56,7 +56,7 @@ def test_processes_share_the_rows_out_equally(n, batch, world):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_run_is_empty_whatever_the_costs(seed):
+def test_split_evenly_has_no_empty_part(seed):
     random = np.random.default_rng(seed)
     costs = np.sort(random.pareto(0.5, 60) + 1)
     for parts in (1, 2, 17, 30, 59, 60):
@@ -66,7 +66,7 @@ def test_no_run_is_empty_whatever_the_costs(seed):
 
 
 @pytest.mark.parametrize("kind", ["entities", "rating"])
-def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp_path, tiny_base, kind):
+def test_weighted_batches_match_full_batch_gradient(tmp_path, tiny_base, kind):
     """Every labelled word, or every row, counts the same, in whatever batch it is."""
     run = prepared_run(recipe_for(tmp_path, tiny_base, kind, training={"bf16": False}))
     trainer = _trainer(run, tmp_path / "run", Progress())
@@ -80,7 +80,7 @@ def test_the_weighted_batches_of_an_epoch_have_the_gradient_of_the_whole_set(tmp
     torch.testing.assert_close(torch.stack(losses).mean(), expected)
 
 
-def test_random_batches_are_trainers_own(tmp_path, tiny_base):
+def test_random_sampling_uses_trainer_dataloader(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes", training={"train_sampling_strategy": "random"})
     trainer = _trainer(prepared_run(recipe), tmp_path / "run", Progress())
     assert all("loss_weight" not in batch for batch in trainer.get_train_dataloader())

@@ -13,7 +13,7 @@ def base(tmp_path_factory):
     return build_language_model(tmp_path_factory.mktemp("llama"))
 
 
-def test_a_good_recipe_is_ready_to_be_tuned_and_nothing_is_written(base, tmp_path, monkeypatch):
+def test_valid_recipe_returns_run_and_writes_nothing(base, tmp_path, monkeypatch):
     recipe = instruction_recipe(tmp_path / "rows", base)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -25,7 +25,7 @@ def test_a_good_recipe_is_ready_to_be_tuned_and_nothing_is_written(base, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_tune_refuses_check_refuses(base, tmp_path):
+def test_check_raises_same_errors_as_tune(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
     with pytest.raises(RecipeError, match="'query' fits no Linear layer of this base"):
         peftlab.check(recipe, device="cpu")
@@ -34,7 +34,7 @@ def test_what_tune_refuses_check_refuses(base, tmp_path):
     assert "task.template" in told.output
 
 
-def test_without_the_base_recipe_and_rows_are_checked(tmp_path):
+def test_missing_base_still_checks_recipe_and_rows(tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", "nowhere/base")
     told = run("check", recipe)
     assert told.exit_code == 0
@@ -45,7 +45,7 @@ def test_without_the_base_recipe_and_rows_are_checked(tmp_path):
     assert "expected columns messages, or instruction and output" in one_line(told.output)
 
 
-def test_the_mask_is_shown_for_as_many_rows_as_asked(base, tmp_path):
+def test_show_mask_prints_requested_rows(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, task={"template": "chatml"})
     told = run("check", recipe, "--show-mask", "2", "--device", "cpu")
     assert told.exit_code == 0
@@ -55,7 +55,7 @@ def test_the_mask_is_shown_for_as_many_rows_as_asked(base, tmp_path):
     assert "rows.jsonl:2" in told.output
 
 
-def test_where_no_token_is_learnt_there_is_no_mask(write_recipe, tmp_path):
+def test_show_mask_without_token_loss_is_usage_error(write_recipe, tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "it rained .,bad\nthe train came .,good\n" * 8)
     recipe = write_recipe(

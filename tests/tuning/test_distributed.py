@@ -53,7 +53,7 @@ from peftlab.tasks.inputs.text import TextInputs
 class Losses(Progress):
     def __init__(self):
         self.losses = []
-    def step_done(self, step, loss):
+    def on_step_end(self, step, loss):
         if loss is not None:
             self.losses.append(loss)
 
@@ -70,11 +70,11 @@ os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 import torch.distributed
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-import peftlab.tuning.distributed.process_group
+import peftlab.tuning.distributed.backend_check
 PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 barrier = torch.distributed.barrier
 torch.distributed.barrier = lambda *_, **__: barrier()
-peftlab.tuning.distributed.process_group._on_gpus = lambda device: True
+peftlab.tuning.distributed.backend_check._is_on_cuda = lambda device: True
 """
 
 
@@ -191,7 +191,7 @@ def farthest(first, second):
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def test_two_processes_have_the_loss_curve_and_the_adapter_of_one(recipe, alone, tmp_path):
+def test_two_processes_match_one_process(recipe, alone, tmp_path):
     result, losses = alone
     first, second = launched(recipe, tmp_path / "store", tmp_path, {})
     store = Store(tmp_path / "store")
@@ -204,7 +204,7 @@ def test_two_processes_have_the_loss_curve_and_the_adapter_of_one(recipe, alone,
     assert not (tmp_path / "store" / "shared" / "run").exists()
 
 
-def test_fsdp_has_the_loss_curve_and_the_adapter_of_one_process(recipe, alone, tmp_path):
+def test_fsdp_matches_one_process(recipe, alone, tmp_path):
     result, losses = alone
     changed = {"training.distributed": "fsdp"}
     first, second = launched(recipe, tmp_path / "store", tmp_path, changed, FSDP_ON_CPU)
@@ -213,7 +213,7 @@ def test_fsdp_has_the_loss_curve_and_the_adapter_of_one_process(recipe, alone, t
     assert first["scores"] == second["scores"] == result.scores["test"].values
 
 
-def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, tmp_path, monkeypatch):
+def test_killed_process_ends_run_and_resume_completes_it(recipe, tmp_path, monkeypatch):
     store = tmp_path / "store"
     arguments = [recipe, "--store", store, "--launch", TWO, *options(LONG)]
     monkeypatch.setenv("TEST_PARENT", str(tmp_path))
@@ -224,7 +224,7 @@ def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, 
     assert process.returncode == 6
     assert "error: process 1 was killed (SIGKILL), so the run ended; nothing was published." in told
     assert f"{store}/shared/run/checkpoint-" in told
-    assert "is kept: go on with the same command and --resume." in told
+    assert "is kept: continue with the same command and --resume." in told
     assert "Traceback" not in told
     assert Store(store).names() == []
     forget_log(told)
@@ -243,7 +243,7 @@ def test_a_killed_process_ends_the_run_in_words_and_resume_completes_it(recipe, 
     assert farthest(weights(Store(store).verify("shared")), weights(undisturbed)) < 1e-4
 
 
-def test_ctrl_c_stops_all_processes_at_one_step_with_one_checkpoint(recipe, tmp_path):
+def test_ctrl_c_stops_all_processes_at_same_step(recipe, tmp_path):
     process = start(recipe, "--store", tmp_path, "--launch", TWO, *options(LONG))
     wait_for(process, "epoch    2/24")
     process.send_signal(signal.SIGINT)
@@ -253,11 +253,11 @@ def test_ctrl_c_stops_all_processes_at_one_step_with_one_checkpoint(recipe, tmp_
     assert "of 48; nothing was published." in told
     kept = last_checkpoint(tmp_path / "shared" / "run")
     assert f"stopped after step {kept.name.removeprefix('checkpoint-')} of 48" in told
-    assert f"{kept} is kept: go on with the same command and --resume." in told
+    assert f"{kept} is kept: continue with the same command and --resume." in told
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in kept.iterdir()}
 
 
-def test_accelerate_starts_two_processes_and_a_mistake_in_the_data_is_told_once(recipe, tmp_path):
+def test_accelerate_reports_data_error_once(recipe, tmp_path):
     launcher = "accelerate --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     changed = options({"training.distributed": "ddp", "data.test": "nowhere.jsonl"})  # ddp would refuse to be alone
     code, out, told = command(recipe, "--store", tmp_path, "--device", "cpu", "--launch", launcher, *changed)
@@ -266,7 +266,7 @@ def test_accelerate_starts_two_processes_and_a_mistake_in_the_data_is_told_once(
     assert "1 problem; nothing was started." in told
 
 
-def test_a_launcher_that_starts_one_process_is_told(recipe, tmp_path, monkeypatch):
+def test_launcher_with_one_process_warns(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTLAB_LAUNCHED", str(tmp_path))
     arguments = ["tune", str(recipe), "--store", str(tmp_path / "store"), *options({"training.num_train_epochs": 1})]
     result = CliRunner().invoke(cli, arguments)
@@ -274,7 +274,7 @@ def test_a_launcher_that_starts_one_process_is_told(recipe, tmp_path, monkeypatc
     assert "warning: the launcher started only one process, so the work is not shared." in result.output
 
 
-def test_a_launcher_that_does_not_know_its_options_is_quoted(recipe, tmp_path):
+def test_launcher_option_error_is_quoted(recipe, tmp_path):
     code, _, told = command(recipe, "--store", tmp_path, "--launch", "torchrun --processes 2")
     assert code == 6
     assert "error: the launcher says: torchrun: error: " in told
@@ -289,20 +289,20 @@ def test_a_launcher_that_does_not_know_its_options_is_quoted(recipe, tmp_path):
         ("", "there is no command '' here. Launchers: accelerate launch, torchrun."),
     ],
 )
-def test_a_launcher_that_is_not_there_is_a_usage_error(recipe, launcher, message):
+def test_missing_launcher_is_usage_error(recipe, launcher, message):
     result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", launcher])
     assert result.exit_code == 2
     assert message in result.output
 
 
-def test_a_launched_process_launches_no_others(recipe, monkeypatch):
+def test_launched_process_cannot_launch(recipe, monkeypatch):
     pretend_to_be_second_of_two(monkeypatch)
     result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", TWO])
     assert result.exit_code == 2
     assert "was launched itself" in result.output
 
 
-def test_a_wrong_recipe_is_told_before_anything_is_launched(recipe, monkeypatch):
+def test_invalid_recipe_fails_before_launch(recipe, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", TWO, "-o", "training.lr=1"])
     assert result.exit_code == 2
@@ -310,7 +310,7 @@ def test_a_wrong_recipe_is_told_before_anything_is_launched(recipe, monkeypatch)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp", "deepspeed"])
-def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_path, engine):
+def test_backend_without_launcher_raises_with_hint(recipe, tmp_path, engine):
     with pytest.raises(RecipeError) as caught:
         tune(recipe, store=tmp_path, overrides={"training.distributed": engine})
     (problem,) = [problem for problem in caught.value.errors if "several" in problem.message]
@@ -326,21 +326,21 @@ def test_an_engine_without_a_launcher_is_refused_with_the_way_out(recipe, tmp_pa
         ("fsdp", "fsdp shards the base over CUDA GPUs, and this run computes on none."),
     ],
 )
-def test_an_engine_that_cannot_run_here_is_refused(wanted, message):
+def test_unavailable_backend_is_reported(wanted, message):
     errors, session = ErrorCollector(), TuningSession(Store("store"), "cpu", process_group=ProcessGroup(2, 0, 0))
     check_backend(wanted, session, errors)
     assert shards_base(wanted, session.process_group)
     assert message in [problem.message for problem in errors.issues]
 
 
-def test_an_engine_that_only_accelerate_knows_of_is_refused(monkeypatch):
+def test_backend_only_in_accelerate_config_is_reported(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     errors, session = ErrorCollector(), TuningSession(Store("store"), "cpu", process_group=ProcessGroup(2, 0, 0))
     check_backend(None, session, errors)
     assert [problem.message for problem in errors.issues] == ["accelerate is configured for fsdp, the recipe for ddp."]
 
 
-def test_one_process_agrees_with_itself_at_once(tmp_path):
+def test_single_process_group(tmp_path):
     process_group = ProcessGroup()
     assert process_group.is_main
     assert process_group.any(True)
@@ -353,7 +353,7 @@ def test_one_process_agrees_with_itself_at_once(tmp_path):
         raise StoreError("full")
 
 
-def test_a_world_size_without_a_rank_is_not_a_launchers(monkeypatch):
+def test_world_size_without_rank_is_ignored(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ProcessGroup.from_environment() == ProcessGroup()
     monkeypatch.setenv("RANK", "1")
@@ -362,7 +362,7 @@ def test_a_world_size_without_a_rank_is_not_a_launchers(monkeypatch):
 
 
 @pytest.mark.parametrize("per_token", [True, False])
-def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
+def test_split_logits_match_one_process(tiny_base, per_token):
     said = []
 
     class Half(ProcessGroup):
@@ -384,7 +384,7 @@ def test_logits_of_shared_out_features_are_those_of_all(tiny_base, per_token):
     assert said[0].count_nonzero() > 0 < said[1].count_nonzero()
 
 
-def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
+def test_split_texts_keep_order(tmp_path):
     base = build_sequence_model(tmp_path / "base", "bart")
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = [feature for windows in run.dataset.features["validation"] for feature in windows]
@@ -400,7 +400,7 @@ def test_texts_of_shared_out_features_come_back_in_order(tmp_path):
     assert split_across_ranks(alone, run.task, Half(2, 1, 1), sharded=False)(features) == alone(features)
 
 
-def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):
+def test_other_ranks_report_no_secondary_errors(monkeypatch, tmp_path):
     pretend_to_be_second_of_two(monkeypatch)
     assert report_to_launcher(TuningInterrupted("stopped"))
     assert report_to_launcher(ProcessLostError("lost"))
@@ -410,11 +410,11 @@ def test_a_process_that_only_follows_tells_nothing(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "1.json").read_text())["message"] == "no room on this machine"
 
 
-def test_a_log_that_says_nothing_known_gives_no_reason():
+def test_unknown_launcher_log_gives_no_reason():
     assert _find_cause_in_log("W1122 some warning\nTraceback (most recent call last):\n") == ""
 
 
-def test_a_checkpoint_that_was_still_being_written_does_not_count(tmp_path):
+def test_incomplete_checkpoint_is_ignored(tmp_path):
     assert last_checkpoint(tmp_path) is None
     assert resume_hint(tmp_path) == "no checkpoint was saved yet."
     for step in (2, 10, 12):
@@ -424,7 +424,7 @@ def test_a_checkpoint_that_was_still_being_written_does_not_count(tmp_path):
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_idle_gpus_are_told(monkeypatch):
+def test_idle_gpus_warn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     alone = SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup())
     assert "this machine has 4 GPUs, and one trains" in idle_gpus_warning(alone)
@@ -433,7 +433,7 @@ def test_idle_gpus_are_told(monkeypatch):
     assert idle_gpus_warning(SimpleNamespace(device=torch.device("cpu"), process_group=ProcessGroup())) == ""
 
 
-def test_fsdp_shards_by_the_layers_of_the_base_and_not_by_its_embeddings(steady_base):
+def test_fsdp_wraps_layers_not_embeddings(steady_base):
     model = AutoModelForSequenceClassification.from_pretrained(steady_base)
     assert layer_classes(model) == ["BertLayer"]
     assert fsdp_config(model)["transformer_layer_cls_to_wrap"] == ["BertLayer"]
@@ -441,7 +441,7 @@ def test_fsdp_shards_by_the_layers_of_the_base_and_not_by_its_embeddings(steady_
     assert layer_classes(model) == ["BertLayer"]
 
 
-def test_the_deepspeed_configuration_is_filled_in_by_trainer(monkeypatch):
+def test_trainer_completes_deepspeed_config(monkeypatch):
     """As far as one can see without the package: Transformers' own code on accelerate's own configuration class."""
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
     from transformers import TrainingArguments

@@ -99,7 +99,7 @@ def assert_same(first, second, **tolerances):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_fused_lora_gives_pefts_logits_and_gradients(encoders, name):
+def test_fused_lora_matches_peft(encoders, name):
     model = with_lora(encoder(encoders, name)).eval()
     plain = step(model, batch())
     with fused_lora(model, batch()) as groups:
@@ -109,7 +109,7 @@ def test_fused_lora_gives_pefts_logits_and_gradients(encoders, name):
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 @pytest.mark.parametrize("name", ["bert", "modernbert"])  # with biases and without
-def test_fused_lora_gives_them_on_a_quantized_base_too(encoders, name, quantization):
+def test_fused_lora_matches_peft_on_quantized_base(encoders, name, quantization):
     base = encoder(encoders, name, **quantization_kwargs(quantization, ["classifier", "head.dense"], CPU))
     disable_avx512_packing(base)
     kept = {key: tensor.clone() for key, tensor in base.state_dict().items()}
@@ -124,7 +124,7 @@ def test_fused_lora_gives_them_on_a_quantized_base_too(encoders, name, quantizat
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_fused_lora_equals_peft_with_dropout_too(encoders, name):
+def test_fused_lora_matches_peft_with_dropout(encoders, name):
     """Both draw their masks in the same order, from the same seed."""
     model = with_lora(encoder(encoders, name), dropout=0.3).train()
     with fast_dropout(model, seed=3):
@@ -138,7 +138,7 @@ def test_fused_lora_equals_peft_with_dropout_too(encoders, name):
     assert not torch.allclose(plain[0], other[0])
 
 
-def test_dropout_of_torch_works_in_fused_lora_as_well(encoders):
+def test_fused_lora_with_torch_dropout(encoders):
     model = with_lora(encoder(encoders, "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), dropout=0.5)
     model.train()
     with fused_lora(model, batch()):
@@ -146,7 +146,7 @@ def test_dropout_of_torch_works_in_fused_lora_as_well(encoders):
     assert outputs.std(dim=0).min() > 0
 
 
-def test_fifty_steps_have_pefts_losses(encoders):
+def test_fused_lora_matches_peft_losses_over_fifty_steps(encoders):
     def losses(fused):
         model = with_lora(encoder(encoders, "bert")).eval()  # eval: no dropout
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -166,7 +166,7 @@ def test_fifty_steps_have_pefts_losses(encoders):
     torch.testing.assert_close(fused, plain, rtol=0, atol=1e-5)
 
 
-def test_query_key_and_value_are_computed_together_and_the_others_alone(encoders):
+def test_query_key_value_are_one_group(encoders):
     model = with_lora(encoder(encoders, "bert"))
     names = {module: name.split(".")[-1] for name, module in model.named_modules()}
     with fused_lora(model, batch()) as groups:
@@ -184,14 +184,14 @@ def encoder_with_decoder():
     return model, batch() | {"decoder_input_ids": batch(tokens=6)["input_ids"]}
 
 
-def test_cross_attention_is_grouped_by_what_it_is_given():
+def test_cross_attention_is_grouped_by_input():
     model, inputs = encoder_with_decoder()
     plain = step(model, inputs)
     with fused_lora(model, inputs):
         assert_same(plain, step(model, inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_called_out_of_turn_is_computed_all_the_same(encoders):
+def test_layer_called_out_of_order(encoders):
     model = with_lora(encoder(encoders, "bert")).eval()
     attention = model.base_model.model.bert.encoder.layer[0].attention.self
     x, y = torch.randn(2, 3, 32), torch.randn(2, 3, 32)
@@ -202,7 +202,7 @@ def test_a_layer_called_out_of_turn_is_computed_all_the_same(encoders):
         torch.testing.assert_close(one, other)
 
 
-def test_the_backward_pass_stops_at_the_lowest_adapted_layer(encoders):
+def test_backward_stops_at_lowest_adapted_layer(encoders):
     targets = [name for name in linears(encoder(encoders, "bert")) if "layer.1." in name]
     model = with_lora(encoder(encoders, "bert"), targets=targets).train()
     seen = {}
@@ -216,19 +216,19 @@ def test_the_backward_pass_stops_at_the_lowest_adapted_layer(encoders):
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
-def test_variants_are_left_to_peft(encoders, options):
+def test_lora_variants_are_not_fused(encoders, options):
     model = with_lora(encoder(encoders, "bert"), **options).eval()
     with fused_lora(model, batch()) as groups:
         assert groups == []
 
 
-def test_the_transposed_linear_of_gpt2_is_left_to_peft():
+def test_gpt2_conv1d_is_not_fused():
     model = with_lora(decoder("gpt2"), targets=["c_attn"], fan_in_fan_out=True)
     with fused_lora(model, batch()) as groups:
         assert groups == []
 
 
-def test_disabled_and_merged_adapters_answer_as_pefts(encoders):
+def test_disabled_and_merged_adapters_match_peft(encoders):
     model = with_lora(encoder(encoders, "bert")).eval()
     with torch.no_grad(), model.disable_adapter():
         bare = model(**batch()).logits
@@ -241,7 +241,7 @@ def test_disabled_and_merged_adapters_answer_as_pefts(encoders):
         model.unmerge_adapter()
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(encoders):
+def test_gradient_checkpointing_matches_gradients(encoders):
     model = with_lora(encoder(encoders, "bert")).eval()
     plain = step(model, batch())
     model.enable_input_require_grads()
@@ -257,7 +257,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(encoders):
 # --- dropout
 
 
-def test_masks_keep_the_right_share_at_the_right_scale():
+def test_masks_have_right_probability_and_scale():
     torch.manual_seed(0)
     source = DropoutMasks(seed=1)
     masks = torch.stack([source.draw(torch.empty(40, 50), 0.2) for _ in range(60)])
@@ -269,7 +269,7 @@ def test_masks_keep_the_right_share_at_the_right_scale():
     assert torch.corrcoef(kept.flatten(1))[~torch.eye(60, dtype=torch.bool)].abs().mean() < 0.03
 
 
-def test_masks_depend_on_seed_and_torchs_generator_alone_whatever_was_drawn_before():
+def test_masks_depend_only_on_seed_and_torch_generator():
     """A resumed run has drawn nothing yet, and goes on as the one that was interrupted."""
     fresh, used = DropoutMasks(seed=1), DropoutMasks(seed=1)
     used.draw(torch.empty(3_000_000), 0.1)
@@ -283,7 +283,7 @@ def test_masks_depend_on_seed_and_torchs_generator_alone_whatever_was_drawn_befo
     assert not torch.equal(DropoutMasks(seed=2).draw(torch.empty(100), 0.1), drawn[0][0])
 
 
-def test_cheap_dropout_does_nothing_in_prediction_and_is_taken_out_again():
+def test_fast_dropout_is_identity_in_eval_and_restored():
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.0))
     with fast_dropout(model, seed=1):
         x = torch.ones(1000)
@@ -297,7 +297,7 @@ def test_cheap_dropout_does_nothing_in_prediction_and_is_taken_out_again():
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, "llama", "gpt2"])
-def test_short_attention_equals_torchs(encoders, name):
+def test_short_attention_matches_sdpa(encoders, name):
     model = decoder(name) if name in ("llama", "gpt2") else encoder(encoders, name)
     model.eval()
     plain = step(model, batch())
@@ -307,7 +307,7 @@ def test_short_attention_equals_torchs(encoders, name):
     assert model.config._attn_implementation != NAME
 
 
-def test_attention_drops_weights_with_masks_or_as_torch_does(encoders):
+def test_attention_dropout_keeps_mean(encoders):
     model = encoder(encoders, "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5).train()
     expected = model.eval()(**batch()).logits
     model.train()
@@ -318,7 +318,7 @@ def test_attention_drops_weights_with_masks_or_as_torch_does(encoders):
         torch.testing.assert_close(outputs.mean(dim=0), expected, rtol=0.5, atol=0.1)
 
 
-def test_attention_in_bfloat16_survives_rows_that_see_nothing():
+def test_fully_masked_rows_stay_finite_in_bfloat16():
     """Left padding under a causal mask: the first queries may look at no key at all."""
     model = decoder("llama").to(torch.bfloat16).train()
     inputs = batch()
@@ -329,7 +329,7 @@ def test_attention_in_bfloat16_survives_rows_that_see_nothing():
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
-def test_another_attention_that_is_asked_for_is_left_alone(encoders):
+def test_eager_attention_is_not_replaced(encoders):
     model = encoder(encoders, "bert", attn_implementation="eager")
     with short_sequence_attention(model, None) as used:
         assert not used
@@ -339,7 +339,7 @@ def test_another_attention_that_is_asked_for_is_left_alone(encoders):
 # --- precision
 
 
-def test_the_dtype_is_what_is_asked_for_or_what_the_device_is_fast_at(monkeypatch):
+def test_training_dtype_follows_recipe_and_device(monkeypatch):
     capabilities = {}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert training_dtype(TrainingSection(), CPU) == torch.float32
@@ -353,7 +353,7 @@ def test_the_dtype_is_what_is_asked_for_or_what_the_device_is_fast_at(monkeypatc
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
-def test_cuda_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, expected):
+def test_cuda_uses_bfloat16_from_ampere(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     cuda = torch.device("cuda")
     assert training_dtype(TrainingSection(), cuda) == expected
@@ -362,11 +362,11 @@ def test_cuda_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, expec
     assert training_dtype(TrainingSection(fp16=False), cuda) in (torch.float32, expected)
     usual = torch.bfloat16 if expected == torch.bfloat16 else torch.float32
     assert training_dtype(TrainingSection(), cuda, model_type="t5") == usual
-    with pytest.raises(RecipeError, match=r"training.fp16: activations of t5 leave the range of fp16"):
+    with pytest.raises(RecipeError, match=r"training.fp16: activations of t5 exceed the range of fp16"):
         training_dtype(TrainingSection(fp16=True), cuda, model_type="t5")
 
 
-def test_frozen_weights_come_back_bit_by_bit_and_what_trains_stays_in_fp32(encoders):
+def test_frozen_weights_are_restored_and_trainable_stay_fp32(encoders):
     model = with_lora(encoder(encoders, "bert"))
     before = copy.deepcopy(model.state_dict())
     with frozen_weights_in(model, torch.bfloat16):
@@ -378,7 +378,7 @@ def test_frozen_weights_come_back_bit_by_bit_and_what_trains_stays_in_fp32(encod
 # --- walks
 
 
-def test_walks_are_short_in_training_and_as_they_were_afterwards(encoders):
+def test_trainable_parameters_only_and_restored(encoders):
     model = with_lora(encoder(encoders, "bert")).eval()
     every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
     with trainable_parameters_only(model):
@@ -398,7 +398,7 @@ def test_walks_are_short_in_training_and_as_they_were_afterwards(encoders):
 # --- all together
 
 
-def test_after_fast_steps_the_model_is_as_it_was(tmp_path, tiny_base):
+def test_model_is_restored_after_fast_steps(tmp_path, tiny_base):
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"))
     types = [type(module) for module in run.model.modules()]
     inputs = batch()
@@ -411,7 +411,7 @@ def test_after_fast_steps_the_model_is_as_it_was(tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize("kind", ["entities", "answers"])
-def test_every_way_of_computing_tunes_to_about_the_same_adapter(tmp_path, tiny_base, kind):
+def test_all_precisions_give_similar_adapters(tmp_path, tiny_base, kind):
     """From the same seed, without dropout: whichever way, the losses fall alike."""
     recipe = recipe_for(tmp_path, tiny_base, kind)
     common = {"training.base_dropout": False, "training.bf16": False}

@@ -77,7 +77,7 @@ def cached_files(cache):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("max_length", [20, 64])
-def test_features_come_back_as_they_were(cache, base, built, kind, no_encoding, max_length, training):
+def test_cached_features_equal_encoded_features(cache, base, built, kind, no_encoding, max_length, training):
     task, examples, _ = built(kind)
     rows = examples["train"]
     plain = [task.encode(row, base.inputs, max_length, training=training) for row in rows]  # one by one
@@ -89,7 +89,7 @@ def test_features_come_back_as_they_were(cache, base, built, kind, no_encoding, 
     assert {type(feature) for row in second for feature in row} == {task.feature_class}
 
 
-def test_ledgers_are_the_same_with_features_recalled(cache, base, built, kind, no_encoding):
+def test_ledgers_equal_with_cached_features(cache, base, built, kind, no_encoding):
     ledgers = []
     for _ in range(2):
         task, examples, ledger = built(kind)
@@ -102,7 +102,7 @@ def test_ledgers_are_the_same_with_features_recalled(cache, base, built, kind, n
     assert ledgers[0]["validation"].used == 6
 
 
-def test_a_row_without_words_is_dropped_in_either_case(cache, base, built, no_encoding):
+def test_empty_row_is_dropped_with_and_without_cache(cache, base, built, no_encoding):
     for _ in range(2):
         task, examples, ledgers = built("entities")
         examples["train"][3] = replace(examples["train"][3], words=(), spans=())
@@ -112,7 +112,7 @@ def test_a_row_without_words_is_dropped_in_either_case(cache, base, built, no_en
         no_encoding()
 
 
-def test_a_second_run_gives_the_same_adapter_and_encodes_nothing(cache, tmp_path, tiny_base, kind, no_encoding):
+def test_second_run_encodes_nothing_and_gives_same_adapter(cache, tmp_path, tiny_base, kind, no_encoding):
     recipe = recipe_for(tmp_path / kind, tiny_base, kind)
     first = tune(recipe, store=tmp_path / "store")
     no_encoding()
@@ -124,7 +124,7 @@ def test_a_second_run_gives_the_same_adapter_and_encodes_nothing(cache, tmp_path
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
-def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind):
+def test_cached_features_give_same_predictions(base, built, kind):
     task, examples, _ = built(kind)
     model, _ = load_with_head(base.files, task)
     rows = examples["train"]
@@ -139,7 +139,7 @@ def test_what_is_encoded_once_is_predicted_as_serving_predicts(base, built, kind
     assert told[-1] == (windows, windows)
 
 
-def test_many_rows_are_encoded_in_batches_and_told(base, built, kind, monkeypatch):
+def test_rows_are_encoded_in_batches_with_progress(base, built, kind, monkeypatch):
     monkeypatch.setattr("peftlab.tasks.inputs.encoding.AT_A_TIME", 5)
     task, examples, _ = built(kind)
     rows = [row for split in examples.values() for row in split]
@@ -157,7 +157,7 @@ def test_many_rows_are_encoded_in_batches_and_told(base, built, kind, monkeypatc
     assert encode_examples(task, base.inputs, [], max_length=20, training=True) == []
 
 
-def test_anything_that_features_depend_on_makes_them_others(cache, base, built):
+def test_every_dependency_changes_cache_key(cache, base, built):
     task, examples, _ = built("classes")
     rows = examples["train"]
 
@@ -195,7 +195,7 @@ print(_key(task, [row], Base(files, None, TextInputs.load(files), [], 0, 0, None
 """
 
 
-def test_the_key_is_the_same_in_every_process(tiny_base):
+def test_cache_key_is_same_in_every_process(tiny_base):
     environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in "12"]
     command = [sys.executable, "-c", KEY, str(tiny_base)]
     first, second = (
@@ -224,7 +224,7 @@ def resealed(content):
     ],
     ids=["empty", "its end missing", "half", "a changed number", "no JSON", "a row less"],
 )
-def test_a_damaged_file_is_encoded_and_written_anew(cache, base, built, damage):
+def test_damaged_cache_file_is_rewritten(cache, base, built, damage):
     task, examples, _ = built("classes")
     rows = examples["train"]
     plain = cached_features(task, rows, base, 64, training=True)
@@ -237,7 +237,7 @@ def test_a_damaged_file_is_encoded_and_written_anew(cache, base, built, damage):
     assert cached_files(cache) == [file]
 
 
-def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch, base, built):
+def test_unwritable_cache_is_ignored(tmp_path, monkeypatch, base, built):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
     task, examples, _ = built("classes")
@@ -246,7 +246,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch, b
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-def test_a_full_disk_leaves_no_half_file(cache, monkeypatch):
+def test_full_disk_leaves_no_partial_file(cache, monkeypatch):
     def full(path, content):
         with path.open("wb") as file:
             file.write(content[:3])
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_no_half_file(cache, monkeypatch):
     assert cached_files(cache) == []
 
 
-def test_what_was_used_longest_ago_is_forgotten_first(cache):
+def test_least_recently_used_file_is_evicted(cache):
     for age, name in enumerate(["new", "old", "older"]):
         write_cache(f"features/{name}", b"12345")
         os.utime(cache / "features" / name, (1e9 - age, 1e9 - age))
@@ -272,14 +272,14 @@ def test_what_was_used_longest_ago_is_forgotten_first(cache):
     evict_oldest("nothing there", 5)
 
 
-def test_the_features_of_a_run_are_kept_within_the_limit(cache, base, built, monkeypatch):
+def test_feature_cache_respects_limit(cache, base, built, monkeypatch):
     task, examples, _ = built("classes")
     monkeypatch.setattr(feature_cache, "LIMIT", 0)
     cached_features(task, examples["train"], base, 64, training=True)
     assert cached_files(cache) == []
 
 
-def test_a_listener_hears_of_what_is_encoded_and_not_of_what_is_recalled(cache, base, built):
+def test_progress_reports_only_encoded_rows(cache, base, built):
     heard = []
 
     class Hearing(Progress):

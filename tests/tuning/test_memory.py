@@ -10,7 +10,7 @@ from peftlab.tuning import memory
 
 HOLES = """
 import torch
-from peftlab.tuning.memory import return_freed_memory
+from peftlab.tuning.memory import release_freed_memory
 
 def held():
     with open("/proc/self/statm") as file:
@@ -21,20 +21,20 @@ tensors = [torch.ones(15_000) for _ in range(5_000)]
 kept = tensors[::50]
 del tensors
 with_holes = held()
-return_freed_memory()
+release_freed_memory()
 print(with_holes - before, held() - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to return memory")
-def test_holes_between_tensors_that_are_still_used_go_back_to_the_system():
+def test_freed_memory_is_released_to_system():
     done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
     with_holes, after = map(int, done.stdout.split())
     assert with_holes > 250e6  # 300 MB were asked for, and all but a fiftieth was freed
     assert after < 50e6
 
 
-def test_without_glibc_nothing_is_asked(monkeypatch):
+def test_release_freed_memory_without_glibc(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     memory.release_freed_memory()
     monkeypatch.setattr(memory.sys, "platform", "win32")

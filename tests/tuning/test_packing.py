@@ -27,7 +27,7 @@ def feature(tokens, first=20):
     return Feature({"input_ids": ids, "attention_mask": [1] * tokens}, ids)
 
 
-def test_positions_begin_anew_and_first_tokens_have_no_label():
+def test_positions_restart_and_first_tokens_have_no_label():
     batch = pack_tokens([feature(3), feature(2, first=40), feature(4, first=60)], 7, PADDING)
     assert batch["input_ids"].tolist() == [[60, 61, 62, 63, 20, 21, 22], [40, 41, *[PADDING] * 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4]]
@@ -35,7 +35,7 @@ def test_positions_begin_anew_and_first_tokens_have_no_label():
     assert batch["labels"].tolist() == [[none, 61, 62, 63, none, 21, 22], [none, 41, *[none] * 5]]
 
 
-def test_every_text_is_in_one_row_and_none_is_too_long():
+def test_packed_rows_contain_every_text_within_length():
     lengths = random.Random(0).choices(range(2, 40), k=200)
     batch = pack_tokens([feature(length) for length in lengths], 40, PADDING)
     assert batch["input_ids"].shape[1] <= 40
@@ -45,7 +45,7 @@ def test_every_text_is_in_one_row_and_none_is_too_long():
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["type"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_texts_have_the_loss_and_the_gradients_of_texts_apart(base, tmp_path, method, attention):
+def test_packed_texts_match_separate_rows(base, tmp_path, method, attention):
     changes = {"base.attn_implementation": attention, "method": method, "training.frozen_cache": None}
     run = prepared_run(instruction_recipe(tmp_path, base), changes)
     losses, gradients = [], []
@@ -66,7 +66,7 @@ def test_packed_texts_have_the_loss_and_the_gradients_of_texts_apart(base, tmp_p
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_a_packed_run_trains_as_a_padded_one(base, tmp_path):
+def test_packed_run_matches_padded_run(base, tmp_path):
     heard = []
     for packing in (False, True):
         recipe = instruction_recipe(
@@ -78,18 +78,18 @@ def test_a_packed_run_trains_as_a_padded_one(base, tmp_path):
     assert heard[1] == pytest.approx(heard[0], abs=1e-4)
 
 
-def test_what_cannot_be_packed_is_refused(base, tmp_path, monkeypatch, write_recipe):
+def test_unsupported_packing_raises_recipe_error(base, tmp_path, monkeypatch, write_recipe):
     with pytest.raises(RecipeError, match="each text of token-classification needs a row of its own"):
         prepared_run(write_recipe(training={"packing": True}))
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
     with pytest.raises(RecipeError, match="what frozen layers make of each text is kept text by text"):
         prepared_run(recipe, {"method.layers_to_transform": 1})
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
-    with pytest.raises(RecipeError, match="texts see each other: take packing out"):
+    with pytest.raises(RecipeError, match="packed texts attend to each other: remove packing"):
         prepared_run(recipe)
 
 
-def test_a_recipe_that_packs_is_published_and_replies(base, tmp_path):
+def test_packed_recipe_is_published(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
     (tmp_path / "rows" / "more.jsonl").write_text(json.dumps({"text": "Nobody came . " * 60}) + "\n")
     result = peftlab.tune(recipe, overrides={"data.max_length": 64}, store=tmp_path / "store", device="cpu")

@@ -44,7 +44,7 @@ def logits(bank, names=TRIED):
     return torch.stack(served(bank, asked))
 
 
-def test_in_bf16_every_method_answers_as_in_fp32_to_the_rounding_of_bf16(store):
+def test_bf16_predictions_match_fp32(store):
     whole = logits(peftlab.load(*TRIED, store=store, device="cpu", precision="fp32"))
     bank = peftlab.load(*TRIED, store=store, device="cpu", precision="bf16")
     halves = logits(bank)
@@ -53,7 +53,7 @@ def test_in_bf16_every_method_answers_as_in_fp32_to_the_rounding_of_bf16(store):
     assert 0 < (halves - whole).abs().max() < 0.05 * whole.abs().max()
 
 
-def test_a_second_adapter_of_a_kind_is_poured_in_bf16_too(store):
+def test_adapter_from_template_in_bf16(store):
     bank = peftlab.load("lora", "pfeiffer", store=store, device="cpu", precision="bf16")
     before = logits(bank, ["lora", "pfeiffer"])
     for name in ("lora", "pfeiffer"):
@@ -68,7 +68,7 @@ def test_heads_compute_in_fp32(store):
         assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 
-def test_auto_is_bf16_on_a_cpu_with_amx_and_fp32_elsewhere(monkeypatch):
+def test_auto_dtype_is_bf16_with_amx(monkeypatch):
     for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
         assert resolve_dtype("auto", CPU) is expected
@@ -76,18 +76,18 @@ def test_auto_is_bf16_on_a_cpu_with_amx_and_fp32_elsewhere(monkeypatch):
     assert resolve_dtype("fp16", CPU) is torch.float16
 
 
-def test_a_quantized_base_computes_as_bitsandbytes_has_it(store):
+def test_quantized_base_ignores_dtype(store):
     bank = peftlab.load("lora", store=store, device="cpu", quantization="8bit", precision="bf16")
     assert torch.bfloat16 not in {p.dtype for p in bank.base.backbone.parameters()}
     assert torch.isfinite(logits(bank, ["lora"])).all()
 
 
-def test_an_unknown_precision_is_told_with_the_nearest(store):
+def test_unknown_dtype_suggests_nearest(store):
     with pytest.raises(ValueError, match=r"no precision 'bf61'\. Did you mean 'bf16'"):
         peftlab.load("lora", store=store, device="cpu", precision="bf61")
 
 
-def test_the_command_line_hands_it_on(store, monkeypatch):
+def test_command_line_passes_dtype(store, monkeypatch):
     seen = []
 
     def told(precision, device):
@@ -100,7 +100,7 @@ def test_the_command_line_hands_it_on(store, monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "deberta-v2"])
-def test_other_architectures_answer_in_bf16(tmp_path, architecture):
+def test_other_architectures_predict_in_bf16(tmp_path, architecture):
     recipe = recipe_for(tmp_path / "rows", livelier(build(architecture, tmp_path)), "classes")
     for name in ("lora", "pfeiffer"):
         publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})

@@ -22,7 +22,7 @@ def colours(file):
 
 
 @pytest.mark.parametrize("smaller_is_better", [False, True])
-def test_curves_have_a_line_for_losses_and_one_for_scores_and_a_mark_at_the_best(tmp_path, smaller_is_better):
+def test_training_curves_mark_best_epoch(tmp_path, smaller_is_better):
     log = [{"epoch": i / 4, "loss": 1 / (i + 1)} for i in range(12)]
     log += [{"epoch": float(epoch), "eval_f1": score} for epoch, score in enumerate((0.2, 0.6, 0.4), start=1)]
     draw_curves(log, "f1", "curves", tmp_path / "curves.png", smaller_is_better=smaller_is_better)
@@ -32,7 +32,7 @@ def test_curves_have_a_line_for_losses_and_one_for_scores_and_a_mark_at_the_best
 
 
 @pytest.mark.parametrize("labels", [3, 30])
-def test_confusion_goes_from_white_to_blue(tmp_path, labels):
+def test_confusion_matrix_colors(tmp_path, labels):
     counts = [[4 if i == j else 0 for j in range(labels)] for i in range(labels)]
     confusion = Confusion(labels=[f"label {i}" for i in range(labels)], counts=counts)
     draw_confusion(confusion, "confusion", tmp_path / "confusion.png")
@@ -41,7 +41,7 @@ def test_confusion_goes_from_white_to_blue(tmp_path, labels):
     assert {(247, 251, 255), (8, 48, 107)} <= shades  # the ends of matplotlib's Blues
 
 
-def test_a_run_paints_both(tmp_path, tiny_base):
+def test_tune_writes_both_plots(tmp_path, tiny_base):
     folder = peftlab.tune(recipe_for(tmp_path, tiny_base, "classes"), store=tmp_path / "store").adapter.folder
     for name in ("curves.png", "confusion.png"):
         assert len(colours(folder / name)[0]) > 10

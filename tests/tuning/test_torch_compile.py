@@ -32,7 +32,7 @@ def traced(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["bert", "deberta-v2", "modernbert"])
-def test_compiled_layers_give_the_same_logits_and_gradients(tmp_path, traced, name):
+def test_compiled_layers_match_eager(tmp_path, traced, name):
     folder = build(name, tmp_path)
     model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)).eval()
     plain = step(model, batch())
@@ -45,7 +45,7 @@ def test_compiled_layers_give_the_same_logits_and_gradients(tmp_path, traced, na
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_encoder_and_decoder_are_compiled_both(traced):
+def test_encoder_and_decoder_are_compiled(traced):
     model, inputs = encoder_with_decoder()
     plain = step(model, inputs)
     with compiled_layers(model, inputs) as layers:
@@ -62,7 +62,7 @@ def test_predictions_are_not_compiled(tmp_path, traced):
     assert not traced
 
 
-def test_the_real_compiler_gives_them_too(tiny_encoder):
+def test_inductor_matches_eager(tiny_encoder):
     """Kernels of one layer alone: compiling them takes seconds a layer."""
     model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(tiny_encoder)).eval()
     plain = step(model, batch())
@@ -78,7 +78,7 @@ def tiny_encoder(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "last-layers"])
-def test_a_compiled_run_learns_what_ours_does(tmp_path, tiny_base, traced, method):
+def test_compiled_run_matches_fused_run(tmp_path, tiny_base, traced, method):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     common = {"training.base_dropout": False, "training.bf16": False, "method": {"type": method}}
     told = {}
@@ -90,7 +90,7 @@ def test_a_compiled_run_learns_what_ours_does(tmp_path, tiny_base, traced, metho
     assert told["compiled"].losses == pytest.approx(told["ours"].losses, rel=1e-3)
 
 
-def test_what_cannot_be_compiled_is_told_in_words(tmp_path, tiny_base, monkeypatch):
+def test_compile_failure_raises_recipe_error(tmp_path, tiny_base, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no C++ compiler was found")
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_compiled_is_told_in_words(tmp_path, tiny_base, monkeypat
     assert not (tmp_path / "store").exists() or not list((tmp_path / "store").glob("*/1"))
 
 
-def test_the_fused_function_and_sharded_bases_do_not_go_with_it(tmp_path, tiny_base):
+def test_torch_compile_conflicts_with_fused_lora_and_sharding(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     with pytest.raises(RecipeError, match="makes kernels of PEFT's layers in the place of the fused function"):
         read_recipe(recipe, COMPILED | {"training.fused_lora": True})

@@ -56,7 +56,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_flow_publishes_what_the_manifest_says(write_recipe, tmp_path, tiny_base):
+def test_tune_publishes_manifest_and_files(write_recipe, tmp_path, tiny_base):
     before = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
     listener = Listener()
     result = tune(write_recipe(), store=tmp_path / "store", progress=listener)
@@ -75,7 +75,7 @@ def test_the_flow_publishes_what_the_manifest_says(write_recipe, tmp_path, tiny_
     assert not (tmp_path / "store" / "ner-tiny" / "run").exists()
 
 
-def test_published_scores_are_those_of_plain_peft_by_seqeval(tuned_store, tiny_base):
+def test_published_scores_match_plain_peft_and_seqeval(tuned_store, tiny_base):
     """The oracle: load the folder with peft + transformers alone, tag the test split, score with seqeval."""
     from transformers import AutoTokenizer
 
@@ -105,12 +105,12 @@ def test_published_scores_are_those_of_plain_peft_by_seqeval(tuned_store, tiny_b
     assert f1_score(gold, guess) == adapter.manifest.scores["test"].values["f1"]
 
 
-def test_the_tiny_model_learns(tuned_store):
+def test_tiny_model_learns(tuned_store):
     manifest = Store(tuned_store).resolve("ner-tiny@1").manifest
     assert manifest.scores["validation"].values["f1"] > 0.5
 
 
-def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(write_recipe, tmp_path):
+def test_seed_determines_adapter(write_recipe, tmp_path):
     recipe = write_recipe()
     first, second, other = (
         tune(recipe, store=tmp_path / name, overrides={"training.seed": seed})
@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(write_rec
     assert not equal(weights(first.adapter), weights(other.adapter))
 
 
-def test_the_best_epoch_is_published_not_the_last(write_recipe, tmp_path):
+def test_best_epoch_is_published(write_recipe, tmp_path):
     listener = Listener()
     changes = {"training.num_train_epochs": 6, "training.learning_rate": 2e-2, "training.early_stopping_patience": None}
     result = tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
@@ -132,7 +132,7 @@ def test_the_best_epoch_is_published_not_the_last(write_recipe, tmp_path):
     assert marked[-1] == best
 
 
-def test_training_stops_early_without_progress(write_recipe, tmp_path):
+def test_early_stopping(write_recipe, tmp_path):
     listener = Listener()
     changes = {
         "training.num_train_epochs": 40,
@@ -146,7 +146,7 @@ def test_training_stops_early_without_progress(write_recipe, tmp_path):
     assert max(values) > 0
 
 
-def test_a_score_that_is_still_zero_is_waited_for(write_recipe, tmp_path):
+def test_early_stopping_ignores_zero_scores(write_recipe, tmp_path):
     listener = Listener()
     changes = {
         "training.num_train_epochs": 5,
@@ -157,7 +157,7 @@ def test_a_score_that_is_still_zero_is_waited_for(write_recipe, tmp_path):
     assert [value for _, value, _ in listener.scores] == [0.0] * 5
 
 
-def test_the_published_recipe_repeats_the_run(write_recipe, tmp_path):
+def test_published_recipe_reproduces_run(write_recipe, tmp_path):
     first = tune(write_recipe(), store=tmp_path / "store", overrides={"training.learning_rate": 3e-3})
     again = tune(first.adapter.folder / "recipe.yaml", store=tmp_path / "store")
     assert again.adapter.version == 2
@@ -173,7 +173,7 @@ def test_the_published_recipe_repeats_the_run(write_recipe, tmp_path):
     ],
     ids=["fp32", "8bit", "4bit"],
 )
-def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(write_recipe, tmp_path, changes):
+def test_interrupted_run_resumes_to_same_adapter(write_recipe, tmp_path, changes):
     recipe, handler = write_recipe(), signal.getsignal(signal.SIGINT)
     straight = tune(recipe, store=tmp_path / "straight", overrides=changes)
     with pytest.raises(TuningInterrupted, match=r"after step 4 of 6; nothing was published.*--resume"):
@@ -188,7 +188,7 @@ def test_an_interrupted_run_publishes_nothing_and_resumes_to_the_same_adapter(wr
     assert resumed.scores == straight.scores
 
 
-def test_an_interruption_while_validating_keeps_that_epoch(write_recipe, tmp_path):
+def test_interruption_during_validation_keeps_epoch(write_recipe, tmp_path):
     recipe = write_recipe()
     with pytest.raises(TuningInterrupted, match=r"after step 3 of 6; nothing was published\. .*checkpoint-3 is kept"):
         tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at="validation"))
@@ -197,7 +197,7 @@ def test_an_interruption_while_validating_keeps_that_epoch(write_recipe, tmp_pat
     assert listener.steps == [4, 5, 6]
 
 
-def test_a_second_interruption_stops_at_once_and_tells_what_is_kept(write_recipe, tmp_path):
+def test_second_interruption_stops_at_once(write_recipe, tmp_path):
     class Impatient(Listener):
         def on_step_end(self, step, loss):
             if step == 5:
@@ -208,7 +208,7 @@ def test_a_second_interruption_stops_at_once_and_tells_what_is_kept(write_recipe
         tune(write_recipe(), store=tmp_path / "store", progress=Impatient())
 
 
-def test_a_changed_recipe_cannot_be_resumed(write_recipe, tmp_path):
+def test_changed_recipe_cannot_be_resumed(write_recipe, tmp_path):
     recipe = write_recipe()
     with pytest.raises(TuningInterrupted):
         tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at=2))
@@ -216,21 +216,21 @@ def test_a_changed_recipe_cannot_be_resumed(write_recipe, tmp_path):
         tune(recipe, store=tmp_path / "store", resume=True, overrides={"training.learning_rate": 1e-4})
 
 
-def test_resuming_without_a_checkpoint_starts_at_the_beginning_and_says_so(write_recipe, tmp_path):
+def test_resume_without_checkpoint_warns(write_recipe, tmp_path):
     listener = Listener()
     tune(write_recipe(), store=tmp_path / "store", resume=True, progress=listener)
-    assert "starting at the beginning" in listener.warnings[0]
+    assert "training starts from the beginning" in listener.warnings[0]
     assert listener.started[2] == 0
 
 
-def test_tuning_works_outside_the_main_thread(write_recipe, tmp_path):
+def test_tune_outside_main_thread(write_recipe, tmp_path):
     thread = threading.Thread(target=tune, args=(write_recipe(),), kwargs={"store": tmp_path / "store"})
     thread.start()
     thread.join()
     assert Store(tmp_path / "store").names() == ["ner-tiny"]
 
 
-def test_cut_rows_are_counted_and_a_great_loss_is_refused(write_recipe, tmp_path):
+def test_large_truncation_loss_raises_recipe_error(write_recipe, tmp_path):
     recipe = write_recipe(data={"max_length": 8, "max_lost": 0.2})
     with pytest.raises(RecipeError, match=r"train loses \d+%: 0 of 12 rows dropped, \d+ of 19 entities lost"):
         tune(recipe, store=tmp_path / "store")
@@ -243,7 +243,7 @@ def test_cut_rows_are_counted_and_a_great_loss_is_refused(write_recipe, tmp_path
     assert listener.ledgers["test"].lost_fraction == 0
 
 
-def test_a_small_loss_is_only_a_warning(write_recipe, tmp_path):
+def test_small_truncation_loss_warns(write_recipe, tmp_path):
     listener = Listener()
     tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=listener)
     assert listener.ledgers["train"].lost_fraction > 0.05
@@ -251,12 +251,12 @@ def test_a_small_loss_is_only_a_warning(write_recipe, tmp_path):
     assert len(about_rows) == 1
 
 
-def test_a_max_length_beyond_the_base_is_refused(write_recipe, tmp_path):
+def test_max_length_above_base_raises_recipe_error(write_recipe, tmp_path):
     with pytest.raises(RecipeError, match="512 tokens are more than this base takes"):
         tune(write_recipe(data={"max_length": 512}), store=tmp_path / "store")
 
 
-def test_splits_can_be_carved_and_test_left_out(write_recipe, tmp_path):
+def test_validation_split_from_train_without_test(write_recipe, tmp_path):
     listener = Listener()
     result = tune(
         write_recipe(),
@@ -268,13 +268,13 @@ def test_splits_can_be_carved_and_test_left_out(write_recipe, tmp_path):
     assert list(result.scores) == ["validation"]
 
 
-def test_lost_share_counts_rows_or_targets_whichever_is_worse():
+def test_lost_share_is_maximum_of_rows_and_targets():
     assert Ledger(read=10, dropped={"no words in it": 2}, targets=10, num_lost_targets=1).lost_fraction == 0.2
     assert Ledger(read=10, targets=4, num_lost_targets=1).lost_fraction == 0.25
     assert Ledger().lost_fraction == 0
 
 
-def test_the_card_shows_scores_recipe_and_plain_peft(tuned_store):
+def test_model_card_content(tuned_store):
     adapter = Store(tuned_store).resolve("ner-tiny@1")
     card = (adapter.folder / "README.md").read_text(encoding="utf8")
     assert f"| test | {adapter.manifest.scores['test'].values['precision']:.3f} |" in card
@@ -284,7 +284,7 @@ def test_the_card_shows_scores_recipe_and_plain_peft(tuned_store):
     assert config["base_model_name_or_path"] == adapter.manifest.base.model
 
 
-def test_the_python_entry_points_are_the_real_ones():
+def test_public_names_are_tuning_functions():
     from peftlab.runtime import load
 
     assert peftlab.tune is tune

@@ -85,7 +85,7 @@ def assert_begins_as(run_, base, adapter):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_tagger_begins_with_the_delta_of_a_domain(base, tmp_path, method):
+def test_token_classifier_starts_from_domain_delta(base, tmp_path, method):
     section, store = METHODS[method], tmp_path / "store"
     adapter = publish_fresh(store, text_recipe(tmp_path / "rows", base), {"method": section})
     (tmp_path / "tags").mkdir()
@@ -100,7 +100,7 @@ def test_a_tagger_begins_with_the_delta_of_a_domain(base, tmp_path, method):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama", "gpt2"])
-def test_on_every_architecture_the_delta_finds_its_places(tmp_path, kind):
+def test_delta_loads_on_every_architecture(tmp_path, kind):
     writes = kind in ("llama", "gpt2")
     base = (build_language_model if writes else build_masked_model)(tmp_path / "base", kind)
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
@@ -118,7 +118,7 @@ def with_pooler(folder):
     return folder
 
 
-def test_a_module_that_one_of_both_models_lacks_begins_anew_or_is_left(tmp_path):
+def test_module_in_one_model_is_initialized_or_skipped(tmp_path):
     base, store = with_pooler(tmp_path / "base"), tmp_path / "store"
     adapter = publish_fresh(store, text_recipe(tmp_path / "rows", base, task={"objective": "masked-lm"}), {})
     recipe = recipe_for(tmp_path / "classes", base, "classes", method={"r": 4, "start_from": "letters"})
@@ -136,7 +136,7 @@ def test_a_module_that_one_of_both_models_lacks_begins_anew_or_is_left(tmp_path)
     assert_begins_as(back, base, Store(store).resolve("classes"))
 
 
-def test_the_head_is_taken_for_the_very_same_task_and_labels(base, tmp_path):
+def test_head_loads_only_for_same_task_and_labels(base, tmp_path):
     store = tmp_path / "store"
     recipe = recipe_for(tmp_path / "classes", base, "classes")
     adapter = publish_fresh(store, recipe, {})
@@ -154,7 +154,7 @@ def test_the_head_is_taken_for_the_very_same_task_and_labels(base, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_domain_goes_on_where_it_ended(tmp_path, kind):
+def test_domain_continues_from_same_loss(tmp_path, kind):
     base = (build_language_model if kind == "llama" else build_masked_model)(tmp_path / "base", kind)
     recipe, store = text_recipe(tmp_path / "rows", base), tmp_path / "store"
     first = peftlab.tune(recipe, store=store, device="cpu")
@@ -166,7 +166,7 @@ def test_a_domain_goes_on_where_it_ended(tmp_path, kind):
     assert (told.adapter, told.manifest_sha256) == ("letters@1", first.adapter.manifest.manifest_sha256)
 
 
-def test_a_chat_starts_from_a_domain(tmp_path):
+def test_chat_starts_from_domain(tmp_path):
     base = build_language_model(tmp_path / "base")
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     begun = prepared_run(
@@ -175,7 +175,7 @@ def test_a_chat_starts_from_a_domain(tmp_path):
     assert_begins_as(begun, base, adapter)
 
 
-def test_a_delta_of_a_whole_base_starts_one_on_a_quantized_base(tmp_path):
+def test_fp32_delta_starts_run_on_quantized_base(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     base = build_masked_model(tmp_path / "base", **sizes)
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
@@ -187,7 +187,7 @@ def test_a_delta_of_a_whole_base_starts_one_on_a_quantized_base(tmp_path):
 # --- what is told and kept
 
 
-def test_the_command_line_tells_what_it_starts_from_and_keeps_it(store, base, tmp_path):
+def test_command_line_reports_and_records_start(store, base, tmp_path):
     recipe = tagger(tmp_path / "tags", base, start_from="../store/letters@1")
     checked = run("check", recipe, "--device", "cpu")
     assert checked.exit_code == 0, checked.output
@@ -204,7 +204,7 @@ def test_the_command_line_tells_what_it_starts_from_and_keeps_it(store, base, tm
     assert "Starts from letters@1" in one_line(named.output)
 
 
-def test_a_run_resumes_only_from_what_it_started_from(store, base, tmp_path):
+def test_resume_requires_same_start_adapter(store, base, tmp_path):
     recipe = tagger(tmp_path / "tags", base)
     straight = peftlab.tune(recipe, store=store, device="cpu", overrides={"name": "straight"})
     with pytest.raises(TuningInterrupted):
@@ -237,7 +237,7 @@ def test_a_run_resumes_only_from_what_it_started_from(store, base, tmp_path):
         ({"layers_to_transform": 0}, "letters@1 adapts 6 modules .* that this recipe does not"),
     ],
 )  # fmt: skip
-def test_another_method_or_shape_is_refused_with_what_differs(store, base, tmp_path, method, message):
+def test_other_method_or_shape_raises_with_differences(store, base, tmp_path, method, message):
     recipe = tagger(tmp_path / "tags", base, **({} if "type" in method else method))
     changes = {"method": {"start_from": "letters", **method}} if "type" in method else {}
     with pytest.raises(RecipeError, match=message):
@@ -245,7 +245,7 @@ def test_another_method_or_shape_is_refused_with_what_differs(store, base, tmp_p
     assert Store(store).names() == ["letters"]
 
 
-def test_an_adapter_that_adapts_less_is_refused(base, tmp_path):
+def test_adapter_with_fewer_modules_raises(base, tmp_path):
     rows = text_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
     publish_fresh(tmp_path / "store", rows, {})
     with pytest.raises(
@@ -254,13 +254,13 @@ def test_an_adapter_that_adapts_less_is_refused(base, tmp_path):
         prepared_run(tagger(tmp_path / "tags", base), store=tmp_path / "store")
 
 
-def test_another_base_and_another_rank_are_told_together(store, tmp_path):
+def test_other_base_and_rank_are_reported_together(store, tmp_path):
     other = build_masked_model(tmp_path / "other", num_hidden_layers=1)
     with pytest.raises(RecipeError, match=r"(?s)2 problems.*was tuned on .* with weights .*method.r: it is 2 here"):
         prepared_run(tagger(tmp_path / "tags", other, r=2), store=store)
 
 
-def test_a_damaged_adapter_is_refused_with_whatever_else_is_wrong(store, base, tmp_path):
+def test_damaged_start_adapter_is_reported_with_other_errors(store, base, tmp_path):
     folder = Store(store).resolve("letters").folder
     (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-1] + b"x")
     recipe = tagger(tmp_path / "tags", base)
@@ -271,7 +271,7 @@ def test_a_damaged_adapter_is_refused_with_whatever_else_is_wrong(store, base, t
         peftlab.tune(recipe, store=store, device="cpu")
 
 
-def test_a_recipe_moves_with_what_it_starts_from(store, base, tmp_path):
+def test_start_path_is_relative_to_recipe(store, base, tmp_path):
     from peftlab.recipe import read_recipe
 
     recipe = tagger(tmp_path / "tags", base, start_from="../store/letters")
@@ -288,7 +288,7 @@ def test_a_recipe_moves_with_what_it_starts_from(store, base, tmp_path):
 # --- or the domain stays below
 
 
-def test_a_domain_below_a_task_answers_as_one_model_with_both_deltas(store, base, tmp_path):
+def test_stacked_domain_and_task_match_merged_model(store, base, tmp_path):
     """Oracle: the domain merged into the base's own weights, and the classifier on these by plain PEFT."""
     adapter = publish_fresh(store, recipe_for(tmp_path / "classes", base, "classes"), {}, seed=2)
     text, top, both = "the train was late .", "classes", "letters+classes"
@@ -311,7 +311,7 @@ def test_a_domain_below_a_task_answers_as_one_model_with_both_deltas(store, base
 
 
 @pytest.mark.parametrize("name", ["letters+nobody", "nobody+letters", "letters+", "+letters"])
-def test_a_stack_with_a_part_that_is_not_there_is_told(store, name):
+def test_stack_with_missing_adapter_is_reported(store, name):
     told = run("predict", name, "Ada", "--store", store)
     assert told.exit_code == 3
     assert "There: letters" in one_line(told.output)

@@ -33,7 +33,7 @@ def _obstacles(backend: str | None, process_group: ProcessGroup, device: str) ->
         )
     if backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         yield "the package deepspeed is not installed.", "pip install deepspeed, or use fsdp, which needs no package."
-    if shards_base(backend, process_group) and choose_device(device).type != "cuda":
+    if shards_base(backend, process_group) and not _is_on_cuda(device):
         yield f"{backend} shards the base over CUDA GPUs, and this run computes on none.", "Use ddp instead."
     for other in SHARDING:
         if backend != other and os.environ.get(f"ACCELERATE_USE_{other.upper()}", "").lower() == "true":
@@ -41,3 +41,7 @@ def _obstacles(backend: str | None, process_group: ProcessGroup, device: str) ->
                 f"accelerate is configured for {other}, the recipe for {backend or 'ddp'}.",
                 f"Set it in the recipe, so that the recipe records it: -o training.distributed={other}",
             )
+
+
+def _is_on_cuda(device: str) -> bool:
+    return choose_device(device).type == "cuda"

@@ -1,7 +1,8 @@
-"""What makes a training step fast without changing what is learnt: precision, LoRA, dropout, attention, walks; or
-`torch.compile` in the place of LoRA, dropout and attention.
+"""Fast training steps with the same results: precision, LoRA, dropout, attention and trainable parameters.
 
-Each is a context in which the model computes otherwise, and after which it is as it was.
+`torch.compile` can take the place of LoRA, dropout and attention. Each is a context manager that changes how the model
+computes, and restores it afterwards. A whole run takes about a quarter of the time of plain PEFT on a CPU (decisions
+0011 and 0015, benchmarks/results/2026-11-29-tuning-speed-*.md).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +26,17 @@ __all__ = ["fast_steps"]
 def fast_steps(
     model: PeftModel, recipe: Recipe, dtype: torch.dtype, inputs: Mapping[str, torch.Tensor]
 ) -> Iterator[None]:
-    """Inside the block, `model` computes in the fastest way known for its device, as far as the recipe lets it.
+    """Inside the block, `model` computes in the fastest way known for its device that the recipe allows.
 
     Args:
-        model: What trains.
-        recipe: Says what may be otherwise.
-        dtype: What frozen weights are in; run the model under autocast to it.
+        model: The model to train.
+        recipe: Its training section can turn parts off.
+        dtype: The dtype of frozen weights; run the model under autocast to it.
         inputs: Any inputs of the model, for one forward pass.
     """
     with ExitStack() as stack:
         if not recipe.training.torch_compile:
-            stack.enter_context(_own_functions(model, recipe, inputs))
+            stack.enter_context(_custom_functions(model, recipe, inputs))
         stack.enter_context(frozen_weights_in(model, dtype))
         stack.enter_context(trainable_parameters_only(model))
         if recipe.training.torch_compile:
@@ -45,9 +46,9 @@ def fast_steps(
 
 
 @contextmanager
-def _own_functions(model: PeftModel, recipe: Recipe, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """LoRA, dropout and attention of our own, each where it is faster."""
-    on_cpu = model.device.type == "cpu"  # elsewhere torch's own ways are fast
+def _custom_functions(model: PeftModel, recipe: Recipe, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Our own LoRA, dropout and attention, each on the devices where it is faster."""
+    on_cpu = model.device.type == "cpu"  # on other devices torch's own functions are fast
     fused = recipe.training.fused_lora
     with ExitStack() as stack:
         if on_cpu if fused is None else fused:

@@ -1,7 +1,7 @@
-"""Attention for short inputs on a CPU, where torch's fused kernel has a slow backward pass.
+"""Attention for short inputs on a CPU, where the backward pass of torch's fused kernel is slow.
 
 Measured (torch 2.13, two cores with AVX512-BF16, 12 heads of 32, forward and backward): 16 × 16 tokens in bfloat16
-10.9 ms by the fused kernel, 1.4 ms here; 32 × 64 tokens 42 and 10 ms; in fp32 3.3 and 1.6 ms, 19 and 14 ms.
+10.9 ms with the fused kernel, 1.4 ms here; 32 × 64 tokens 42 and 10 ms; in fp32 3.3 and 1.6 ms, 19 and 14 ms.
 """
 
 from collections.abc import Iterator
@@ -19,26 +19,26 @@ from peftlab.tuning.fast.dropout import DropoutMasks
 
 NAME = "peftlab_short"
 MASKED_ATTENTION.add(NAME)
-LONGEST = {torch.float32: 128, torch.bfloat16: 1024}
-"""Longer inputs go to torch's kernel, unless it would have to take its own slow way for dropout's sake."""
+MAX_LENGTH = {torch.float32: 128, torch.bfloat16: 1024}
+"""Longer inputs use torch's kernel, except with dropout, for which torch has only a slow path."""
 
 
 @contextmanager
 def short_sequence_attention(model: PreTrainedModel, masks: DropoutMasks | None) -> Iterator[bool]:
-    """Inside the block, a model that uses torch's kernel (sdpa) uses this for short inputs; gives whether it does.
+    """Inside the block, a model with sdpa attention uses this function for short inputs; gives whether it does.
 
     Args:
         model: A Transformers model.
-        masks: Where dropout's masks come from; None draws them as torch does.
+        masks: The source of dropout masks; None draws them with torch.
     """
     if model.config._attn_implementation != "sdpa":
         yield False
         return
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        return _attend(module, query, key, value, mask, masks, **kwargs)
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        return _attention(module, query, key, value, mask, masks, **kwargs)
 
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, eager_mask)
     model.set_attn_implementation(NAME)
     try:
@@ -47,7 +47,7 @@ def short_sequence_attention(model: PreTrainedModel, masks: DropoutMasks | None)
         model.set_attn_implementation("sdpa")
 
 
-def _attend(
+def _attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -59,10 +59,10 @@ def _attend(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """(batch, heads, tokens, size) each; → (batch, tokens, heads, size), as Transformers' attention functions do."""
-    long = key.shape[2] > LONGEST.get(query.dtype, 0) and not dropout
-    learns = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
-    if long or not learns or not _plain(module, mask, kwargs):
+    """(batch, heads, tokens, size) each → (batch, tokens, heads, size), like Transformers' attention functions."""
+    is_long = key.shape[2] > MAX_LENGTH.get(query.dtype, 0) and not dropout
+    needs_grad = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    if is_long or not needs_grad or not _is_plain(module, mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     batch, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
@@ -77,7 +77,7 @@ def _attend(
     return torch.bmm(weights, value).view(batch, heads, tokens, size).transpose(1, 2).contiguous(), None
 
 
-def _plain(module: Any, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
-    """Nothing is asked for but a softmax over scores, and the mask alone says what may be seen."""
+def _is_plain(module: Any, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
+    """Whether attention is a plain softmax over scores, with no restriction but the mask."""
     special = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache"))
     return not special and (mask is not None or not getattr(module, "is_causal", False))

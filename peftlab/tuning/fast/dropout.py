@@ -1,9 +1,9 @@
-"""Dropout masks at the price of one random number: windows into long random rows, at random places.
+"""Dropout masks at the cost of one random number: slices of precomputed random rows, at random offsets.
 
-Drawing a mask number by number takes a CPU as long as a LoRA step itself. Here a row of independent draws is made once,
-and each mask is a stretch of it that begins at a random place: within a mask all draws are independent, each kept with
-probability 1 - p and scaled by 1 / (1 - p), as in Srivastava et al. (2014). The places come from torch's own generator,
-so that seeding and resuming work as ever.
+Drawing a mask number by number takes a CPU as long as a whole LoRA step (decision 0011). Here a long row of independent
+draws is made once, and each mask is a slice of it at a random offset: within a mask all draws are independent, each
+kept with probability 1 - p and scaled by 1 / (1 - p), as in Srivastava et al. (2014). The offsets come from torch's own
+generator, so that seeding and resuming work as usual.
 """
 
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLACES = 2**20
+NUM_OFFSETS = 2**20
 CHUNK = 2**20
 
 
 class DropoutMasks:
-    """Random rows by probability and dtype; what stands where in them depends on nothing but the seed."""
+    """Random rows by probability and dtype; their values depend only on the seed."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rows: dict[tuple[float, torch.dtype], Tensor] = {}
 
     def draw(self, like: Tensor, p: float) -> Tensor:
-        """A mask in shape and dtype of `like`: 0 with probability p, else 1 / (1 - p)."""
-        place = int(torch.randint(PLACES, ()))
-        row = self._row(PLACES + like.numel(), p, like.dtype)
-        return row[place : place + like.numel()].view(like.shape)
+        """A mask with shape and dtype of `like`: 0 with probability p, else 1 / (1 - p)."""
+        offset = int(torch.randint(NUM_OFFSETS, ()))
+        row = self._row(NUM_OFFSETS + like.numel(), p, like.dtype)
+        return row[offset : offset + like.numel()].view(like.shape)
 
     def _row(self, length: int, p: float, dtype: torch.dtype) -> Tensor:
         row = self.rows.get((p, dtype), torch.empty(0, dtype=dtype))
@@ -38,15 +38,18 @@ class DropoutMasks:
         return row
 
     def _chunk(self, i: int, p: float) -> Tensor:
-        """The i-th stretch of a row, whatever was drawn before."""
+        """Chunk `i` of a row, which does not depend on earlier draws."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
         return torch.empty(CHUNK).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 class PrecomputedDropout(nn.Dropout):
-    """torch's Dropout with masks from `Masks`; made by `fast_dropout`, never directly."""
+    """A Dropout module with masks from `masks`."""
 
-    masks: DropoutMasks
+    def __init__(self, original: nn.Dropout, masks: DropoutMasks) -> None:
+        super().__init__(original.p)
+        self.masks = masks
+        self.training = original.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -55,7 +58,7 @@ class PrecomputedDropout(nn.Dropout):
 
 
 def dropout_mask(dropout: Any, x: Tensor) -> Tensor | None:
-    """What `dropout`, a module, would multiply `x` with just now; None where it does nothing."""
+    """The mask by which the module `dropout` multiplies `x` in this call; None if it changes nothing."""
     p = getattr(dropout, "p", 0.0)
     if not dropout.training or p == 0:
         return None
@@ -66,14 +69,20 @@ def dropout_mask(dropout: Any, x: Tensor) -> Tensor | None:
 
 @contextmanager
 def fast_dropout(model: nn.Module, seed: int) -> Iterator[DropoutMasks]:
-    """Inside the block, every Dropout module of `model` draws cheap masks; gives where they come from."""
+    """Inside the block, every Dropout module of `model` is replaced by one with precomputed masks."""
     masks = DropoutMasks(seed)
-    modules: list[Any] = [module for module in model.modules() if type(module) is nn.Dropout]
-    for module in modules:
-        module.__class__, module.masks = PrecomputedDropout, masks
+    replaced = {module: PrecomputedDropout(module, masks) for module in model.modules() if type(module) is nn.Dropout}
+    _replace_children(model, replaced)
     try:
         yield masks
     finally:
-        for module in modules:
-            module.__class__ = nn.Dropout
-            del module.masks
+        _replace_children(model, {module: original for original, module in replaced.items()})
+        for original, module in replaced.items():
+            original.train(module.training)
+
+
+def _replace_children(model: nn.Module, replacements: dict[Any, Any]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])

@@ -1,7 +1,7 @@
-"""Short walks through the model: Trainer walks through all of it several times a step, to find what little trains.
+"""`parameters()` without frozen parameters, because Trainer iterates over all of them several times per step.
 
-To clip gradients and to forget them it asks for every parameter, and at each batch it sets every module to training. On
-a small base that takes a millisecond or two, as long as a step of the head alone.
+Trainer calls `parameters()` to clip and to reset gradients, and `train()` on every module in each batch. On a small
+base this takes one or two milliseconds, which is as long as a step of `method: head`.
 """
 
 from collections.abc import Iterator
@@ -12,20 +12,23 @@ from torch import nn
 
 @contextmanager
 def trainable_parameters_only(model: nn.Module) -> Iterator[None]:
-    """Inside the block `model` is in training, `parameters()` gives only what trains, and `train()` does no more."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before, train = model.training, model.train
-    train()  # all of it: a model just loaded may be in training, and the base in it not
+    """Inside the block `model` is in training mode, `parameters()` gives trainable ones, and `train()` does no more.
+
+    Both methods are replaced on the instance: 1–2 ms of each step (decision 0015, "short walks").
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training, original_train = model.training, model.train
+    original_train()  # all modules: those of a model that was just loaded may be in different modes
 
     def parameters(recurse: bool = True) -> Iterator[nn.Parameter]:
-        return iter(trained)
+        return iter(trainable)
 
-    def train_once(mode: bool = True) -> nn.Module:
-        return model if mode == model.training else train(mode)
+    def train(mode: bool = True) -> nn.Module:
+        return model if mode == model.training else original_train(mode)
 
-    model.parameters, model.train = parameters, train_once  # type: ignore[method-assign]
+    model.parameters, model.train = parameters, train  # type: ignore[method-assign]
     try:
         yield
     finally:
         del model.parameters, model.train
-        train(before)
+        original_train(was_training)

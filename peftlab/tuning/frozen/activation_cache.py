@@ -1,12 +1,12 @@
-"""What the layers below the lowest adapted one make of each row, computed once for all epochs.
+"""A cache of the activations of the frozen layers, computed once per row and used in all epochs.
 
-Layers through which no gradient flows give the same for a row in every epoch, if nothing in them is random. So they run
-without dropout (with the cache or not, that the result be the same), and what leaves the last of them is kept for the
-whole run, for training and validation rows alike. The model's own code still makes masks, positions and everything
-else; only the frozen layers answer from memory. Before they do, logits with and without it are compared.
+Layers below the lowest trainable one compute the same for a row in every epoch, if they are not random. So they run
+without dropout, with or without the cache, and the output of the last frozen layer is saved for the training and
+validation rows. Masks, positions and everything else are still computed by the model's own code; only the frozen layers
+return cached activations. Before that, logits with and without the cache are compared.
 
-A run with the cache ends with the weights of a run without, to rounding: a row's activations differ in their last bits
-with the width that its batch is padded to.
+A run with the cache gives the weights of a run without it, up to rounding: the last bits of a row's activations depend
+on the length to which its batch is padded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,20 +23,20 @@ from peftlab.recipe import parse_byte_size
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.prediction import outcomes
-from peftlab.tuning.frozen.activation_file import Activations, Inputs, Writer, first_match, inputs_of
+from peftlab.tuning.frozen.activation_file import Activations, Inputs, Writer, first_match, hash_inputs
 from peftlab.tuning.frozen.layers import (
     CacheUnavailable,
     FrozenPrefix,
     allclose,
     find_frozen_prefix,
+    hidden_states,
     shortest_and_longest,
-    states_of,
     without_dropout,
 )
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
-SPARE = 100_000_000  # bytes of the disk that stay free
+RESERVED_BYTES = 100_000_000  # of the disk, which stay free
 SPLITS = ("validation", "train")
 
 Forward = Callable[..., Any]
@@ -44,21 +44,21 @@ Forward = Callable[..., Any]
 
 @contextmanager
 def cached_activations(run: Run, folder: Path, progress: Progress) -> Iterator["CachedForward | None"]:
-    """Inside the block, the layers below the lowest adapted one run without dropout, from memory where they can.
+    """Inside the block, frozen layers run without dropout, and return cached activations if possible.
 
-    Nothing happens where the lowest layer is adapted, or something below it trains. That activations cannot be kept
-    (no budget, no space, a model that answers otherwise with them) is told, and training goes on without: None.
-    The files lie in `folder` while the block lasts.
+    Nothing changes if the lowest layer trains. If no cache can be used (no budget, no disk space, other logits with the
+    cache), the reason is reported, training continues without it, and the block gets None. The cache files are in
+    `folder` inside the block.
     """
-    prefix, answering = _find_prefix_or_report(run, progress), None
+    prefix, forward = _find_prefix_or_report(run, progress), None
     with ExitStack() as stack:
         if prefix:
             stack.enter_context(without_dropout(prefix))
             try:
-                answering = stack.enter_context(_cached_forward(prefix, run, folder, progress))
+                forward = stack.enter_context(_cached_forward(prefix, run, folder, progress))
             except CacheUnavailable as reason:
-                progress.info(f"{prefix}: they run without dropout, but anew in every epoch; {reason}.")
-        yield answering
+                progress.info(f"{prefix}. They run without dropout and again in every epoch: {reason}.")
+        yield forward
 
 
 def _find_prefix_or_report(run: Run, progress: Progress) -> FrozenPrefix | None:
@@ -66,132 +66,134 @@ def _find_prefix_or_report(run: Run, progress: Progress) -> FrozenPrefix | None:
         with run.autocast():
             return find_frozen_prefix(run)
     except CacheUnavailable as reason:
-        progress.info(f"Frozen layers run anew in every epoch, with the base's dropout: {reason}.")
+        progress.info(f"Frozen layers run again in every epoch, with the base's dropout: {reason}.")
         return None
 
 
 @contextmanager
 def _cached_forward(prefix: FrozenPrefix, run: Run, folder: Path, progress: Progress) -> Iterator["CachedForward"]:
-    """Compute what leaves the frozen layers for every training and validation row, and answer with it in the block.
+    """Compute the activations of all training and validation rows, and use them inside the block.
 
     Raises:
-        Unsuited: there is no room for it, or the model answers otherwise with it.
+        CacheUnavailable: there is too little space, or the logits differ with the cache.
     """
     if run.task.dynamic_masking(run.base.inputs):
-        raise CacheUnavailable("rows are masked anew in every epoch")
-    splits = {split: [one for windows in run.dataset.features[split] for one in windows] for split in SPLITS}
-    if not splits["validation"]:
-        raise CacheUnavailable("there is no validation row to try it on")
-    needed = prefix.token_bytes * sum(len(feature) for features in splits.values() for feature in features)
-    _check_disk_space(needed, run.recipe.training.frozen_cache, folder)
-    progress.info(
-        f"{prefix}: they run without dropout, and what they make of each row is kept ({needed / 1e6:.0f} MB)."
-    )
+        raise CacheUnavailable("rows are masked again in every epoch")
+    features = {split: [one for windows in run.dataset.features[split] for one in windows] for split in SPLITS}
+    if not features["validation"]:
+        raise CacheUnavailable("there is no validation row to test the cache")
+    required = prefix.token_bytes * sum(len(feature) for rows in features.values() for feature in rows)
+    _check_disk_space(required, run.recipe.training.frozen_cache, folder)
+    progress.info(f"{prefix}. They run without dropout and only once per row ({required / 1e6:.0f} MB are cached).")
     with ExitStack() as stack:
-        kept = []
-        for split, features in splits.items():
-            path = folder / f"frozen-{split}-{run.process_group.rank}.bin"  # each process keeps its own
+        files = []
+        for split, rows in features.items():
+            path = folder / f"frozen-{split}-{run.process_group.rank}.bin"  # one file per process
             stack.callback(path.unlink, missing_ok=True)
-            with run.autocast(), progress.track_activation_caching(split) as told:
-                kept.append(_compute_activations(prefix, run, features, path, told))
-                _check_logits(prefix, run, kept[-1], shortest_and_longest(features))
-        answering = CachedForward(prefix, kept)
-        stack.enter_context(_replaced_forward(prefix, answering))
-        yield answering
+            with run.autocast(), progress.track_activation_caching(split) as on_progress:
+                files.append(_compute_activations(prefix, run, rows, path, on_progress))
+                _check_logits(prefix, run, files[-1], shortest_and_longest(rows))
+        forward = CachedForward(prefix, files)
+        stack.enter_context(_replaced_forward(prefix, forward))
+        yield forward
 
 
-def _check_disk_space(needed: int, budget: str | None, folder: Path) -> None:
+def _check_disk_space(required: int, budget: str | None, folder: Path) -> None:
     if budget is None:
         raise CacheUnavailable("training.frozen_cache is null")
-    if needed > parse_byte_size(budget):
-        raise CacheUnavailable(f"keeping them takes {needed / 1e6:.0f} MB, and training.frozen_cache is {budget}")
+    if required > parse_byte_size(budget):
+        raise CacheUnavailable(f"the cache takes {required / 1e6:.0f} MB, and training.frozen_cache is {budget}")
     free = disk_usage(folder).free
-    if needed + SPARE > free:
-        raise CacheUnavailable(f"keeping them takes {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
+    if required + RESERVED_BYTES > free:
+        raise CacheUnavailable(f"the cache takes {required / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
 
 
 def _compute_activations(
-    prefix: FrozenPrefix, run: Run, features: Sequence[Feature], path: Path, told: ProgressCallback
+    prefix: FrozenPrefix, run: Run, features: Sequence[Feature], path: Path, on_progress: ProgressCallback
 ) -> Activations:
-    """Run `features` through the frozen layers, in batches of like length, into the file at `path`."""
+    """Run `features` through the frozen layers, in batches of similar length, into the file at `path`."""
     size = run.recipe.training.per_device_eval_batch_size
     try:
         with path.open("wb") as file:
             writer = Writer(file)
             with _replaced_forward(prefix, RecordingForward(prefix, writer)):
-                outcomes(run.task, run.model, run.base.inputs, features, size, told)
+                outcomes(run.task, run.model, run.base.inputs, features, size, on_progress)
         return Activations(path, writer)
     except OSError as error:
         raise CacheUnavailable(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _check_logits(prefix: FrozenPrefix, run: Run, kept: Activations, features: list[Feature]) -> None:
-    """Logits with and without what is kept, of each row alone and padded beside the other."""
+def _check_logits(prefix: FrozenPrefix, run: Run, file: Activations, features: list[Feature]) -> None:
+    """Compare logits with and without the cache, of each row alone and of both padded in one batch."""
     for size in (1, len(features)):
-        through = partial(outcomes, run.task, run.model, run.base.inputs, features, size)
-        expected, answering = cast(list[Tensor], through()), CachedForward(prefix, [kept])
-        with _replaced_forward(prefix, answering):
-            found = cast(list[Tensor], through())
-        if answering.unknown or not all(allclose(a, b, run.dtype) for a, b in zip(expected, found, strict=True)):
-            raise CacheUnavailable("the model answers otherwise when they are kept")
+        predict = partial(outcomes, run.task, run.model, run.base.inputs, features, size)
+        expected, forward = cast(list[Tensor], predict()), CachedForward(prefix, [file])
+        with _replaced_forward(prefix, forward):
+            logits = cast(list[Tensor], predict())
+        if forward.num_misses or not all(allclose(a, b, run.dtype) for a, b in zip(expected, logits, strict=True)):
+            raise CacheUnavailable("the model's logits differ with the cache")
 
 
 class RecordingForward:
-    """A way through the model that writes down what leaves the frozen layers, and skips those above."""
+    """A forward pass that writes the output of the last frozen layer to a file, and skips the layers above."""
 
     def __init__(self, prefix: FrozenPrefix, writer: Writer) -> None:
         self.prefix, self.writer = prefix, writer
         self.inputs: Inputs
         self.states: Tensor
 
-    def enter(self, model: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
-        """A batch comes to the model."""
-        inputs = inputs_of(arguments, _precision_key(model))
+    def before_model(self, model: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
+        """Hash the inputs of a batch."""
+        inputs = hash_inputs(arguments, _precision_key(model))
         if inputs is None:
-            raise CacheUnavailable("its inputs are not one value a token")
+            raise CacheUnavailable("its inputs are not one value per token")
         self.inputs = inputs
 
     def layer(self, number: int, forward: Forward, *args: Any, **arguments: Any) -> Any:
-        """In the place of the forward pass of layer `number`."""
-        if number >= self.prefix.frozen:
-            return self.prefix.answer(self.states)
+        """Replaces the forward method of layer `number`."""
+        if number >= self.prefix.num_frozen:
+            return self.prefix.layer_output(self.states)
         output = forward(*args, **arguments)
-        if number == self.prefix.frozen - 1:
-            self.states = states_of(output)
+        if number == self.prefix.num_frozen - 1:
+            self.states = hidden_states(output)
             self.writer.write(self.inputs, self.states)
         return output
 
 
 class CachedForward:
-    """A way through the model on which the frozen layers answer from memory, where every row of a batch is known.
+    """A forward pass whose frozen layers return cached activations, if every row of a batch is cached.
 
-    `unknown` counts the batches that had to be computed.
+    `num_misses` counts the batches that had to be computed.
     """
 
-    def __init__(self, prefix: FrozenPrefix, kept: Sequence[Activations]) -> None:
-        self.prefix, self.kept = prefix, kept
+    def __init__(self, prefix: FrozenPrefix, files: Sequence[Activations]) -> None:
+        self.prefix, self.files = prefix, files
         self.states: Tensor | None = None
-        self.unknown = 0
+        self.num_misses = 0
 
-    def enter(self, model: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
-        """A batch comes to the model."""
-        inputs = inputs_of(arguments, _precision_key(model))
-        self.states = first_match(self.kept, inputs) if inputs else None
-        self.unknown += self.states is None
+    def before_model(self, model: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
+        """Look up the activations of a batch."""
+        inputs = hash_inputs(arguments, _precision_key(model))
+        self.states = first_match(self.files, inputs) if inputs else None
+        self.num_misses += self.states is None
 
     def layer(self, number: int, forward: Forward, *args: Any, **arguments: Any) -> Any:
-        """In the place of the forward pass of layer `number`."""
-        if number >= self.prefix.frozen or self.states is None:
+        """Replaces the forward method of layer `number`."""
+        if number >= self.prefix.num_frozen or self.states is None:
             return forward(*args, **arguments)
-        return self.prefix.answer(self.states)
+        return self.prefix.layer_output(self.states)
 
 
 @contextmanager
-def _replaced_forward(prefix: FrozenPrefix, way: RecordingForward | CachedForward) -> Iterator[None]:
-    """Inside the block, the model goes `way`. The layers stay the modules they are: only their forward is replaced."""
-    hook = prefix.model.register_forward_pre_hook(way.enter, with_kwargs=True)
+def _replaced_forward(prefix: FrozenPrefix, replacement: RecordingForward | CachedForward) -> Iterator[None]:
+    """Inside the block, the layers call `replacement.layer` instead of their own forward method.
+
+    Replacing `forward` on the layers keeps the modules, and so PEFT's and Trainer's references to them. With the cache
+    a run of `method: head` takes 0.20 of the time (benchmarks/results/2026-11-22-frozen-prefix-head.md, decision 0012).
+    """
+    hook = prefix.model.register_forward_pre_hook(replacement.before_model, with_kwargs=True)
     for number, layer in enumerate(prefix.layers):
-        layer.forward = partial(way.layer, number, layer.forward)
+        layer.forward = partial(replacement.layer, number, layer.forward)
     try:
         yield
     finally:
@@ -201,7 +203,8 @@ def _replaced_forward(prefix: FrozenPrefix, way: RecordingForward | CachedForwar
 
 
 def _precision_key(model: nn.Module) -> str:
-    """What the same inputs may give other activations by: the precision of the weights and of the computation."""
+    """The dtypes of weights and autocast, on which activations depend."""
     weights = next(model.parameters())
-    kind = weights.device.type
-    return f"{weights.dtype} {torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ''}"
+    device_type = weights.device.type
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else ""
+    return f"{weights.dtype} {autocast}"

@@ -1,4 +1,4 @@
-"""Activations of the frozen layers, kept in a memory-mapped file and found again by the inputs that made them."""
+"""Activations of the frozen layers in a memory-mapped file, looked up by a hash of the model inputs."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,42 +9,42 @@ from typing import Any, BinaryIO
 import torch
 
 Key = bytes
-SELECTS = "attention_mask"
-UNSEEN = ("labels", SELECTS)  # what no layer computes from
+MASK_NAME = "attention_mask"
+IGNORED_NAMES = ("labels", MASK_NAME)  # not inputs of the layers
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch as the model gets it: a key for each row, whatever it is padded to, and `mask`, (batch, tokens)."""
+    """One batch of model inputs: a key for each row, independent of padding, and `mask`, (batch, tokens)."""
 
     keys: list[Key]
     mask: torch.Tensor
 
 
-def inputs_of(arguments: Mapping[str, Any], manner: str) -> Inputs | None:
-    """The batch in a model's keyword arguments; None where something in them is not one value a token.
+def hash_inputs(arguments: Mapping[str, Any], precision: str) -> Inputs | None:
+    """The batch in a model's keyword arguments; None if an input does not have one value per token.
 
-    `manner` tells apart what the same inputs give in another precision.
+    `precision` is part of the key, because the same inputs give other activations in another precision.
     """
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-    mask = tensors.get(SELECTS)
-    columns = {name: tensor for name, tensor in sorted(tensors.items()) if name not in UNSEEN}
+    mask = tensors.get(MASK_NAME)
+    columns = {name: tensor for name, tensor in sorted(tensors.items()) if name not in IGNORED_NAMES}
     if mask is None or not columns or any(tensor.shape != mask.shape for tensor in columns.values()):
         return None
-    here = mask.bool().cpu().numpy()
+    real_tokens = mask.bool().cpu().numpy()
     values = [(name.encode(), tensor.cpu().numpy()) for name, tensor in columns.items()]
     keys = []
-    for i, chosen in enumerate(here):
-        digest = hashlib.blake2b(manner.encode(), digest_size=16)
+    for i, tokens in enumerate(real_tokens):
+        digest = hashlib.blake2b(precision.encode(), digest_size=16)
         for name, column in values:
             digest.update(name)
-            digest.update(column[i][chosen].tobytes())
+            digest.update(column[i][tokens].tobytes())
         keys.append(digest.digest())
     return Inputs(keys, mask.bool())
 
 
 class Writer:
-    """Appends the activations of one row after the other to a file."""
+    """Appends the activations of rows to a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -53,7 +53,7 @@ class Writer:
         self.dtype = torch.float32
 
     def write(self, inputs: Inputs, states: torch.Tensor) -> None:
-        """Keep what `states`, (batch, tokens, hidden), holds of each row that is new, without its padding.
+        """Append the activations `states`, (batch, tokens, hidden), of each new row, without padding.
 
         Raises:
             OSError: the file cannot grow.
@@ -61,23 +61,23 @@ class Writer:
         self.width, self.dtype = states.shape[-1], states.dtype
         for key, row, mask in zip(inputs.keys, states.cpu(), inputs.mask.cpu(), strict=True):
             if key not in self.spans:
-                kept = row[mask].contiguous()
-                self.file.write(kept.view(torch.uint8).numpy().data)
-                self.spans[key] = (self.tokens, self.tokens + len(kept))
-                self.tokens += len(kept)
+                values = row[mask].contiguous()
+                self.file.write(values.view(torch.uint8).numpy().data)
+                self.spans[key] = (self.tokens, self.tokens + len(values))
+                self.tokens += len(values)
 
 
 class Activations:
-    """What a `Writer` has written, mapped into memory: read from the disk, or its cache, as it is asked for."""
+    """The file of a `Writer`, mapped into memory and read on access."""
 
-    def __init__(self, path: Path, written: Writer) -> None:
-        self.spans = written.spans
-        size = written.tokens * written.width
-        states = torch.from_file(str(path), shared=False, size=size, dtype=written.dtype)
-        self.states = states.view(written.tokens, written.width)
+    def __init__(self, path: Path, writer: Writer) -> None:
+        self.spans = writer.spans
+        size = writer.tokens * writer.width
+        states = torch.from_file(str(path), shared=False, size=size, dtype=writer.dtype)
+        self.states = states.view(writer.tokens, writer.width)
 
     def read(self, inputs: Inputs) -> torch.Tensor | None:
-        """(batch, tokens, hidden), zero where the batch is padded; None if a row is not known."""
+        """(batch, tokens, hidden), zero at padding; None if a row is unknown."""
         if any(key not in self.spans for key in inputs.keys):
             return None
         padded = self.states.new_zeros(*inputs.mask.shape, self.states.shape[-1])
@@ -85,7 +85,7 @@ class Activations:
         return padded.to(inputs.mask.device)
 
 
-def first_match(tables: Sequence[Activations], inputs: Inputs) -> torch.Tensor | None:
-    """From the first of `tables` that knows every row."""
-    found = (table.read(inputs) for table in tables)
-    return next((states for states in found if states is not None), None)
+def first_match(files: Sequence[Activations], inputs: Inputs) -> torch.Tensor | None:
+    """The activations from the first of `files` that contains every row; None if none does."""
+    candidates = (file.read(inputs) for file in files)
+    return next((states for states in candidates if states is not None), None)

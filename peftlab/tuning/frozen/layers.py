@@ -1,8 +1,7 @@
-"""Which layers of a model lie below all that trains, and how to keep dropout out of them.
+"""Find the frozen layers: the layers of a model below everything that trains; and run them without dropout.
 
-Which modules are layers, and where the frozen ones end, is found by running two rows, not by names of architectures:
-they hand one tensor of (batch, tokens, hidden) from each to the next, and autograd says which of these depend on
-anything that trains.
+They are found by running two rows, not by names of architectures: each layer passes one tensor (batch, tokens, hidden)
+to the next, and autograd shows which of these depend on a trainable parameter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,42 +18,47 @@ from peftlab.tasks import Feature
 from peftlab.tasks.prediction import module_mode
 from peftlab.tuning.run import Run
 
-TOLERANCE = 1e-4  # relative; rounding differs with the width that a batch is padded to
-COARSE_TOLERANCE = 5e-2  # of 16-bit values
+TOLERANCE = 1e-4  # relative; rounding differs with the length to which a batch is padded
+LOW_PRECISION_TOLERANCE = 5e-2  # of 16-bit values
 
 
 class CacheUnavailable(Exception):
-    """Why this model's activations cannot be kept, or are not."""
+    """Why the activations of this model cannot be cached, or should not be."""
 
 
 @dataclass(frozen=True)
 class FrozenPrefix:
-    """The layers of a Transformers model, of which the first `frozen` depend on nothing that trains.
+    """The layers of a Transformers model, of which the first `num_frozen` do not depend on trainable parameters.
 
-    `below` are the modules that are done when the last of these is, `token_bytes` the size of the activations of one
-    token, `extras` how many more things a layer returns beside them (None: it returns them bare).
+    Attributes:
+        model: The model.
+        layers: All layers, in order.
+        num_frozen: How many of them are frozen.
+        modules: The outermost modules that have finished when the last frozen layer has.
+        token_bytes: Size of the activations of one token.
+        num_extra_outputs: How many more values a layer returns in a tuple; None if it returns the bare tensor.
     """
 
     model: nn.Module
     layers: list[nn.Module]
-    frozen: int
-    below: list[nn.Module]
+    num_frozen: int
+    modules: list[nn.Module]
     token_bytes: int
-    extras: int | None
+    num_extra_outputs: int | None
 
     def __str__(self) -> str:
-        return f"{self.frozen} of {len(self.layers)} layers lie below all that trains"
+        return f"{self.num_frozen} of {len(self.layers)} layers are frozen"
 
-    def answer(self, states: Tensor) -> Any:
+    def layer_output(self, states: Tensor) -> Any:
         """`states` in the form in which the layers return them."""
-        return states if self.extras is None else (states, *[None] * self.extras)
+        return states if self.num_extra_outputs is None else (states, *[None] * self.num_extra_outputs)
 
 
 def find_frozen_prefix(run: Run) -> FrozenPrefix | None:
-    """The frozen layers of the run's model, or None where the lowest one is adapted.
+    """The frozen layers of the run's model, or None if the lowest layer trains.
 
     Raises:
-        Unsuited: it cannot be told which layers are frozen, or they are random even without their dropout.
+        CacheUnavailable: the frozen layers cannot be determined, or they are random even without dropout.
     """
     model = run.model.get_base_model()
     layers = [model.get_submodule(name) for name in layer_names(model)]
@@ -68,68 +72,69 @@ def find_frozen_prefix(run: Run) -> FrozenPrefix | None:
     mask = run.base.inputs.mask(batch)
     if mask is None:
         raise CacheUnavailable("its inputs are not one value per token")
-    trace = _traced(model, layers, batch)
-    prefix = trace.prefix(model, layers, mask.shape)
+    trace = _trace_forward(model, layers, batch)
+    prefix = trace.frozen_prefix(model, layers, mask.shape)
     if prefix:
-        _check_repeats(prefix, batch, trace)
+        _check_deterministic(prefix, batch, trace)
     return prefix
 
 
 def shortest_and_longest(features: Sequence[Feature]) -> list[Feature]:
-    """The shortest and the longest: a batch that is padded most."""
+    """A batch with the most padding."""
     return [min(features, key=len), max(features, key=len)]
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
-    """Each module once, and none that lies in another."""
+    """The modules without duplicates and without those inside another."""
     inside = {inner for module in modules for inner in module.modules() if inner is not module}
     return [module for module in dict.fromkeys(modules) if module not in inside]
 
 
 @dataclass
 class _Trace:
-    """What went on in a forward pass: which layer gave what, in order, and which modules were done when."""
+    """A recorded forward pass: the output of each layer and the order in which modules finished."""
 
     outputs: list[tuple[int, Any]] = field(default_factory=list)
-    done: list[nn.Module] = field(default_factory=list)
+    finished: list[nn.Module] = field(default_factory=list)
 
     def states(self, number: int) -> Any:
-        """What left layer `number`."""
-        return states_of(self.outputs[number][1])
+        """The output tensor of layer `number`."""
+        return hidden_states(self.outputs[number][1])
 
-    def prefix(self, model: nn.Module, layers: list[nn.Module], shape: torch.Size) -> FrozenPrefix | None:
-        """The layers that no gradient reaches; None if the lowest already is reached."""
+    def frozen_prefix(self, model: nn.Module, layers: list[nn.Module], shape: torch.Size) -> FrozenPrefix | None:
+        """The layers that no gradient reaches, or None if one reaches the lowest layer."""
         if self.outputs and getattr(self.states(0), "requires_grad", False):
-            return None  # before any look at shapes: virtual tokens make the input of the lowest layer longer
-        self._check(len(layers), shape)
-        frozen = next((i for i in range(len(layers)) if self.states(i).requires_grad), len(layers))
-        last = self.done.index(layers[frozen - 1])
-        below, above = self.done[: last + 1], self.done[last + 1 :]
+            return None  # checked before shapes, because virtual tokens make the input of the lowest layer longer
+        self._check_sequential(len(layers), shape)
+        num_frozen = next((i for i in range(len(layers)) if self.states(i).requires_grad), len(layers))
+        last = self.finished.index(layers[num_frozen - 1])
+        below, above = self.finished[: last + 1], self.finished[last + 1 :]
         if set(below) & set(above):
             raise CacheUnavailable("its layers share modules")
-        output, states = self.outputs[frozen - 1][1], self.states(frozen - 1)
-        extras = len(output) - 1 if isinstance(output, tuple) else None
-        return FrozenPrefix(model, layers, frozen, _outermost(below), states.shape[-1] * states.dtype.itemsize, extras)
+        output, states = self.outputs[num_frozen - 1][1], self.states(num_frozen - 1)
+        num_extra = len(output) - 1 if isinstance(output, tuple) else None
+        token_bytes = states.shape[-1] * states.dtype.itemsize
+        return FrozenPrefix(model, layers, num_frozen, _outermost(below), token_bytes, num_extra)
 
-    def _check(self, count: int, shape: torch.Size) -> None:
-        """Each layer ran once, in order, and gave (batch, tokens, hidden)."""
+    def _check_sequential(self, num_layers: int, shape: torch.Size) -> None:
+        """Check that each layer ran once, in order, and returned (batch, tokens, hidden)."""
         tensors = [self.states(i) for i in range(len(self.outputs))]
-        if [number for number, _ in self.outputs] != list(range(count)) or not all(
+        if [number for number, _ in self.outputs] != list(range(num_layers)) or not all(
             isinstance(tensor, Tensor) and tensor.dim() == 3 and tensor.shape[:2] == shape for tensor in tensors
         ):
             raise CacheUnavailable("the base's layers do not simply follow one another")
 
 
-def _traced(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor]) -> _Trace:
-    """Run `batch` as it stands, without dropout and with gradients."""
+def _trace_forward(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor]) -> _Trace:
+    """Run `batch` without dropout and with gradients."""
     trace, numbers = _Trace(), {id(layer): number for number, layer in enumerate(layers)}
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        trace.done.append(module)
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        trace.finished.append(module)
         if id(module) in numbers:
             trace.outputs.append((numbers[id(module)], output))
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    hooks = [module.register_forward_hook(record) for module in model.modules()]
     try:
         with torch.enable_grad(), module_mode(model, training=False):
             model(**batch)
@@ -139,12 +144,12 @@ def _traced(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor])
     return trace
 
 
-def _check_repeats(prefix: FrozenPrefix, batch: dict[str, Tensor], trace: _Trace) -> None:
-    """In training the frozen layers must give just what they give in prediction."""
+def _check_deterministic(prefix: FrozenPrefix, batch: dict[str, Tensor], trace: _Trace) -> None:
+    """Check that in training the frozen layers give the same output as in prediction."""
     device = next(prefix.model.parameters()).device
-    again: list[Tensor] = []
-    last = prefix.layers[prefix.frozen - 1]
-    hook = last.register_forward_hook(lambda layer, args, output: again.append(states_of(output)))
+    outputs: list[Tensor] = []
+    last = prefix.layers[prefix.num_frozen - 1]
+    hook = last.register_forward_hook(lambda layer, args, output: outputs.append(hidden_states(output)))
     try:
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -155,35 +160,39 @@ def _check_repeats(prefix: FrozenPrefix, batch: dict[str, Tensor], trace: _Trace
             prefix.model(**batch)
     finally:
         hook.remove()
-    if not allclose(trace.states(prefix.frozen - 1), again[0], again[0].dtype):
-        raise CacheUnavailable("something random is left in them")
+    if not allclose(trace.states(prefix.num_frozen - 1), outputs[0], outputs[0].dtype):
+        raise CacheUnavailable("they are random even without dropout")
 
 
 @contextmanager
 def without_dropout(prefix: FrozenPrefix) -> Iterator[None]:
-    """Inside the block the frozen part stays in evaluation, whoever sets the model to training."""
-    for module in prefix.below:
+    """Inside the block the frozen modules stay in evaluation mode, even if Trainer calls `model.train()`.
+
+    `train` is replaced, because otherwise Trainer would turn dropout on again in every step, and activations that
+    change in every epoch cannot be cached (decision 0012; gain: see `_replaced_forward` in activation_cache.py).
+    """
+    for module in prefix.modules:
         module.eval()
-        module.train = partial(_stay, module)  # type: ignore[method-assign]
+        module.train = partial(_keep_mode, module)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in prefix.below:
+        for module in prefix.modules:
             del module.train
             module.train(prefix.model.training)
 
 
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    """In the place of `module.train`."""
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Replaces `module.train`."""
     return module
 
 
-def states_of(output: Any) -> Any:
-    """A layer gives its activations bare, or first in a tuple."""
+def hidden_states(output: Any) -> Any:
+    """The activations that a layer returns, bare or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def allclose(expected: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two tensors, computed in `dtype`, are equal but for rounding."""
-    tolerance = TOLERANCE if dtype.itemsize >= 4 else COARSE_TOLERANCE
+    """Whether two tensors that were computed in `dtype` are equal up to rounding."""
+    tolerance = TOLERANCE if dtype.itemsize >= 4 else LOW_PRECISION_TOLERANCE
     return bool((expected - found).abs().max() <= tolerance * max(1.0, float(expected.abs().max())))

@@ -1,4 +1,4 @@
-"""What preference tuning needs that other tasks do not; without torch, so that it is told at once."""
+"""Requirements of preference tuning (DPO)."""
 
 import importlib.metadata
 
@@ -11,17 +11,17 @@ INSTALL = "pip install 'peftlab[align]'"
 
 
 def check_dpo(recipe: Recipe, process_group: ProcessGroup, errors: ErrorCollector) -> None:
-    """Note what a recipe for preferences needs and this run has not: TRL, and batches of as many rows everywhere."""
+    """Check the requirements of a preference task: TRL, and equal batch sizes in all processes."""
     if recipe.task.type != "preference":
         return
     try:
         found = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
-        errors.add("the package trl, which has the losses, is not installed.", key="task.type", hint=INSTALL)
+        errors.add("the package trl, which computes the loss, is not installed.", key="task.type", hint=INSTALL)
     else:
         if not found.startswith(f"{TRL}."):
             errors.add(f"trl {found} is installed; this needs {TRL}.", key="task.type", hint=INSTALL)
     if process_group.world_size > 1 and recipe.training.train_sampling_strategy == "tokens":
-        message = "TRL wants batches of as many rows in each process, and those by tokens differ."
-        hint = "Take random: -o training.train_sampling_strategy=random"
+        message = "TRL needs equal batch sizes in all processes, and batches by tokens differ."
+        hint = "Use random: -o training.train_sampling_strategy=random"
         errors.add(message, key="training.train_sampling_strategy", hint=hint)

@@ -1,4 +1,4 @@
-"""The model of a run without its adapter, as what preferences are learnt against and scored beside."""
+"""The model of a run without its adapter: the reference of preference tuning."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,36 +13,35 @@ from peftlab.tuning.run import Run
 
 
 def run_forward(run: Run) -> Through:
-    """How features become outcomes: through the model as it is now, shared out among the processes."""
+    """A function that runs features through the model of the run, split across the processes."""
     size = run.recipe.training.per_device_eval_batch_size
-    alone = partial(outcomes, run.task, run.model, run.base.inputs, batch_size=size)
-    return split_across_ranks(alone, run.task, run.process_group, sharded=run.sharded)
+    forward = partial(outcomes, run.task, run.model, run.base.inputs, batch_size=size)
+    return split_across_ranks(forward, run.task, run.process_group, sharded=run.sharded)
 
 
 def attach_references(run: Run, features: Sequence[Sequence[Feature]]) -> list[list[Feature]]:
-    """The features of each example, with what the base makes of them if the task asks for it.
+    """The features of each example; if the task needs a reference, with the outputs of the base model added.
 
-    It computes in the precision of the moment: what is compared is rounded alike.
+    The reference is computed in the current autocast precision, so that both sides are rounded in the same way.
     """
 
-    def through_base(labelled: Sequence[Feature]) -> Sequence[Outcome]:
+    def base_forward(labelled: Sequence[Feature]) -> Sequence[Outcome]:
         with adapter_disabled(run.model):
             return run_forward(run)(labelled)
 
-    return with_reference(run.task, features, through_base)
+    return with_reference(run.task, features, base_forward)
 
 
 @contextmanager
 def adapter_disabled(model: PeftModel) -> Iterator[None]:
-    """Inside the block `model` is the bare base."""
+    """Inside the block `model` computes as the base model alone."""
     with preserve_requires_grad(model), model.disable_adapter():
         yield
 
 
 @contextmanager
 def preserve_requires_grad(model: PeftModel) -> Iterator[None]:
-    """What trains before the block trains after it, whatever PEFT switches on inside: it would let all of an adapter
-    train, AdaLoRA's counts among it."""
+    """Restore `requires_grad` of all parameters after the block, because PEFT makes a whole adapter trainable."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     yield
     for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
-"""TRL's DPOTrainer, fed with our features and told by the recipe; all else is as for other tasks.
+"""TRL's DPOTrainer with our features and the settings of the recipe.
 
-TRL computes the loss. What it would do besides is left out: it would tokenize anew and cut, copy the adapter for a
-reference, leave dropout out, round the adapters of quantized bases to bfloat16, write a model card, and send telemetry.
+TRL only computes the loss. Its other features are turned off: it would tokenize and truncate again, copy the adapter as
+a reference, disable dropout, round adapters of quantized bases to bfloat16, write a model card, and send telemetry.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from peftlab.tuning.trainer import TaskTrainer, training_arguments
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Both answers of a training row; as long as they are together, in tokens."""
+    """The chosen and the rejected answer of a training row; its length is the sum of both, in tokens."""
 
     chosen: Answer
     rejected: Answer
@@ -36,16 +36,16 @@ class AnswerPair:
 
 
 class PreferenceTrainer(TaskTrainer, DPOTrainer):
-    """A TaskTrainer whose loss is TRL's."""
+    """A TaskTrainer with the loss of TRL."""
 
     def __init__(self, run: Run, *args: Any, **kwargs: Any) -> None:
         self._pairs = _pairs(run.dataset.features["train"])
-        with _weights_kept(run.model):
+        with _keep_fp32(run.model):
             super().__init__(
                 run,
                 *args,
                 processing_class=run.base.inputs.processor,
-                ref_model=_Elsewhere(run.base.model.config),
+                ref_model=_NoReference(run.base.model.config),
                 **kwargs,
             )
 
@@ -61,12 +61,12 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
             beta=task.beta,
             loss_type=[task.loss_type],
             label_smoothing=task.label_smoothing,
-            precompute_ref_log_probs=True,  # the base's are in the rows
+            precompute_ref_log_probs=True,  # the rows contain them
             max_length=None,
             disable_dropout=False,
             router_aux_loss_coef=0.0,
-            bf16=False,  # `Run.precision` does
-            gradient_checkpointing=None,  # `gradient_checkpointing` does; False would warn of its new name
+            bf16=False,  # `Run.autocast` sets the precision
+            gradient_checkpointing=None,  # the context `gradient_checkpointing` does it; False would warn
         )
 
     def rows(self) -> Sequence[AnswerPair]:
@@ -74,35 +74,35 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
         return self._pairs
 
     def dataset(self) -> Any:
-        """Their numbers: TRL takes a `datasets.Dataset` alone."""
+        """Pair indices as a `datasets.Dataset`, the only type that TRL accepts."""
         return Dataset.from_dict({"pair": list(range(len(self._pairs)))})
 
     def loss_terms(self, row: Any) -> int:
-        """A pair is one."""
+        """1: a pair is one term."""
         return 1
 
     def collator(self) -> Callable[[Sequence[Mapping[str, int]]], dict[str, torch.Tensor]]:
         """See `_collate`."""
-        return lambda numbers: _collate([self._pairs[one["pair"]] for one in numbers], self.run)
+        return lambda rows: _collate([self._pairs[row["pair"]] for row in rows], self.run)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Of pairs that know what the base makes of them; it is computed now, as the steps will compute."""
+        """Batches of pairs with reference log-probabilities, which are computed here in the precision of training."""
         with self.run.autocast():
             self._pairs = _pairs(attach_references(self.run, self.run.dataset.features["train"]))
         return super().get_train_dataloader()
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        """TRL's."""
+        """TRL's loss of a batch."""
         with self.run.autocast():
             return DPOTrainer.compute_loss(self, model, inputs), None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With TRL's means over training rows where it is these that are logged; see `Trainer.log`."""
+        """Log TRL's training metrics only with the training loss; see `Trainer.log`."""
         log = super().log if "loss" in logs else super(DPOTrainer, self).log
         log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: the published adapter has its own."""
+        """Write none: the published adapter has its own."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -111,11 +111,11 @@ class PreferenceTrainer(TaskTrainer, DPOTrainer):
         return dataset
 
     def _send_telemetry(self) -> None:
-        """None."""
+        """Send nothing."""
 
 
-class _Elsewhere(torch.nn.Module):
-    """Stands where TRL wants a reference, or it would copy the adapter for one. It is never asked."""
+class _NoReference(torch.nn.Module):
+    """A reference model that is never called; without one, TRL would copy the adapter."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -123,8 +123,8 @@ class _Elsewhere(torch.nn.Module):
 
 
 @contextmanager
-def _weights_kept(model: PeftModel) -> Iterator[None]:
-    """What trains stays in fp32; TRL rounds it on quantized bases."""
+def _keep_fp32(model: PeftModel) -> Iterator[None]:
+    """Keep trainable parameters in fp32: TRL casts them to bfloat16 on quantized bases."""
     before = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
     yield
     for parameter, data in before:
@@ -136,10 +136,9 @@ def _pairs(encoded: Sequence[Sequence[Any]]) -> list[AnswerPair]:
 
 
 def _collate(pairs: Sequence[AnswerPair], run: Run) -> dict[str, torch.Tensor]:
-    """As TRL wants it, (2 · pairs, tokens): the better answers, then the worse. What the base makes of them, (pairs,)
-    each, is their log likelihood."""
+    """A batch for TRL: (2 · pairs, tokens), first chosen, then rejected answers; reference logps of (pairs,)."""
     sides = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     batch = run.task.collate([*sides[0], *sides[1]], run.base.inputs)
-    learnt = batch.pop("labels") != IGNORED
+    in_loss = batch.pop("labels") != IGNORED
     chosen, rejected = (torch.tensor([-cast(float, answer.reference) for answer in side]) for side in sides)
-    return {**batch, "completion_mask": learnt.long(), "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    return {**batch, "completion_mask": in_loss.long(), "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -1,1 +1,1 @@
-"""What a finished run is shown as: model card, curves, confusion matrix."""
+"""Reports of a finished run: model card, training curves, confusion matrix."""

@@ -1,4 +1,4 @@
-"""The model card: README.md of a published adapter, in the form that the Hub reads."""
+"""The model card: README.md of a published adapter, in the format of the Hugging Face Hub."""
 
 import json
 import re
@@ -19,7 +19,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_note}{started}{held}
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_note}{started}{quantization_sentence}
 
 {labels}
 
@@ -80,7 +80,7 @@ _QUANTIZED = {
 
 
 def model_card(manifest: Manifest, recipe: str) -> str:
-    """Markdown from the manifest and the recipe's text."""
+    """The card as Markdown, from the manifest and the text of the recipe."""
     task, parameters, quantization = manifest.task, manifest.parameters, manifest.base.quantization
     full = manifest.head_modules or _pretrained_head(manifest.base)
     skipped = f", llm_int8_skip_modules={json.dumps(full)}" if full else ""
@@ -101,8 +101,8 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         share=parameters.trained / parameters.base,
         frozen=parameters.base,
         method_note=f" {info.card_note}" if info.card_note else "",
-        started=_started(manifest.started_from),
-        held=_held(manifest.base),
+        started=_start_sentence(manifest.started_from),
+        quantization_sentence=_quantization_sentence(manifest.base),
         imported=task.auto_class + (", BitsAndBytesConfig" if quantization else ""),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
@@ -115,7 +115,7 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
         recipe=recipe,
     )
-    return re.sub(r"\n{3,}", "\n\n", card)  # what a task has nothing to say of leaves no gap
+    return re.sub(r"\n{3,}", "\n\n", card)  # empty parts leave no gap
 
 
 def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
 
 
 def _loading(task: TaskInfo, base: str, quantized: str) -> str:
-    """How Transformers loads the base, under a new head if the task has one."""
+    """Code that loads the base with Transformers, with a new head if the task has one."""
     labels, fields = task.head_labels, {"auto_class": task.auto_class, "base": base, "quantized": quantized}
     if not labels:
         return _WITHOUT_HEAD.format(**fields)
@@ -132,20 +132,20 @@ def _loading(task: TaskInfo, base: str, quantized: str) -> str:
 
 
 def _signatures(scores: Scores) -> str:
-    """How scores were computed, in the words of the library that did."""
+    """How scores were computed, as the metric library describes it."""
     return "\n".join(f"- {name}: `{signature}`" for name, signature in scores.signatures.items())
 
 
-def _started(start: StartInfo | None) -> str:
-    """Which adapter's weights it began with."""
+def _start_sentence(start: StartInfo | None) -> str:
+    """Which adapter the run started from; empty if none."""
     if not start:
         return ""
     head = " and head" if start.with_head else ""
     return f" It began with the delta{head} of `{start.adapter}` (manifest {start.manifest_sha256[:12]}…)."
 
 
-def _held(base: BaseInfo) -> str:
-    """What of the base's memory its quantization saves."""
+def _quantization_sentence(base: BaseInfo) -> str:
+    """How much memory the quantization saves; empty without quantization."""
     if not (base.quantization and base.memory):
         return ""
     in_memory, fp32 = (f"{size / 1e6:.1f} MB" for size in (base.memory.in_memory, base.memory.fp32))
@@ -164,7 +164,7 @@ def _counts(ledger: LedgerInfo) -> dict[str, Any]:
 
 
 def _table(corner: str, rows: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table with one line for each of `rows`, which share their keys."""
+    """A Markdown table with one line for each of `rows`, which have the same keys."""
     columns = list(next(iter(rows.values())))
     lines = [[corner, *columns], ["---", *["---:"] * len(columns)]]
     lines += [[name, *(_cell(values[column]) for column in columns)] for name, values in rows.items()]

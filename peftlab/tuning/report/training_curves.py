@@ -1,18 +1,18 @@
-"""The run as a picture: training loss and validation score over epochs."""
+"""A plot of training loss and validation score over epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from peftlab.imports import matplotlib
 
 
 def draw_curves(
     log: Sequence[dict[str, float]], main_score: str, title: str, file: Path, *, smaller_is_better: bool = False
 ) -> None:
-    """Write a PNG from the Trainer's log; the best epoch is marked."""
-    from matplotlib.figure import Figure  # a third of a second, which only the end of a run needs
-
+    """Write a PNG from Trainer's log, with the best epoch marked."""
     losses = [(entry["epoch"], entry["loss"]) for entry in log if "loss" in entry]
     scores = [(entry["epoch"], entry[f"eval_{main_score}"]) for entry in log if f"eval_{main_score}" in entry]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(title)
     left.plot(*zip(*losses, strict=True), color="#4c72b0", linewidth=1.2)
