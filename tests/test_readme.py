@@ -4,6 +4,7 @@ import json
 import pkgutil
 import re
 import shlex
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from peftlab.errors import ErrorCollector
 from peftlab.methods import METHODS
 from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
 from peftlab.tasks import TASKS, build_task
+from peftlab.tuning import tune
 from tests.conftest import SENTENCES, recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.recipes import write_merged
@@ -222,8 +224,8 @@ SHOWN = {
 @pytest.mark.parametrize("code", blocks_of_pages("python"))
 def test_python_runs(code, shown_adapters, monkeypatch, capsys):
     monkeypatch.chdir(shown_adapters)
-    exec(compile(code, "README.md", "exec"), names := {})
-    assert capsys.readouterr().out or "model" in names
+    exec(compile(code, "README.md", "exec"), names := {"__name__": "shown"})
+    assert capsys.readouterr().out or {"model", "METHOD"} & names.keys()
 
 
 def test_python_of_the_readme_tunes_and_mixes(shown_adapters, monkeypatch, capsys):
@@ -239,6 +241,25 @@ def test_python_of_the_readme_tunes_and_mixes(shown_adapters, monkeypatch, capsy
 def test_exit_codes_are_generated_from_error_classes():
     """See tests/cli/test_help.py for the codes themselves."""
     assert "<!-- generated: exit codes -->" in text_of(ROOT / "docs" / "command-line.md")
+
+
+def test_method_of_another_package_is_tuned(shown_adapters, tmp_path, monkeypatch):
+    """The files of the page, beside what pip would write for the package."""
+    page = ROOT / "docs" / "extend.md"
+    (tmp_path / "value_lora.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "value_lora-1.dist-info").mkdir()
+    (tmp_path / "value_lora-1.dist-info" / "METADATA").write_text("Name: value-lora\nVersion: 1\n")
+    groups = tomllib.loads(blocks(page, "toml")[0])["project"]["entry-points"]
+    lines = [f"[{group}]\n{name} = {value}\n" for group, names in groups.items() for name, value in names.items()]
+    (tmp_path / "value_lora-1.dist-info" / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(shown_adapters)
+    (section,) = [code for code in blocks(page, "text") if code.startswith("method:")]
+    overrides = {"name": "ner-value", **YAML(typ="safe", pure=True).load(section)}
+    result = tune("recipes/ner-lora.yaml", overrides=overrides)
+    config = json.loads((result.adapter.folder / "adapter_config.json").read_text())
+    assert config["r"] == 8
+    assert len(config["target_modules"]) == 2  # of two layers
 
 
 def test_house_lists_every_file_of_the_package():
@@ -259,8 +280,8 @@ def test_table_lists_every_task_or_method(page, names):
     assert not [name for name in names if f"`{name}`" not in text_of(page)]
 
 
-@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", text_of(ROOT / "docs" / "python.md"), re.MULTILINE))
-def test_name_in_python_reference_exists(name):
+@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", "".join(map(text_of, PAGES)), re.MULTILINE))
+def test_documented_name_exists(name):
     assert pkgutil.resolve_name(name).__doc__
 
 
@@ -289,7 +310,8 @@ def test_links_resolve(page):
         assert not target or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-ELSEWHERE = {"conversion/gpt2.py", "conversion/llama.py", "convert_lora_to_gguf.py"}  # files of llama.cpp
+# files of llama.cpp, and of an example
+ELSEWHERE = {"conversion/gpt2.py", "conversion/llama.py", "convert_lora_to_gguf.py", "value_lora.py"}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda page: page.name)
