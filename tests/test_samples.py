@@ -88,8 +88,8 @@ def test_no_text_of_one_split_is_in_another(recipe):
 def test_nothing_is_changed_or_lost_in_reading(recipe):
     for split in examples_of(recipe).values():
         for example in split:
-            assert not any(example.notes.values()), example.where
-            assert not example.lost
+            assert not any(example.warnings.values()), example.where
+            assert not example.num_lost_targets
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -318,7 +318,7 @@ class _Entry:
             model=self.files.model,
             revision=self.files.revision,
             fingerprint=self.files.fingerprint,
-            tokenizer_sha256=self.inputs.fingerprint,
+            inputs_fingerprint=self.inputs.fingerprint,
             trust_remote_code=self.trust_remote_code,
             quantization=None,
             pretrained_head=(),

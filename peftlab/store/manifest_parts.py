@@ -77,7 +77,7 @@ class BaseMemory(ManifestPart):
 
 
 class BaseInfo(ManifestPart):
-    """The base model. `fingerprint` is the sha256 of its weights.
+    """The base model. `fingerprint` is the sha256 of its weights, `inputs_fingerprint` that of its tokenizer.
 
     `pretrained_head` names the Linear layers of the head that comes with the base, where the task adds none.
     """
@@ -85,7 +85,7 @@ class BaseInfo(ManifestPart):
     model: str
     revision: str | None
     fingerprint: str
-    tokenizer_sha256: str
+    inputs_fingerprint: Annotated[str, Field(alias="tokenizer_sha256")]
     trust_remote_code: bool
     quantization: Quantization | None
     pretrained_head: Annotated[tuple[str, ...], Field(alias="own_head")]

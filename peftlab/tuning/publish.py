@@ -115,7 +115,7 @@ def describe_base(base: Base, *, trust_remote_code: bool) -> BaseInfo:
         model=base.files.model,
         revision=base.files.revision,
         fingerprint=base.fingerprint,
-        tokenizer_sha256=base.inputs_fingerprint,
+        inputs_fingerprint=base.inputs_fingerprint,
         trust_remote_code=trust_remote_code,
         quantization=base.quantization,
         pretrained_head=pretrained_head,
