@@ -1,4 +1,4 @@
-"""Measuring without a fresh interpreter, which takes seconds to import torch and its friends."""
+"""Run measured functions in this process, because a new interpreter takes seconds to import torch."""
 
 import json
 from importlib import import_module
@@ -7,6 +7,6 @@ from peftlab.bench import ProcessResult
 
 
 def call_here(module, name, *, environment=None, **given):
-    """In the place of `measure_call`: the same function in this process, given what JSON makes of the arguments."""
+    """Stand in for `call_in_process`: call the function in this process, with arguments as JSON values."""
     value = getattr(import_module(module), name)(**json.loads(json.dumps(given)))
     return ProcessResult(100.0, 10**9, json.dumps(value))

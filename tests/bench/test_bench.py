@@ -1,4 +1,4 @@
-"""Measurements: processes, summaries, and `peftlab bench tuning` on a tiny base and tiny data."""
+"""Processes, summaries, and `peftlab bench tuning` on a tiny base model and tiny data."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
 
 
 @pytest.fixture
-def _two_ways(monkeypatch):
+def _two_setups(monkeypatch):
     """Two ways are enough."""
     monkeypatch.setattr(tuning, "OPTIMIZATIONS", {"precision": {"training.bf16": False}})
 
@@ -35,18 +35,18 @@ def run(*arguments):
     return CliRunner().invoke(cli, ["bench", "tuning", *map(str, arguments)], catch_exceptions=False)
 
 
-def timed(way, seed, seconds, peak_bytes=100, score=0.5):
+def make_run(way, seed, seconds, peak_bytes=100, score=0.5):
     parts = {"start": 0.0, "training": seconds / 2, "evaluation": seconds / 4, "end": seconds / 4}
     return RunTime(way, seed, seconds, peak_bytes, score, parts)
 
 
-def test_a_process_is_measured_from_outside():
+def test_run_process_measures_wall_time_and_output():
     measured = run_process([sys.executable, "-c", "import time; time.sleep(0.3); print('done')"])
     assert measured.seconds > 0.3
     assert measured.output == "done\n"
 
 
-def test_each_process_has_its_own_peak():
+def test_peak_memory_is_per_process():
     """Asked by a small process, as the command is: this one holds torch."""
     code = """
 import sys
@@ -54,22 +54,27 @@ from peftlab.bench import run_process
 for size in (300_000_000, 0):
     print(run_process([sys.executable, "-c", f"held = b'x' * {size}"]).peak_bytes)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    large, small = map(int, told.split())
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    large, small = map(int, output.split())
     assert large - small == pytest.approx(300e6, rel=0.2)
 
 
-def test_a_call_takes_and_gives_plain_values():
+def test_call_in_process_returns_json_value():
     assert call_in_process("os", "getenv", environment={"WHERE": "inside"}, key="WHERE").value == "inside"
 
 
-def test_a_failed_process_tells_its_last_words():
+def test_failed_process_raises_with_last_lines():
     with pytest.raises(PeftlabError, match=r"exit code 3:\n  first\n  last"):
         run_process([sys.executable, "-c", "import sys; print('first\\nlast', file=sys.stderr); sys.exit(3)"])
 
 
-def test_a_summary_pairs_runs_by_seed():
-    runs = [timed("a", 1, 10.0), timed("b", 1, 5.0, 50, 0.6), timed("b", 2, 8.0, 50, 0.8), timed("a", 2, 40.0)]
+def test_summarize_pairs_runs_by_seed():
+    runs = [
+        make_run("a", 1, 10.0),
+        make_run("b", 1, 5.0, 50, 0.6),
+        make_run("b", 2, 8.0, 50, 0.8),
+        make_run("a", 2, 40.0),
+    ]
     first, second = summarize(runs, "a")
     assert (first.way, first.ratio, first.peak_ratio, first.score, first.score_sd) == ("a", 1.0, 1.0, 0.5, 0.0)
     assert second.ratio == pytest.approx((0.5 + 0.2) / 2)
@@ -78,21 +83,21 @@ def test_a_summary_pairs_runs_by_seed():
     assert second.parts["training"] == pytest.approx((0.25 + 0.1) / 2)
 
 
-def test_a_summary_does_without_peaks_and_spread():
-    (only,) = summarize([timed("a", 1, 10.0, None)], "a")
+def test_summarize_without_memory_and_single_seed():
+    (only,) = summarize([make_run("a", 1, 10.0, None)], "a")
     assert (only.peak_ratio, only.peak_bytes, only.score_sd) == (None, None, None)
 
 
-def test_the_tables_of_whole_runs_fit_a_terminal(capsys):
-    runs = [timed(way, seed, seconds) for seed in (1, 2) for way, seconds in (("plain", 60.0), ("+ batching", 15.0))]
+def test_run_tables_fit_terminal(capsys):
+    runs = [make_run(way, seed, seconds) for seed in (1, 2) for way, seconds in (("plain", 60.0), ("+ batching", 15.0))]
     print_runs(summarize(runs, "plain"))
-    told = capsys.readouterr().out
-    assert "…" not in told
-    _, row = [line for line in told.splitlines() if line.startswith("+ batching")]
+    output = capsys.readouterr().out
+    assert "…" not in output
+    _, row = [line for line in output.splitlines() if line.startswith("+ batching")]
     assert row.split() == ["+", "batching", "0.00", "0.12", "0.06", "0.06"]
 
 
-def test_ways_go_from_all_off_to_the_recipe_as_it_stands():
+def test_setups_range_from_plain_to_recipe():
     first, *others = tuning_setups()
     assert first.overrides["training.train_sampling_strategy"] == "random"
     assert [len(way.overrides) for way in (first, *others)] == sorted(
@@ -101,33 +106,35 @@ def test_ways_go_from_all_off_to_the_recipe_as_it_stands():
     assert others[-1].overrides == {}
 
 
-@pytest.mark.usefixtures("_two_ways", "_in_this_process")
-def test_json_is_one_object_with_runs_ways_and_steps(write_recipe):
+@pytest.mark.usefixtures("_two_setups", "_in_this_process")
+def test_json_has_runs_ways_and_steps(write_recipe):
     result = run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--seeds", 3)
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert {"recipe", "date", "versions", "machine", "cores", "threads", "runs", "ways", "steps"} == set(told)
-    assert [one["way"] for one in told["runs"]] == [one["way"] for one in told["ways"]] == ["plain", "+ precision"]
-    for one in told["runs"]:
-        assert set(one["parts"]) == {"start", "training", "evaluation", "end"}
-        assert sum(one["parts"].values()) == pytest.approx(one["seconds"])
-        assert one["seed"] == 3
-    assert told["ways"][0]["ratio"] == told["ways"][0]["peak_ratio"] == 1
-    assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab"}
-    assert {one["precision"] for one in told["steps"]} == {"fp32", "bf16"}
-    assert all(one["ratio"] == 1 for one in told["steps"] if one["way"] == "limit")
+    output = json.loads(result.stdout)
+    assert {"recipe", "date", "versions", "machine", "cores", "threads", "runs", "ways", "steps"} == set(output)
+    assert (
+        [item["way"] for item in output["runs"]] == [item["way"] for item in output["ways"]] == ["plain", "+ precision"]
+    )
+    for item in output["runs"]:
+        assert set(item["parts"]) == {"start", "training", "evaluation", "end"}
+        assert sum(item["parts"].values()) == pytest.approx(item["seconds"])
+        assert item["seed"] == 3
+    assert output["ways"][0]["ratio"] == output["ways"][0]["peak_ratio"] == 1
+    assert {item["way"] for item in output["steps"]} == {"limit", "plain PEFT", "peftlab"}
+    assert {item["precision"] for item in output["steps"]} == {"fp32", "bf16"}
+    assert all(item["ratio"] == 1 for item in output["steps"] if item["way"] == "limit")
 
 
-@pytest.mark.usefixtures("_two_ways", "_in_this_process")
-def test_torch_compile_is_measured_on_demand(write_recipe, monkeypatch):
+@pytest.mark.usefixtures("_two_setups", "_in_this_process")
+def test_compile_option_adds_setup(write_recipe, monkeypatch):
     monkeypatch.setattr(compilation, "OPTIONS", {"backend": "eager"})
-    told = json.loads(run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--compile").stdout)
-    assert [one["way"] for one in told["ways"]] == ["plain", "+ precision", "torch.compile"]
-    assert {one["way"] for one in told["steps"]} == {"limit", "plain PEFT", "peftlab", "torch.compile"}
+    output = json.loads(run(write_recipe(), *ONE_EPOCH, "--json", "--rounds", 1, "--compile").stdout)
+    assert [item["way"] for item in output["ways"]] == ["plain", "+ precision", "torch.compile"]
+    assert {item["way"] for item in output["steps"]} == {"limit", "plain PEFT", "peftlab", "torch.compile"}
 
 
-@pytest.mark.usefixtures("_two_ways")
-def test_tables_give_ratios_before_seconds(write_recipe):
+@pytest.mark.usefixtures("_two_setups")
+def test_tables_show_ratios_before_seconds(write_recipe):
     """In a process of its own."""
     result = run(write_recipe(), *ONE_EPOCH, "--only", "steps", "--rounds", 1)
     assert "Whole runs" not in result.output
@@ -135,14 +142,14 @@ def test_tables_give_ratios_before_seconds(write_recipe):
     assert head.index("time ÷ limit") < head.index("milliseconds")
 
 
-@pytest.mark.usefixtures("_two_ways")
-def test_single_steps_on_a_quantized_base_are_refused_in_words(write_recipe):
+@pytest.mark.usefixtures("_two_setups")
+def test_steps_on_quantized_base_raise_recipe_error(write_recipe):
     result = run(write_recipe(), "--only", "steps", "-o", "base.quantization=8bit")
     assert result.exit_code == 2
     assert "single steps cannot be measured on a quantized base model." in result.output
 
 
-@pytest.mark.usefixtures("_two_ways")
+@pytest.mark.usefixtures("_two_setups")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,14 +160,14 @@ def test_single_steps_on_a_quantized_base_are_refused_in_words(write_recipe):
     ],
 )
 @pytest.mark.parametrize("only", ["runs", "steps"])
-def test_what_cannot_run_is_told_before_the_first_run(write_recipe, only, arguments, message):
+def test_invalid_arguments_fail_before_first_run(write_recipe, only, arguments, message):
     result = run(write_recipe(), "--only", only, *arguments)
     assert result.exit_code == 2
     assert message in result.output
 
 
-@pytest.mark.usefixtures("_two_ways")
-def test_an_absent_base_and_an_absent_recipe_are_told(write_recipe, tmp_path):
+@pytest.mark.usefixtures("_two_setups")
+def test_missing_base_and_missing_recipe_fail(write_recipe, tmp_path):
     assert run(write_recipe(base={"model": "nobody/nothing"})).exit_code == 3
     absent = run(tmp_path / "absent.yaml")
     assert (absent.exit_code, "no such recipe" in absent.output) == (2, True)

@@ -1,4 +1,4 @@
-"""`Bank.reply` and `peftlab chat`: replies piece by piece, swapped speakers, and what cannot chat."""
+"""`Bank.reply` and `peftlab chat`: streamed replies, switching of adapters, and errors."""
 
 import threading
 
@@ -42,27 +42,27 @@ def bank(store):
     return peftlab.load("ada", "alan", "beams", "ner-tiny", store=store, device="cpu")
 
 
-def said(bank, chat, name):
+def predict_reply(bank, chat, name):
     return bank.predict({"messages": chat}, adapters=name)[0].prediction.reply
 
 
-def test_the_pieces_of_a_reply_are_the_reply(bank):
+def test_reply_chunks_match_prediction(bank):
     for name in ("ada", "alan"):
-        assert "".join(bank.reply(CHAT, adapter=name)).strip() == said(bank, CHAT, name)
-    assert said(bank, CHAT, "ada") != said(bank, CHAT, "alan")
+        assert "".join(bank.reply(CHAT, adapter=name)).strip() == predict_reply(bank, CHAT, name)
+    assert predict_reply(bank, CHAT, "ada") != predict_reply(bank, CHAT, "alan")
 
 
-def test_the_bare_base_replies_as_it_would_alone(bank, base):
+def test_base_only_reply_matches_plain_transformers(bank, base):
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         AutoTokenizer.from_pretrained(base),
     )
     template = bank.task("ada").state["chat_template"]
     expected = plain_writing(model, tokenizer, CHAT, template)
-    assert "".join(bank.reply(CHAT, adapter="ada", base_only=True)).strip() == expected != said(bank, CHAT, "ada")
+    assert "".join(bank.reply(CHAT, adapter="ada", base_only=True)).strip() == expected != predict_reply(bank, CHAT, "ada")
 
 
-def test_who_stops_listening_stops_the_writing(store):
+def test_closed_stream_stops_generation(store):
     bank = peftlab.load("ada", store=store, device="cpu")
     bank.task("ada").generation["max_new_tokens"] = 200
     pieces = bank.reply(CHAT)
@@ -71,9 +71,9 @@ def test_who_stops_listening_stops_the_writing(store):
     assert not [thread for thread in threading.enumerate() if thread.name == "peftlab-writer"]
 
 
-def test_what_cannot_reply_is_refused_in_words(bank):
-    told = "ner-tiny@1 is for token-classification; a chat needs an adapter of causal-lm or preference"
-    with pytest.raises(ValueError, match=told):
+def test_reply_raises_for_unsupported_adapters(bank):
+    message = "ner-tiny@1 is for token-classification; a chat needs an adapter of causal-lm or preference"
+    with pytest.raises(ValueError, match=message):
         next(bank.reply(CHAT, adapter="ner-tiny"))
     with pytest.raises(ValueError, match="beams@1 uses beam search, which cannot be streamed"):
         next(bank.reply(CHAT, adapter="beams"))
@@ -81,7 +81,7 @@ def test_what_cannot_reply_is_refused_in_words(bank):
         next(bank.reply([*CHAT, {"role": "assistant", "content": "Ada."}], adapter="ada"))
 
 
-def test_faults_of_the_writer_reach_the_listener(bank, monkeypatch):
+def test_generation_errors_are_raised_from_stream(bank, monkeypatch):
     monkeypatch.setattr("peftlab.runtime.request.generate_texts", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(bank.reply(CHAT, adapter="ada"))
@@ -98,39 +98,43 @@ def test_faults_of_the_writer_reach_the_listener(bank, monkeypatch):
         (["STOP"], ""),
     ],
 )
-def test_a_text_ends_before_the_first_ending_however_it_is_cut(pieces, expected):
+def test_text_ends_before_first_stop_string(pieces, expected):
     assert "".join(truncate_stream(iter(pieces), ["<end>", "STOP"])) == expected
 
 
-def talk(store, names, *lines):
+def run_chat(store, names, *lines):
     return CliRunner().invoke(cli, ["chat", names, "--store", str(store)], input="".join(f"{line}\n" for line in lines))
 
 
-def test_speakers_are_swapped_within_one_chat(bank, store):
-    told = talk(store, "ada,alan", CHAT[0]["content"], "/swap alan", "Why?", "/quit", "not heard")
-    assert told.exit_code == 0, told.output
-    first = said(bank, CHAT, "ada")
-    second = said(bank, [*CHAT, {"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}], "alan")
-    assert told.stdout.split() == f"{first} {second}".split()
+def test_swap_continues_chat_with_other_adapter(bank, store):
+    result = run_chat(store, "ada,alan", CHAT[0]["content"], "/swap alan", "Why?", "/quit", "not heard")
+    assert result.exit_code == 0, result.output
+    first = predict_reply(bank, CHAT, "ada")
+    second = predict_reply(
+        bank, [*CHAT, {"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}], "alan"
+    )
+    assert result.stdout.split() == f"{first} {second}".split()
 
 
-def test_messages_are_taken_back_and_forgotten(bank, store):
-    told = talk(store, "ada", "Nobody.", "/undo", "Rome?", "/clear", CHAT[0]["content"], "/system Be brief.", "Who?")
-    assert told.exit_code == 0, told.output
+def test_undo_clear_and_system_change_messages(bank, store):
+    result = run_chat(
+        store, "ada", "Nobody.", "/undo", "Rome?", "/clear", CHAT[0]["content"], "/system Be brief.", "Who?"
+    )
+    assert result.exit_code == 0, result.output
     chats = [asking(text) for text in ("Nobody.", "Rome?", CHAT[0]["content"], "Who?")]
     chats[-1].insert(0, {"role": "system", "content": "Be brief."})
-    assert told.stdout.split() == " ".join(said(bank, chat, "ada") for chat in chats).split()
+    assert result.stdout.split() == " ".join(predict_reply(bank, chat, "ada") for chat in chats).split()
 
 
-def test_wrong_names_and_commands_get_the_nearest(store):
-    told = talk(store, "ada,alan", "/swap alam", "/swpa", "/help")
-    output = one_line(told.output)
+def test_unknown_names_and_commands_get_suggestions(store):
+    result = run_chat(store, "ada,alan", "/swap alam", "/swpa", "/help")
+    output = one_line(result.output)
     assert "no adapter 'alam' in this chat. Did you mean 'alan'?" in output
     assert "no command '/swpa'. Did you mean '/swap'?" in output
     assert "/system TEXT" in output
 
 
-def test_only_adapters_that_write_can_chat(store):
-    told = talk(store, "ada,ner-tiny", "Who?")
-    assert told.exit_code == 2
-    assert "ner-tiny is for token-classification; a chat needs adapters of causal-lm" in one_line(told.output)
+def test_chat_requires_generating_adapters(store):
+    result = run_chat(store, "ada,ner-tiny", "Who?")
+    assert result.exit_code == 2
+    assert "ner-tiny is for token-classification; a chat needs adapters of causal-lm" in one_line(result.output)

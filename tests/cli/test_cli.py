@@ -1,4 +1,4 @@
-"""Every command as a user types it: what it prints, and its exit code."""
+"""Every command: its output and its exit code."""
 
 import json
 import subprocess
@@ -37,14 +37,14 @@ def peftlab(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
 
 
-def test_help_tells_commands_and_exit_codes():
+def test_help_lists_commands_and_exit_codes():
     result = run("--help")
     assert result.exit_code == 0
     for word in ("tune", "predict", "adapters", "recipe", "Exit codes", "130"):
         assert word in result.output
 
 
-def test_help_is_quick():
+def test_help_is_fast():
     peftlab("--help")
     began = time.monotonic()
     assert peftlab("--help").returncode == 0
@@ -53,16 +53,16 @@ def test_help_is_quick():
     )  # far above what it takes, far below what importing torch takes on a busy machine
 
 
-def test_five_mistakes_are_told_at_once_with_their_lines(tmp_path):
+def test_all_recipe_errors_are_reported_with_lines(tmp_path):
     (tmp_path / "recipe.yaml").write_text(BAD_RECIPE)
     (tmp_path / "train.txt").write_text("[Ada](PER) came .\nNobody left .\n")
     (tmp_path / "validation.txt").write_text("[Ada](PER) left .\n")
     (tmp_path / "test.txt").write_text("[Ada](PER) left on [Monday](DATE) .\n")
     result = peftlab("tune", tmp_path / "recipe.yaml")
     assert result.returncode == 2
-    told = result.stderr
-    assert "Traceback" not in told
-    assert "5 problems; nothing was started." in told
+    output = result.stderr
+    assert "Traceback" not in output
+    assert "5 problems; nothing was started." in output
     for line, key, message in (
         (3, "base.modle", "unknown key.\n    Did you mean 'model'?"),
         (5, "task.type", "unknown type 'token-clasification'.\n    Did you mean 'token-classification'?"),
@@ -70,10 +70,10 @@ def test_five_mistakes_are_told_at_once_with_their_lines(tmp_path):
         (8, "data.validation", f"no such file: {tmp_path / 'valdiation.txt'}.\n    Did you mean 'validation.txt'?"),
         (9, "data.test", f"label 'DATE' occurs in test (1×, first at {tmp_path / 'test.txt'}:1)"),
     ):
-        assert f"recipe.yaml:{line}  {key}\n    {message}" in told
+        assert f"recipe.yaml:{line}  {key}\n    {message}" in output
 
 
-def test_tune_prints_ledger_scores_and_the_command_to_use_it(write_recipe, tmp_path):
+def test_tune_prints_ledger_scores_and_predict_command(write_recipe, tmp_path):
     store = tmp_path / "store"
     result = run("tune", write_recipe(), "--store", store, "-o", "training.num_train_epochs=1")
     assert result.exit_code == 0
@@ -97,13 +97,13 @@ def test_tune_prints_ledger_scores_and_the_command_to_use_it(write_recipe, tmp_p
         ("data.train=[", "is not YAML"),
     ],
 )
-def test_a_wrong_override_is_a_usage_error(write_recipe, override, message):
+def test_invalid_override_is_usage_error(write_recipe, override, message):
     result = run("tune", write_recipe(), "-o", override)
     assert result.exit_code == 2
     assert message in result.output
 
 
-def test_a_store_that_cannot_be_written_is_told_before_training(write_recipe, tmp_path):
+def test_unwritable_store_fails_before_training(write_recipe, tmp_path):
     (tmp_path / "store").write_text("a file")
     result = run("tune", write_recipe(), "--store", tmp_path / "store")
     assert result.exit_code == 5
@@ -111,13 +111,13 @@ def test_a_store_that_cannot_be_written_is_told_before_training(write_recipe, tm
     assert "epoch" not in result.output
 
 
-def test_an_absent_base_tells_the_places(write_recipe):
+def test_missing_base_lists_searched_places(write_recipe):
     result = run("tune", write_recipe(base={"model": "nobody/nothing"}))
     assert result.exit_code == 3
     assert "is in none of these places" in result.output
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_the_run(write_recipe, tmp_path):
+def test_interrupt_saves_checkpoint(write_recipe, tmp_path):
     store = tmp_path / "store"
     arguments = ["tune", write_recipe(), "--store", store, "-o", "training.num_train_epochs=400"]
     arguments += ["-o", "training.early_stopping_patience=null"]
@@ -126,21 +126,21 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_the_run(write_recipe, tmp_pa
     while "epoch" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(2)
-    _, told = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "nothing was published" in told
-    assert "is kept: continue with the same command and --resume" in told
-    assert "Traceback" not in told
+    assert "nothing was published" in output
+    assert "is kept: continue with the same command and --resume" in output
+    assert "Traceback" not in output
     assert Store(store).names() == []
     assert run("adapters", "list", "--store", store).exit_code == 0
 
 
-def test_predict_prints_inline_markup_where_there_is_no_colour(tuned_store):
+def test_predict_without_color_prints_inline_markup(tuned_store):
     result = run("predict", "ner-tiny@1", "Ada Lovelace left Rome .", "--store", tuned_store)
     assert "[Ada Lovelace](PER)" in result.output
 
 
-def test_predict_json_has_one_object_for_each_text_and_adapter(tuned_store):
+def test_predict_json_has_one_object_per_text_and_adapter(tuned_store):
     result = run(
         "predict", "ner-tiny@1,ner-place", "--json", "--store", tuned_store, stdin="Ada left Rome .\n\nÆ 🙂 London\n"
     )
@@ -155,7 +155,7 @@ def test_predict_json_has_one_object_for_each_text_and_adapter(tuned_store):
             assert row["text"][entity["start"] : entity["end"]] == entity["text"]
 
 
-def test_predict_reads_lines_or_jsonl_from_a_file(tuned_store, tmp_path):
+def test_predict_reads_lines_or_json_rows_from_file(tuned_store, tmp_path):
     (tmp_path / "texts.txt").write_text("Ada left .\nNobody came .\n")
     (tmp_path / "texts.jsonl").write_text('{"text": "Ada left ."}\n{"text": "Nobody came ."}\n')
     outputs = [
@@ -173,20 +173,20 @@ def test_predict_reads_lines_or_jsonl_from_a_file(tuned_store, tmp_path):
         ("{text", "texts.jsonl:1\n    expected one JSON object on this line"),
     ],
 )
-def test_predict_tells_the_line_of_a_broken_file(tuned_store, tmp_path, content, message):
+def test_invalid_input_file_is_reported_with_line(tuned_store, tmp_path, content, message):
     (tmp_path / "texts.jsonl").write_text(content)
     result = run("predict", "ner-tiny", "--file", tmp_path / "texts.jsonl", "--store", tuned_store)
     assert result.exit_code == 2
     assert message in result.output
 
 
-def test_predict_refuses_two_sources_and_an_absent_file(tuned_store, tmp_path):
+def test_predict_rejects_two_inputs_and_missing_file(tuned_store, tmp_path):
     assert "not both" in run("predict", "ner-tiny", "a", "--file", "b", "--store", tuned_store).output
     absent = run("predict", "ner-tiny", "--file", tmp_path / "absent.txt", "--store", tuned_store)
     assert (absent.exit_code, "absent.txt" in absent.output) == (2, True)
 
 
-def test_predict_tells_the_nearest_adapter_at_once(tuned_store):
+def test_unknown_adapter_gets_suggestion(tuned_store):
     result = run("predict", "ner-tinny", "a", "--store", tuned_store)
     assert result.exit_code == 3
     assert "Did you mean 'ner-tiny'?" in result.output
@@ -196,7 +196,7 @@ def test_predict_tells_the_nearest_adapter_at_once(tuned_store):
     "name",
     ["adapter_model.safetensors", "adapter_config.json", "README.md", "recipe.yaml", "curves.png", "peftlab.json"],
 )
-def test_one_flipped_byte_makes_verify_and_predict_refuse(store_copy, name):
+def test_changed_byte_fails_verify_and_predict(store_copy, name):
     file = store_copy / "ner-tiny" / "2" / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -207,7 +207,7 @@ def test_one_flipped_byte_makes_verify_and_predict_refuse(store_copy, name):
         assert f"{name}: changed" in result.output
 
 
-def test_verify_finds_a_damaged_pointer_and_says_so_of_an_empty_store(store_copy, tmp_path):
+def test_verify_reports_invalid_pointer_and_empty_store(store_copy, tmp_path):
     (store_copy / "ner-tiny" / "current").write_text("9")
     damaged = run("adapters", "verify", "--store", store_copy)
     assert damaged.exit_code == 4
@@ -230,12 +230,12 @@ def test_adapters_list_and_show(tuned_store):
     assert json.loads(run("adapters", "show", "ner-tiny@1", "--json", "--store", tuned_store).output)["version"] == 1
 
 
-def test_an_empty_store_says_how_to_fill_it(tmp_path):
+def test_list_of_empty_store_suggests_tune(tmp_path):
     result = run("adapters", "list", "--store", tmp_path / "none")
     assert (result.exit_code, "peftlab tune" in result.output) == (0, True)
 
 
-def test_a_damaged_adapter_does_not_hide_the_others(store_copy):
+def test_list_shows_valid_and_invalid_adapters(store_copy):
     (store_copy / "ner-tiny" / "2" / "peftlab.json").write_text("{")
     listed = run("adapters", "list", "--store", store_copy)
     assert listed.exit_code == 0
@@ -243,7 +243,7 @@ def test_a_damaged_adapter_does_not_hide_the_others(store_copy):
     assert "peftlab.json: changed" in listed.output
 
 
-def test_rollback_and_remove(store_copy):
+def test_adapters_rollback_and_remove(store_copy):
     assert "ner-tiny now means ner-tiny@1" in run("adapters", "rollback", "ner-tiny", "--store", store_copy).output
     asked = run("adapters", "remove", "ner-tiny", "--store", store_copy, stdin="n\n")
     assert asked.exit_code == 1
@@ -253,7 +253,7 @@ def test_rollback_and_remove(store_copy):
     assert run("adapters", "remove", "ner-tiny", "--yes", "--store", store_copy).exit_code == 3
 
 
-def test_recipe_show_fills_in_every_default_and_is_itself_a_recipe(write_recipe, tmp_path):
+def test_recipe_show_prints_complete_valid_recipe(write_recipe, tmp_path):
     shown = run("recipe", "show", write_recipe(), "-o", "training.seed=7").output
     (tmp_path / "shown.yaml").write_text(shown)
     values = YAML(typ="safe").load(shown)
@@ -262,14 +262,14 @@ def test_recipe_show_fills_in_every_default_and_is_itself_a_recipe(write_recipe,
     assert run("recipe", "show", tmp_path / "shown.yaml").output == shown
 
 
-def test_recipe_schema_describes_every_section():
+def test_recipe_schema_describes_all_sections():
     schema = json.loads(run("recipe", "schema").output)
     assert set(schema["required"]) == {"name", "base", "task", "data"}
     assert schema["additionalProperties"] is False
     assert "Rank of the update" in schema["$defs"]["Lora"]["properties"]["r"]["description"]
 
 
-def test_a_disk_that_fills_up_ends_in_one_sentence(write_recipe, tmp_path, monkeypatch):
+def test_full_disk_prints_error(write_recipe, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device", "checkpoint")
 

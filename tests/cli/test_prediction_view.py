@@ -1,4 +1,4 @@
-"""`peftlab predict` for every task: what people see, what programs get, and how rows come in and are refused."""
+"""`peftlab predict` for every task: output for people and for programs, input files, and errors."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from peftlab.tasks.labels.tag_schemes import spans_from_tags
 from peftlab.tasks.text_classification import TextClassificationTask
 from tests.task_stores import KINDS, lines_of, one_line, run, task_store  # noqa: F401  # a fixture
 
-ASKED = {
+EXAMPLES = {
     "entities": ["Ada Lovelace left Rome ."],
     "characters": ["北京下雨了。"],
     "classes": ["the train was late ."],
@@ -56,15 +56,15 @@ def predict(task_store):  # noqa: F811
 
 
 @pytest.fixture
-def told(predict):
+def predict_json(predict):
     """The objects that `--json` prints."""
 
-    def told(adapters, *arguments, stdin=None):
+    def predict_json(adapters, *arguments, stdin=None):
         result = predict(adapters, *arguments, "--json", stdin=stdin)
         assert result.exit_code == 0, result.output
         return [json.loads(line) for line in result.stdout.splitlines()]
 
-    return told
+    return predict_json
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +72,30 @@ def bank(task_store):  # noqa: F811
     return peftlab.load(*KINDS, store=task_store, device="cpu")
 
 
-def coloured(form):
+def render_in_color(data_format):
     """A form as a terminal with colours prints it."""
     console = Console(force_terminal=True, color_system="truecolor", width=200)
     with console.capture() as captured:
-        console.print(form)
+        console.print(data_format)
     return captured.get()
 
 
 # --- for people
 
 
-def test_classes_are_told_with_a_bar_for_each_of_the_likeliest(predict, told):
-    [row] = told("classes", *ASKED["classes"])
-    shown = predict("classes", *ASKED["classes"]).output.splitlines()
+def test_classes_are_printed_with_probability_bars(predict, predict_json):
+    [row] = predict_json("classes", *EXAMPLES["classes"])
+    shown = predict("classes", *EXAMPLES["classes"]).output.splitlines()
     assert shown[0] == row["text"]
     assert len(shown) == 1 + len(row["scores"])
-    for line, (label, chance) in zip(shown[1:], row["scores"].items(), strict=True):
+    for line, (label, probability) in zip(shown[1:], row["scores"].items(), strict=True):
         mark, name, bar, percent = re.fullmatch(r"  ([● ]) (\S+) +([█░]{24}) +(\S+)%", line).groups()
         assert (name, mark == "●") == (label, label in row["labels"])
-        assert float(percent) == pytest.approx(100 * chance, abs=0.06)
-        assert bar.count("█") == pytest.approx(24 * chance, abs=0.51)
+        assert float(percent) == pytest.approx(100 * probability, abs=0.06)
+        assert bar.count("█") == pytest.approx(24 * probability, abs=0.51)
 
 
-def test_several_labels_are_marked_and_none_is_said():
+def test_multi_label_marks_all_labels_or_none():
     task = TextClassificationTask(labels=["a", "b", "c", "d", "e", "f"], multi_label=True)
     scores = dict.fromkeys(task.labels, 0.5)
     everything = format_classes({"text": "x", "labels": task.labels, "scores": scores}, task).plain
@@ -106,9 +106,9 @@ def test_several_labels_are_marked_and_none_is_said():
     assert nothing[-1] == "  no label"
 
 
-def test_a_number_is_told_with_its_place_in_the_range_of_training(predict, told):
-    [row] = told("rating", *ASKED["rating"])
-    text, line = predict("rating", *ASKED["rating"]).output.splitlines()
+def test_number_is_printed_with_training_range(predict, predict_json):
+    [row] = predict_json("rating", *EXAMPLES["rating"])
+    text, line = predict("rating", *EXAMPLES["rating"]).output.splitlines()
     assert text == row["text"]
     value, bar = re.fullmatch(r"  (\S+) ([█░]{24}) 1 to 5 in training", line).groups()
     assert float(value) == pytest.approx(row["value"], abs=0.006)
@@ -116,13 +116,13 @@ def test_a_number_is_told_with_its_place_in_the_range_of_training(predict, told)
 
 
 @pytest.mark.parametrize(("value", "full"), [(-9.0, 0), (1.0, 0), (3.0, 12), (5.0, 24), (99.0, 24)])
-def test_a_number_beyond_the_range_fills_the_bar_and_no_more(bank, value, full):
+def test_number_outside_range_is_clipped_in_bar(bank, value, full):
     assert format_number({"text": "x", "value": value}, bank.task("rating")).plain.count("█") == full
 
 
-def test_an_answer_is_told_and_shown_where_it_stands(predict, told):
-    [row] = told("answers", *ASKED["answers"])
-    question, answer, context = predict("answers", *ASKED["answers"]).output.splitlines()
+def test_answer_is_printed_within_context(predict, predict_json):
+    [row] = predict_json("answers", *EXAMPLES["answers"])
+    question, answer, context = predict("answers", *EXAMPLES["answers"]).output.splitlines()
     assert question == "who wrote ?"
     assert re.fullmatch(rf"  {re.escape(row['answer'])}  \d+\.\d%", answer)
     assert row["context"][row["start"] : row["end"]] == row["answer"]
@@ -130,22 +130,22 @@ def test_an_answer_is_told_and_shown_where_it_stands(predict, told):
     assert context == f"  {row['context'][:start]}⟦{row['answer']}⟧{row['context'][end:]}"
 
 
-def test_a_long_context_is_shown_around_the_answer_only():
+def test_long_context_is_truncated_around_answer():
     fields = {"question": "q", "context": "a" * 100 + " Ada " + "b" * 100, "answer": "Ada", "start": 101, "end": 104}
     shown = format_answer({**fields, "score": 0.5}, None).plain.splitlines()[2]
     assert shown == f"  …{'a' * 60} ⟦Ada⟧ {'b' * 60}…"
 
 
-def test_a_question_without_an_answer_is_told_as_such(predict, told):
-    [row] = told("answers", "who wrote ?", "--context", "")
+def test_missing_answer_is_printed(predict, predict_json):
+    [row] = predict_json("answers", "who wrote ?", "--context", "")
     assert (row["answer"], set(row)) == (None, {"adapter", "question", "context", "answer", "score"})
     shown = predict("answers", "who wrote ?", "--context", "").output
     assert re.fullmatch(r"who wrote \?\n  no answer in the context  \d+\.\d%\n", shown)
 
 
-def test_a_relation_is_told_with_an_arrow(predict, told):
-    [row] = told("relations", *ASKED["relations"])
-    text, line = predict("relations", *ASKED["relations"]).output.splitlines()
+def test_relation_is_printed_with_arrow(predict, predict_json):
+    [row] = predict_json("relations", *EXAMPLES["relations"])
+    text, line = predict("relations", *EXAMPLES["relations"]).output.splitlines()
     assert text == row["text"] == "Ada Lovelace left Rome ."
     head, tail = (re.escape(row[role]["text"]) for role in ("head", "tail"))
     assert (row["head"]["text"], row["tail"]["text"]) == ("Ada Lovelace", "Rome")
@@ -162,7 +162,7 @@ def test_a_relation_is_told_with_an_arrow(predict, told):
         ("Other", False, "╌╌ Other ╌╌"),
     ],
 )
-def test_the_arrow_says_which_way_a_relation_goes(bank, label, backward, arrow):
+def test_arrow_has_direction_of_relation(bank, label, backward, arrow):
     spans = {"head": {"start": 7, "end": 11, "text": "Rome"}, "tail": {"start": 0, "end": 3, "text": "Ada"}}
     shown = format_relation(
         {"text": "Ada in Rome", **spans, "label": label, "backward": backward, "score": 1.0}, bank.task("relations")
@@ -170,9 +170,9 @@ def test_the_arrow_says_which_way_a_relation_goes(bank, label, backward, arrow):
     assert shown.plain == f"Ada in Rome\n  Rome  {arrow}  Ada  100.0%"
 
 
-def test_entities_are_told_as_markup_that_reads_back(predict, told):
+def test_entities_are_printed_as_parsable_markup(predict, predict_json):
     texts = ["Ada Lovelace left Rome .", "[sic] Grace Hopper left \\ Paris ]", "🙂 nobody"]
-    rows = told("entities", *texts)
+    rows = predict_json("entities", *texts)
     lines = predict("entities", *texts).output.splitlines()
     assert any(row["entities"] for row in rows)
     for line, row, text in zip(lines, rows, texts, strict=True):
@@ -181,7 +181,7 @@ def test_entities_are_told_as_markup_that_reads_back(predict, told):
         assert spans == [{key: entity[key] for key in ("start", "end", "label")} for entity in row["entities"]]
 
 
-def test_colours_change_nothing_in_what_is_said(bank, monkeypatch):
+def test_colors_keep_text_unchanged(bank, monkeypatch):
     """Each form in a terminal with colours: escapes, and between them the same words as without."""
     rows = [INPUTS[kind] for kind in KINDS]
     answers = bank.predict(rows, adapters=list(KINDS))
@@ -195,14 +195,14 @@ def test_colours_change_nothing_in_what_is_said(bank, monkeypatch):
         format_relation,
     ]
     monkeypatch.setattr("peftlab.cli.prediction_view.out", Console(force_terminal=True, color_system="truecolor"))
-    for answer, form in zip(answers, forms, strict=True):
-        shown = form(answer.as_dict(), bank.task(answer.adapter))
-        printed = coloured(shown)
+    for answer, data_format in zip(answers, forms, strict=True):
+        shown = data_format(answer.as_dict(), bank.task(answer.adapter))
+        printed = render_in_color(shown)
         assert printed.count("\x1b[") >= (1 if answer.as_dict().get("entities", True) else 0)
         assert Text.from_ansi(printed.rstrip("\n")).plain == shown.plain.rstrip("\n")
 
 
-def test_entities_in_colour_are_labelled(monkeypatch, bank):
+def test_entities_in_color_have_labels(monkeypatch, bank):
     monkeypatch.setattr("peftlab.cli.prediction_view.out", Console(force_terminal=True, color_system="truecolor"))
     ada = {"start": 0, "end": 3, "label": "PER", "text": "Ada"}
     rome = {"start": 9, "end": 13, "label": "LOC", "text": "Rome"}
@@ -212,9 +212,9 @@ def test_entities_in_colour_are_labelled(monkeypatch, bank):
     assert len(styles) == 4
 
 
-def test_the_real_command_prints_colours_where_they_are_forced_and_several_tasks_at_once(task_store):  # noqa: F811
+def test_forced_colors_with_multiple_tasks(task_store):  # noqa: F811
     names = "entities,classes,rating,relations"
-    command = [sys.executable, "-m", "peftlab", "predict", names, *ASKED["relations"], "--store", str(task_store)]
+    command = [sys.executable, "-m", "peftlab", "predict", names, *EXAMPLES["relations"], "--store", str(task_store)]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -234,28 +234,28 @@ def test_the_real_command_prints_colours_where_they_are_forced_and_several_tasks
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_json_has_the_keys_of_the_task_in_their_order(told, kind):
-    [row] = told(kind, *ASKED[kind])
+def test_json_keys_match_task(predict_json, kind):
+    [row] = predict_json(kind, *EXAMPLES[kind])
     assert list(row) == ["adapter", *KEYS[kind]]
     assert row["adapter"] == kind
 
 
-def test_probabilities_fall_and_add_up_to_one(told):
-    [row] = told("classes", *ASKED["classes"])
+def test_probabilities_are_sorted_and_sum_to_one(predict_json):
+    [row] = predict_json("classes", *EXAMPLES["classes"])
     chances = list(row["scores"].values())
     assert chances == sorted(chances, reverse=True)
     assert sum(chances) == pytest.approx(1, abs=1e-3)
     assert row["labels"] == [next(iter(row["scores"]))]
 
 
-def test_several_labels_are_those_at_or_above_the_threshold(told):
-    for row in told("topics", "the train was late .", "it rained .", "", "nobody came ."):
-        assert set(row["labels"]) == {label for label, chance in row["scores"].items() if chance >= 0.3}
+def test_multi_label_uses_threshold(predict_json):
+    for row in predict_json("topics", "the train was late .", "it rained .", "", "nobody came ."):
+        assert set(row["labels"]) == {label for label, probability in row["scores"].items() if probability >= 0.3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_command_says_what_the_python_api_says(told, bank, kind):
-    [row] = told(kind, *ASKED[kind])
+def test_command_matches_python_api(predict_json, bank, kind):
+    [row] = predict_json(kind, *EXAMPLES[kind])
     fields = {name: value for name, value in INPUTS[kind].items() if name != "text_pair"}
     [answer] = bank.predict(fields, adapters=kind)
     assert answer.as_dict() == row
@@ -264,60 +264,67 @@ def test_the_command_says_what_the_python_api_says(told, bank, kind):
 # --- rows from files
 
 
-def written(folder, kind, form):
+def write_rows(folder, kind, data_format):
     """The rows of a kind as `predict` is asked them, in a file."""
     rows = [{name: row[name] for name in row if name in (*KEYS[kind], "text_pair", "tokens")} for row in KINDS[kind][1]]
-    file = folder / f"rows.{form}"
-    if form == "jsonl":
+    file = folder / f"rows.{data_format}"
+    if data_format == "jsonl":
         file.write_text(lines_of(rows), encoding="utf8")
-    elif form == "json":
+    elif data_format == "json":
         file.write_text(json.dumps(rows, indent=1), encoding="utf8")
     else:
         with file.open("w", encoding="utf8", newline="") as opened:
-            writer = csv.DictWriter(opened, list(rows[0]), delimiter="\t" if form == "tsv" else ",")
+            writer = csv.DictWriter(opened, list(rows[0]), delimiter="\t" if data_format == "tsv" else ",")
             writer.writeheader()
             writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
     return file, rows
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_come_alike_from_every_kind_of_file(told, tmp_path, kind):
+def test_all_file_formats_give_equal_predictions(predict_json, tmp_path, kind):
     by_form = {}
-    for form in ("jsonl", "csv", "json"):
-        file, rows = written(tmp_path, kind, form)
-        by_form[form] = told(kind, "--file", file)
-        assert len(by_form[form]) == len(rows)
+    for data_format in ("jsonl", "csv", "json"):
+        file, rows = write_rows(tmp_path, kind, data_format)
+        by_form[data_format] = predict_json(kind, "--file", file)
+        assert len(by_form[data_format]) == len(rows)
     assert by_form["jsonl"] == by_form["csv"] == by_form["json"]
 
 
-def test_a_text_file_is_a_text_a_line_empty_ones_too(told, tmp_path):
+def test_text_file_has_one_text_per_line(predict_json, tmp_path):
     (tmp_path / "texts.txt").write_text("\ufeffthe train .\n\n组织 🙂\n", encoding="utf8")
-    assert [row["text"] for row in told("classes", "-f", tmp_path / "texts.txt")] == ["the train .", "", "组织 🙂"]
-    assert [row["text"] for row in told("classes", stdin="a\n\nb\n")] == ["a", "", "b"]
+    assert [row["text"] for row in predict_json("classes", "-f", tmp_path / "texts.txt")] == [
+        "the train .",
+        "",
+        "组织 🙂",
+    ]
+    assert [row["text"] for row in predict_json("classes", stdin="a\n\nb\n")] == ["a", "", "b"]
 
 
-def test_an_empty_file_or_input_asks_nothing(predict, tmp_path):
+def test_empty_file_or_input_gives_no_predictions(predict, tmp_path):
     (tmp_path / "texts.txt").write_text("")
     for result in (predict("classes", "--file", tmp_path / "texts.txt"), predict("classes", stdin="")):
         assert (result.exit_code, result.output) == (0, "")
 
 
-def test_a_squad_file_asks_its_questions(told, tmp_path):
+def test_squad_file_is_read(predict_json, tmp_path):
     questions = [{"id": f"q{n}", "question": "who wrote ?", "answers": []} for n in range(2)]
     paragraph = {"context": "Ada Lovelace wrote to Rome .", "qas": questions}
     (tmp_path / "dev.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}))
-    rows = told("answers", "--file", tmp_path / "dev.json")
+    rows = predict_json("answers", "--file", tmp_path / "dev.json")
     assert [(row["question"], row["context"]) for row in rows] == [("who wrote ?", paragraph["context"])] * 2
 
 
-def test_a_conll_file_keeps_its_tokens(told, tmp_path):
+def test_conll_file_keeps_tokens(predict_json, tmp_path):
     (tmp_path / "rows.conll").write_text("Ada\tO\nleft-over\tO\n\nRome\tO\n")
-    assert [row["text"] for row in told("entities", "--file", tmp_path / "rows.conll")] == ["Ada left-over", "Rome"]
+    assert [row["text"] for row in predict_json("entities", "--file", tmp_path / "rows.conll")] == [
+        "Ada left-over",
+        "Rome",
+    ]
 
 
-def test_a_column_may_have_another_name(told, predict, tmp_path):
+def test_column_option_maps_names(predict_json, predict, tmp_path):
     (tmp_path / "rows.csv").write_text("review,stars\nthe train .,5\n")
-    [row] = told("classes", "--file", tmp_path / "rows.csv", "--column", "text=review")
+    [row] = predict_json("classes", "--file", tmp_path / "rows.csv", "--column", "text=review")
     assert row["text"] == "the train ."
     missing = predict("classes", "--file", tmp_path / "rows.csv", "--column", "text=reviw")
     assert missing.exit_code == 2
@@ -328,35 +335,35 @@ def test_a_column_may_have_another_name(told, predict, tmp_path):
 # --- contexts and pairs
 
 
-def test_a_context_is_given_as_text_or_in_a_file(told, tmp_path):
+def test_context_from_text_or_file(predict_json, tmp_path):
     (tmp_path / "context.txt").write_text("Ada Lovelace wrote\nto Rome .\n", encoding="utf8")
-    [typed] = told("answers", "who ?", "--context", "Ada Lovelace wrote\nto Rome .")
-    [read] = told("answers", "who ?", "--context", f"@{tmp_path / 'context.txt'}")
+    [typed] = predict_json("answers", "who ?", "--context", "Ada Lovelace wrote\nto Rome .")
+    [read] = predict_json("answers", "who ?", "--context", f"@{tmp_path / 'context.txt'}")
     assert typed == read
-    [first, second] = told("answers", "who ?", "where ?", "--context", "Rome .")
+    [first, second] = predict_json("answers", "who ?", "where ?", "--context", "Rome .")
     assert (first["question"], second["question"], first["context"]) == ("who ?", "where ?", "Rome .")
 
 
-def test_the_context_of_a_pair_is_its_second_text(told, tmp_path):
-    [row] = told("rating", "the train .", "--context", "it rained .")
+def test_context_is_second_text_of_pair(predict_json, tmp_path):
+    [row] = predict_json("rating", "the train .", "--context", "it rained .")
     assert (row["text"], row["text_pair"]) == ("the train .", "it rained .")
     (tmp_path / "rows.jsonl").write_text('{"text": "the train ."}\n')
-    assert told("rating", "--file", tmp_path / "rows.jsonl", "--context", "it rained .") == [row]
+    assert predict_json("rating", "--file", tmp_path / "rows.jsonl", "--context", "it rained .") == [row]
 
 
 @pytest.mark.parametrize("kind", ["entities", "relations"])
-def test_a_context_is_refused_where_the_task_takes_none(predict, kind):
+def test_context_fails_for_single_text_tasks(predict, kind):
     result = predict(kind, "x", "--context", "y")
     assert result.exit_code == 2
     assert f"--context is not an input of {kind} ({KINDS[kind][0]['type']})." in one_line(result.output)
 
 
-def test_a_context_file_that_is_not_there_is_told(predict, tmp_path):
+def test_missing_context_file_fails(predict, tmp_path):
     result = predict("answers", "who ?", "--context", f"@{tmp_path / 'absent.txt'}")
     assert (result.exit_code, "No such file" in result.output) == (2, True)
 
 
-def test_a_context_does_not_hide_the_line_of_a_wrong_row(predict, tmp_path):
+def test_invalid_row_with_context_is_reported_with_line(predict, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"question": "who ?"}\n\n{"question": 3}\n')
     result = predict("answers", "--file", tmp_path / "rows.jsonl", "--context", "Rome .")
     assert result.exit_code == 2
@@ -367,7 +374,7 @@ def test_a_context_does_not_hide_the_line_of_a_wrong_row(predict, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["iob1", "iob2", "iobes"])
-def test_tags_read_back_as_the_entities_that_were_found(predict, bank, scheme):
+def test_conll_output_parses_to_same_entities(predict, bank, scheme):
     texts = ["Ada Lovelace left Rome .", "", "Grace Hopper left Paris . Alan Turing left London ."]
     printed = predict("entities", *texts, "--conll", scheme).output
     blocks = [block.splitlines() for block in re.split(r"(?<=\n)\n|^\n", printed)] if printed else []
@@ -383,8 +390,8 @@ def test_tags_read_back_as_the_entities_that_were_found(predict, bank, scheme):
 
 
 @pytest.mark.parametrize("kind", ["classes", "rating", "answers", "relations"])
-def test_tags_are_refused_where_the_task_has_none(predict, kind):
-    result = predict(kind, *ASKED[kind], "--conll", "iob2")
+def test_conll_output_fails_for_other_tasks(predict, kind):
+    result = predict(kind, *EXAMPLES[kind], "--conll", "iob2")
     assert result.exit_code == 2
     assert f"{kind} predicts no tags; --conll is for token classification." in one_line(result.output)
 
@@ -392,18 +399,18 @@ def test_tags_are_refused_where_the_task_has_none(predict, kind):
 # --- several adapters of several tasks
 
 
-def test_adapters_of_several_tasks_answer_side_by_side(predict, told):
-    text = ASKED["relations"][0]
-    rows = told("entities,classes,topics,rating,relations", text, text)
+def test_adapters_of_multiple_tasks_predict_together(predict, predict_json):
+    text = EXAMPLES["relations"][0]
+    rows = predict_json("entities,classes,topics,rating,relations", text, text)
     assert [row["adapter"] for row in rows] == ["entities", "classes", "topics", "rating", "relations"] * 2
     assert rows[:5] == rows[5:]
-    assert rows[1] == told("classes", text)[0]
+    assert rows[1] == predict_json("classes", text)[0]
     shown = predict("entities,relations", text).output.splitlines()
     assert shown[0].startswith("entities   ")
     assert shown[1].startswith("relations  Ada Lovelace left Rome .")
 
 
-def test_a_text_that_one_of_several_tasks_cannot_take_is_told_for_that_one(predict):
+def test_text_invalid_for_one_task_fails(predict):
     result = predict("classes,answers", "the train .")
     assert result.exit_code == 2
     assert "expected columns question and context" in one_line(result.output)
@@ -430,7 +437,7 @@ def test_a_text_that_one_of_several_tasks_cannot_take_is_told_for_that_one(predi
         ("relations", {"tokens": ["a", "b"], "tags": ["B-head", "O"]}, "expected one head and one tail"),
     ],
 )
-def test_a_row_that_the_task_cannot_take_is_told_with_its_line(predict, tmp_path, kind, row, expected):
+def test_invalid_row_is_reported_with_line(predict, tmp_path, kind, row, expected):
     (tmp_path / "rows.jsonl").write_text(lines_of([INPUTS[kind], row]))
     result = predict(kind, "--file", tmp_path / "rows.jsonl")
     assert result.exit_code == 2
@@ -440,28 +447,28 @@ def test_a_row_that_the_task_cannot_take_is_told_with_its_line(predict, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["entities", "characters", "classes", "topics", "rating"])
-def test_odd_texts_are_answered_in_every_form(predict, told, kind):
+def test_unusual_texts_are_predicted(predict, predict_json, kind):
     odd = ["", " ", "🙂", "👩‍🚀🇫🇷", "\u200b", "组织", "x" * 400, "a\tb  c", "[bold]x[/]", "ا"]
-    rows = told(kind, *odd)
+    rows = predict_json(kind, *odd)
     assert [row["text"] for row in rows] == odd
     assert predict(kind, *odd).exit_code == 0
 
 
-def test_odd_questions_and_relations_are_answered(told, predict):
+def test_unusual_questions_and_relations_are_predicted(predict_json, predict):
     for context in ("", "🙂", "组织", "x" * 300, "\u200b"):
-        [row] = told("answers", "who ?", "--context", context)
+        [row] = predict_json("answers", "who ?", "--context", context)
         if row["answer"] is not None:
             assert context[row["start"] : row["end"]] == row["answer"]
-        assert told("answers", "", "--context", context)
+        assert predict_json("answers", "", "--context", context)
         assert predict("answers", "who ?", "--context", context).exit_code == 0
     for text in ("<e1>🙂</e1><e2>组织</e2>", f"<e1>a</e1> {'far ' * 100}<e2>b</e2>", "<e2> b </e2>[x]<e1>a</e1>"):
-        [row] = told("relations", text)
+        [row] = predict_json("relations", text)
         for role in ("head", "tail"):
             assert row["text"][row[role]["start"] : row[role]["end"]] == row[role]["text"]
         assert predict("relations", text).exit_code == 0
 
 
-def test_an_adapter_tuned_on_characters_reads_characters(predict, told, bank):
+def test_character_adapter_uses_character_tokens(predict, predict_json, bank):
     assert bank.task("characters").state == {"unit": "character"}
     assert bank.task("entities").state == {"unit": "word"}
     text = "北京 2026年 ok"
@@ -469,4 +476,4 @@ def test_an_adapter_tuned_on_characters_reads_characters(predict, told, bank):
     assert [line.split("\t")[0] for line in tagged if line] == [letter for letter in text if letter != " "]
     words = predict("entities", text, "--conll", "iob2").output.splitlines()
     assert [line.split("\t")[0] for line in words if line] == ["北", "京", "2026", "年", "ok"]
-    assert told("characters", text)[0]["text"] == text
+    assert predict_json("characters", text)[0]["text"] == text
