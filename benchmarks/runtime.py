@@ -19,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "every Linear, fp32": {},
     "query and value, fp32": {"method": {**LORA, "target_modules": ["query", "value"]}},
     "every Linear, bf16": {"precision": "bf16"},
-    "every Linear, fp32, decode-shaped": {"tokens": 1, "rounds": 60},
+    "every Linear, fp32, decode-shaped": {"tokens": 1, "num_repeats": 60},
     "(IA)³, fp32": {"method": {"type": "ia3"}, "plain": False},
     "Pfeiffer's bottlenecks, fp32": {"method": {"type": "bottleneck"}, "plain": False},
     "prefixes, fp32": {"method": {"type": "prefix"}, "plain": False},
@@ -33,10 +33,12 @@ CASES: dict[str, dict[str, Any]] = {
 def main(cases: tuple[str, ...], rounds: int, loads: bool) -> None:
     """Measure, print and write."""
     if cases:
-        rows = [row for case in cases for row in _rows(case, time_batches(MODEL, **{"rounds": rounds, **CASES[case]}))]
+        rows = [
+            row for case in cases for row in _rows(case, time_batches(MODEL, **{"num_repeats": rounds, **CASES[case]}))
+        ]
         write_result("runtime-batches", "Mixed batches", rows, __doc__ or "")
     if loads:
-        times = time_loading(MODEL, registered=(1, 100, 1000), rounds=80)
+        times = time_loading(MODEL, registered=(1, 100, 1000), num_repeats=80)
         told = [
             {
                 "in memory": load.registered,

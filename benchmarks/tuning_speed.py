@@ -173,7 +173,7 @@ def _write_steps(name: str, recipe: Path, rounds: int) -> None:
             "time ÷ limit": f"{step.ratio:.3f}",
             "milliseconds": f"{step.seconds * 1000:.0f}",
         }
-        for step in time_steps(recipe, rounds=rounds, compiled=True)
+        for step in time_steps(recipe, num_repeats=rounds, compiled=True)
     ]
     said = STEPS_SAID.format(rounds=rounds)
     write_result("tuning-steps", "Training steps of 32 × 64 tokens", rows, f"{said} Base and method of {name}.")

@@ -61,7 +61,7 @@ def time_batches(
     method: dict[str, Any] | None = None,
     rows: int = 32,
     tokens: int = 64,
-    rounds: int = 15,
+    num_repeats: int = 15,
     precision: str = "fp32",
     plain: bool = True,
     device: str = "auto",
@@ -75,7 +75,7 @@ def time_batches(
         counts: Numbers of different adapters in a batch.
         method: The method, as `method` of a recipe; None means LoRA with r=8.
         rows, tokens: Shape of the batch.
-        rounds: Number of measured batches of each setup, after two warm-up batches.
+        num_repeats: Number of measured batches of each setup, after two warm-up batches.
         precision: fp32 or bf16.
         plain: Whether to measure plain PEFT too, where it can mix adapters of the method.
         device: auto, cpu, cuda or mps.
@@ -87,7 +87,7 @@ def time_batches(
     """
     settings: dict[str, Any] = {**_check_settings(base, method), "device": device}
     plain = plain and _is_mixed_by_peft(settings["method"])
-    sizes: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "rounds": rounds, "plain": plain}
+    sizes: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "num_repeats": num_repeats, "plain": plain}
     result = call_in_process(WORKER, "batch_times", **settings, **sizes, precision=precision)
     return [BatchTime(**fields) for fields in result.value]
 
@@ -97,21 +97,21 @@ def time_loading(
     *,
     registered: Sequence[int] = (1, 100, 1000),
     method: dict[str, Any] | None = None,
-    rounds: int = 30,
+    num_repeats: int = 30,
     device: str = "auto",
 ) -> list[LoadTime]:
     """Time the loading of an adapter, with few and with many other adapters in memory.
 
-    Each number of adapters is measured in three new processes with `rounds` loads each; the numbers alternate. Other
-    arguments and errors are those of `time_batches`.
+    Each number of adapters is measured in three new processes with `num_repeats` loads each; the numbers alternate.
+    Other arguments and errors are those of `time_batches`.
     """
     settings, maximum = _check_settings(base, method), max(registered)
     times: dict[int, list[Seconds]] = {count: [] for count in registered}
     with tempfile.TemporaryDirectory() as store:
-        call_in_process(WORKER, "publish", **settings, store=store, loaded=maximum, fresh=rounds)
+        call_in_process(WORKER, "publish", **settings, store=store, loaded=maximum, fresh=num_repeats)
         for _ in range(TURNS):
             for count in registered:
-                result = call_in_process(WORKER, "load_times", store=store, loaded=count, fresh=rounds, device=device)
+                result = call_in_process(WORKER, "load_times", store=store, loaded=count, fresh=num_repeats, device=device)
                 times[count].append(result.value)
     return [_load_time(count, times[count], times[registered[0]]) for count in registered]
 

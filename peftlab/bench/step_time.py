@@ -41,7 +41,7 @@ def time_steps(
     overrides: Mapping[str, Any] | None = None,
     batch: int = 32,
     tokens: int = 64,
-    rounds: int = 10,
+    num_repeats: int = 10,
     device: str = "auto",
     compiled: bool = False,
 ) -> list[StepTime]:
@@ -55,7 +55,7 @@ def time_steps(
         overrides: Dotted recipe keys → values.
         batch: Rows of a batch.
         tokens: Tokens of a row, at most the maximum length of the base model.
-        rounds: Number of measured steps of each setup, after two warm-up steps.
+        num_repeats: Number of measured steps of each setup, after two warm-up steps.
         device: auto, cpu, cuda or mps.
         compiled: Whether to measure torch.compile too; the time of compilation is not counted.
 
@@ -81,7 +81,7 @@ def time_steps(
         settings=settings,
         batch=batch,
         tokens=tokens,
-        rounds=rounds,
+        num_repeats=num_repeats,
         device=device,
         compiled=compiled,
     )

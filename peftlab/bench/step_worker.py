@@ -31,7 +31,7 @@ def step_times(
     settings: list[dict[str, Any]],
     batch: int,
     tokens: int,
-    rounds: int,
+    num_repeats: int,
     device: str,
     compiled: bool,
 ) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def step_times(
             if compiled:
                 changed = read_recipe(recipe_path, {**setting["overrides"], **COMPILING})
                 steps[COMPILED] = _method_step(changed, (batch, tokens), stack, device)
-            seconds = _time_in_turn(steps, rounds, choose_device(device))
+            seconds = _time_in_turn(steps, num_repeats, choose_device(device))
         setting_fields = {"precision": setting["precision"], "dropout": setting["dropout"]}
         results += [{**setting_fields, "way": way, **_median_fields(seconds, way)} for way in steps]
     return results
@@ -100,9 +100,9 @@ def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack, devic
     return _peftlab_step(recipe, base, task, _inputs(base, shape), bf16, stack)
 
 
-def ratios_in_turn(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
+def ratios_in_turn(steps: Mapping[str, Step], num_repeats: int) -> dict[str, float]:
     """Run the steps in turn → the median ratio of each step's time to that of the first."""
-    first, seconds = next(iter(steps)), _time_in_turn(steps, rounds, choose_device())
+    first, seconds = next(iter(steps)), _time_in_turn(steps, num_repeats, choose_device())
     return {name: statistics.median(row[name] / row[first] for row in seconds) for name in steps}
 
 
@@ -143,9 +143,9 @@ def _inputs(base: Base, shape: tuple[int, int]) -> Inputs:
     return {"input_ids": ids.to(base.model.device), "attention_mask": torch.ones_like(ids).to(base.model.device)}
 
 
-def _time_in_turn(steps: Mapping[str, Step], rounds: int, device: torch.device) -> list[dict[str, float]]:
+def _time_in_turn(steps: Mapping[str, Step], num_repeats: int, device: torch.device) -> list[dict[str, float]]:
     """Return the seconds of one step of each setup, one row per round."""
-    rows = [{way: _time(step, device) for way, step in steps.items()} for _ in range(WARM_UP + rounds)]
+    rows = [{way: _time(step, device) for way, step in steps.items()} for _ in range(WARM_UP + num_repeats)]
     return rows[WARM_UP:]
 
 

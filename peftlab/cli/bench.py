@@ -64,6 +64,7 @@ def bench() -> None:
 )
 @option(
     "--rounds",
+    "num_repeats",
     default=10,
     show_default=True,
     type=click.IntRange(min=1),
@@ -80,7 +81,7 @@ def tuning(
     recipe_path: str,
     overrides: dict[str, Any],
     seeds: list[int] | None,
-    rounds: int,
+    num_repeats: int,
     only: str | None,
     compiled: bool,
     as_json: bool,
@@ -94,7 +95,7 @@ def tuning(
     Single training steps have 32 × 64 tokens. They are compared with a lower limit: one forward and one
     activation backward of the frozen base model. Nothing is published.
     """
-    _check_only(ctx, only, {"runs": ("seeds",), "steps": ("rounds",)})
+    _check_only(ctx, only, {"runs": ("seeds",), "steps": ("num_repeats",)})
     runs: list[RunTime] = []
     steps: list[StepTime] = []
     with bar_for("tuning", quiet=as_json) as on_progress:
@@ -108,7 +109,7 @@ def tuning(
                 on_progress=on_progress,
             )
         if only != "runs":
-            steps = time_steps(recipe_path, overrides=overrides, rounds=rounds, device=device, compiled=compiled)
+            steps = time_steps(recipe_path, overrides=overrides, num_repeats=num_repeats, device=device, compiled=compiled)
     summaries = summarize(runs, PLAIN)
     if as_json:
         results = {"runs": _as_dicts(runs), "ways": _as_dicts(summaries), "steps": _as_dicts(steps)}
@@ -168,6 +169,7 @@ def tuning(
 )
 @option(
     "--rounds",
+    "num_repeats",
     default=15,
     show_default=True,
     type=click.IntRange(min=1),
@@ -202,7 +204,7 @@ def runtime(
     method: dict[str, Any],
     rows: int,
     tokens: int,
-    rounds: int,
+    num_repeats: int,
     precision: str,
     registered: list[int],
     only: str | None,
@@ -216,14 +218,14 @@ def runtime(
 
     With --json, one object is printed; its `ratio_to_base` has a ratio for each case.
     """
-    _check_only(ctx, only, {"batches": ("counts", "rows", "tokens", "rounds", "precision"), "loads": ("registered",)})
+    _check_only(ctx, only, {"batches": ("counts", "rows", "tokens", "num_repeats", "precision"), "loads": ("registered",)})
     settings: dict[str, Any] = {"method": method, "device": device}
     sizes: dict[str, Any] = {"rows": rows, "tokens": tokens, "precision": precision}
     batches: list[BatchTime] = []
     loads: list[LoadTime] = []
     with bar_for("measuring", quiet=as_json):
         if only != "loads":
-            batches = time_batches(base, counts=counts, rounds=rounds, **sizes, **settings)
+            batches = time_batches(base, counts=counts, num_repeats=num_repeats, **sizes, **settings)
         if only != "batches":
             loads = time_loading(base, registered=registered, **settings)
     if as_json:

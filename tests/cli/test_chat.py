@@ -59,7 +59,9 @@ def test_base_only_reply_matches_plain_transformers(bank, base):
     )
     template = bank.task("ada").state["chat_template"]
     expected = plain_writing(model, tokenizer, CHAT, template)
-    assert "".join(bank.reply(CHAT, adapter="ada", base_only=True)).strip() == expected != predict_reply(bank, CHAT, "ada")
+    assert (
+        "".join(bank.reply(CHAT, adapter="ada", base_only=True)).strip() == expected != predict_reply(bank, CHAT, "ada")
+    )
 
 
 def test_closed_stream_stops_generation(store):
