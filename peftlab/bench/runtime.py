@@ -87,7 +87,13 @@ def time_batches(
     """
     settings: dict[str, Any] = {**_check_settings(base, method), "device": device}
     plain = plain and _is_mixed_by_peft(settings["method"])
-    sizes: dict[str, Any] = {"counts": list(counts), "rows": rows, "tokens": tokens, "num_repeats": num_repeats, "plain": plain}
+    sizes: dict[str, Any] = {
+        "counts": list(counts),
+        "rows": rows,
+        "tokens": tokens,
+        "num_repeats": num_repeats,
+        "plain": plain,
+    }
     result = call_in_process(WORKER, "batch_times", **settings, **sizes, precision=precision)
     return [BatchTime(**fields) for fields in result.value]
 
@@ -111,7 +117,9 @@ def time_loading(
         call_in_process(WORKER, "publish", **settings, store=store, loaded=maximum, fresh=num_repeats)
         for _ in range(TURNS):
             for count in registered:
-                result = call_in_process(WORKER, "load_times", store=store, loaded=count, fresh=num_repeats, device=device)
+                result = call_in_process(
+                    WORKER, "load_times", store=store, loaded=count, fresh=num_repeats, device=device
+                )
                 times[count].append(result.value)
     return [_load_time(count, times[count], times[registered[0]]) for count in registered]
 

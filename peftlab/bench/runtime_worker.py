@@ -143,7 +143,9 @@ def _load_plain_model(bank: Bank, precision: str) -> Any:
 
 def _load_plain_peft(bank: Bank, names: list[str], precision: str) -> Any:
     first, *others = names
-    model = PeftModel.from_pretrained(_load_plain_model(bank, precision), bank.adapter(first).folder, adapter_name=first)
+    model = PeftModel.from_pretrained(
+        _load_plain_model(bank, precision), bank.adapter(first).folder, adapter_name=first
+    )
     for name in others:
         model.load_adapter(bank.adapter(name).folder, adapter_name=name)
     return model.eval()

@@ -109,7 +109,9 @@ def tuning(
                 on_progress=on_progress,
             )
         if only != "runs":
-            steps = time_steps(recipe_path, overrides=overrides, num_repeats=num_repeats, device=device, compiled=compiled)
+            steps = time_steps(
+                recipe_path, overrides=overrides, num_repeats=num_repeats, device=device, compiled=compiled
+            )
     summaries = summarize(runs, PLAIN)
     if as_json:
         results = {"runs": _as_dicts(runs), "ways": _as_dicts(summaries), "steps": _as_dicts(steps)}
@@ -218,7 +220,9 @@ def runtime(
 
     With --json, one object is printed; its `ratio_to_base` has a ratio for each case.
     """
-    _check_only(ctx, only, {"batches": ("counts", "rows", "tokens", "num_repeats", "precision"), "loads": ("registered",)})
+    _check_only(
+        ctx, only, {"batches": ("counts", "rows", "tokens", "num_repeats", "precision"), "loads": ("registered",)}
+    )
     settings: dict[str, Any] = {"method": method, "device": device}
     sizes: dict[str, Any] = {"rows": rows, "tokens": tokens, "precision": precision}
     batches: list[BatchTime] = []
