@@ -96,9 +96,9 @@ def _check_kind(kind: str, trained_as: Any, errors: ErrorCollector) -> None:
 
 def _check_options(kind: str, multi_label: bool, threshold: float | None, errors: ErrorCollector) -> None:
     if multi_label and kind != "text-classification":
-        errors.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Take it out.")
+        errors.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Remove it.")
     if threshold is not None and not multi_label:
-        errors.add("a threshold is for several labels.", key="threshold", hint="Take it out, or say --multi-label.")
+        errors.add("a threshold is for several labels.", key="threshold", hint="Remove it, or say --multi-label.")
     elif threshold is not None and not 0 < threshold < 1:
         errors.add(f"should lie between 0 and 1, not {threshold:g}.", key="threshold")
 

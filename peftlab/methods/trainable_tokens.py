@@ -71,6 +71,6 @@ def _embedding_modules(base: Base, errors: ErrorCollector) -> list[str]:
     tied = head.weight is embeddings.weight
     if getattr(head, "bias", None) is not None:
         message = "the head of this base has a bias, which PEFT leaves out where single tokens train."
-        errors.add(message, key=KEY, hint="Take it out.")
+        errors.add(message, key=KEY, hint="Remove it.")
     modules: list[nn.Module] = [embeddings] if tied else [embeddings, head]
     return [name for module in modules for name, found in base.model.named_modules() if found is module]

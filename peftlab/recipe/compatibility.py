@@ -28,7 +28,7 @@ def _clashes(recipe: Recipe) -> Iterator[ValidationIssue]:
     yield from _task_conflicts(recipe)
     if recipe.method.start_from:
         for reason in filter(None, (limits.start_from for limits in recipe.method.limits)):
-            yield ValidationIssue(reason, key="method.start_from", hint="Take it out, or take another method.")
+            yield ValidationIssue(reason, key="method.start_from", hint="Remove it, or take another method.")
     if recipe.training.packing:
         yield from _against_packing(recipe)
     if recipe.training.torch_compile:
@@ -59,7 +59,7 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
             yield ValidationIssue(reason, key="method.type", hint="Take lora, or another method.")
     if method.trains_token_embeddings and task.type != "causal-lm":
         message = f"embeddings of single tokens train for causal-lm, not for {task.type}."
-        yield ValidationIssue(message, key="method.trainable_token_indices", hint="Take it out.")
+        yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")
 
 
 def _needing_the_whole_base(recipe: Recipe) -> Iterator[str]:
@@ -86,11 +86,11 @@ def _against_compiling(recipe: Recipe) -> Iterator[ValidationIssue]:
 def _against_packing(recipe: Recipe) -> Iterator[ValidationIssue]:
     if getattr(recipe.task, "objective", None) == "masked-lm":
         message = "masked tokens are found with all that is beside them, so each text needs a row of its own."
-        yield ValidationIssue(message, key="training.packing", hint="Take it out.")
+        yield ValidationIssue(message, key="training.packing", hint="Remove it.")
     elif not isinstance(recipe.task, CausalLm | DomainAdaptation):
         message = f"each text of {recipe.task.type} needs a row of its own."
-        yield ValidationIssue(message, key="training.packing", hint="Take it out.")
+        yield ValidationIssue(message, key="training.packing", hint="Remove it.")
     if recipe.method.trains_upper_layers_only and recipe.training.frozen_cache:
         message = "what frozen layers make of each text is kept text by text, and packed texts share rows."
-        hint = "Take it out, or keep nothing: training.frozen_cache: null."
+        hint = "Remove it, or keep nothing: training.frozen_cache: null."
         yield ValidationIssue(message, key="training.packing", hint=hint)

@@ -66,7 +66,7 @@ class TranslationTask(SequenceToSequenceTask):
     def _tell(self, tokenizer: "PreTrainedTokenizerBase", side: str, theirs: str, errors: ErrorCollector) -> None:
         language, knows = getattr(self, side), hasattr(tokenizer, theirs)
         if language and not knows:
-            hint = "Take it out; say what is wanted by task.prefix, if this base is told by words."
+            hint = "Remove it; say what is wanted by task.prefix, if this base is told by words."
             errors.add("the tokenizer of this base knows no languages.", key=f"task.{side}", hint=hint)
         elif knows and not language:
             hint = f"Name it as the tokenizer does: {', '.join(_languages(tokenizer)[:5])}, …"

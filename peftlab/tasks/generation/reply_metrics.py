@@ -46,7 +46,7 @@ class GeneratedReplyTask(CausalLmTask):
             plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
             if plain and split != "train":
                 message = f"{plain} rows of {split} are plain text, which asks nothing that could be replied to."
-                errors.add(message, key="task.scored_by", hint="Take it out: perplexity is the score of plain text.")
+                errors.add(message, key="task.scored_by", hint="Remove it: perplexity is the score of plain text.")
 
     def encode_all(
         self,
