@@ -30,7 +30,8 @@ def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
     training = recipe.training
     with session.collect_errors() as errors:
         check_optimizer(training, choose_device(session.device), errors)
-        check_dpo(recipe, session.process_group, errors)
+        if task.needs_reference:
+            check_dpo(recipe, session.process_group, errors)
     sharded = shards_base(training.distributed, session.process_group)
     with session.process_group.sync_errors():
         base = bases.load_base(

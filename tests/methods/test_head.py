@@ -19,7 +19,7 @@ from peftlab.tasks.prediction import forward
 from peftlab.tuning import tune
 from tests.architectures import build
 from tests.task_stores import one_line, recipe_for, run
-from tests.tuning.test_tune import Listener
+from tests.tuning.test_tune import ProgressRecorder
 
 HEAD = {"type": "head"}
 SENTENCE = "the train was late , it rained ."
@@ -95,7 +95,7 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(tiny_base, tmp_path):
     overrides = {"method": HEAD}
     straight = tune(recipe, overrides=overrides, store=tmp_path / "straight")
     with pytest.raises(TuningInterrupted):
-        tune(recipe, overrides=overrides, store=tmp_path / "store", progress=Listener(interrupt_at=4))
+        tune(recipe, overrides=overrides, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at=4))
     assert not list((tmp_path / "store").rglob("frozen-*"))
     resumed = tune(recipe, overrides=overrides, store=tmp_path / "store", resume=True)
     mine, theirs = (load_file(r.adapter.folder / "adapter_model.safetensors") for r in (straight, resumed))

@@ -13,7 +13,7 @@ from peftlab.tuning import Progress, tune
 from peftlab.tuning.train import _trainer
 from tests.runs import Losses, prepared_run
 from tests.task_stores import recipe_for
-from tests.tuning.test_tune import Listener
+from tests.tuning.test_tune import ProgressRecorder
 
 ADALORA = {"type": "adalora", "target_r": 2, "init_r": 6, "tinit": 1, "tfinal": 2}
 
@@ -94,7 +94,7 @@ def test_adalora_counts_each_step_once(recipe, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr("peft.AdaLoraModel.update_and_allocate", lambda self, step: steps.append(step))
     with pytest.raises(TuningInterrupted):
-        tune(recipe, overrides={"method": ADALORA}, store=tmp_path / "store", progress=Listener(interrupt_at=4))
+        tune(recipe, overrides={"method": ADALORA}, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at=4))
     assert steps == [1, 2, 3, 4]
 
 
@@ -102,7 +102,7 @@ def test_an_interrupted_adalora_run_goes_on_as_if_nothing_had_happened(recipe, t
     changes = {"method": ADALORA}
     straight = tune(recipe, overrides=changes, store=tmp_path / "straight")
     with pytest.raises(TuningInterrupted):
-        tune(recipe, overrides=changes, store=tmp_path / "store", progress=Listener(interrupt_at=4))
+        tune(recipe, overrides=changes, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at=4))
     resumed = tune(recipe, overrides=changes, store=tmp_path / "store", resume=True)
     one, other = (load_file(result.adapter.folder / "adapter_model.safetensors") for result in (straight, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -111,7 +111,7 @@ def test_an_interrupted_adalora_run_goes_on_as_if_nothing_had_happened(recipe, t
 def test_a_lost_state_is_said_on_resume(recipe, tmp_path):
     changes, heard = {"method": ADALORA}, Losses()
     with pytest.raises(TuningInterrupted):
-        tune(recipe, overrides=changes, store=tmp_path / "store", progress=Listener(interrupt_at=4))
+        tune(recipe, overrides=changes, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at=4))
     for file in (tmp_path / "store").rglob(STATE_FILE):
         file.unlink()
     tune(recipe, overrides=changes, store=tmp_path / "store", resume=True, progress=heard)

@@ -17,7 +17,7 @@ from peftlab.interop.export import export_adapter
 from peftlab.recipe import read_recipe
 from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
 from tests.runs import prepared_run
-from tests.tuning.test_tune import Listener
+from tests.tuning.test_tune import ProgressRecorder
 from tests.untrained import publish_fresh
 
 KINDS = {
@@ -201,7 +201,7 @@ def test_layers_below_are_not_remembered_while_embeddings_train(bases, tmp_path)
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-class Stopping(Listener):
+class Stopping(ProgressRecorder):
     """After four steps."""
 
     def on_epoch_end(self, epoch, scores, *, best):

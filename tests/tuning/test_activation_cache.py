@@ -1,4 +1,4 @@
-"""The layers below all that trains: found in any architecture, without dropout, run once, and with the same result."""
+"""Frozen layers: found in any architecture, run without dropout and once per row, with the same results."""
 
 import functools
 from contextlib import contextmanager, nullcontext
@@ -23,11 +23,11 @@ HEAD = {"type": "head"}
 LAST = {"type": "lora", "layers_to_transform": 1, "lora_dropout": 0.1}
 WHOLE = {"type": "last-layers", "layers": 1}
 PFEIFFER = {"type": "bottleneck", "layers_to_transform": [1]}
-KEYS = {"type": "prefix", "layers_to_transform": [1]}  # its virtual tokens are in layer 1 alone
+KEYS = {"type": "prefix", "layers_to_transform": [1]}  # virtual tokens only in layer 1
 FIVE = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"]
 
 
-class Notes(Progress):
+class InfoRecorder(Progress):
     def __init__(self):
         self.notes = []
         self.computed = []
@@ -46,7 +46,7 @@ def folder_of(tmp_path_factory):
 
 @pytest.fixture
 def prepared(folder_of, tmp_path):
-    """A run of the main flow as it stands before training."""
+    """A function that returns a run which is ready to train."""
 
     def prepared(architecture="bert", kind="classes", method=None, **training):
         training = {"num_train_epochs": 3, "per_device_eval_batch_size": 2, "bf16": False, **training}
@@ -67,17 +67,17 @@ def lowest_linear(run):
 
 
 def trained(run, folder):
-    """Train in `folder`: notes, the way through the cache, calls of the lowest layer, files, weights and log."""
+    """Train in `folder`; returns progress, cached forward, calls of the lowest layer, files, weights and log."""
     folder.mkdir()
-    progress, seen = Notes(), {}
+    progress, seen = InfoRecorder(), {}
 
     @contextmanager
-    def watched(*arguments):
+    def recorded_cache(*arguments):
         with cached_activations(*arguments) as seen["forward"]:
             seen.update(calls=calls_of(lowest_linear(run)), files={file.name for file in folder.iterdir()} - {RUN_FILE})
             yield
 
-    with mock.patch("peftlab.tuning.train.cached_activations", watched):
+    with mock.patch("peftlab.tuning.train.cached_activations", recorded_cache):
         log = run_trainer(run, folder, resume=False, progress=progress)
     forward, calls, files = seen["forward"], seen["calls"], seen["files"]
     weights = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
@@ -89,24 +89,24 @@ def validation(log):
     return [{name: value for name, value in entry.items() if name.startswith("eval_")} for entry in log]
 
 
-def difference(mine, theirs):
-    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+def difference(first, second):
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
 @pytest.mark.parametrize(
     "method", [HEAD, LAST, WHOLE, PFEIFFER, KEYS], ids=["head", "lora", "whole layer", "bottleneck", "virtual keys"]
 )
 @pytest.mark.parametrize("architecture", FIVE)
-def test_activation_cache_gives_same_weights_and_scores(prepared, tmp_path, architecture, method):
-    """Bitwise on these sizes but for a last bit; dropout is on in the adapted layer and the head in both."""
+def test_activation_cache_matches_weights_and_scores(prepared, tmp_path, architecture, method):
+    """Equal up to the last bit on these sizes. In both runs dropout is on in the adapted layer and the head."""
     kind = "classes" if method is HEAD else "entities"
-    progress, forward, calls, files, mine, log = trained(prepared(architecture, kind, method), tmp_path / "with")
+    progress, forward, calls, files, first, log = trained(prepared(architecture, kind, method), tmp_path / "with")
     without = prepared(architecture, kind, method, frozen_cache=None)
-    _, none, calls_without, no_files, theirs, log_without = trained(without, tmp_path / "without")
+    _, none, calls_without, no_files, second, log_without = trained(without, tmp_path / "without")
     assert (forward.num_misses, calls, files) == (0, 0, {"frozen-train-0.bin", "frozen-validation-0.bin"})
     assert (none, no_files) == (None, set())
     assert calls_without > 0
-    assert difference(mine, theirs) <= 1e-6
+    assert difference(first, second) <= 1e-6
     assert validation(log) == validation(log_without)
     frozen = 2 if method is HEAD else 1
     assert progress.notes == [
@@ -115,9 +115,9 @@ def test_activation_cache_gives_same_weights_and_scores(prepared, tmp_path, arch
     assert progress.computed[-1] == (len(without.train_features), len(without.train_features))
 
 
-def test_dropout_above_frozen_layers_stays_on(prepared, tmp_path):
+def test_dropout_after_frozen_layers_is_enabled(prepared, tmp_path):
     run = prepared(method=LAST)
-    with cached_activations(run, tmp_path, Notes()):
+    with cached_activations(run, tmp_path, InfoRecorder()):
         run.model.train()
         batch = run.task.collate(run.train_features[:4], run.base.inputs)
         batch.pop("labels")
@@ -130,7 +130,7 @@ def test_dropout_above_frozen_layers_stays_on(prepared, tmp_path):
     assert modes["dropout"]
 
 
-def test_windows_and_bf16_have_no_cache_misses(prepared, tmp_path):
+def test_windows_and_bf16_hit_cache(prepared, tmp_path):
     _, forward, calls, *_ = trained(prepared(kind="answers"), tmp_path / "windows")
     assert (forward.num_misses, calls) == (0, 0)
     _, forward, calls, *_ = trained(prepared(bf16=True), tmp_path / "bf16")
@@ -140,7 +140,7 @@ def test_windows_and_bf16_have_no_cache_misses(prepared, tmp_path):
 def test_uncached_rows_are_computed(prepared, tmp_path):
     run = prepared()
     expected = evaluate_split(run, "test")
-    with cached_activations(run, tmp_path, Notes()) as forward:
+    with cached_activations(run, tmp_path, InfoRecorder()) as forward:
         del forward.files[1].spans[next(iter(forward.files[1].spans))]
         forward.files[0].spans.clear()
         found = evaluate_split(run, "test")
@@ -152,14 +152,14 @@ def test_uncached_rows_are_computed(prepared, tmp_path):
     ("budget", "reason"),
     [(None, "training.frozen_cache is null"), ("1KB", "the cache takes 0 MB, and training.frozen_cache is 1KB")],
 )
-def test_too_small_budget_disables_cache(prepared, tmp_path, budget, reason):
+def test_cache_disabled_with_small_budget(prepared, tmp_path, budget, reason):
     progress, forward, calls, files, *_ = trained(prepared(frozen_cache=budget), tmp_path / "run")
     assert (forward, files) == (None, set())
     assert calls
     assert progress.notes == [f"2 of 2 layers are frozen. They run without dropout and again in every epoch: {reason}."]
 
 
-def test_full_disk_disables_cache(prepared, tmp_path, monkeypatch):
+def test_cache_disabled_with_full_disk(prepared, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -169,24 +169,24 @@ def test_full_disk_disables_cache(prepared, tmp_path, monkeypatch):
     assert "frozen-validation-0.bin cannot be written: No space left on device." in progress.notes[1]
 
 
-def test_no_cache_if_lowest_layer_trains(prepared, tmp_path):
-    run, progress = prepared(method={"type": "lora"}), Notes()
+def test_no_cache_if_first_layer_is_trainable(prepared, tmp_path):
+    run, progress = prepared(method={"type": "lora"}), InfoRecorder()
     with cached_activations(run, tmp_path, progress) as forward:
         run.model.train()
         assert run.base.model.bert.embeddings.dropout.training
     assert (forward, progress.notes) == (None, [])
 
 
-def test_trainable_embeddings_leave_no_frozen_layers(prepared):
+def test_no_frozen_layers_with_trainable_embeddings(prepared):
     run = prepared(method=LAST)
     assert find_frozen_prefix(run).num_frozen == 1
     run.base.model.bert.embeddings.LayerNorm.weight.requires_grad = True
     assert find_frozen_prefix(run) is None
 
 
-def test_activations_that_depend_on_padding_are_not_cached(prepared, tmp_path):
-    """BERT counts positions from the left edge of a batch, so padding there moves a row."""
-    run, progress = prepared(), Notes()
+def test_cache_rejects_activations_with_padding_effect(prepared, tmp_path):
+    """BERT counts positions from the left edge of a batch, so left padding changes them."""
+    run, progress = prepared(), InfoRecorder()
     run.base.inputs.tokenizer.padding_side = "left"
     with cached_activations(run, tmp_path, progress) as forward:
         assert forward is None
@@ -194,8 +194,8 @@ def test_activations_that_depend_on_padding_are_not_cached(prepared, tmp_path):
     assert not list(tmp_path.glob("*.bin"))
 
 
-def test_functional_dropout_disables_cache(prepared, tmp_path):
-    run, progress = prepared(), Notes()
+def test_cache_disabled_with_functional_dropout(prepared, tmp_path):
+    run, progress = prepared(), InfoRecorder()
     model = run.base.model
     model.bert.embeddings.register_forward_hook(
         lambda module, args, output: nn.functional.dropout(output, 0.5, training=model.training)
@@ -208,7 +208,7 @@ def test_functional_dropout_disables_cache(prepared, tmp_path):
 
 
 def test_shared_layers_are_not_cached(prepared, tmp_path):
-    run, progress = prepared(), Notes()
+    run, progress = prepared(), InfoRecorder()
     layers = run.base.model.bert.encoder.layer
     layers[1] = layers[0]
     with cached_activations(run, tmp_path, progress) as forward:
@@ -216,10 +216,10 @@ def test_shared_layers_are_not_cached(prepared, tmp_path):
     assert "do not simply follow one another" in progress.notes[0]
 
 
-def test_model_is_restored_after_cache(prepared, tmp_path):
+def test_cache_context_restores_model(prepared, tmp_path):
     run = prepared()
     state = torch.get_rng_state()
-    with cached_activations(run, tmp_path, Notes()):
+    with cached_activations(run, tmp_path, InfoRecorder()):
         names = run.model.state_dict().keys()
     assert names == run.model.state_dict().keys()
     assert torch.equal(state, torch.get_rng_state())
@@ -231,7 +231,7 @@ def test_model_is_restored_after_cache(prepared, tmp_path):
     assert all(module.training for module in run.model.modules())
 
 
-def test_row_key_does_not_depend_on_padding():
+def test_row_key_ignores_padding():
     wide = {"input_ids": torch.tensor([[5, 6, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
     left = {
         "input_ids": torch.tensor([[0, 5, 6]]),
@@ -248,7 +248,7 @@ def test_row_key_does_not_depend_on_padding():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activation_file_round_trip(tmp_path, dtype):
+def test_activation_file_read_and_write(tmp_path, dtype):
     torch.manual_seed(0)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     batch = hash_inputs({"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": mask}, "")
@@ -256,7 +256,7 @@ def test_activation_file_round_trip(tmp_path, dtype):
     with (tmp_path / "states.bin").open("wb") as file:
         writer = Writer(file)
         writer.write(batch, states)
-        writer.write(batch, states)  # what is there already takes no more room
+        writer.write(batch, states)  # a known row takes no more space
     assert (tmp_path / "states.bin").stat().st_size == 5 * 4 * dtype.itemsize
     kept = Activations(tmp_path / "states.bin", writer)
     expected = states * mask.unsqueeze(-1)

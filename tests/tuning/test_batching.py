@@ -1,4 +1,4 @@
-"""Batches by tokens: every row once, as many batches as ever, little padding, the same gradient in expectation."""
+"""Batches by tokens: every row once, the usual number of batches, little padding, the same mean gradient."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 
 
-def skewed(n, seed=0):
+def random_lengths(n, seed=0):
     return np.random.default_rng(seed).lognormal(2.7, 0.7, n).astype(int).clip(3, 200).tolist()
 
 
 @pytest.mark.parametrize(("n", "batch"), [(1, 8), (7, 8), (8, 8), (9, 8), (50, 1), (50, 2), (1000, 16), (5003, 16)])
 def test_every_row_is_in_one_batch(n, batch):
-    batches = TokenBatches(skewed(n), batch, seed=1)
+    batches = TokenBatches(random_lengths(n), batch, seed=1)
     made = list(batches)
     assert len(made) == len(batches) == -(-n // batch)
     assert all(made)
     assert sorted(row for chosen in made for row in chosen) == list(range(n))
 
 
-def test_batches_have_equal_tokens_and_little_padding():
-    lengths = np.array(skewed(2000))
+def test_batches_with_equal_tokens_and_minimal_padding():
+    lengths = np.array(random_lengths(2000))
     made = list(TokenBatches(lengths.tolist(), 16, seed=1))
     tokens = np.array([lengths[chosen].sum() for chosen in made])
     padded = np.array([lengths[chosen].max() * len(chosen) for chosen in made])
@@ -36,23 +36,23 @@ def test_batches_have_equal_tokens_and_little_padding():
 
 
 @pytest.mark.parametrize("rows", [100, 400])
-def test_batches_depend_only_on_seed_and_epoch(rows):
-    first, again = (TokenBatches(skewed(rows), 8, seed=1) for _ in range(2))
+def test_batches_are_fixed_by_seed_and_epoch(rows):
+    first, again = (TokenBatches(random_lengths(rows), 8, seed=1) for _ in range(2))
     zero, one = list(first), (first.set_epoch(1), list(first))[1]
     again.set_epoch(1)
     assert list(again) == one
     assert len({frozenset(batch) for batch in zero} & {frozenset(batch) for batch in one}) < 0.1 * len(zero)
-    assert list(TokenBatches(skewed(rows), 8, seed=2)) != zero
+    assert list(TokenBatches(random_lengths(rows), 8, seed=2)) != zero
 
 
 @pytest.mark.parametrize(("n", "batch", "world"), [(103, 4, 2), (103, 4, 3), (5, 2, 4), (3, 8, 2)])
 def test_ranks_get_disjoint_batches(n, batch, world):
-    alone = list(TokenBatches(skewed(n), batch, seed=1, world_size=1))
-    shares = [TokenBatches(skewed(n), batch, seed=1, rank=rank, world_size=world) for rank in range(world)]
+    single_run = list(TokenBatches(random_lengths(n), batch, seed=1, world_size=1))
+    shares = [TokenBatches(random_lengths(n), batch, seed=1, rank=rank, world_size=world) for rank in range(world)]
     made = [list(share) for share in shares]
     assert len({len(share) for share in made}) == 1
     assert {row for share in made for chosen in share for row in chosen} == set(range(n))
-    assert len(alone) <= sum(map(len, made)) < len(alone) + world
+    assert len(single_run) <= sum(map(len, made)) < len(single_run) + world
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -67,7 +67,7 @@ def test_split_evenly_has_no_empty_part(seed):
 
 @pytest.mark.parametrize("kind", ["entities", "rating"])
 def test_weighted_batches_match_full_batch_gradient(tmp_path, tiny_base, kind):
-    """Every labelled word, or every row, counts the same, in whatever batch it is."""
+    """Every labelled word, or every row, has the same weight in every batch."""
     run = prepared_run(recipe_for(tmp_path, tiny_base, kind, training={"bf16": False}))
     trainer = _trainer(run, tmp_path / "run", Progress())
     run.model.eval()

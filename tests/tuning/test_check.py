@@ -1,4 +1,4 @@
-"""`peftlab check`: what `tune` would refuse is told, nothing is written, and the mask is shown."""
+"""`peftlab check`: it reports the same errors as `tune`, writes nothing, and shows the loss mask."""
 
 import pytest
 
@@ -13,15 +13,15 @@ def base(tmp_path_factory):
     return build_language_model(tmp_path_factory.mktemp("llama"))
 
 
-def test_valid_recipe_returns_run_and_writes_nothing(base, tmp_path, monkeypatch):
+def test_valid_recipe_returns_run_without_files(base, tmp_path, monkeypatch):
     recipe = instruction_recipe(tmp_path / "rows", base)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     checked = peftlab.check(recipe, device="cpu")
     assert checked.run.num_trainable == sum(p.numel() for p in checked.run.model.parameters() if p.requires_grad)
     assert checked.ledgers["train"].used == 12
-    told = run("check", recipe, "--device", "cpu")
-    assert (told.exit_code, told.output.splitlines()[-1]) == (0, "chat can be tuned.")
+    output = run("check", recipe, "--device", "cpu")
+    assert (output.exit_code, output.output.splitlines()[-1]) == (0, "chat can be tuned.")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -29,30 +29,30 @@ def test_check_raises_same_errors_as_tune(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
     with pytest.raises(RecipeError, match="'query' fits no Linear layer of this base"):
         peftlab.check(recipe, device="cpu")
-    told = run("check", recipe, "-o", "task.template=chatlm")
-    assert told.exit_code == 2
-    assert "task.template" in told.output
+    output = run("check", recipe, "-o", "task.template=chatlm")
+    assert output.exit_code == 2
+    assert "task.template" in output.output
 
 
-def test_missing_base_still_checks_recipe_and_rows(tmp_path):
+def test_check_recipe_and_rows_with_missing_base(tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", "nowhere/base")
-    told = run("check", recipe)
-    assert told.exit_code == 0
-    assert "the recipe and the rows are valid, but the base model was not checked" in one_line(told.output)
+    output = run("check", recipe)
+    assert output.exit_code == 0
+    assert "the recipe and the rows are valid, but the base model was not checked" in one_line(output.output)
     (tmp_path / "rows" / "rows.jsonl").write_text('{"question": "Who?"}\n')
-    told = run("check", recipe)
-    assert told.exit_code == 2
-    assert "expected columns messages, or instruction and output" in one_line(told.output)
+    output = run("check", recipe)
+    assert output.exit_code == 2
+    assert "expected columns messages, or instruction and output" in one_line(output.output)
 
 
-def test_show_mask_prints_requested_rows(base, tmp_path):
+def test_show_mask_print_rows(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, task={"template": "chatml"})
-    told = run("check", recipe, "--show-mask", "2", "--device", "cpu")
-    assert told.exit_code == 0
-    assert "<|im_start|>assistant↵\n«Ada wrote it.<|im_end|>»↵" in told.output
-    assert "«It rained in Rome.<|im_end|>»" in told.output
-    assert "Le train" not in told.output
-    assert "rows.jsonl:2" in told.output
+    output = run("check", recipe, "--show-mask", "2", "--device", "cpu")
+    assert output.exit_code == 0
+    assert "<|im_start|>assistant↵\n«Ada wrote it.<|im_end|>»↵" in output.output
+    assert "«It rained in Rome.<|im_end|>»" in output.output
+    assert "Le train" not in output.output
+    assert "rows.jsonl:2" in output.output
 
 
 def test_show_mask_without_token_loss_is_usage_error(write_recipe, tmp_path):
@@ -61,6 +61,6 @@ def test_show_mask_without_token_loss_is_usage_error(write_recipe, tmp_path):
     recipe = write_recipe(
         task={"type": "text-classification"}, data={"train": "rows.csv", "validation": 0.2, "test": None}
     )
-    told = run("check", recipe, "--show-mask")
-    assert told.exit_code == 2
-    assert "has no loss per token, so there is no mask to show" in one_line(told.output)
+    output = run("check", recipe, "--show-mask")
+    assert output.exit_code == 2
+    assert "has no loss per token, so there is no mask to show" in one_line(output.output)

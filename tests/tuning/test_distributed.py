@@ -1,6 +1,6 @@
-"""Several processes: what one run shared by two gives, how it ends when one of them does, and what is refused.
+"""Distributed runs: results of two processes, failures of one of them, and unsupported settings.
 
-The processes are real ones, joined by gloo on the CPU.
+The processes are real and communicate by gloo on the CPU.
 """
 
 import json
@@ -41,7 +41,7 @@ CALM = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 ROOT = Path(__file__).parents[2]
 LONG = {"training.num_train_epochs": 24, "training.early_stopping_patience": None}
 
-# A user's own script, in which each process notes the losses and the result that it gets.
+# A user's script, in which each process records its losses and result.
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -64,7 +64,7 @@ told = {{"adapter": str(result.adapter), "scores": result.scores["test"].values,
 Path(note, os.environ["RANK"]).write_text(json.dumps(told))
 """
 
-# Accelerate takes FSDP for GPUs only; told that these are some, it runs PyTorch's fully_shard over gloo just as well.
+# Accelerate supports FSDP only on GPUs. With these patches it runs PyTorch's fully_shard over gloo on the CPU.
 FSDP_ON_CPU = """
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 import torch.distributed
@@ -79,8 +79,8 @@ peftlab.tuning.distributed.backend_check._is_on_cuda = lambda device: True
 
 
 @pytest.fixture(scope="module")
-def steady_base(tiny_base, tmp_path_factory):
-    """The tiny base without dropout, whose random numbers no two processes could share out as one would."""
+def dropout_free_base(tiny_base, tmp_path_factory):
+    """The tiny base without dropout, because two processes draw other dropout masks than one."""
     folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("steady") / "base")
     config = json.loads((folder / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -97,13 +97,13 @@ def rows(count, start):
 
 
 @pytest.fixture(scope="module")
-def recipe(steady_base, tmp_path_factory):
-    """A small classification: two processes of 4 rows a batch take what one takes with two batches a step."""
+def recipe(dropout_free_base, tmp_path_factory):
+    """A small classification: two processes with batches of 4 rows match one process that accumulates two batches."""
     folder = tmp_path_factory.mktemp("recipe")
     for split, count, start in (("train", 16, 0), ("validation", 7, 16), ("test", 5, 23)):
         (folder / f"{split}.jsonl").write_text("".join(rows(count, start)))
     (folder / "recipe.yaml").write_text(
-        f"name: shared\nbase: {{model: {steady_base}}}\ntask: {{type: text-classification}}\n"
+        f"name: shared\nbase: {{model: {dropout_free_base}}}\ntask: {{type: text-classification}}\n"
         "method: {type: lora, r: 4}\n"
         "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\n"
         "training: {num_train_epochs: 3, per_device_train_batch_size: 4, learning_rate: 2e-2, bf16: false}\n"
@@ -112,11 +112,11 @@ def recipe(steady_base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(recipe, tmp_path_factory):
+def single_run(recipe, tmp_path_factory):
     """The run of one process with the global batch of two: its result and its losses."""
     losses = Losses()
     changed = {"training.gradient_accumulation_steps": 2}
-    result = tune(recipe, store=tmp_path_factory.mktemp("alone"), overrides=changed, progress=losses)
+    result = tune(recipe, store=tmp_path_factory.mktemp("single_run"), overrides=changed, progress=losses)
     return result, losses.losses
 
 
@@ -126,7 +126,7 @@ def environment(**more):
 
 
 def launched(recipe, store, folder, changed, shim=""):
-    """Run the script in two processes; what each of them notes."""
+    """Run the script in two processes; returns what each of them records."""
     (folder / "script.py").write_text(SCRIPT.format(shim=shim))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(folder / "script.py")]
     arguments = [str(recipe), str(store), str(folder), json.dumps(changed)]
@@ -142,18 +142,18 @@ def start(*arguments):
 
 def command(*arguments):
     process = start(*arguments)
-    out, told = process.communicate()
-    assert "Traceback" not in told
-    return process.returncode, out, told
+    out, output = process.communicate()
+    assert "Traceback" not in output
+    return process.returncode, out, output
 
 
 def options(overrides):
     return [word for key, value in overrides.items() for word in ("-o", f"{key}={json.dumps(value)}")]
 
 
-def forget_log(told):
-    """Delete the log that an error names, after a look at whether it is there."""
-    log = Path(told.split("The launcher's output is in ")[1].strip())
+def remove_log(output):
+    """Delete the log that an error names; fails if it does not exist."""
+    log = Path(output.split("The launcher's output is in ")[1].strip())
     assert log.is_file()
     shutil.rmtree(log.parent)
 
@@ -177,7 +177,7 @@ def process_of_rank(rank, parent):
     raise AssertionError("no such process")
 
 
-def pretend_to_be_second_of_two(monkeypatch):
+def set_second_rank(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
 
@@ -186,87 +186,89 @@ def weights(adapter):
     return load_file(adapter.folder / "adapter_model.safetensors")
 
 
-def farthest(first, second):
+def max_difference(first, second):
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def test_two_processes_match_one_process(recipe, alone, tmp_path):
-    result, losses = alone
+def test_two_processes_match_one_process(recipe, single_run, tmp_path):
+    result, losses = single_run
     first, second = launched(recipe, tmp_path / "store", tmp_path, {})
     store = Store(tmp_path / "store")
     assert store.versions("shared") == [1]
     assert first["losses"] == pytest.approx(losses, abs=1e-5)
     assert len(losses) == 6
-    assert farthest(weights(store.verify("shared")), weights(result.adapter)) < 1e-5
+    assert max_difference(weights(store.verify("shared")), weights(result.adapter)) < 1e-5
     assert first["scores"] == result.scores["test"].values
-    assert second == {**first, "losses": []}  # the same result, but only the first process is told what happens
+    assert second == {**first, "losses": []}  # the same result, but only the main process reports progress
     assert not (tmp_path / "store" / "shared" / "run").exists()
 
 
-def test_fsdp_matches_one_process(recipe, alone, tmp_path):
-    result, losses = alone
+def test_fsdp_matches_one_process(recipe, single_run, tmp_path):
+    result, losses = single_run
     changed = {"training.distributed": "fsdp"}
     first, second = launched(recipe, tmp_path / "store", tmp_path, changed, FSDP_ON_CPU)
     assert first["losses"] == pytest.approx(losses, abs=1e-5)
-    assert farthest(weights(Store(tmp_path / "store").verify("shared@1")), weights(result.adapter)) < 1e-5
+    assert max_difference(weights(Store(tmp_path / "store").verify("shared@1")), weights(result.adapter)) < 1e-5
     assert first["scores"] == second["scores"] == result.scores["test"].values
 
 
-def test_killed_process_ends_run_and_resume_completes_it(recipe, tmp_path, monkeypatch):
+def test_resume_after_process_kill(recipe, tmp_path, monkeypatch):
     store = tmp_path / "store"
     arguments = [recipe, "--store", store, "--launch", TWO, *options(LONG)]
     monkeypatch.setenv("TEST_PARENT", str(tmp_path))
     process = start(*arguments)
     wait_for(process, "epoch    3/24")
     os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
-    _, told = process.communicate()
+    _, output = process.communicate()
     assert process.returncode == 6
-    assert "error: process 1 was killed (SIGKILL), so the run ended; nothing was published." in told
-    assert f"{store}/shared/run/checkpoint-" in told
-    assert "is kept: continue with the same command and --resume." in told
-    assert "Traceback" not in told
+    assert "error: process 1 was killed (SIGKILL), so the run ended; nothing was published." in output
+    assert f"{store}/shared/run/checkpoint-" in output
+    assert "is kept: continue with the same command and --resume." in output
+    assert "Traceback" not in output
     assert Store(store).names() == []
-    forget_log(told)
+    remove_log(output)
 
     with pytest.raises(RecipeError, match="cannot resume: the number of processes is not that of the interrupted run"):
         tune(recipe, store=store, overrides=LONG, resume=True)
 
-    code, out, told = command(*arguments, "--resume")
-    assert (code, told) == (0, "")
+    code, out, output = command(*arguments, "--resume")
+    assert (code, output) == (0, "")
     assert "Resuming after step" in out
     assert out.count("Published shared@1") == 1
     assert Store(store).versions("shared") == [1]
     undisturbed = tune(
         recipe, store=tmp_path / "one", overrides={**LONG, "training.gradient_accumulation_steps": 2}
     ).adapter
-    assert farthest(weights(Store(store).verify("shared")), weights(undisturbed)) < 1e-4
+    assert max_difference(weights(Store(store).verify("shared")), weights(undisturbed)) < 1e-4
 
 
-def test_ctrl_c_stops_all_processes_at_same_step(recipe, tmp_path):
+def test_ctrl_c_stop_all_processes_at_same_step(recipe, tmp_path):
     process = start(recipe, "--store", tmp_path, "--launch", TWO, *options(LONG))
     wait_for(process, "epoch    2/24")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate()
+    _, output = process.communicate()
     assert process.returncode == 130
-    assert told.count("error:") == 1
-    assert "of 48; nothing was published." in told
+    assert output.count("error:") == 1
+    assert "of 48; nothing was published." in output
     kept = last_checkpoint(tmp_path / "shared" / "run")
-    assert f"stopped after step {kept.name.removeprefix('checkpoint-')} of 48" in told
-    assert f"{kept} is kept: continue with the same command and --resume." in told
+    assert f"stopped after step {kept.name.removeprefix('checkpoint-')} of 48" in output
+    assert f"{kept} is kept: continue with the same command and --resume." in output
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in kept.iterdir()}
 
 
 def test_accelerate_reports_data_error_once(recipe, tmp_path):
     launcher = "accelerate --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    changed = options({"training.distributed": "ddp", "data.test": "nowhere.jsonl"})  # ddp would refuse to be alone
-    code, out, told = command(recipe, "--store", tmp_path, "--device", "cpu", "--launch", launcher, *changed)
+    changed = options(
+        {"training.distributed": "ddp", "data.test": "nowhere.jsonl"}
+    )  # ddp would be an error in one process
+    code, out, output = command(recipe, "--store", tmp_path, "--device", "cpu", "--launch", launcher, *changed)
     assert (code, out) == (2, "")
-    assert told.count("no such file") == 1
-    assert "1 problem; nothing was started." in told
+    assert output.count("no such file") == 1
+    assert "1 problem; nothing was started." in output
 
 
-def test_launcher_with_one_process_warns(recipe, tmp_path, monkeypatch):
+def test_launcher_with_one_process_warning(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTLAB_LAUNCHED", str(tmp_path))
     arguments = ["tune", str(recipe), "--store", str(tmp_path / "store"), *options({"training.num_train_epochs": 1})]
     result = CliRunner().invoke(cli, arguments)
@@ -275,10 +277,10 @@ def test_launcher_with_one_process_warns(recipe, tmp_path, monkeypatch):
 
 
 def test_launcher_option_error_is_quoted(recipe, tmp_path):
-    code, _, told = command(recipe, "--store", tmp_path, "--launch", "torchrun --processes 2")
+    code, _, output = command(recipe, "--store", tmp_path, "--launch", "torchrun --processes 2")
     assert code == 6
-    assert "error: the launcher says: torchrun: error: " in told
-    forget_log(told)
+    assert "error: the launcher says: torchrun: error: " in output
+    remove_log(output)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +297,8 @@ def test_missing_launcher_is_usage_error(recipe, launcher, message):
     assert message in result.output
 
 
-def test_launched_process_cannot_launch(recipe, monkeypatch):
-    pretend_to_be_second_of_two(monkeypatch)
+def test_no_launch_from_process_with_launcher(recipe, monkeypatch):
+    set_second_rank(monkeypatch)
     result = CliRunner().invoke(cli, ["tune", str(recipe), "--launch", TWO])
     assert result.exit_code == 2
     assert "was launched itself" in result.output
@@ -376,8 +378,8 @@ def test_split_logits_match_one_process(tiny_base, per_token):
     features = [Feature(dict(tokenizer(text)), None) for text in texts]
     expected = forward(task, model, TextInputs(tokenizer), features)
     for index in (0, 1):
-        alone = partial(forward, task, model, TextInputs(tokenizer))
-        logits = split_across_ranks(alone, task, Half(2, index, index), sharded=False)(features)
+        single_run = partial(forward, task, model, TextInputs(tokenizer))
+        logits = split_across_ranks(single_run, task, Half(2, index, index), sharded=False)(features)
         assert [part.shape for part in logits] == [part.shape for part in expected]
     both = (said[0] + said[1]).split([part.numel() for part in expected])
     assert all(torch.allclose(part, whole.flatten(), atol=1e-6) for part, whole in zip(both, expected, strict=True))
@@ -388,20 +390,20 @@ def test_split_texts_keep_order(tmp_path):
     base = build_sequence_model(tmp_path / "base", "bart")
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = [feature for windows in run.dataset.features["validation"] for feature in windows]
-    alone, said = partial(outcomes, run.task, run.model, run.base.inputs), {}
+    single_run, said = partial(outcomes, run.task, run.model, run.base.inputs), {}
 
     class Half(ProcessGroup):
         def all_gather(self, text):
             said[self.rank] = text
             return [said.get(index, "{}") for index in (0, 1)]
 
-    first = split_across_ranks(alone, run.task, Half(2, 0, 0), sharded=False)(features)
+    first = split_across_ranks(single_run, run.task, Half(2, 0, 0), sharded=False)(features)
     assert len(first) == len(features) / 2
-    assert split_across_ranks(alone, run.task, Half(2, 1, 1), sharded=False)(features) == alone(features)
+    assert split_across_ranks(single_run, run.task, Half(2, 1, 1), sharded=False)(features) == single_run(features)
 
 
-def test_other_ranks_report_no_secondary_errors(monkeypatch, tmp_path):
-    pretend_to_be_second_of_two(monkeypatch)
+def test_only_main_rank_reports_errors(monkeypatch, tmp_path):
+    set_second_rank(monkeypatch)
     assert report_to_launcher(TuningInterrupted("stopped"))
     assert report_to_launcher(ProcessLostError("lost"))
     assert not report_to_launcher(StoreError("no room on this machine"))
@@ -410,7 +412,7 @@ def test_other_ranks_report_no_secondary_errors(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "1.json").read_text())["message"] == "no room on this machine"
 
 
-def test_unknown_launcher_log_gives_no_reason():
+def test_unknown_launcher_log_without_reason():
     assert _find_cause_in_log("W1122 some warning\nTraceback (most recent call last):\n") == ""
 
 
@@ -424,25 +426,25 @@ def test_incomplete_checkpoint_is_ignored(tmp_path):
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_idle_gpus_warn(monkeypatch):
+def test_idle_gpus_warning(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    alone = SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup())
-    assert "this machine has 4 GPUs, and one trains" in idle_gpus_warning(alone)
-    assert "--nproc-per-node 4" in idle_gpus_warning(alone)
+    single_run = SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup())
+    assert "this machine has 4 GPUs, and one trains" in idle_gpus_warning(single_run)
+    assert "--nproc-per-node 4" in idle_gpus_warning(single_run)
     assert idle_gpus_warning(SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup(2, 0, 0))) == ""
     assert idle_gpus_warning(SimpleNamespace(device=torch.device("cpu"), process_group=ProcessGroup())) == ""
 
 
-def test_fsdp_wraps_layers_not_embeddings(steady_base):
-    model = AutoModelForSequenceClassification.from_pretrained(steady_base)
+def test_fsdp_wrap_layers_not_embeddings(dropout_free_base):
+    model = AutoModelForSequenceClassification.from_pretrained(dropout_free_base)
     assert layer_classes(model) == ["BertLayer"]
     assert fsdp_config(model)["transformer_layer_cls_to_wrap"] == ["BertLayer"]
     model._no_split_modules = None
     assert layer_classes(model) == ["BertLayer"]
 
 
-def test_trainer_completes_deepspeed_config(monkeypatch):
-    """As far as one can see without the package: Transformers' own code on accelerate's own configuration class."""
+def test_deepspeed_config_auto_values(monkeypatch):
+    """Without the package: Transformers' code with accelerate's configuration class."""
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig as Filled

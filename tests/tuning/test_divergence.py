@@ -1,4 +1,4 @@
-"""Runs that learn nothing: what is lost is stopped and told, and nothing that was good before is lost with it."""
+"""Runs that learn nothing: diverged runs stop, keep their best earlier epoch, and warn."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from peftlab.tuning.divergence import warn_if_collapsed
 from tests.runs import Losses
 from tests.task_stores import one_line, recipe_for, run
 
-AWAY = 1e30  # one step so far, and products are infinite
+AWAY = 1e30  # after one step, matrix products are infinite
 LOWER = r"Lower training.learning_rate: it is 1e\+30; the default for this method is 0.001."
 
 
@@ -47,7 +47,7 @@ def nan_loss_after(monkeypatch):
     return patch
 
 
-def test_diverged_run_raises_and_publishes_nothing(recipe, tmp_path):
+def test_nan_weights_raise_tuning_error_without_publish(recipe, tmp_path):
     progress = Losses()
     with pytest.raises(TuningDiverged, match=rf"step \d of 12 the weights were NaN or infinite; nothing .*{LOWER}"):
         peftlab.tune(recipe(learning_rate=AWAY), store=tmp_path / "store", device="cpu", progress=progress)
@@ -55,14 +55,14 @@ def test_diverged_run_raises_and_publishes_nothing(recipe, tmp_path):
     assert Store(tmp_path / "store").names() == []
 
 
-def test_diverged_command_exits_with_7(recipe, tmp_path):
+def test_nan_weights_exit_code(recipe, tmp_path):
     result = run("tune", recipe(learning_rate=AWAY), "--store", tmp_path / "store", "--device", "cpu")
     assert result.exit_code == 7
     assert "error: training diverged: at step" in one_line(result.output)
 
 
-def test_best_epoch_before_divergence_is_published(recipe, tmp_path, nan_loss_after):
-    nan_loss_after(7)  # three batches an epoch
+def test_publish_best_epoch_before_divergence(recipe, tmp_path, nan_loss_after):
+    nan_loss_after(7)  # three batches per epoch
     progress = Losses()
     done = peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=progress)
     (warning,) = [message for message in progress.warnings if "diverged" in message]
@@ -72,7 +72,7 @@ def test_best_epoch_before_divergence_is_published(recipe, tmp_path, nan_loss_af
     assert peftlab.load("classes", store=tmp_path / "store", device="cpu").predict("it rained .")
 
 
-def test_divergence_after_last_log_is_not_scored(recipe, tmp_path, nan_loss_after, monkeypatch):
+def test_nan_weights_after_last_log_skip_evaluation(recipe, tmp_path, nan_loss_after, monkeypatch):
     monkeypatch.setattr(trainer, "LOGS_PER_EPOCH", 1)
     nan_loss_after(2)
     monkeypatch.setattr(Losses, "on_epoch_end", lambda *_, **__: pytest.fail("was scored"), raising=False)
@@ -81,8 +81,8 @@ def test_divergence_after_last_log_is_not_scored(recipe, tmp_path, nan_loss_afte
         peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=Losses(), **options)
 
 
-def test_nan_loss_with_finite_weights_continues(recipe, tmp_path, nan_loss_after):
-    """As in fp16, whose loss may overflow while the step is left out."""
+def test_nan_loss_with_finite_weights(recipe, tmp_path, nan_loss_after):
+    """As in fp16, where the loss may overflow and the step is skipped."""
     nan_loss_after(7, weights=False)
     progress = Losses()
     peftlab.tune(recipe(), store=tmp_path / "store", device="cpu", progress=progress)
@@ -101,10 +101,10 @@ TAGS = TokenClassificationTask(labels=["PER"])
         (TAGS, Scores({"f1": 0.1}), ""),
         (CLASSES, [[0, 2], [0, 3]], "the prediction for every validation row is 'good': nothing was learned."),
         (CLASSES, [[1, 1], [0, 3]], ""),
-        (CLASSES, [[0, 0], [0, 3]], ""),  # all that there was
+        (CLASSES, [[0, 0], [0, 3]], ""),  # only one gold label
     ],
 )
-def test_collapsed_predictions_warn(recipe, task, scores, message):
+def test_constant_predictions_warning(recipe, task, scores, message):
     if isinstance(scores, list):
         scores = Scores({"accuracy": 0.6}, confusion=Confusion(["bad", "good"], scores))
     progress = Losses()
@@ -115,7 +115,7 @@ def test_collapsed_predictions_warn(recipe, task, scores, message):
     assert progress.warnings == ([f"{message} {hint}"] if message else [])
 
 
-def test_tune_warns_if_collapsed(recipe, tmp_path):
+def test_tune_collapse_warning(recipe, tmp_path):
     progress = Losses()
     file = recipe("entities", learning_rate=1e-9, num_train_epochs=1)
     peftlab.tune(file, store=tmp_path / "store", device="cpu", progress=progress)

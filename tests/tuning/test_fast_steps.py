@@ -1,4 +1,4 @@
-"""Fast steps learn what plain ones learn: LoRA, dropout, attention and precision against PEFT's and torch's own."""
+"""Fast steps match plain steps: LoRA, dropout, attention and precision, compared with PEFT and torch."""
 
 import copy
 
@@ -34,7 +34,7 @@ def encoders(tmp_path_factory):
     return {name: build(name, tmp_path_factory.mktemp(name)) for name in ENCODERS}
 
 
-def linears(model):
+def linear_names(model):
     return [
         name
         for name, module in model.named_modules()
@@ -46,11 +46,11 @@ def linears(model):
 def with_lora(base, *, dropout=0.0, targets=None, **options):
     torch.manual_seed(0)
     config = LoraConfig(
-        r=4, lora_dropout=dropout, target_modules=targets or linears(base), task_type="SEQ_CLS", **options
+        r=4, lora_dropout=dropout, target_modules=targets or linear_names(base), task_type="SEQ_CLS", **options
     )
     model = get_peft_model(base, config)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at the start, so that A would have no gradient
+        if "lora_B" in name:  # initialized to zero, so that A would have no gradient
             nn.init.normal_(parameter, std=0.05)
     return model
 
@@ -79,7 +79,7 @@ def batch(rows=5, tokens=11):
 
 
 def step(model, inputs):
-    """Logits and the gradients of everything that trains."""
+    """Logits, and gradients of all trainable parameters."""
     model.zero_grad()
     logits = model(**inputs).logits
     logits.float().pow(2).sum().backward()
@@ -91,7 +91,7 @@ def assert_same(first, second, **tolerances):
     assert first[1].keys() == second[1].keys()
     for name, gradient in first[1].items():
         torch.testing.assert_close(
-            second[1][name], gradient, msg=lambda told, name=name: f"{name}: {told}", **tolerances
+            second[1][name], gradient, msg=lambda output, name=name: f"{name}: {output}", **tolerances
         )
 
 
@@ -146,9 +146,9 @@ def test_fused_lora_with_torch_dropout(encoders):
     assert outputs.std(dim=0).min() > 0
 
 
-def test_fused_lora_matches_peft_losses_over_fifty_steps(encoders):
+def test_fused_lora_matches_peft_losses_over_many_steps(encoders):
     def losses(fused):
-        model = with_lora(encoder(encoders, "bert")).eval()  # eval: no dropout
+        model = with_lora(encoder(encoders, "bert")).eval()  # without dropout
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         seen = []
         with fused_lora(model, batch()) if fused else torch.enable_grad():
@@ -202,8 +202,8 @@ def test_layer_called_out_of_order(encoders):
         torch.testing.assert_close(one, other)
 
 
-def test_backward_stops_at_lowest_adapted_layer(encoders):
-    targets = [name for name in linears(encoder(encoders, "bert")) if "layer.1." in name]
+def test_backward_stop_at_first_adapter_layer(encoders):
+    targets = [name for name in linear_names(encoder(encoders, "bert")) if "layer.1." in name]
     model = with_lora(encoder(encoders, "bert"), targets=targets).train()
     seen = {}
     blocks = model.base_model.model.bert.encoder.layer
@@ -246,7 +246,7 @@ def test_gradient_checkpointing_matches_gradients(encoders):
     plain = step(model, batch())
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.base_model.model.bert.encoder.train()  # checkpoints are made while training
+    model.base_model.model.bert.encoder.train()  # checkpoints are only saved in training mode
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -257,7 +257,7 @@ def test_gradient_checkpointing_matches_gradients(encoders):
 # --- dropout
 
 
-def test_masks_have_right_probability_and_scale():
+def test_mask_probability_and_scale():
     torch.manual_seed(0)
     source = DropoutMasks(seed=1)
     masks = torch.stack([source.draw(torch.empty(40, 50), 0.2) for _ in range(60)])
@@ -269,8 +269,8 @@ def test_masks_have_right_probability_and_scale():
     assert torch.corrcoef(kept.flatten(1))[~torch.eye(60, dtype=torch.bool)].abs().mean() < 0.03
 
 
-def test_masks_depend_only_on_seed_and_torch_generator():
-    """A resumed run has drawn nothing yet, and goes on as the one that was interrupted."""
+def test_masks_are_fixed_by_seed_and_torch_generator():
+    """A resumed run has drawn no masks yet, but must continue like the interrupted run."""
     fresh, used = DropoutMasks(seed=1), DropoutMasks(seed=1)
     used.draw(torch.empty(3_000_000), 0.1)
     used.draw(torch.empty(10), 0.5)
@@ -283,7 +283,7 @@ def test_masks_depend_only_on_seed_and_torch_generator():
     assert not torch.equal(DropoutMasks(seed=2).draw(torch.empty(100), 0.1), drawn[0][0])
 
 
-def test_fast_dropout_is_identity_in_eval_and_restored():
+def test_fast_dropout_is_identity_in_eval():
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.0))
     with fast_dropout(model, seed=1):
         x = torch.ones(1000)
@@ -302,12 +302,12 @@ def test_short_attention_matches_sdpa(encoders, name):
     model.eval()
     plain = step(model, batch())
     with short_sequence_attention(model, None) as used:
-        assert used is (name != "deberta-v2")  # whose attention is its own
+        assert used is (name != "deberta-v2")  # it has its own attention
         assert_same(plain, step(model, batch()), rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation != NAME
 
 
-def test_attention_dropout_keeps_mean(encoders):
+def test_attention_dropout_mean(encoders):
     model = encoder(encoders, "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5).train()
     expected = model.eval()(**batch()).logits
     model.train()
@@ -318,8 +318,8 @@ def test_attention_dropout_keeps_mean(encoders):
         torch.testing.assert_close(outputs.mean(dim=0), expected, rtol=0.5, atol=0.1)
 
 
-def test_fully_masked_rows_stay_finite_in_bfloat16():
-    """Left padding under a causal mask: the first queries may look at no key at all."""
+def test_fully_masked_rows_are_finite_in_bf16():
+    """With left padding and a causal mask, the first queries attend to no key."""
     model = decoder("llama").to(torch.bfloat16).train()
     inputs = batch()
     inputs["attention_mask"] = inputs["attention_mask"].flip(1)
@@ -329,7 +329,7 @@ def test_fully_masked_rows_stay_finite_in_bfloat16():
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
-def test_eager_attention_is_not_replaced(encoders):
+def test_eager_attention_is_ignored(encoders):
     model = encoder(encoders, "bert", attn_implementation="eager")
     with short_sequence_attention(model, None) as used:
         assert not used
@@ -339,7 +339,7 @@ def test_eager_attention_is_not_replaced(encoders):
 # --- precision
 
 
-def test_training_dtype_follows_recipe_and_device(monkeypatch):
+def test_training_dtype_from_recipe_and_device(monkeypatch):
     capabilities = {}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert training_dtype(TrainingSection(), CPU) == torch.float32
@@ -353,7 +353,7 @@ def test_training_dtype_follows_recipe_and_device(monkeypatch):
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
-def test_cuda_uses_bfloat16_from_ampere(monkeypatch, capability, expected):
+def test_cuda_uses_bf16_from_ampere(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     cuda = torch.device("cuda")
     assert training_dtype(TrainingSection(), cuda) == expected
@@ -366,7 +366,7 @@ def test_cuda_uses_bfloat16_from_ampere(monkeypatch, capability, expected):
         training_dtype(TrainingSection(fp16=True), cuda, model_type="t5")
 
 
-def test_frozen_weights_are_restored_and_trainable_stay_fp32(encoders):
+def test_frozen_weights_in_context_keep_trainable_fp32(encoders):
     model = with_lora(encoder(encoders, "bert"))
     before = copy.deepcopy(model.state_dict())
     with frozen_weights_in(model, torch.bfloat16):
@@ -375,10 +375,10 @@ def test_frozen_weights_are_restored_and_trainable_stay_fp32(encoders):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-# --- walks
+# --- trainable parameters
 
 
-def test_trainable_parameters_only_and_restored(encoders):
+def test_trainable_parameters_only_context(encoders):
     model = with_lora(encoder(encoders, "bert")).eval()
     every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
     with trainable_parameters_only(model):
@@ -395,10 +395,10 @@ def test_trainable_parameters_only_and_restored(encoders):
     assert not any(module.training for module in model.modules())
 
 
-# --- all together
+# --- all parts together
 
 
-def test_model_is_restored_after_fast_steps(tmp_path, tiny_base):
+def test_fast_steps_context_restores_model(tmp_path, tiny_base):
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"))
     types = [type(module) for module in run.model.modules()]
     inputs = batch()
@@ -411,13 +411,13 @@ def test_model_is_restored_after_fast_steps(tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize("kind", ["entities", "answers"])
-def test_all_precisions_give_similar_adapters(tmp_path, tiny_base, kind):
-    """From the same seed, without dropout: whichever way, the losses fall alike."""
+def test_all_precisions_match(tmp_path, tiny_base, kind):
+    """With the same seed and no dropout, the losses are about equal in all precisions."""
     recipe = recipe_for(tmp_path, tiny_base, kind)
     common = {"training.base_dropout": False, "training.bf16": False}
     ways = [{}, {"training.fused_lora": False}, {"base.attn_implementation": "eager"}]
-    told = [Losses() for _ in ways]
-    for i, (way, progress) in enumerate(zip(ways, told, strict=True)):
+    output = [Losses() for _ in ways]
+    for i, (way, progress) in enumerate(zip(ways, output, strict=True)):
         peftlab.tune(recipe, overrides=common | way, store=tmp_path / f"store{i}", progress=progress)
-    for other in told[1:]:
-        assert other.losses == pytest.approx(told[0].losses, rel=1e-3)
+    for other in output[1:]:
+        assert other.losses == pytest.approx(output[0].losses, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Features in the cache folder: exactly those that encoding gives, or else encoded anew."""
+"""The feature cache: cached features equal encoded features, and invalid files are encoded again."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ def built(tmp_path, tiny_base):
 
 @pytest.fixture
 def no_encoding(monkeypatch):
-    """A function after which nothing is encoded any more, only recalled."""
+    """A function that makes encoding fail, so that only the cache can be used."""
 
     def refuse(*_, **__):
         raise AssertionError("encoded again")
@@ -80,16 +80,16 @@ def cached_files(cache):
 def test_cached_features_equal_encoded_features(cache, base, built, kind, no_encoding, max_length, training):
     task, examples, _ = built(kind)
     rows = examples["train"]
-    plain = [task.encode(row, base.inputs, max_length, training=training) for row in rows]  # one by one
+    plain = [task.encode(row, base.inputs, max_length, training=training) for row in rows]  # row by row
     first = cached_features(task, rows, base, max_length, training=training)
     no_encoding()
     second = cached_features(task, rows, base, max_length, training=training)
     assert first == second == plain
-    assert repr(first) == repr(second) == repr(plain)  # tuples stay tuples, whole numbers whole
+    assert repr(first) == repr(second) == repr(plain)  # tuples stay tuples, integers stay integers
     assert {type(feature) for row in second for feature in row} == {task.feature_class}
 
 
-def test_ledgers_equal_with_cached_features(cache, base, built, kind, no_encoding):
+def test_ledger_equal_with_cached_features(cache, base, built, kind, no_encoding):
     ledgers = []
     for _ in range(2):
         task, examples, ledger = built(kind)
@@ -112,7 +112,7 @@ def test_empty_row_is_dropped_with_and_without_cache(cache, base, built, no_enco
         no_encoding()
 
 
-def test_second_run_encodes_nothing_and_gives_same_adapter(cache, tmp_path, tiny_base, kind, no_encoding):
+def test_second_run_without_encoding_matches_first(cache, tmp_path, tiny_base, kind, no_encoding):
     recipe = recipe_for(tmp_path / kind, tiny_base, kind)
     first = tune(recipe, store=tmp_path / "store")
     no_encoding()
@@ -124,36 +124,36 @@ def test_second_run_encodes_nothing_and_gives_same_adapter(cache, tmp_path, tiny
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
-def test_cached_features_give_same_predictions(base, built, kind):
+def test_cached_features_match_predictions(base, built, kind):
     task, examples, _ = built(kind)
     model, _ = load_with_head(base.files, task)
     rows = examples["train"]
     features = encode_examples(task, base.inputs, rows, max_length=20, training=False)
-    told = []
+    output = []
     through = partial(
-        outcomes, task, model, base.inputs, batch_size=5, on_progress=lambda done, total: told.append((done, total))
+        outcomes, task, model, base.inputs, batch_size=5, on_progress=lambda done, total: output.append((done, total))
     )
     apart = predict_features(task, rows, features, through)
     assert apart == predict_examples(task, model, base.inputs, rows, max_length=20, batch_size=5)
     windows = sum(map(len, features))
-    assert told[-1] == (windows, windows)
+    assert output[-1] == (windows, windows)
 
 
 def test_rows_are_encoded_in_batches_with_progress(base, built, kind, monkeypatch):
     monkeypatch.setattr("peftlab.tasks.inputs.encoding.AT_A_TIME", 5)
     task, examples, _ = built(kind)
     rows = [row for split in examples.values() for row in split]
-    told = []
+    output = []
     features = encode_examples(
         task,
         base.inputs,
         rows,
         max_length=20,
         training=True,
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: output.append((done, total)),
     )
     assert features == [task.encode(row, base.inputs, 20, training=True) for row in rows]
-    assert [done for done, _ in told] == [*range(5, len(rows), 5), len(rows)]
+    assert [done for done, _ in output] == [*range(5, len(rows), 5), len(rows)]
     assert encode_examples(task, base.inputs, [], max_length=20, training=True) == []
 
 
@@ -161,23 +161,23 @@ def test_every_dependency_changes_cache_key(cache, base, built):
     task, examples, _ = built("classes")
     rows = examples["train"]
 
-    def remembered(task=task, rows=rows, base=base, max_length=64, training=True):
+    def cached(task=task, rows=rows, base=base, max_length=64, training=True):
         before = len(cached_files(cache)) if cache.exists() else 0
         cached_features(task, rows, base, max_length, training=training)
         return len(cached_files(cache)) - before
 
-    assert remembered() == 1
-    assert remembered(rows=[replace(row, where="elsewhere:1") for row in rows]) == 0
-    assert remembered(rows=[replace(rows[0], text="it was late"), *rows[1:]]) == 1
-    assert remembered(rows=[replace(rows[0], labels=("fair",)), *rows[1:]]) == 1
-    assert remembered(rows=[replace(rows[0], text_pair="late"), *rows[1:]]) == 1
-    assert remembered(rows=rows[1:]) == remembered(rows=rows[::-1]) == 1
-    assert remembered(max_length=63) == remembered(training=False) == 1
-    assert remembered(task=type(task)(labels=task.labels[::-1])) == 1
+    assert cached() == 1
+    assert cached(rows=[replace(row, where="elsewhere:1") for row in rows]) == 0
+    assert cached(rows=[replace(rows[0], text="it was late"), *rows[1:]]) == 1
+    assert cached(rows=[replace(rows[0], labels=("fair",)), *rows[1:]]) == 1
+    assert cached(rows=[replace(rows[0], text_pair="late"), *rows[1:]]) == 1
+    assert cached(rows=rows[1:]) == cached(rows=rows[::-1]) == 1
+    assert cached(max_length=63) == cached(training=False) == 1
+    assert cached(task=type(task)(labels=task.labels[::-1])) == 1
     other = load_tokenizer(base.files)
     other.add_tokens(["lovelace"])
-    assert remembered(base=replace(base, inputs=TextInputs(other))) == 1
-    assert remembered() == 0
+    assert cached(base=replace(base, inputs=TextInputs(other))) == 1
+    assert cached() == 0
 
 
 KEY = """
@@ -206,7 +206,7 @@ def test_cache_key_is_same_in_every_process(tiny_base):
     assert len(first) == 65
 
 
-def resealed(content):
+def with_new_hash(content):
     body = content.partition(b"\n")[2]
     body = json.dumps(json.loads(body)[1:]).encode()
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
@@ -220,11 +220,11 @@ def resealed(content):
         lambda content: content[: len(content) // 2],
         lambda content: content.replace(b'"input_ids":[2', b'"input_ids":[3', 1),
         lambda content: b"\x80\x04K\x01.",
-        resealed,  # whole, but of other rows
+        with_new_hash,  # a valid hash, but other rows
     ],
     ids=["empty", "its end missing", "half", "a changed number", "no JSON", "a row less"],
 )
-def test_damaged_cache_file_is_rewritten(cache, base, built, damage):
+def test_invalid_cache_file_is_written_again(cache, base, built, damage):
     task, examples, _ = built("classes")
     rows = examples["train"]
     plain = cached_features(task, rows, base, 64, training=True)
@@ -237,7 +237,7 @@ def test_damaged_cache_file_is_rewritten(cache, base, built, damage):
     assert cached_files(cache) == [file]
 
 
-def test_unwritable_cache_is_ignored(tmp_path, monkeypatch, base, built):
+def test_read_only_cache_is_ignored(tmp_path, monkeypatch, base, built):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
     task, examples, _ = built("classes")
@@ -258,11 +258,11 @@ def test_full_disk_leaves_no_partial_file(cache, monkeypatch):
     assert cached_files(cache) == []
 
 
-def test_least_recently_used_file_is_evicted(cache):
+def test_lru_file_is_evicted(cache):
     for age, name in enumerate(["new", "old", "older"]):
         write_cache(f"features/{name}", b"12345")
         os.utime(cache / "features" / name, (1e9 - age, 1e9 - age))
-    assert read_cache("features/older") == b"12345"  # now the youngest
+    assert read_cache("features/older") == b"12345"  # now the most recently used
     evict_oldest("features", 15)
     assert len(cached_files(cache)) == 3
     evict_oldest("features", 14)
@@ -272,7 +272,7 @@ def test_least_recently_used_file_is_evicted(cache):
     evict_oldest("nothing there", 5)
 
 
-def test_feature_cache_respects_limit(cache, base, built, monkeypatch):
+def test_feature_cache_size_limit(cache, base, built, monkeypatch):
     task, examples, _ = built("classes")
     monkeypatch.setattr(feature_cache, "LIMIT", 0)
     cached_features(task, examples["train"], base, 64, training=True)
@@ -280,13 +280,13 @@ def test_feature_cache_respects_limit(cache, base, built, monkeypatch):
 
 
 def test_progress_reports_only_encoded_rows(cache, base, built):
-    heard = []
+    progress = []
 
-    class Hearing(Progress):
+    class RecordProgress(Progress):
         def track_encoding(self, split):
-            return nullcontext(lambda done, total: heard.append((split, done, total)))
+            return nullcontext(lambda done, total: progress.append((split, done, total)))
 
     for _ in range(2):
         task, examples, ledgers = built("classes")
-        encode_dataset(TuningDataset(None, task, examples, ledgers), base, 64, 1.0, Hearing())
-    assert heard == [("train", 12, 12), ("validation", 6, 6), ("test", 8, 8)]
+        encode_dataset(TuningDataset(None, task, examples, ledgers), base, 64, 1.0, RecordProgress())
+    assert progress == [("train", 12, 12), ("validation", 6, 6), ("test", 8, 8)]

@@ -1,4 +1,4 @@
-"""Packed batches cost what padded ones cost, and train the same; where they would not, they are refused."""
+"""Packed batches have the loss of padded batches and train the same; otherwise packing is an error."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def feature(tokens, first=20):
     return Feature({"input_ids": ids, "attention_mask": [1] * tokens}, ids)
 
 
-def test_positions_restart_and_first_tokens_have_no_label():
+def test_position_reset_and_ignored_first_labels():
     batch = pack_tokens([feature(3), feature(2, first=40), feature(4, first=60)], 7, PADDING)
     assert batch["input_ids"].tolist() == [[60, 61, 62, 63, 20, 21, 22], [40, 41, *[PADDING] * 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4]]
@@ -62,23 +62,23 @@ def test_packed_texts_match_separate_rows(base, tmp_path, method, attention):
         gradients.append([p.grad.clone() for p in run.model.parameters() if p.grad is not None])
     assert losses[:2] == pytest.approx([losses[2]] * 2, abs=1e-5)
     for ours in gradients[:2]:
-        for mine, theirs in zip(ours, gradients[2], strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+        for first, second in zip(ours, gradients[2], strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_packed_run_matches_padded_run(base, tmp_path):
-    heard = []
+    progress = []
     for packing in (False, True):
         recipe = instruction_recipe(
             tmp_path / str(packing), base, training={"packing": packing, "bf16": False, "base_dropout": False}
         )
         losses = Losses()
         peftlab.tune(recipe, store=tmp_path / f"store-{packing}", device="cpu", progress=losses)
-        heard.append(losses.losses)
-    assert heard[1] == pytest.approx(heard[0], abs=1e-4)
+        progress.append(losses.losses)
+    assert progress[1] == pytest.approx(progress[0], abs=1e-4)
 
 
-def test_unsupported_packing_raises_recipe_error(base, tmp_path, monkeypatch, write_recipe):
+def test_unsupported_packed_batch_raises_recipe_error(base, tmp_path, monkeypatch, write_recipe):
     with pytest.raises(RecipeError, match="each text of token-classification needs a row of its own"):
         prepared_run(write_recipe(training={"packing": True}))
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
@@ -89,7 +89,7 @@ def test_unsupported_packing_raises_recipe_error(base, tmp_path, monkeypatch, wr
         prepared_run(recipe)
 
 
-def test_packed_recipe_is_published(base, tmp_path):
+def test_publish_packed_recipe(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
     (tmp_path / "rows" / "more.jsonl").write_text(json.dumps({"text": "Nobody came . " * 60}) + "\n")
     result = peftlab.tune(recipe, overrides={"data.max_length": 64}, store=tmp_path / "store", device="cpu")

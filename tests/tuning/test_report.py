@@ -1,4 +1,4 @@
-"""The pictures that a run leaves: painted for real, and of what they should be."""
+"""The plots of a run are drawn with the right content."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from tests.task_stores import recipe_for
 pytestmark = pytest.mark.usefixtures("painted")
 
 
-def colours(file):
-    """The shades of a picture, as whole numbers, and its size."""
+def colors(file):
+    """The colors of an image as integers, and its size."""
     pixels = imread(file)
     height, width, _ = pixels.shape
     shades = np.unique((255 * pixels[..., :3]).round().astype(int).reshape(-1, 3), axis=0)
@@ -26,7 +26,7 @@ def test_training_curves_mark_best_epoch(tmp_path, smaller_is_better):
     log = [{"epoch": i / 4, "loss": 1 / (i + 1)} for i in range(12)]
     log += [{"epoch": float(epoch), "eval_f1": score} for epoch, score in enumerate((0.2, 0.6, 0.4), start=1)]
     draw_curves(log, "f1", "curves", tmp_path / "curves.png", smaller_is_better=smaller_is_better)
-    shades, size = colours(tmp_path / "curves.png")
+    shades, size = colors(tmp_path / "curves.png")
     assert size == (990, 374)
     assert {(0x4C, 0x72, 0xB0), (0x55, 0xA8, 0x68), (0xC4, 0x4E, 0x52)} <= shades
 
@@ -36,12 +36,12 @@ def test_confusion_matrix_colors(tmp_path, labels):
     counts = [[4 if i == j else 0 for j in range(labels)] for i in range(labels)]
     confusion = Confusion(labels=[f"label {i}" for i in range(labels)], counts=counts)
     draw_confusion(confusion, "confusion", tmp_path / "confusion.png")
-    shades, (width, height) = colours(tmp_path / "confusion.png")
+    shades, (width, height) = colors(tmp_path / "confusion.png")
     assert width > height > 300
     assert {(247, 251, 255), (8, 48, 107)} <= shades  # the ends of matplotlib's Blues
 
 
-def test_tune_writes_both_plots(tmp_path, tiny_base):
+def test_tune_writes_plots(tmp_path, tiny_base):
     folder = peftlab.tune(recipe_for(tmp_path, tiny_base, "classes"), store=tmp_path / "store").adapter.folder
     for name in ("curves.png", "confusion.png"):
-        assert len(colours(folder / name)[0]) > 10
+        assert len(colors(folder / name)[0]) > 10

@@ -1,4 +1,4 @@
-"""Steps through torch.compile learn what plain ones learn, and what cannot be compiled is told in words."""
+"""Steps through torch.compile match plain steps, and a model that cannot be compiled is an error."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ COMPILED = {"training.torch_compile": True}
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Graphs are made as ever and then run as they are: compiling kernels of them takes minutes. Counts the runs."""
+    """Trace graphs and run them without compiled kernels, which would take minutes. Counts the runs."""
     runs = []
 
     def backend(graph, inputs):
@@ -63,7 +63,7 @@ def test_predictions_are_not_compiled(tmp_path, traced):
 
 
 def test_inductor_matches_eager(tiny_encoder):
-    """Kernels of one layer alone: compiling them takes seconds a layer."""
+    """Compiles the kernels of one layer, because each layer takes seconds."""
     model = with_lora(transformers.AutoModelForSequenceClassification.from_pretrained(tiny_encoder)).eval()
     plain = step(model, batch())
     torch.compiler.reset()
@@ -81,13 +81,13 @@ def tiny_encoder(tmp_path):
 def test_compiled_run_matches_fused_run(tmp_path, tiny_base, traced, method):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     common = {"training.base_dropout": False, "training.bf16": False, "method": {"type": method}}
-    told = {}
+    output = {}
     for name, way in {"ours": {}, "compiled": COMPILED}.items():
-        told[name] = Losses()
+        output[name] = Losses()
         again = {"training.gradient_checkpointing": method == "bottleneck"}
-        peftlab.tune(recipe, overrides=common | way | again, store=tmp_path / name, progress=told[name])
+        peftlab.tune(recipe, overrides=common | way | again, store=tmp_path / name, progress=output[name])
     assert traced
-    assert told["compiled"].losses == pytest.approx(told["ours"].losses, rel=1e-3)
+    assert output["compiled"].losses == pytest.approx(output["ours"].losses, rel=1e-3)
 
 
 def test_compile_failure_raises_recipe_error(tmp_path, tiny_base, monkeypatch):

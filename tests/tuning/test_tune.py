@@ -1,4 +1,4 @@
-"""The main flow on a tiny base: what it publishes, what it refuses, how it stops and goes on."""
+"""`tune()` with a tiny base: published files, errors, interruption and resuming."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ from peftlab.store import Store
 from peftlab.tuning import Progress, tune
 
 
-class Listener(Progress):
-    """Remembers what it is told; may send a signal after a given step, or after the first validation."""
+class ProgressRecorder(Progress):
+    """Records progress; may send a signal after a given step, or after the first validation."""
 
     def __init__(self, *, interrupt_at=None):
         self.warnings, self.scores, self.ledgers, self.started, self.steps = [], [], {}, None, []
@@ -56,10 +56,10 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_tune_publishes_manifest_and_files(write_recipe, tmp_path, tiny_base):
+def test_tune_manifest_and_files(write_recipe, tmp_path, tiny_base):
     before = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
-    listener = Listener()
-    result = tune(write_recipe(), store=tmp_path / "store", progress=listener)
+    progress = ProgressRecorder()
+    result = tune(write_recipe(), store=tmp_path / "store", progress=progress)
     assert hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest() == before
     manifest = Store(tmp_path / "store").verify("ner-tiny").manifest
     assert manifest.task.labels == ("LOC", "PER")
@@ -70,13 +70,13 @@ def test_tune_publishes_manifest_and_files(write_recipe, tmp_path, tiny_base):
     assert set(manifest.files) == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.yaml", "curves.png"
     }  # fmt: skip
-    assert [epoch for epoch, *_ in listener.scores] == [1, 2]
-    assert listener.started == (6, 2, 0)
+    assert [epoch for epoch, *_ in progress.scores] == [1, 2]
+    assert progress.started == (6, 2, 0)
     assert not (tmp_path / "store" / "ner-tiny" / "run").exists()
 
 
-def test_published_scores_match_plain_peft_and_seqeval(tuned_store, tiny_base):
-    """The oracle: load the folder with peft + transformers alone, tag the test split, score with seqeval."""
+def test_scores_match_plain_peft_and_seqeval(tuned_store, tiny_base):
+    """The oracle: load the folder with plain PEFT and Transformers, predict the test split, score with seqeval."""
     from transformers import AutoTokenizer
 
     from peftlab.data.markup import parse_markup
@@ -105,7 +105,7 @@ def test_published_scores_match_plain_peft_and_seqeval(tuned_store, tiny_base):
     assert f1_score(gold, guess) == adapter.manifest.scores["test"].values["f1"]
 
 
-def test_tiny_model_learns(tuned_store):
+def test_tiny_model_score(tuned_store):
     manifest = Store(tuned_store).resolve("ner-tiny@1").manifest
     assert manifest.scores["validation"].values["f1"] > 0.5
 
@@ -121,43 +121,43 @@ def test_seed_determines_adapter(write_recipe, tmp_path):
     assert not equal(weights(first.adapter), weights(other.adapter))
 
 
-def test_best_epoch_is_published(write_recipe, tmp_path):
-    listener = Listener()
+def test_publish_best_epoch(write_recipe, tmp_path):
+    progress = ProgressRecorder()
     changes = {"training.num_train_epochs": 6, "training.learning_rate": 2e-2, "training.early_stopping_patience": None}
-    result = tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
-    best = max(value for _, value, _ in listener.scores)
+    result = tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=progress)
+    best = max(value for _, value, _ in progress.scores)
     assert result.scores["validation"].values["f1"] == best
-    marked = [value for _, value, is_best in listener.scores if is_best]
+    marked = [value for _, value, is_best in progress.scores if is_best]
     assert marked == sorted(set(marked))
     assert marked[-1] == best
 
 
 def test_early_stopping(write_recipe, tmp_path):
-    listener = Listener()
+    progress = ProgressRecorder()
     changes = {
         "training.num_train_epochs": 40,
         "training.learning_rate": 2e-2,
         "training.early_stopping_patience": 2,
     }
-    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
-    values = [value for _, value, _ in listener.scores]
+    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=progress)
+    values = [value for _, value, _ in progress.scores]
     assert 3 <= len(values) < 40
-    assert max(values[-2:]) <= max(values[:-2])  # the two last epochs were no better
+    assert max(values[-2:]) <= max(values[:-2])  # the last two epochs were not better
     assert max(values) > 0
 
 
-def test_early_stopping_ignores_zero_scores(write_recipe, tmp_path):
-    listener = Listener()
+def test_early_stopping_with_zero_scores(write_recipe, tmp_path):
+    progress = ProgressRecorder()
     changes = {
         "training.num_train_epochs": 5,
         "training.learning_rate": 1e-9,
         "training.early_stopping_patience": 2,
     }
-    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=listener)
-    assert [value for _, value, _ in listener.scores] == [0.0] * 5
+    tune(write_recipe(), store=tmp_path / "store", overrides=changes, progress=progress)
+    assert [value for _, value, _ in progress.scores] == [0.0] * 5
 
 
-def test_published_recipe_reproduces_run(write_recipe, tmp_path):
+def test_saved_recipe_matches_run(write_recipe, tmp_path):
     first = tune(write_recipe(), store=tmp_path / "store", overrides={"training.learning_rate": 3e-3})
     again = tune(first.adapter.folder / "recipe.yaml", store=tmp_path / "store")
     assert again.adapter.version == 2
@@ -173,57 +173,57 @@ def test_published_recipe_reproduces_run(write_recipe, tmp_path):
     ],
     ids=["fp32", "8bit", "4bit"],
 )
-def test_interrupted_run_resumes_to_same_adapter(write_recipe, tmp_path, changes):
+def test_resume_after_interrupt_matches_full_run(write_recipe, tmp_path, changes):
     recipe, handler = write_recipe(), signal.getsignal(signal.SIGINT)
     straight = tune(recipe, store=tmp_path / "straight", overrides=changes)
     with pytest.raises(TuningInterrupted, match=r"after step 4 of 6; nothing was published.*--resume"):
-        tune(recipe, store=tmp_path / "store", overrides=changes, progress=Listener(interrupt_at=4))
+        tune(recipe, store=tmp_path / "store", overrides=changes, progress=ProgressRecorder(interrupt_at=4))
     assert Store(tmp_path / "store").names() == []
     assert signal.getsignal(signal.SIGINT) is handler
-    listener = Listener()
-    resumed = tune(recipe, store=tmp_path / "store", overrides=changes, resume=True, progress=listener)
-    assert listener.started == (6, 2, 4)
-    assert listener.steps == [5, 6]
+    progress = ProgressRecorder()
+    resumed = tune(recipe, store=tmp_path / "store", overrides=changes, resume=True, progress=progress)
+    assert progress.started == (6, 2, 4)
+    assert progress.steps == [5, 6]
     assert equal(weights(straight.adapter), weights(resumed.adapter))
     assert resumed.scores == straight.scores
 
 
-def test_interruption_during_validation_keeps_epoch(write_recipe, tmp_path):
+def test_interrupt_during_validation_saves_epoch(write_recipe, tmp_path):
     recipe = write_recipe()
     with pytest.raises(TuningInterrupted, match=r"after step 3 of 6; nothing was published\. .*checkpoint-3 is kept"):
-        tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at="validation"))
-    listener = Listener()
-    tune(recipe, store=tmp_path / "store", resume=True, progress=listener)
-    assert listener.steps == [4, 5, 6]
+        tune(recipe, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at="validation"))
+    progress = ProgressRecorder()
+    tune(recipe, store=tmp_path / "store", resume=True, progress=progress)
+    assert progress.steps == [4, 5, 6]
 
 
-def test_second_interruption_stops_at_once(write_recipe, tmp_path):
-    class Impatient(Listener):
+def test_second_interrupt_immediate_stop(write_recipe, tmp_path):
+    class InterruptTwice(ProgressRecorder):
         def on_step_end(self, step, loss):
             if step == 5:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(TuningInterrupted, match="checkpoint-3 is kept"):
-        tune(write_recipe(), store=tmp_path / "store", progress=Impatient())
+        tune(write_recipe(), store=tmp_path / "store", progress=InterruptTwice())
 
 
-def test_changed_recipe_cannot_be_resumed(write_recipe, tmp_path):
+def test_resume_with_changed_recipe_raises(write_recipe, tmp_path):
     recipe = write_recipe()
     with pytest.raises(TuningInterrupted):
-        tune(recipe, store=tmp_path / "store", progress=Listener(interrupt_at=2))
+        tune(recipe, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at=2))
     with pytest.raises(RecipeError, match="cannot resume: the recipe is not that of the interrupted run"):
         tune(recipe, store=tmp_path / "store", resume=True, overrides={"training.learning_rate": 1e-4})
 
 
-def test_resume_without_checkpoint_warns(write_recipe, tmp_path):
-    listener = Listener()
-    tune(write_recipe(), store=tmp_path / "store", resume=True, progress=listener)
-    assert "training starts from the beginning" in listener.warnings[0]
-    assert listener.started[2] == 0
+def test_resume_without_checkpoint_warning(write_recipe, tmp_path):
+    progress = ProgressRecorder()
+    tune(write_recipe(), store=tmp_path / "store", resume=True, progress=progress)
+    assert "training starts from the beginning" in progress.warnings[0]
+    assert progress.started[2] == 0
 
 
-def test_tune_outside_main_thread(write_recipe, tmp_path):
+def test_tune_in_thread(write_recipe, tmp_path):
     thread = threading.Thread(target=tune, args=(write_recipe(),), kwargs={"store": tmp_path / "store"})
     thread.start()
     thread.join()
@@ -234,37 +234,37 @@ def test_large_truncation_loss_raises_recipe_error(write_recipe, tmp_path):
     recipe = write_recipe(data={"max_length": 8, "max_lost": 0.2})
     with pytest.raises(RecipeError, match=r"train loses \d+%: 0 of 12 rows dropped, \d+ of 19 entities lost"):
         tune(recipe, store=tmp_path / "store")
-    listener = Listener()
-    tune(recipe, store=tmp_path / "store", overrides={"data.max_lost": 0.3}, progress=listener)
-    ledger = listener.ledgers["train"]
+    progress = ProgressRecorder()
+    tune(recipe, store=tmp_path / "store", overrides={"data.max_lost": 0.3}, progress=progress)
+    ledger = progress.ledgers["train"]
     assert ledger.truncated > 0
     assert 0.2 < ledger.lost_fraction <= 0.3
-    assert "train loses" in listener.warnings[0]
-    assert listener.ledgers["test"].lost_fraction == 0
+    assert "train loses" in progress.warnings[0]
+    assert progress.ledgers["test"].lost_fraction == 0
 
 
-def test_small_truncation_loss_warns(write_recipe, tmp_path):
-    listener = Listener()
-    tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=listener)
-    assert listener.ledgers["train"].lost_fraction > 0.05
-    about_rows = [told for told in listener.warnings if "nothing was learned" not in told]  # one epoch of 12 rows
+def test_small_truncation_loss_warning(write_recipe, tmp_path):
+    progress = ProgressRecorder()
+    tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=progress)
+    assert progress.ledgers["train"].lost_fraction > 0.05
+    about_rows = [output for output in progress.warnings if "nothing was learned" not in output]  # one epoch of 12 rows
     assert len(about_rows) == 1
 
 
-def test_max_length_above_base_raises_recipe_error(write_recipe, tmp_path):
+def test_max_length_over_base_limit_raises_recipe_error(write_recipe, tmp_path):
     with pytest.raises(RecipeError, match="512 tokens are more than this base takes"):
         tune(write_recipe(data={"max_length": 512}), store=tmp_path / "store")
 
 
 def test_validation_split_from_train_without_test(write_recipe, tmp_path):
-    listener = Listener()
+    progress = ProgressRecorder()
     result = tune(
         write_recipe(),
         store=tmp_path / "store",
         overrides={"data.validation": 0.25, "data.test": None},
-        progress=listener,
+        progress=progress,
     )
-    assert {name: ledger.read for name, ledger in listener.ledgers.items()} == {"train": 9, "validation": 3}
+    assert {name: ledger.read for name, ledger in progress.ledgers.items()} == {"train": 9, "validation": 3}
     assert list(result.scores) == ["validation"]
 
 

@@ -1,4 +1,4 @@
-"""`method.start_from`: a run begins with the weights of a published adapter, to the bit, or is refused with why."""
+"""`method.start_from`: a run starts with the exact weights of a published adapter, or raises a clear error."""
 
 import json
 import shutil
@@ -49,19 +49,19 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def store(base, tmp_path):
-    """An untrained, stirred domain adapter by LoRA."""
+    """A LoRA domain adapter with random weights."""
     publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     return tmp_path / "store"
 
 
-def tagger(folder, base, **method):
-    """A recipe for tags that starts from `letters`."""
+def token_classifier_recipe(folder, base, **method):
+    """A token-classification recipe that starts from `letters`."""
     folder.mkdir(exist_ok=True)
     return recipe_in(folder, base, method={"r": 4, "start_from": "letters", **method})
 
 
 def plain_model(base, adapter):
-    """The adapter on its own task's class, by plain PEFT."""
+    """The adapter loaded by plain PEFT on the class of its own task."""
     task = adapter.task
     labels = {"num_labels": len(task.head_labels)} if task.head_labels else {}
     model = getattr(transformers, task.auto_class).from_pretrained(base, dtype=torch.float32, **labels)
@@ -73,15 +73,15 @@ def states(model, **inputs):
         return model.eval().base_model(**inputs).last_hidden_state
 
 
-def assert_begins_as(run_, base, adapter):
+def assert_starts_from(run_, base, adapter):
     tokens = torch.arange(5, 17).view(2, 6)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    mine = states(run_.model.get_base_model(), **inputs)
-    assert torch.equal(mine, states(plain_model(base, adapter), **inputs))
-    assert not torch.equal(mine, states(transformers.AutoModel.from_pretrained(base), **inputs))
+    first = states(run_.model.get_base_model(), **inputs)
+    assert torch.equal(first, states(plain_model(base, adapter), **inputs))
+    assert not torch.equal(first, states(transformers.AutoModel.from_pretrained(base), **inputs))
 
 
-# --- what it begins with
+# --- weights
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,12 +91,12 @@ def test_token_classifier_starts_from_domain_delta(base, tmp_path, method):
     (tmp_path / "tags").mkdir()
     recipe = recipe_in(tmp_path / "tags", base)
     before = prepared_run(recipe, {"method": section})
-    begun = prepared_run(recipe, {"method": {**section, "start_from": "letters"}}, store=store)
-    assert_begins_as(begun, base, adapter)
-    trained = [[name for name, p in r.model.named_parameters() if p.requires_grad] for r in (before, begun)]
+    new_run = prepared_run(recipe, {"method": {**section, "start_from": "letters"}}, store=store)
+    assert_starts_from(new_run, base, adapter)
+    trained = [[name for name, p in r.model.named_parameters() if p.requires_grad] for r in (before, new_run)]
     assert trained[0] == trained[1]
-    assert begun.num_trainable == before.num_trainable
-    assert (begun.start.has_head, begun.start.newly_initialized, begun.start.skipped) == (False, [], [])
+    assert new_run.num_trainable == before.num_trainable
+    assert (new_run.start.has_head, new_run.start.newly_initialized, new_run.start.skipped) == (False, [], [])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama", "gpt2"])
@@ -104,13 +104,13 @@ def test_delta_loads_on_every_architecture(tmp_path, kind):
     writes = kind in ("llama", "gpt2")
     base = (build_language_model if writes else build_masked_model)(tmp_path / "base", kind)
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
-    begun = prepared_run(tagger(tmp_path / "tags", base), store=tmp_path / "store")
-    assert_begins_as(begun, base, adapter)
-    assert begun.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
+    new_run = prepared_run(token_classifier_recipe(tmp_path / "tags", base), store=tmp_path / "store")
+    assert_starts_from(new_run, base, adapter)
+    assert new_run.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
 
 
 def with_pooler(folder):
-    """A base whose checkpoint has a pooler, as BERT's own: a classifier's model has it, a masked one's has not."""
+    """A base with a pooler in its checkpoint, like BERT's: a classifier has it, a masked language model does not."""
     build_masked_model(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     torch.manual_seed(0)
@@ -122,39 +122,39 @@ def test_module_in_one_model_is_initialized_or_skipped(tmp_path):
     base, store = with_pooler(tmp_path / "base"), tmp_path / "store"
     adapter = publish_fresh(store, text_recipe(tmp_path / "rows", base, task={"objective": "masked-lm"}), {})
     recipe = recipe_for(tmp_path / "classes", base, "classes", method={"r": 4, "start_from": "letters"})
-    begun = prepared_run(recipe, store=store)
-    assert (begun.start.newly_initialized, begun.start.skipped) == (["bert.pooler.dense"], [])
-    assert str(begun.start) == (
-        f"Starts from letters@1 (domain-adaptation): {begun.start.num_tensors} tensors, and not its head: it has none "
-        "of its own. Newly initialized: bert.pooler.dense, which its model does not have."
+    new_run = prepared_run(recipe, store=store)
+    assert (new_run.start.newly_initialized, new_run.start.skipped) == (["bert.pooler.dense"], [])
+    assert str(new_run.start) == (
+        f"Starts from letters@1 (domain-adaptation): {new_run.start.num_tensors} tensors, and not its head: it has "
+        "none of its own. Newly initialized: bert.pooler.dense, which its model does not have."
     )
-    assert_begins_as(begun, base, adapter)
+    assert_starts_from(new_run, base, adapter)
     publish_fresh(store, recipe, {"name": "classes", "method.start_from": None})
     back = prepared_run(tmp_path / "rows" / "recipe.yaml", {"method.start_from": "classes"}, store=store)
     assert (back.start.newly_initialized, back.start.skipped) == ([], ["bert.pooler.dense"])
     assert back.start.no_head_reason == "it is for text-classification"
-    assert_begins_as(back, base, Store(store).resolve("classes"))
+    assert_starts_from(back, base, Store(store).resolve("classes"))
 
 
 def test_head_loads_only_for_same_task_and_labels(base, tmp_path):
     store = tmp_path / "store"
     recipe = recipe_for(tmp_path / "classes", base, "classes")
     adapter = publish_fresh(store, recipe, {})
-    begun = prepared_run(recipe, {"method.start_from": "classes"}, store=store)
-    assert begun.start.has_head
-    inputs = begun.model_inputs(begun.train_features[:4])
+    new_run = prepared_run(recipe, {"method.start_from": "classes"}, store=store)
+    assert new_run.start.has_head
+    inputs = new_run.model_inputs(new_run.train_features[:4])
     with torch.inference_mode():
-        mine, theirs = (m.eval()(**inputs).logits for m in (begun.model, plain_model(base, adapter)))
-    assert torch.equal(mine, theirs)
+        first, second = (m.eval()(**inputs).logits for m in (new_run.model, plain_model(base, adapter)))
+    assert torch.equal(first, second)
     other = {"method.start_from": "classes", "task.labels": ["good", "bad", "fair"]}
     apart = prepared_run(recipe, other, store=store)
     assert apart.start.no_head_reason == "it has other labels (bad, fair, good)"
     with torch.inference_mode():
-        assert not torch.equal(apart.model.eval()(**inputs).logits, theirs)
+        assert not torch.equal(apart.model.eval()(**inputs).logits, second)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_domain_continues_from_same_loss(tmp_path, kind):
+def test_domain_resume_from_same_loss(tmp_path, kind):
     base = (build_language_model if kind == "llama" else build_masked_model)(tmp_path / "base", kind)
     recipe, store = text_recipe(tmp_path / "rows", base), tmp_path / "store"
     first = peftlab.tune(recipe, store=store, device="cpu")
@@ -162,33 +162,33 @@ def test_domain_continues_from_same_loss(tmp_path, kind):
     assert evaluate_split(prepared_run(recipe, again, store=store), "test") == first.scores["test"]
     second = peftlab.tune(recipe, overrides=again, store=store, device="cpu")
     assert second.adapter.version == 2
-    told = second.adapter.manifest.started_from
-    assert (told.adapter, told.manifest_sha256) == ("letters@1", first.adapter.manifest.manifest_sha256)
+    output = second.adapter.manifest.started_from
+    assert (output.adapter, output.manifest_sha256) == ("letters@1", first.adapter.manifest.manifest_sha256)
 
 
 def test_chat_starts_from_domain(tmp_path):
     base = build_language_model(tmp_path / "base")
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
-    begun = prepared_run(
+    new_run = prepared_run(
         instruction_recipe(tmp_path / "chat", base), {"method.start_from": "letters"}, store=tmp_path / "store"
     )
-    assert_begins_as(begun, base, adapter)
+    assert_starts_from(new_run, base, adapter)
 
 
 def test_fp32_delta_starts_run_on_quantized_base(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     base = build_masked_model(tmp_path / "base", **sizes)
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
-    recipe = tagger(tmp_path / "tags", base)
-    begun = prepared_run(recipe, {"base.quantization": "8bit"}, store=tmp_path / "store")
-    assert begun.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
+    recipe = token_classifier_recipe(tmp_path / "tags", base)
+    new_run = prepared_run(recipe, {"base.quantization": "8bit"}, store=tmp_path / "store")
+    assert new_run.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
 
 
-# --- what is told and kept
+# --- messages and manifest
 
 
 def test_command_line_reports_and_records_start(store, base, tmp_path):
-    recipe = tagger(tmp_path / "tags", base, start_from="../store/letters@1")
+    recipe = token_classifier_recipe(tmp_path / "tags", base, start_from="../store/letters@1")
     checked = run("check", recipe, "--device", "cpu")
     assert checked.exit_code == 0, checked.output
     assert "Starts from letters@1 (domain-adaptation): 24 tensors, and not its head" in one_line(checked.output)
@@ -205,7 +205,7 @@ def test_command_line_reports_and_records_start(store, base, tmp_path):
 
 
 def test_resume_requires_same_start_adapter(store, base, tmp_path):
-    recipe = tagger(tmp_path / "tags", base)
+    recipe = token_classifier_recipe(tmp_path / "tags", base)
     straight = peftlab.tune(recipe, store=store, device="cpu", overrides={"name": "straight"})
     with pytest.raises(TuningInterrupted):
         peftlab.tune(recipe, store=store, device="cpu", progress=Stopping(at=2))
@@ -219,7 +219,7 @@ def test_resume_requires_same_start_adapter(store, base, tmp_path):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-# --- what is refused
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -238,32 +238,32 @@ def test_resume_requires_same_start_adapter(store, base, tmp_path):
     ],
 )  # fmt: skip
 def test_other_method_or_shape_raises_with_differences(store, base, tmp_path, method, message):
-    recipe = tagger(tmp_path / "tags", base, **({} if "type" in method else method))
+    recipe = token_classifier_recipe(tmp_path / "tags", base, **({} if "type" in method else method))
     changes = {"method": {"start_from": "letters", **method}} if "type" in method else {}
     with pytest.raises(RecipeError, match=message):
         peftlab.tune(recipe, overrides=changes, store=store, device="cpu")
     assert Store(store).names() == ["letters"]
 
 
-def test_adapter_with_fewer_modules_raises(base, tmp_path):
+def test_adapter_with_missing_modules_raises(base, tmp_path):
     rows = text_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
     publish_fresh(tmp_path / "store", rows, {})
     with pytest.raises(
         RecipeError, match=r"this recipe adapts 10 modules \(dense, key, value\) that letters@1 does not"
     ):
-        prepared_run(tagger(tmp_path / "tags", base), store=tmp_path / "store")
+        prepared_run(token_classifier_recipe(tmp_path / "tags", base), store=tmp_path / "store")
 
 
 def test_other_base_and_rank_are_reported_together(store, tmp_path):
     other = build_masked_model(tmp_path / "other", num_hidden_layers=1)
     with pytest.raises(RecipeError, match=r"(?s)2 problems.*was tuned on .* with weights .*method.r: it is 2 here"):
-        prepared_run(tagger(tmp_path / "tags", other, r=2), store=store)
+        prepared_run(token_classifier_recipe(tmp_path / "tags", other, r=2), store=store)
 
 
-def test_damaged_start_adapter_is_reported_with_other_errors(store, base, tmp_path):
+def test_invalid_start_adapter_is_reported_with_other_errors(store, base, tmp_path):
     folder = Store(store).resolve("letters").folder
     (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-1] + b"x")
-    recipe = tagger(tmp_path / "tags", base)
+    recipe = token_classifier_recipe(tmp_path / "tags", base)
     (tmp_path / "tags" / "test.txt").unlink()
     with pytest.raises(
         RecipeError, match=r"(?s)2 problems.*no such file.*letters@1 is not what was published.*changed"
@@ -274,22 +274,22 @@ def test_damaged_start_adapter_is_reported_with_other_errors(store, base, tmp_pa
 def test_start_path_is_relative_to_recipe(store, base, tmp_path):
     from peftlab.recipe import read_recipe
 
-    recipe = tagger(tmp_path / "tags", base, start_from="../store/letters")
+    recipe = token_classifier_recipe(tmp_path / "tags", base, start_from="../store/letters")
     assert read_recipe(recipe).method.start_from == str(store / "letters")
     shutil.move(tmp_path / "tags", tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "letters").mkdir()  # a name is of the store, whatever lies beside the recipe
+    (tmp_path / "elsewhere" / "letters").mkdir()  # a name refers to the store, not to a folder beside the recipe
     named = read_recipe(tmp_path / "elsewhere" / "recipe.yaml", {"method.start_from": "letters"})
     assert named.method.start_from == "letters"
-    told = Losses()
-    peftlab.check(tmp_path / "elsewhere" / "recipe.yaml", device="cpu", progress=told)
-    assert told.warnings == []
+    output = Losses()
+    peftlab.check(tmp_path / "elsewhere" / "recipe.yaml", device="cpu", progress=output)
+    assert output.warnings == []
 
 
-# --- or the domain stays below
+# --- stacked instead of warm start
 
 
-def test_stacked_domain_and_task_match_merged_model(store, base, tmp_path):
-    """Oracle: the domain merged into the base's own weights, and the classifier on these by plain PEFT."""
+def test_domain_and_task_stack_matches_merged_model(store, base, tmp_path):
+    """Oracle: the domain merged into the base's weights, and the classifier loaded on them by plain PEFT."""
     adapter = publish_fresh(store, recipe_for(tmp_path / "classes", base, "classes"), {}, seed=2)
     text, top, both = "the train was late .", "classes", "letters+classes"
     folder = merge("letters", tmp_path / "merged", store=store, device="cpu").folder
@@ -298,20 +298,20 @@ def test_stacked_domain_and_task_match_merged_model(store, base, tmp_path):
         expected = plain_model(folder, adapter)(**inputs).logits[0].softmax(-1).tolist()
     bank = peftlab.load(both, store=store, device="cpu")
     assert bank.names == ["letters", top, both]
-    alone, stacked = (bank.predict(text, adapters=name)[0].prediction for name in (top, both))
+    single_run, stacked = (bank.predict(text, adapters=name)[0].prediction for name in (top, both))
     assert list(stacked.probabilities.values()) == pytest.approx(expected, abs=1e-5)
-    assert list(stacked.probabilities.values()) != pytest.approx(list(alone.probabilities.values()), abs=1e-3)
+    assert list(stacked.probabilities.values()) != pytest.approx(list(single_run.probabilities.values()), abs=1e-3)
 
-    told = run("predict", both, text, "--store", store, "--json")
-    assert told.exit_code == 0, told.output
-    assert json.loads(told.stdout) == {"adapter": both, **stacked.as_dict()}
-    assert both not in run("predict", both, text, "--store", store).output  # the only one that was asked
+    output = run("predict", both, text, "--store", store, "--json")
+    assert output.exit_code == 0, output.output
+    assert json.loads(output.stdout) == {"adapter": both, **stacked.as_dict()}
+    assert both not in run("predict", both, text, "--store", store).output  # the only adapter of the request
     scored = run("evaluate", both, "--data", tmp_path / "classes" / "test.jsonl", "--store", store)
     assert "through letters@1+classes@1" in one_line(scored.output)
 
 
 @pytest.mark.parametrize("name", ["letters+nobody", "nobody+letters", "letters+", "+letters"])
 def test_stack_with_missing_adapter_is_reported(store, name):
-    told = run("predict", name, "Ada", "--store", store)
-    assert told.exit_code == 3
-    assert "There: letters" in one_line(told.output)
+    output = run("predict", name, "Ada", "--store", store)
+    assert output.exit_code == 3
+    assert "There: letters" in one_line(output.output)

@@ -6,8 +6,8 @@ place, saves only `x` and A's r outputs per token, and for query, key and value,
 by all A's at once and accumulates one gradient. A quantized Linear computes its output with its own kernel, and its
 weight is dequantized for the gradient, one layer at a time. The results are PEFT's, up to rounding.
 
-The gain: a step takes 0.92 of the time of PEFT's layers and a tenth less memory on a quantized base (decision 0011,
-benchmarks/results/2026-11-29-fused-lora.md).
+The gain: a step takes 0.93 of the time of PEFT's layers and a tenth less memory, on plain and on quantized bases
+(benchmarks/results/2026-11-29-fused-lora.md, decision 0011).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

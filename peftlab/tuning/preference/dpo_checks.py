@@ -11,9 +11,7 @@ INSTALL = "pip install 'peftlab[align]'"
 
 
 def check_dpo(recipe: Recipe, process_group: ProcessGroup, errors: ErrorCollector) -> None:
-    """Check the requirements of a preference task: TRL, and equal batch sizes in all processes."""
-    if recipe.task.type != "preference":
-        return
+    """Check what DPO requires: TRL, and equal batch sizes in all processes."""
     try:
         found = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:

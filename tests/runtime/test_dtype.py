@@ -1,4 +1,4 @@
-"""What the resident base computes in: fp32 unless asked otherwise, or where a CPU has AMX."""
+"""The dtype of the served base: fp32, unless another is requested or the CPU has AMX."""
 
 import pytest
 import torch
@@ -76,13 +76,13 @@ def test_auto_dtype_is_bf16_with_amx(monkeypatch):
     assert resolve_dtype("fp16", CPU) is torch.float16
 
 
-def test_quantized_base_ignores_dtype(store):
+def test_quantized_base_ignore_dtype(store):
     bank = peftlab.load("lora", store=store, device="cpu", quantization="8bit", precision="bf16")
     assert torch.bfloat16 not in {p.dtype for p in bank.base.backbone.parameters()}
     assert torch.isfinite(logits(bank, ["lora"])).all()
 
 
-def test_unknown_dtype_suggests_nearest(store):
+def test_unknown_dtype_error_with_suggestion(store):
     with pytest.raises(ValueError, match=r"no precision 'bf61'\. Did you mean 'bf16'"):
         peftlab.load("lora", store=store, device="cpu", precision="bf61")
 
@@ -90,11 +90,11 @@ def test_unknown_dtype_suggests_nearest(store):
 def test_command_line_passes_dtype(store, monkeypatch):
     seen = []
 
-    def told(precision, device):
+    def output(precision, device):
         seen.append(precision)
         return torch.bfloat16
 
-    monkeypatch.setattr(loaded_base, "resolve_dtype", told)
+    monkeypatch.setattr(loaded_base, "resolve_dtype", output)
     assert run("predict", "lora", TEXTS[0], "--store", store, "--precision", "bf16").exit_code == 0
     assert seen == ["bf16"]
 
