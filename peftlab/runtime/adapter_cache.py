@@ -30,6 +30,7 @@ class AdapterCache:
         self._base = base
         self._files: LRUCache[AdapterKey, AdapterFiles] = LRUCache(memory, lambda files: files.num_bytes)
         self._slots: LRUCache[AdapterKey, LoadedAdapter] = LRUCache(slots, lambda loaded: 1)
+        self._files_read: dict[AdapterVersion, AdapterFiles] = {}
         self._templates: dict[str, AdapterTemplate] = {}
         self._references: Counter[AdapterVersion] = Counter()  # by how many names and requests a version is retained
         self._composites: set[CompositeVersion] = set()  # those that are or were in a slot
@@ -159,9 +160,13 @@ class AdapterCache:
             self._templates[template_key] = template
         return loaded
 
+    def reuse_files(self, key: AdapterVersion, files: AdapterFiles) -> None:
+        """Use files that were read already, the next time that this version is loaded."""
+        self._files_read[key] = files
+
     def _read_files(self, key: AdapterVersion) -> AdapterFiles:
         try:
-            files = read_files(self._store, str(key))
+            files = self._files_read.pop(key, None) or read_files(self._store, str(key))
         except (OSError, IntegrityError):
             self._check_not_replaced(key)
             raise

@@ -17,7 +17,7 @@ from peft import PeftModel
 from peftlab.data import Row
 from peftlab.errors import AdapterNotFoundError, suggest
 from peftlab.runtime.adapter_cache import AdapterCache
-from peftlab.runtime.adapter_files import AdapterFiles
+from peftlab.runtime.adapter_files import AdapterFiles, read_files
 from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.composition import (
     CompositeVersion,
@@ -127,8 +127,10 @@ class Bank:
 
     def _load_base(self, version: AdapterVersion) -> None:
         settings = self._settings
-        base = LoadedBase(self.store.verify(str(version)), settings)
+        files = read_files(self.store, str(version))
+        base = LoadedBase(files.adapter, settings)
         self._cache = AdapterCache(self.store, base, memory=settings.memory, slots=settings.slots)
+        self._cache.reuse_files(version, files)
         self._registry.cache = self._cache
         self._base = base
 

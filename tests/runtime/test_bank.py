@@ -1,6 +1,7 @@
 """The bank against plain PEFT: same logits to the bit, whatever else is loaded beside."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,14 @@ def test_adding_twice_changes_nothing(tuned_store):
     assert bank.names == ["ner-tiny"]
 
 
+def test_load_reads_each_adapter_once(tuned_store, monkeypatch):
+    opened, path_open = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kw: opened.append(path) or path_open(path, *args, **kw))
+    bank = peftlab.load("ner-tiny@1", "ner-place", store=tuned_store, device="cpu")
+    for name in bank.names:
+        assert opened.count(bank.adapter(name).folder / "adapter_model.safetensors") == 1
+
+
 def test_a_flipped_byte_is_refused_with_the_file_named(store_copy):
     weights = store_copy / "ner-tiny" / "1" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -189,7 +198,8 @@ def test_a_manifest_that_asks_for_the_unknown_or_for_trust_is_refused(store_copy
     source = store.resolve("ner-tiny@1")
 
     def write(folder):
-        shutil.copy(source.folder / "adapter_model.safetensors", folder)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(source.folder / file, folder)
         values = source.manifest.to_dict()
         values[section][key] = value
         return Manifest.from_dict(values)
