@@ -41,11 +41,11 @@ def config_for(model, variant, **changes):
     return BottleneckConfig(**{**fields, **changes})
 
 
-def adapted(model, variant, seed=1, **changes):
-    return randomized(get_peft_model(model, config_for(model, variant, **changes)), seed)
+def make_peft_model(model, variant, seed=1, **changes):
+    return randomize_weights(get_peft_model(model, config_for(model, variant, **changes)), seed)
 
 
-def randomized(model, seed, name="default"):
+def randomize_weights(model, seed, name="default"):
     torch.manual_seed(seed)
     for layer in layers_of(model):
         for part in (layer.bottleneck_down[name], layer.bottleneck_up[name]):
@@ -66,8 +66,8 @@ def reference(layer, variant, name="default"):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_layer_of_bert_computes_the_papers_equations(variant):
-    model = adapted(bert(), variant)
+def test_bottleneck_in_bert_matches_paper_equations(variant):
+    model = make_peft_model(bert(), variant)
     bottlenecks = iter(reference(layer, variant) for layer in layers_of(model))
     core = model.base_model.model.bert
     h = core.embeddings(INPUTS)
@@ -93,8 +93,8 @@ def test_a_layer_of_bert_computes_the_papers_equations(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_layer_of_llama_computes_them_before_the_residual(variant):
-    model = adapted(llama(), variant)
+def test_bottleneck_in_llama_is_added_before_residual(variant):
+    model = make_peft_model(llama(), variant)
     bottlenecks = iter(reference(layer, variant) for layer in layers_of(model))
     core = model.base_model.model.model
     h = core.embed_tokens(INPUTS)
@@ -131,7 +131,7 @@ def unwrapped(module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_begins_near_the_identity(variant):
+def test_bottleneck_initialization_is_near_identity(variant):
     model = bert()
     plain = model(INPUTS).logits
     fresh = get_peft_model(model, config_for(model, variant)).double().eval()
@@ -143,10 +143,10 @@ def test_it_begins_near_the_identity(variant):
 @pytest.mark.parametrize("make", [bert, llama])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_add_set_disable_save_load_delete(make, variant, tmp_path):
-    model = adapted(make(), variant)
+    model = make_peft_model(make(), variant)
     one = model(INPUTS).logits
     model.add_adapter("other", config_for(make(), variant))
-    randomized(model, 2, "other")
+    randomize_weights(model, 2, "other")
     assert torch.equal(model(INPUTS).logits, one)
     model.set_adapter("other")
     two = model.eval()(INPUTS).logits
@@ -165,34 +165,8 @@ def test_add_set_disable_save_load_delete(make, variant, tmp_path):
         assert again.peft_config["other"].peft_type == PeftType("BOTTLENECK")
 
 
-@pytest.mark.parametrize("make", [bert, llama])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_each_row_of_a_mixed_batch_is_its_solo_row(make, variant):
-    model = adapted(make(), variant)
-    model.add_adapter("other", config_for(make(), variant))
-    randomized(model, 2, "other")
-    alone = {"__base__": make()(INPUTS).logits}
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        alone[name] = model.eval()(INPUTS).logits
-    names = ["other", "__base__", "default"]
-    mixed = model(INPUTS, adapter_names=names).logits
-    for row, name in enumerate(names):
-        assert torch.allclose(mixed[row], alone[name][row], atol=1e-9), name
-
-
-def test_after_an_error_no_row_is_routed():
-    model = adapted(bert(), "pfeiffer")
-    expected = model(INPUTS).logits
-    with pytest.raises(ValueError, match="non-existing adapter"):
-        model(INPUTS, adapter_names=["default", "othr", "default"])
-    with pytest.raises(ValueError, match="1 rows need 1 adapter names, not 3"):
-        model(INPUTS[:1], adapter_names=["default", "__base__", "default"])
-    assert torch.equal(model(INPUTS).logits, expected)
-
-
-def test_merging_is_refused_and_unloading_gives_the_base_back():
-    model = adapted(bert(), "houlsby")
+def test_bottleneck_unloads_and_merge_raises_value_error():
+    model = make_peft_model(bert(), "houlsby")
     with pytest.raises(ValueError, match="a bottleneck is not linear"):
         model.merge_and_unload()
     with pytest.raises(ValueError, match="not linear"):
@@ -200,17 +174,17 @@ def test_merging_is_refused_and_unloading_gives_the_base_back():
     assert torch.equal(model.unload()(INPUTS).logits, bert()(INPUTS).logits)
 
 
-def test_forms_do_not_mix_in_one_module():
-    model = adapted(bert(), "pfeiffer")
-    with pytest.raises(ValueError, match="adapter 'other' is of form 'after', those beside it 'around-norm'"):
+def test_adapters_of_different_form_raise_value_error():
+    model = make_peft_model(bert(), "pfeiffer")
+    with pytest.raises(ValueError, match="adapter 'other' is of form 'after', the others here 'around-norm'"):
         model.add_adapter("other", config_for(bert(), "pfeiffer", form="after"))
 
 
-def test_plain_peft_knows_it_by_one_import(tmp_path):
-    adapted(bert(), "pfeiffer").save_pretrained(tmp_path)
+def test_plain_peft_loads_config_after_import(tmp_path):
+    make_peft_model(bert(), "pfeiffer").save_pretrained(tmp_path)
     code = f"from peft import PeftConfig; print(PeftConfig.from_pretrained({str(tmp_path)!r}).variant)"
     without = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert without.returncode
     assert "BOTTLENECK" in without.stderr
-    told = subprocess.run([sys.executable, "-c", f"import peftlab.methods; {code}"], capture_output=True, text=True)
-    assert told.stdout.strip() == "pfeiffer", told.stderr
+    done = subprocess.run([sys.executable, "-c", f"import peftlab.methods; {code}"], capture_output=True, text=True)
+    assert done.stdout.strip() == "pfeiffer", done.stderr

@@ -36,7 +36,7 @@ def head_store(tiny_base, tmp_path_factory):
 
 @pytest.mark.parametrize("architecture", ["bert-without-pooler", "deberta-v2", "modernbert"])
 @pytest.mark.parametrize("kind", ["classes", "entities"])
-def test_plain_peft_loads_it_without_a_warning_and_with_the_same_logits(tmp_path, architecture, kind):
+def test_plain_peft_loads_head_adapter_without_warning(tmp_path, architecture, kind):
     folder = build(architecture, tmp_path / "base")
     recipe = recipe_for(tmp_path / kind, folder, kind)
     result = tune(recipe, overrides={"method": HEAD}, store=tmp_path / "store")
@@ -55,7 +55,7 @@ def test_plain_peft_loads_it_without_a_warning_and_with_the_same_logits(tmp_path
     assert all(map(torch.equal, mine, theirs))
 
 
-def test_its_files_hold_the_head_alone(head_store):
+def test_head_adapter_contains_only_head_weights(head_store):
     folder = head_store / "classes" / "1"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["target_modules"] == "dummy-target-modules"
@@ -66,14 +66,14 @@ def test_its_files_hold_the_head_alone(head_store):
     assert "tags: [peftlab, head]" in card
 
 
-def test_it_serves_beside_adapters_with_a_delta(head_store):
+def test_head_adapter_in_mixed_batch_matches_single_rows(head_store):
     alone = peftlab.load("classes", store=head_store).predict(SENTENCE)
     both = peftlab.load("topics", "classes", store=head_store)
     both.predict(SENTENCE, adapters="topics")
     assert both.predict(SENTENCE, adapters="classes") == alone
 
 
-def test_every_command_takes_it(head_store, tmp_path):
+def test_commands_accept_head_adapter(head_store, tmp_path):
     rows = head_store.parent / "classes" / "test.jsonl"
     assert run("predict", "classes", "--store", head_store, "It rained .").exit_code == 0
     assert run("evaluate", "classes", "--data", rows, "--store", head_store).exit_code == 0
@@ -84,13 +84,13 @@ def test_every_command_takes_it(head_store, tmp_path):
     assert "method: type: head start_from: null data:" in one_line(shown)
 
 
-def test_the_command_says_what_is_computed_once(tiny_base, tmp_path):
+def test_tune_reports_cached_layers(tiny_base, tmp_path):
     recipe = recipe_for(tmp_path / "classes", tiny_base, "classes", method={"layers_to_transform": 1})
-    told = one_line(run("tune", recipe, "--store", tmp_path / "store").output)
-    assert "1 of 2 layers are frozen. They run without dropout and only once per row" in told
+    output = one_line(run("tune", recipe, "--store", tmp_path / "store").output)
+    assert "1 of 2 layers are frozen. They run without dropout and only once per row" in output
 
 
-def test_an_interrupted_run_resumes_to_the_same_adapter(tiny_base, tmp_path):
+def test_resumed_head_run_yields_equal_adapter(tiny_base, tmp_path):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "entities", training={"num_train_epochs": 2})
     overrides = {"method": HEAD}
     straight = tune(recipe, overrides=overrides, store=tmp_path / "straight")

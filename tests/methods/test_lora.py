@@ -23,7 +23,7 @@ def recipe(tiny_base, tmp_path):
     return recipe_for(tmp_path / "rows", tiny_base, "entities", training={"learning_rate": 1e-2, "num_train_epochs": 3})
 
 
-def test_patterns_give_layers_their_own_rank_and_scale(recipe):
+def test_rank_and_alpha_patterns_set_layer_values(recipe):
     method = {"r": 4, "rank_pattern": {"query": 2}, "alpha_pattern": {"0.attention.self.value": 4}}
     layers = dict(prepared_run(recipe, {"method": method}).base.model.named_modules())
     for number in (0, 1):
@@ -49,19 +49,19 @@ def test_patterns_give_layers_their_own_rank_and_scale(recipe):
         ({**ADALORA, "init_r": 1}, "method.init_r: should be at least target_r, not 1."),
     ],
 )
-def test_wrong_fields_are_told(recipe, method, message):
-    with pytest.raises(RecipeError) as told:
+def test_wrong_lora_fields_raise_recipe_error(recipe, method, message):
+    with pytest.raises(RecipeError) as error:
         prepared_run(recipe, {"method": method})
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
-def test_adalora_needs_whole_layers(recipe):
+def test_adalora_with_sharding_raises_recipe_error(recipe):
     with pytest.raises(RecipeError, match="'adalora' compares directions of whole layers"):
         read_recipe(recipe, {"method": ADALORA, "training.distributed": "fsdp"})
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "orthogonal"])
-def test_other_beginnings_leave_the_update_at_nothing(recipe, kind):
+def test_initial_lora_update_is_zero(recipe, kind):
     plain = prepared_run(recipe).model.state_dict()
     run = prepared_run(recipe, {"method.init_lora_weights": kind})
     name = "base_model.model.bert.encoder.layer.0.output.dense.lora_A.default.weight"
@@ -70,7 +70,7 @@ def test_other_beginnings_leave_the_update_at_nothing(recipe, kind):
     torch.testing.assert_close(layer.get_delta_weight("default"), torch.zeros_like(layer.weight), rtol=0, atol=1e-6)
 
 
-def test_lora_plus_teaches_b_faster(recipe, tmp_path):
+def test_loraplus_sets_learning_rate_of_b(recipe, tmp_path):
     run = prepared_run(recipe, {"method.loraplus_lr_ratio": 16.0, "training.weight_decay": 0.1})
     optimizer = _trainer(run, tmp_path, Progress()).create_optimizer()
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
@@ -81,7 +81,7 @@ def test_lora_plus_teaches_b_faster(recipe, tmp_path):
         assert rates[id(parameter)] == (pytest.approx(rate), 0.0 if parameter.ndim == 1 else 0.1)
 
 
-def test_adalora_ends_with_the_rank_it_was_asked_for(recipe, tmp_path):
+def test_adalora_reaches_target_rank(recipe, tmp_path):
     changes = {"method": ADALORA, "training.num_train_epochs": 1, "training.per_device_train_batch_size": 2}
     result = tune(recipe, overrides=changes, store=tmp_path / "store")
     weights = load_file(result.adapter.folder / "adapter_model.safetensors")
@@ -90,7 +90,7 @@ def test_adalora_ends_with_the_rank_it_was_asked_for(recipe, tmp_path):
     assert max(kept) > min(kept)  # by need, not the same for all
 
 
-def test_adalora_counts_each_step_once(recipe, tmp_path, monkeypatch):
+def test_adalora_allocates_once_per_step(recipe, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr("peft.AdaLoraModel.update_and_allocate", lambda self, step: steps.append(step))
     with pytest.raises(TuningInterrupted):
@@ -98,7 +98,7 @@ def test_adalora_counts_each_step_once(recipe, tmp_path, monkeypatch):
     assert steps == [1, 2, 3, 4]
 
 
-def test_an_interrupted_adalora_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
+def test_resumed_adalora_run_yields_equal_adapter(recipe, tmp_path):
     changes = {"method": ADALORA}
     straight = tune(recipe, overrides=changes, store=tmp_path / "straight")
     with pytest.raises(TuningInterrupted):
@@ -108,30 +108,32 @@ def test_an_interrupted_adalora_run_goes_on_as_if_nothing_had_happened(recipe, t
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_lost_state_is_said_on_resume(recipe, tmp_path):
+def test_missing_adalora_state_is_warned_on_resume(recipe, tmp_path):
     changes, heard = {"method": ADALORA}, Losses()
     with pytest.raises(TuningInterrupted):
         tune(recipe, overrides=changes, store=tmp_path / "store", progress=ProgressRecorder(interrupt_at=4))
     for file in (tmp_path / "store").rglob(STATE_FILE):
         file.unlink()
     tune(recipe, overrides=changes, store=tmp_path / "store", resume=True, progress=heard)
-    assert [told for told in heard.warnings if "is missing: the importance of directions is learned again" in told]
+    assert [
+        warning for warning in heard.warnings if "is missing: the importance of directions is learned again" in warning
+    ]
 
 
-def test_ranks_that_have_not_fallen_in_the_best_epoch_are_said(recipe, tmp_path):
+def test_adalora_warns_if_best_epoch_has_full_rank(recipe, tmp_path):
     heard = Losses()
     changes = {"method": ADALORA, "training.learning_rate": 1e-9}  # no epoch is better than the first
     tune(recipe, overrides=changes, store=tmp_path / "store", progress=heard)
-    assert [told for told in heard.warnings if "the best epoch came before ranks had fallen" in told]
+    assert [warning for warning in heard.warnings if "the best epoch came before ranks had fallen" in warning]
 
 
-def test_a_schedule_without_room_is_refused_before_the_first_step(recipe, tmp_path):
+def test_adalora_schedule_longer_than_run_raises_recipe_error(recipe, tmp_path):
     changes = {"method": {**ADALORA, "tinit": 100}}
     with pytest.raises(RecipeError, match=r"tinit: 100 steps before ranks fall and 2 after \(tfinal\) leave none"):
         tune(recipe, overrides=changes, store=tmp_path / "store")
 
 
-def test_the_penalty_is_the_one_that_peft_adds_to_a_loss():
+def test_orthogonality_loss_matches_peft():
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32

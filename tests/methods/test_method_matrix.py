@@ -116,10 +116,10 @@ def marked(*cell):
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    return functools.cache(lambda name: livelier(build(name, tmp_path_factory.mktemp(name))))
+    return functools.cache(lambda name: enlarge_weights(build(name, tmp_path_factory.mktemp(name))))
 
 
-def livelier(folder):
+def enlarge_weights(folder):
     """Weights as large as those of trained bases, so that one text differs from another."""
     file = folder / "model.safetensors"
     tensors = {name: 8 * tensor if tensor.dim() > 1 else tensor for name, tensor in load_file(file).items()}
@@ -172,7 +172,7 @@ def logits_of(run, model):
     return run.task.logits(model.eval()(**run.model_inputs(run.train_features)))
 
 
-def bare_logits(run):
+def base_logits(run):
     with run.model.disable_adapter():
         return logits_of(run, run.model)
 
@@ -182,19 +182,19 @@ def fresh_base(run):
 
 
 @pytest.mark.parametrize(("method", "base", "quantization"), cells(refused=False))
-def test_it_trains_only_what_it_may_learns_and_is_the_same_after_saving(
+def test_method_trains_only_its_parameters_and_reloads_equal(
     cell, tmp_path, record_property, method, base, quantization
 ):
     record_property("cell", (method, base, quantization))
-    hold_to_the_contract(cell(method, base, quantization), tmp_path)
+    check_contract(cell(method, base, quantization), tmp_path)
 
 
-def hold_to_the_contract(run, tmp_path):
-    before, bare = hash_of(frozen(run)), bare_logits(run)
+def check_contract(run, tmp_path):
+    before, bare = hash_of(frozen(run)), base_logits(run)
     losses = learn(run)
     assert losses[-1] < 0.95 * losses[0]
     assert hash_of(frozen(run)) == before
-    assert torch.equal(bare_logits(run), bare)
+    assert torch.equal(base_logits(run), bare)
     assert torch.equal(bare, logits_of(run, with_the_head_of(run, fresh_base(run))))
     expected = logits_of(run, run.model)
     assert not torch.equal(expected, bare)
@@ -203,7 +203,7 @@ def hold_to_the_contract(run, tmp_path):
     reloaded = PeftModel.from_pretrained(fresh_base(run), tmp_path / "saved")
     assert torch.equal(logits_of(run, reloaded), expected)
     if run.base.quantization:
-        assert_same_as_on_whole_weights(run, tmp_path / "saved")
+        assert_equal_on_dequantized_weights(run, tmp_path / "saved")
 
 
 def assert_same_gradients_with_checkpointing(run):
@@ -218,7 +218,7 @@ def assert_same_gradients_with_checkpointing(run):
         assert one is other is None or torch.equal(one, other)
 
 
-def assert_same_as_on_whole_weights(run, saved):
+def assert_equal_on_dequantized_weights(run, saved):
     """The adapter does to a quantized base what it does to plain layers that hold the same rounded weights.
 
     The quantized one trains, without dropout: then its 8-bit layers do not round what they are given.
@@ -239,30 +239,30 @@ def with_the_head_of(run, plain):
 
 
 @pytest.mark.parametrize(("method", "base", "quantization"), cells(refused=True))
-def test_what_cannot_work_is_refused_before_training_in_words(cell, record_property, method, base, quantization):
+def test_unsupported_combination_raises_recipe_error(cell, record_property, method, base, quantization):
     record_property("cell", (method, base, quantization))
-    with pytest.raises(RecipeError, match=refusal(method, base, quantization)) as told:
+    with pytest.raises(RecipeError, match=refusal(method, base, quantization)) as error:
         cell(method, base, quantization)
-    record_property("refused", told.value.errors[0].message)
+    record_property("refused", error.value.errors[0].message)
 
 
 @pytest.mark.parametrize(
     ("method", "quantization"),
     [(method, q) for method in METHODS for q in QUANTIZATIONS if quantization_conflict(method, q)],
 )
-def test_what_is_refused_on_quantized_bases_would_fail_on_them(cell, tmp_path, monkeypatch, method, quantization):
+def test_quantization_limit_is_still_necessary(cell, tmp_path, monkeypatch, method, quantization):
     """If this fails, PEFT supports it now, and the reason can be deleted from the method's `info`."""
     monkeypatch.setattr("peftlab.recipe.method.MethodInfo.quantization_conflict", lambda *_: None)
     with pytest.raises(Exception, match=r"\w"):
-        hold_to_the_contract(cell(method, "bert", quantization), tmp_path)
+        check_contract(cell(method, "bert", quantization), tmp_path)
 
 
-def report_of(cell, outcome="passed", **told):
-    properties = [("cell", cell), *told.items()]
+def report_of(cell, outcome="passed", **properties):
+    properties = [("cell", cell), *properties.items()]
     return SimpleNamespace(when="call", passed=outcome == "passed", user_properties=properties)
 
 
-def test_the_page_tells_what_works_is_refused_fails_and_was_not_run():
+def test_matrix_page_lists_each_outcome():
     reports = [
         report_of(("lora", "bert", None)),
         report_of(["lora", "gpt2", None], "failed"),
@@ -276,14 +276,14 @@ def test_the_page_tells_what_works_is_refused_fails_and_was_not_run():
     )
 
 
-def test_the_page_in_docs_has_every_method_and_every_architecture():
+def test_matrix_page_in_docs_is_complete():
     """If this fails: make matrix."""
     page = PAGE.read_text(encoding="utf8")
     assert page.count(f"| {' | '.join(BASES)} |") == len(QUANTIZATIONS)
     assert all(page.count(f"\n| {method} |") == len(QUANTIZATIONS) for method in METHODS)
 
 
-def test_every_limit_of_quantization_is_in_the_matrix():
+def test_each_quantization_limit_is_in_the_matrix():
     """Each reason that a method has is reached by a line of `METHODS`."""
     reasons = {
         f"'{limits.name or name}' does not go with a base in {quantization}: {reason}."
@@ -309,13 +309,13 @@ def test_every_limit_of_quantization_is_in_the_matrix():
         ),
     ],
 )
-def test_a_wrong_section_is_told_with_what_is_there(cell, method, message):
-    with pytest.raises(RecipeError) as told:
+def test_wrong_method_section_lists_existing_names(cell, method, message):
+    with pytest.raises(RecipeError) as error:
         cell(method, "bert")
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
-def test_an_unknown_architecture_asks_for_the_modules(cell, monkeypatch):
+def test_unknown_architecture_requires_target_modules(cell, monkeypatch):
     monkeypatch.setattr("peftlab.methods.bottleneck.ARCHITECTURES", {"gpt2": None})
     with pytest.raises(RecipeError, match=r"does not know where the sub-layers of 'bert' end. Name the modules"):
         cell("pfeiffer", "bert")
@@ -324,7 +324,7 @@ def test_an_unknown_architecture_asks_for_the_modules(cell, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_a_known_architecture_has_its_places_in_every_layer(kind):
+def test_architecture_has_targets_in_each_layer(kind):
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind))
     config, names = model.config, [name for name, _ in model.named_modules()]
@@ -344,7 +344,7 @@ def test_a_known_architecture_has_its_places_in_every_layer(kind):
     assert all("norm" in name for name in pfeiffer) == (place.pfeiffer[1] == "around-norm")
 
 
-def test_without_a_module_for_the_feed_forward_network_parallel_is_refused(cell, monkeypatch):
+def test_parallel_without_feed_forward_module_raises_recipe_error(cell, monkeypatch):
     monkeypatch.setattr("peftlab.methods.bottleneck.ARCHITECTURES", {"bert": ARCHITECTURES["bart"]})
     with pytest.raises(RecipeError, match=r"method.variant: 'parallel' has no place in 'bert', .* Take houlsby or pfe"):
         cell("parallel", "bert")

@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -83,12 +82,12 @@ def config_for(model, **changes):
     return PrefixConfig(**{**fields, "target_modules": targets, **changes})
 
 
-def adapted(model, seed=1, **changes):
+def make_peft_model(model, seed=1, **changes):
     torch.manual_seed(seed)
-    return randomized(get_peft_model(model, config_for(model, **changes)), seed)
+    return randomize_weights(get_peft_model(model, config_for(model, **changes)), seed)
 
 
-def randomized(model, seed, name="default"):
+def randomize_weights(model, seed, name="default"):
     torch.manual_seed(seed)
     for layer in layers_of(model):
         torch.nn.init.normal_(layer.attention_prefix_encoder[name].embedding.weight)
@@ -127,8 +126,8 @@ def reference():
 @pytest.mark.parametrize("mask", [MASK, None], ids=["padded", "no-mask"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_computes_the_papers_equation_on_the_bases_own_queries_and_keys(reference, kind, attention, mask):
-    model = adapted(base_of(kind, attention))
+def test_prefix_matches_paper_equation(reference, kind, attention, mask):
+    model = make_peft_model(base_of(kind, attention))
     plain = base_of(kind, "by_the_equation")
     names = config_for(base_of(kind)).target_modules
     assert len(layers_of(model)) == len(names) == (4 if plain.config.is_encoder_decoder else 2)
@@ -143,19 +142,19 @@ def test_it_computes_the_papers_equation_on_the_bases_own_queries_and_keys(refer
     torch.testing.assert_close(found[seen], expected[seen], rtol=0, atol=tolerance)
 
 
-def test_in_t5_and_bart_it_reaches_the_encoder_too():
+def test_prefix_changes_encoder_and_decoder():
     for kind in ("t5", "bart"):
-        model = adapted(base_of(kind))
+        model = make_peft_model(base_of(kind))
         encoder = model.get_base_model().get_encoder()
         with torch.no_grad():
             assert not torch.allclose(states_of(encoder(INPUTS)), states_of(base_of(kind).get_encoder()(INPUTS)))
 
 
-def test_debertas_content_attends_to_it_and_no_position_does():
-    model, plain = adapted(base_of("deberta-v2", "eager")), base_of("deberta-v2", "eager")
+def test_prefix_in_deberta_has_no_position():
+    model, plain = make_peft_model(base_of("deberta-v2", "eager")), base_of("deberta-v2", "eager")
     prefixes = [layer.attention_prefix_encoder["default"].embedding.weight.detach() for layer in layers_of(model)]
 
-    def by_the_equation(module, prefix):
+    def prefix_equation(module, prefix):
         def forward(states, mask, output_attentions=False, query_states=None, relative_pos=None, rel_embeddings=None):
             q, k, v = (
                 module.transpose_for_scores(project(states), 2)
@@ -171,18 +170,18 @@ def test_debertas_content_attends_to_it_and_no_position_does():
         return forward
 
     for layer, prefix in zip(plain.encoder.layer, prefixes, strict=True):
-        layer.attention.self.forward = by_the_equation(layer.attention.self, prefix)
+        layer.attention.self.forward = prefix_equation(layer.attention.self, prefix)
     with torch.no_grad():
         expected, found = (states_of(m(**inputs_for(plain)))[MASK.bool()] for m in (plain, model))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)  # its square root is in fp32
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "bert"])
-def test_it_is_pefts_prefix_tuning_but_for_positions(kind):
+def test_prefix_matches_peft_except_positions(kind):
     """PEFT's prefix is a cache of past keys; with it the base gets positions that begin at 0, as here."""
     auto = transformers.AutoModelForTokenClassification if kind == "bert" else transformers.AutoModelForCausalLM
     base, task = base_of(kind, auto=auto), "TOKEN_CLS" if kind == "bert" else "CAUSAL_LM"
-    mine = adapted(base_of(kind, auto=auto), num_virtual_tokens=4)
+    mine = make_peft_model(base_of(kind, auto=auto), num_virtual_tokens=4)
     heads = 1 if kind == "qwen2" else 2
     shape = {"num_layers": 2, "token_dim": 8 * heads, "num_attention_heads": heads}
     theirs = get_peft_model(base, PrefixTuningConfig(task_type=task, num_virtual_tokens=4, **shape)).double().eval()
@@ -200,8 +199,8 @@ def test_it_is_pefts_prefix_tuning_but_for_positions(kind):
 
 
 @pytest.mark.parametrize("kind", WITH_CACHES)
-def test_with_a_cache_each_step_sees_the_prefix_once(kind):
-    model = adapted(base_of(kind, auto=transformers.AutoModelForCausalLM))
+def test_prefix_generation_with_cache_matches_full_forward(kind):
+    model = make_peft_model(base_of(kind, auto=transformers.AutoModelForCausalLM))
     with torch.no_grad():
         whole = model(input_ids=INPUTS[:1]).logits
         start = model(input_ids=INPUTS[:1, :4], use_cache=True)
@@ -212,68 +211,13 @@ def test_with_a_cache_each_step_sees_the_prefix_once(kind):
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("kind", WITH_CACHES)
-def test_it_generates_each_row_by_its_own_adapter(kind, beams):
-    model = adapted(base_of(kind, auto=transformers.AutoModelForCausalLM))
-    model.add_adapter("other", config_for(base_of(kind), num_virtual_tokens=5))
-    randomized(model, 2, "other")
-    options = {"max_new_tokens": 6, "num_beams": beams, "do_sample": False, "pad_token_id": 0, "eos_token_id": 99}
-    inputs = {"input_ids": INPUTS[:1, :4].repeat(3, 1), "attention_mask": torch.ones(3, 4, dtype=torch.long)}
-    mixed = model.generate(**inputs, adapter_names=["other", "__base__", "default"], **options)
-    alone = {"__base__": base_of(kind, auto=transformers.AutoModelForCausalLM).generate(**inputs, **options)[0]}
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        alone[name] = model.eval().generate(**inputs, **options)[0]
-    assert mixed.tolist() == [alone[name].tolist() for name in ("other", "__base__", "default")]
-    assert len({tuple(row) for row in mixed.tolist()}) > 1
-
-
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert", "qwen2", "t5"])
-def test_each_row_of_a_mixed_batch_is_its_solo_row(kind):
-    model = adapted(base_of(kind))
-    model.add_adapter("other", config_for(base_of(kind), num_virtual_tokens=5))
-    randomized(model, 2, "other")
-    plain, inputs = base_of(kind), {}
-    for key, value in inputs_for(plain).items():
-        inputs[key] = value[[0, 1, 0]]
-    with torch.no_grad():
-        alone = {"__base__": states_of(plain(**inputs))}
-        for name in ("default", "other"):
-            model.set_adapter(name)
-            alone[name] = states_of(model.eval()(**inputs))
-        names = ["other", "__base__", "default"]
-        mixed = states_of(model(**inputs, adapter_names=names))
-        with model.disable_adapter():
-            assert torch.equal(states_of(model(**inputs)), alone["__base__"])
-    for row, name in enumerate(names):
-        seen = slice(None) if plain.config.is_encoder_decoder else MASK[[0, 1, 0]][row].bool()
-        torch.testing.assert_close(mixed[row][seen], alone[name][row][seen], rtol=0, atol=1e-9)
-
-
-def test_threads_do_not_hear_of_each_others_rows():
-    model = adapted(base_of("bert"))
-    model.add_adapter("other", config_for(base_of("bert")))
-    randomized(model, 2, "other")
-    names = ["default", "other", "__base__"] * 8
-
-    def answer(name):
-        with torch.no_grad():
-            return states_of(model(INPUTS, adapter_names=[name] * 2))
-
-    with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(answer, names))
-    for name, found in zip(names, together, strict=True):
-        assert torch.equal(found, answer(name)), name
-
-
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("kind", ["bert", "llama", "deberta-v2"])
 def test_add_set_disable_save_load_delete_unload(kind, projected, tmp_path):
-    model = adapted(base_of(kind), prefix_projection=projected)
+    model = make_peft_model(base_of(kind), prefix_projection=projected)
     one = states_of(model(**inputs_for(model)))
     model.add_adapter("other", config_for(base_of(kind), prefix_projection=projected))
-    randomized(model, 2, "other")
+    randomize_weights(model, 2, "other")
     assert torch.equal(states_of(model(**inputs_for(model))), one)
     model.set_adapter("other")
     two = states_of(model.eval()(**inputs_for(model)))
@@ -298,8 +242,8 @@ def test_add_set_disable_save_load_delete_unload(kind, projected, tmp_path):
 
 
 @pytest.mark.parametrize("projected", [False, True])
-def test_a_saved_prefix_trains_on_as_if_it_had_never_been_saved(projected, tmp_path):
-    model = adapted(base_of("bert"), prefix_projection=projected)
+def test_reloaded_prefix_continues_training(projected, tmp_path):
+    model = make_peft_model(base_of("bert"), prefix_projection=projected)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(base_of("bert"), tmp_path, is_trainable=True, autocast_adapter_dtype=False)
     for one in (model, again):
@@ -316,10 +260,10 @@ def step(model):
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert", "llama", "t5"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind):
+def test_gradient_checkpointing_yields_equal_gradients(kind):
     gradients = []
     for checkpointing in (False, True):
-        model = adapted(base_of(kind), prefix_projection=True)
+        model = make_peft_model(base_of(kind), prefix_projection=True)
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(3)
@@ -331,10 +275,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen2", "t5"])
-def test_short_attention_gives_the_same_gradients(kind):
+def test_short_attention_yields_equal_gradients(kind):
     gradients = []
     for short in (False, True):
-        model = adapted(base_of(kind).float()).float()
+        model = make_peft_model(base_of(kind).float()).float()
         with short_sequence_attention(model.get_base_model(), None) if short else torch.enable_grad():
             states_of(model(**inputs_for(model))).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -342,28 +286,28 @@ def test_short_attention_gives_the_same_gradients(kind):
         torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-6)
 
 
-def test_it_takes_no_input():
+def test_prefix_needs_no_input_tokens():
     """64 positions, 64 tokens, 40 virtual ones: PEFT's own fails at one."""
     torch.manual_seed(0)
     config = transformers.BertConfig(vocab_size=40, max_position_embeddings=64, **SIZES)
-    model = adapted(transformers.BertModel(config).double(), num_virtual_tokens=40)
+    model = make_peft_model(transformers.BertModel(config).double(), num_virtual_tokens=40)
     assert states_of(model(torch.randint(5, 40, (2, 64)))).shape == (2, 64, 16)
 
 
-def test_attentions_and_hidden_states_are_told():
-    model = adapted(base_of("bert", "eager"))
+def test_output_attentions_include_prefix():
+    model = make_peft_model(base_of("bert", "eager"))
     output = model(**inputs_for(model), output_attentions=True, output_hidden_states=True)
     assert [a.shape[2:] for a in output.attentions] == [(9, 12)] * 2
     assert [states.shape[1] for states in output.hidden_states] == [9] * 3
 
 
-def test_plain_peft_knows_it_by_one_import(tmp_path):
-    adapted(base_of("bert")).save_pretrained(tmp_path)
+def test_plain_peft_loads_config_after_import(tmp_path):
+    make_peft_model(base_of("bert")).save_pretrained(tmp_path)
     code = f"from peft import PeftConfig; print(PeftConfig.from_pretrained({str(tmp_path)!r}).num_virtual_tokens)"
     without = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ATTENTION_PREFIX" in without.stderr
-    told = subprocess.run([sys.executable, "-c", f"import peftlab.methods; {code}"], capture_output=True, text=True)
-    assert told.stdout.strip() == "3", told.stderr
+    done = subprocess.run([sys.executable, "-c", f"import peftlab.methods; {code}"], capture_output=True, text=True)
+    assert done.stdout.strip() == "3", done.stderr
 
 
 @pytest.fixture
@@ -376,7 +320,7 @@ def prepared(tmp_path):
     return prepared
 
 
-def test_a_wrong_section_is_told_in_words(prepared):
+def test_wrong_prefix_section_raises_recipe_error(prepared):
     wrong = {
         "there is no layer 5. Layers of this base: 0 to 1.": {"layers_to_transform": [5]},
         "'self_attn' fits no module of this base.": {"target_modules": ["self_attn"]},
@@ -386,17 +330,17 @@ def test_a_wrong_section_is_told_in_words(prepared):
         "method.encoder_hidden_size: should come with prefix_projection: true": {"encoder_hidden_size": 4},
     }
     for message, method in wrong.items():
-        with pytest.raises(RecipeError) as told:
+        with pytest.raises(RecipeError) as error:
             prepared(method=method)
-        assert message in str(told.value)
+        assert message in str(error.value)
 
 
-def test_a_kernel_that_goes_by_positions_is_refused(prepared):
+def test_position_based_kernel_raises_recipe_error(prepared):
     with pytest.raises(
         RecipeError, match=r"base.attn_implementation: prefixes do not go with 'flex_attention', .* Take eager"
     ):
         prepared(**{"base.attn_implementation": "flex_attention"})
-    model = adapted(base_of("bert"))
+    model = make_peft_model(base_of("bert"))
     model.get_base_model().config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(
         ValueError, match="prefixes do not go with the attention function 'flash_attention_2'; take eager"
@@ -404,7 +348,7 @@ def test_a_kernel_that_goes_by_positions_is_refused(prepared):
         model.get_base_model().encoder.layer[0].attention.self(torch.zeros(1, 2, 16, dtype=torch.double))
 
 
-def test_an_architecture_without_a_place_for_it_is_refused(prepared, monkeypatch):
+def test_prefix_in_unsupported_architecture_raises_recipe_error(prepared, monkeypatch):
     nowhere = {"bert": replace(ARCHITECTURES["bert"], self_attention=None)}
     monkeypatch.setattr("peftlab.methods.prefix.ARCHITECTURES", nowhere)
     with pytest.raises(RecipeError, match=r"prefixes have no place in 'bert', .* Take lora, ia3 or prompt"):
@@ -412,7 +356,7 @@ def test_an_architecture_without_a_place_for_it_is_refused(prepared, monkeypatch
     assert not ARCHITECTURES["deberta"].prefix_targets(["encoder.layer.0.attention.self"])[0]
 
 
-def test_an_unknown_architecture_asks_for_the_modules(prepared, monkeypatch):
+def test_unknown_architecture_requires_target_modules(prepared, monkeypatch):
     monkeypatch.setattr("peftlab.methods.prefix.ARCHITECTURES", {"gpt2": None})
     with pytest.raises(RecipeError, match=r"does not know the self-attention modules of 'bert'. Name them, as in"):
         prepared()
@@ -420,7 +364,7 @@ def test_an_unknown_architecture_asks_for_the_modules(prepared, monkeypatch):
     assert len(layers_of(run.model)) == 2
 
 
-def test_keys_of_unequal_width_are_refused(prepared, monkeypatch):
+def test_unequal_key_widths_raise_recipe_error(prepared, monkeypatch):
     monkeypatch.setattr("peftlab.methods.prefix.key_widths", lambda model, names, form: {names[0]: 8, names[1]: 4})
     with pytest.raises(
         RecipeError, match=r"the keys are not equally wide in all layers: .* Choose layers that are alike"
@@ -428,11 +372,11 @@ def test_keys_of_unequal_width_are_refused(prepared, monkeypatch):
         prepared()
 
 
-def test_what_does_not_fit_is_told_when_it_is_called():
-    model = adapted(base_of("bert"), width=12)
+def test_unsupported_prefix_call_raises_value_error():
+    model = make_peft_model(base_of("bert"), width=12)
     with pytest.raises(ValueError, match="a prefix of width 12 does not go with 2 heads of 8"):
         model(INPUTS)
-    model = adapted(base_of("bert"))
+    model = make_peft_model(base_of("bert"))
     inner = layers_of(model)[0].base_layer
     inner.forward = inner.forward
     with pytest.raises(ValueError, match="the forward of BertSelfAttention has been replaced"):
@@ -443,13 +387,6 @@ def test_what_does_not_fit_is_told_when_it_is_called():
         prefix_config(SimpleNamespace(model=hooked, head_modules=[]), Prefix(type="prefix"), None)
 
 
-def test_rows_and_names_are_counted():
-    model = adapted(base_of("bert"))
-    with pytest.raises(ValueError, match="2 rows need 2 adapter names, not 3"):
-        model(INPUTS, adapter_names=["default"] * 3)
-    with pytest.raises(ValueError, match=r"non-existing adapter\(s\): othr"):
-        model(INPUTS, adapter_names=["default", "othr"])
-    with pytest.raises(ValueError, match="when the model is in training mode"):
-        model.train()(INPUTS, adapter_names=["default", "default"])
+def test_prefix_supports_masked_attention_and_takes_no_input_tokens():
     assert sorted(prefix_attention.MASKED_ATTENTION) == ["eager", "peftlab_short", "sdpa"]
     assert Prefix(type="prefix").input_tokens == 0

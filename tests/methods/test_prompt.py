@@ -11,7 +11,7 @@ from peft import PeftModel, PeftType, PromptEncoderConfig, PromptTuningConfig, g
 import peftlab
 from peftlab.errors import RecipeError
 from peftlab.methods.prompt import p_tuning_config, prompt_config
-from peftlab.methods.tuners.prompt import PromptConfig, PromptedForward, PromptLayer
+from peftlab.methods.tuners.prompt import PromptConfig, PromptForward, PromptLayer
 from peftlab.recipe import Prompt, PTuning
 from peftlab.tuning.frozen.layers import find_frozen_prefix
 from tests.architectures import build
@@ -35,7 +35,7 @@ def config_for(model, **changes):
     return PromptConfig(**{**fields, **changes})
 
 
-def adapted(model, seed=1, **changes):
+def make_peft_model(model, seed=1, **changes):
     torch.manual_seed(seed)
     return get_peft_model(model, config_for(model, **changes)).double().eval()
 
@@ -48,7 +48,7 @@ def inputs():
     return {"input_ids": INPUTS, "attention_mask": MASK}
 
 
-def told(model, **more):
+def predict(model, **more):
     with torch.no_grad():
         output = model(**inputs(), **more)
     return output.logits if "logits" in output else output.last_hidden_state
@@ -56,28 +56,28 @@ def told(model, **more):
 
 @pytest.mark.parametrize("encoder", ENCODER_KINDS)
 @pytest.mark.parametrize("kind", ENCODERS + DECODERS)
-def test_a_tagger_sees_the_tokens_that_were_asked_about(kind, encoder):
-    model, plain = adapted(base_of(kind, auto=TAGGING), encoder=encoder), base_of(kind, auto=TAGGING)
+def test_token_logits_have_no_virtual_tokens(kind, encoder):
+    model, plain = make_peft_model(base_of(kind, auto=TAGGING), encoder=encoder), base_of(kind, auto=TAGGING)
     with torch.no_grad():
-        virtual = layer_of(model).tokens(["default"]).expand(2, -1, -1)
+        virtual = layer_of(model).virtual_tokens(["default"]).expand(2, -1, -1)
         words = plain.get_input_embeddings()(INPUTS)
         mask = torch.cat([torch.ones(2, 3, dtype=torch.long), MASK], 1)
         expected = plain(inputs_embeds=torch.cat([virtual, words], 1), attention_mask=mask).logits[:, 3:]
-    torch.testing.assert_close(told(model), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(predict(model), expected, rtol=0, atol=1e-12)
 
 
-def test_berts_pooler_gets_the_first_token_that_is_not_virtual():
-    model, plain = adapted(base_of("bert", auto=CLASSIFYING)), base_of("bert", auto=CLASSIFYING)
+def test_pooler_reads_first_real_token():
+    model, plain = make_peft_model(base_of("bert", auto=CLASSIFYING)), base_of("bert", auto=CLASSIFYING)
     with torch.no_grad():
         words = plain.get_input_embeddings()(INPUTS)
-        longer = torch.cat([layer_of(model).tokens(["default"]).expand(2, -1, -1), words], 1)
+        longer = torch.cat([layer_of(model).virtual_tokens(["default"]).expand(2, -1, -1), words], 1)
         mask = torch.cat([torch.ones(2, 3, dtype=torch.long), MASK], 1)
         states = plain.bert(inputs_embeds=longer, attention_mask=mask).last_hidden_state
         expected = plain.classifier(plain.bert.pooler(states[:, 3:]))
-    torch.testing.assert_close(told(model), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(predict(model), expected, rtol=0, atol=1e-12)
 
 
-def made_by_pefts(model, adapter):
+def peft_prompt_model(model, adapter):
     """The same numbers in PEFT's own encoder, whose parameters come in the same order."""
     for theirs, mine in zip(model.prompt_encoder["default"].parameters(), adapter.parameters(), strict=True):
         theirs.data = mine.data.clone()
@@ -86,8 +86,8 @@ def made_by_pefts(model, adapter):
 
 @pytest.mark.parametrize("encoder", ENCODER_KINDS)
 @pytest.mark.parametrize("kind", DECODERS)
-def test_in_a_language_model_it_is_pefts_own(kind, encoder):
-    mine, base = adapted(base_of(kind, auto=GENERATING), encoder=encoder), base_of(kind, auto=GENERATING)
+def test_prompt_matches_peft_in_language_models(kind, encoder):
+    mine, base = make_peft_model(base_of(kind, auto=GENERATING), encoder=encoder), base_of(kind, auto=GENERATING)
     shape = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3, "token_dim": 16, "num_layers": 2}
     shape |= {"num_attention_heads": 2}
     config = PromptTuningConfig(**shape)
@@ -96,13 +96,13 @@ def test_in_a_language_model_it_is_pefts_own(kind, encoder):
     theirs = get_peft_model(base, config)
     parts = dict(layer_of(mine).input_prompt_encoder["default"].named_children())
     order = torch.nn.ModuleList([parts[name] for name in ("embedding", "recurrent", "layers") if parts.get(name)])
-    theirs = made_by_pefts(theirs, order)
-    torch.testing.assert_close(told(mine), told(theirs)[:, 3:], rtol=0, atol=1e-9)
+    theirs = peft_prompt_model(theirs, order)
+    torch.testing.assert_close(predict(mine), predict(theirs)[:, 3:], rtol=0, atol=1e-9)
 
 
-def test_virtual_tokens_begin_as_words_of_the_vocabulary_by_the_seed():
-    first, again, other = (adapted(base_of("bert"), seed=seed) for seed in (1, 1, 2))
-    made = [layer_of(model).tokens(["default"]) for model in (first, again, other)]
+def test_initial_prompt_is_sampled_from_vocabulary():
+    first, again, other = (make_peft_model(base_of("bert"), seed=seed) for seed in (1, 1, 2))
+    made = [layer_of(model).virtual_tokens(["default"]) for model in (first, again, other)]
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
     words = base_of("bert").get_input_embeddings().weight
@@ -110,73 +110,48 @@ def test_virtual_tokens_begin_as_words_of_the_vocabulary_by_the_seed():
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_it_generates_with_a_cache_as_without(kind):
-    model = adapted(base_of(kind, auto=GENERATING))
+def test_prompt_generation_with_cache_matches_without(kind):
+    model = make_peft_model(base_of(kind, auto=GENERATING))
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": 99}
     rows = {"input_ids": INPUTS[:1, :4], "attention_mask": MASK[:1, :4]}
     with_cache, without = (model.generate(**rows, **options, use_cache=use) for use in (True, False))
     assert torch.equal(with_cache, without)
     beams = [model.generate(**rows, **options, num_beams=3, use_cache=use) for use in (True, False)]
     assert torch.equal(*beams)
-    names = ["__base__"]
-    bare = base_of(kind, auto=GENERATING).generate(**rows, **options)
-    assert torch.equal(model.generate(**rows, **options, use_cache=False, adapter_names=names), bare)
-    with pytest.raises(ValueError, match="several adapters do not go with a cache; set use_cache to False"):
-        model.generate(**rows, **options, adapter_names=names)
-
-
-@pytest.mark.parametrize("auto", [TAGGING, CLASSIFYING])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta-v2", "modernbert", "llama"])
-def test_each_row_of_a_mixed_batch_is_its_solo_row(kind, auto):
-    model = adapted(base_of(kind, auto=auto))
-    model.add_adapter("other", config_for(base_of(kind, auto=auto), num_virtual_tokens=5, encoder="MLP"))
-    model.double()
-    rows = {"input_ids": INPUTS[[0, 1, 0, 1]], "attention_mask": MASK[[0, 1, 0, 1]]}
-    with torch.no_grad():
-        alone = {"__base__": base_of(kind, auto=auto)(**rows).logits}
-        for name in ("default", "other"):
-            model.set_adapter(name)
-            alone[name] = model.eval()(**rows).logits
-        names = ["other", "__base__", "default", "other"]
-        mixed = model(**rows, adapter_names=names).logits
-        with model.disable_adapter():
-            assert torch.equal(model(**rows).logits, alone["__base__"])
-    for row, name in enumerate(names):
-        torch.testing.assert_close(mixed[row], alone[name][row], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("encoder", ENCODER_KINDS)
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_add_set_disable_save_load_delete_unload(kind, encoder, tmp_path):
-    model = adapted(base_of(kind), encoder=encoder)
-    one = told(model)
+    model = make_peft_model(base_of(kind), encoder=encoder)
+    one = predict(model)
     model.add_adapter("other", config_for(base_of(kind), num_virtual_tokens=4, encoder=encoder))
-    assert torch.equal(told(model.double()), one)
+    assert torch.equal(predict(model.double()), one)
     model.set_adapter("other")
-    two = told(model.eval())
+    two = predict(model.eval())
     with model.disable_adapter():
-        assert torch.equal(told(model), told(base_of(kind)))
+        assert torch.equal(predict(model), predict(base_of(kind)))
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     for options in ({}, {"low_cpu_mem_usage": True}):
         again = PeftModel.from_pretrained(base_of(kind), tmp_path, autocast_adapter_dtype=False, **options)
         again.load_adapter(tmp_path / "other", "other", autocast_adapter_dtype=False, **options)
-        torch.testing.assert_close(told(again.eval()), one, rtol=0, atol=1e-12)  # an LSTM's last bits vary
+        torch.testing.assert_close(predict(again.eval()), one, rtol=0, atol=1e-12)  # an LSTM's last bits vary
         again.set_adapter("other")
-        torch.testing.assert_close(told(again.eval()), two, rtol=0, atol=1e-12)
+        torch.testing.assert_close(predict(again.eval()), two, rtol=0, atol=1e-12)
         again.delete_adapter("default")
-        torch.testing.assert_close(told(again), two, rtol=0, atol=1e-12)
+        torch.testing.assert_close(predict(again), two, rtol=0, atol=1e-12)
         assert again.peft_config["other"].peft_type == PeftType("INPUT_PROMPT")
     with pytest.raises(ValueError, match="virtual tokens are inputs, not weights"):
         model.merge_and_unload()
     unloaded = model.unload()
-    assert torch.equal(told(unloaded), told(base_of(kind)))
-    assert not [m for m in unloaded.modules() if isinstance(vars(m).get("forward"), PromptedForward)]
-    assert torch.equal(told(adapted(unloaded, encoder=encoder)), one)
+    assert torch.equal(predict(unloaded), predict(base_of(kind)))
+    assert not [m for m in unloaded.modules() if isinstance(vars(m).get("forward"), PromptForward)]
+    assert torch.equal(predict(make_peft_model(unloaded, encoder=encoder)), one)
 
 
 @pytest.mark.parametrize("encoder", ENCODER_KINDS)
-def test_saved_tokens_train_on_as_if_they_had_never_been_saved(encoder, tmp_path):
-    model = adapted(base_of("bert"), encoder=encoder)
+def test_reloaded_prompt_continues_training(encoder, tmp_path):
+    model = make_peft_model(base_of("bert"), encoder=encoder)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(base_of("bert"), tmp_path, is_trainable=True, autocast_adapter_dtype=False)
     for one in (model, again.eval()):
@@ -189,10 +164,10 @@ def test_saved_tokens_train_on_as_if_they_had_never_been_saved(encoder, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert", "llama"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind):
+def test_gradient_checkpointing_yields_equal_gradients(kind):
     gradients = []
     for checkpointing in (False, True):
-        model = adapted(base_of(kind), encoder="MLP")
+        model = make_peft_model(base_of(kind), encoder="MLP")
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(3)
@@ -203,14 +178,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
         torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-12)
 
 
-def test_tuples_hidden_states_positions_and_kinds_are_those_of_the_tokens():
-    model, plain = adapted(base_of("bert")), base_of("bert")
+def test_prompt_outputs_match_real_tokens():
+    model, plain = make_peft_model(base_of("bert")), base_of("bert")
     states = model(**inputs(), output_hidden_states=True).hidden_states
     assert [tuple(one.shape) for one in states] == [(2, 9, 16)] * 3
     assert model(**inputs(), return_dict=False)[0].shape == (2, 9, 16)
     kinds, places = torch.ones_like(INPUTS), torch.arange(9).expand(2, -1) + 2
     found = model(**inputs(), token_type_ids=kinds, position_ids=places).last_hidden_state
-    virtual, words = layer_of(model).tokens(["default"]).expand(2, -1, -1), plain.get_input_embeddings()(INPUTS)
+    virtual, words = layer_of(model).virtual_tokens(["default"]).expand(2, -1, -1), plain.get_input_embeddings()(INPUTS)
     expected = plain(
         inputs_embeds=torch.cat([virtual, words], 1),
         attention_mask=torch.cat([torch.ones(2, 3), MASK], 1),
@@ -219,11 +194,11 @@ def test_tuples_hidden_states_positions_and_kinds_are_those_of_the_tokens():
     ).last_hidden_state[:, 3:]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     with_embeddings = model(inputs_embeds=words, attention_mask=MASK).last_hidden_state
-    torch.testing.assert_close(with_embeddings, told(model), rtol=0, atol=1e-12)
+    torch.testing.assert_close(with_embeddings, predict(model), rtol=0, atol=1e-12)
 
 
-def test_what_virtual_tokens_have_nothing_of_is_told():
-    model = adapted(base_of("bert"))
+def test_unsupported_prompt_inputs_raise_value_error():
+    model = make_peft_model(base_of("bert"))
     with pytest.raises(ValueError, match=r"a mask of \(batch, tokens\), not of 4 dimensions"):
         model(INPUTS, attention_mask=torch.ones(2, 1, 9, 9))
     with pytest.raises(ValueError, match="virtual tokens do not go with 'bbox', of which they have none"):
@@ -245,7 +220,7 @@ class Notes(Losses):
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_every_task_learns_with_it_and_is_served(tiny, tmp_path, kind):
+def test_prompt_is_tuned_and_served_for_each_task(tiny, tmp_path, kind):
     progress = Notes()
     recipe = recipe_for(tmp_path / "rows", tiny("bert"), kind, training={"learning_rate": 2e-2, "num_train_epochs": 6})
     method = {"method": {"type": "prompt", "num_virtual_tokens": 4}}
@@ -272,7 +247,7 @@ def run_of(tiny, tmp_path, kind="bert", method=None, **changes):
     return prepared_run(recipe, {"method": {"type": "prompt", **(method or {})}, **changes})
 
 
-def test_the_longest_input_is_shorter_by_them(tiny, tmp_path):
+def test_virtual_tokens_reduce_max_length(tiny, tmp_path):
     run = run_of(tiny, tmp_path, method={"num_virtual_tokens": 20})
     assert run.dataset.max_length == 44
     ids = torch.randint(5, 20, (1, 44))
@@ -290,7 +265,7 @@ def test_the_longest_input_is_shorter_by_them(tiny, tmp_path):
 
 @pytest.mark.parametrize("bf16", [True, False])
 @pytest.mark.parametrize("kind", ["prefix", "prompt", "p-tuning"])
-def test_fast_steps_learn_in_either_precision(tiny, tmp_path, kind, bf16):
+def test_prompt_with_fast_steps_reduces_loss(tiny, tmp_path, kind, bf16):
     training = {"bf16": bf16, "num_train_epochs": 15, "learning_rate": 1e-2, "base_dropout": False}
     recipe, progress = recipe_for(tmp_path / "rows", tiny("modernbert"), "classes", training=training), Notes()
     method = {"method": {"type": kind, "num_virtual_tokens": 4}}
@@ -299,11 +274,11 @@ def test_fast_steps_learn_in_either_precision(tiny, tmp_path, kind, bf16):
     assert sum(progress.losses[-quarter:]) < 0.9 * sum(progress.losses[:quarter])
 
 
-def test_no_layer_is_frozen_below_virtual_tokens(tiny, tmp_path):
+def test_prompt_has_no_frozen_prefix(tiny, tmp_path):
     assert find_frozen_prefix(run_of(tiny, tmp_path)) is None
 
 
-def test_bases_without_a_place_for_them_are_refused(monkeypatch):
+def test_prompt_in_unsupported_base_raises_recipe_error(monkeypatch):
     with pytest.raises(RecipeError, match="virtual tokens have no place in 't5', an encoder with a decoder"):
         prompt_config(SimpleNamespace(model=base_of("t5")), Prompt(type="prompt"), None)
     blind = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)])

@@ -35,15 +35,15 @@ def base(tiny_base):
     return load_base(BaseSection(model=str(tiny_base)), TASK, seed=0, device="cpu")
 
 
-def test_all_linear_takes_every_linear_but_the_head(base):
+def test_all_linear_targets_all_but_head(base):
     model = create_peft_model(base, Lora(r=4), TASK)
-    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    make_peft_model = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     linears = {n for n, m in AutoModelForTokenClassification.from_pretrained(base.files.folder).named_modules()
                if isinstance(m, torch.nn.Linear)}  # fmt: skip
-    assert {name.removeprefix("base_model.model.") for name in adapted} == linears - {"classifier"}
+    assert {name.removeprefix("base_model.model.") for name in make_peft_model} == linears - {"classifier"}
 
 
-def test_only_delta_and_head_train(base):
+def test_only_delta_and_head_are_trainable(base):
     model = create_peft_model(base, Lora(r=4), TASK)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
@@ -52,7 +52,7 @@ def test_only_delta_and_head_train(base):
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_alpha": 3, "r": 2}])
-def test_the_adapted_model_is_plain_peft(base, fields):
+def test_peft_model_matches_plain_peft(base, fields):
     """Same seeds, same PEFT configuration by hand: equal outputs after one step of training."""
     set_seed(7)
     ours = create_peft_model(base, Lora(target_modules=["query", "value"], **fields), TASK)
@@ -72,7 +72,7 @@ def test_the_adapted_model_is_plain_peft(base, fields):
     assert torch.equal(*outputs)
 
 
-def test_a_target_that_fits_nothing_gets_the_nearest_name(base):
+def test_unknown_target_module_suggests_nearest_name(base):
     with pytest.raises(RecipeError) as error:
         create_peft_model(base, Lora(target_modules=["qurey", "value", "classifier"]), TASK)
     assert "'qurey' fits no Linear layer of this base. Did you mean 'query'?" in str(error.value)
@@ -80,28 +80,28 @@ def test_a_target_that_fits_nothing_gets_the_nearest_name(base):
     assert "'value'" not in str(error.value)
 
 
-def adapted_layers(model):
+def adapted_layer_names(model):
     return {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
 
 
 @pytest.mark.parametrize("layers", [1, [1], [1, 0]])
-def test_layers_to_transform_chooses_as_peft_does(base, layers):
-    ours = adapted_layers(
+def test_layers_to_transform_matches_peft(base, layers):
+    ours = adapted_layer_names(
         create_peft_model(base, Lora(target_modules=["query", "dense"], layers_to_transform=layers), TASK)
     )
     plain = AutoModelForTokenClassification.from_pretrained(base.files.folder, num_labels=5)
     config = LoraConfig(task_type="TOKEN_CLS", target_modules=["query", "dense"], layers_to_transform=layers)
-    assert ours == adapted_layers(get_peft_model(plain, config))
+    assert ours == adapted_layer_names(get_peft_model(plain, config))
 
 
-def test_all_linear_keeps_to_the_layers_asked_for(base):
-    names = adapted_layers(create_peft_model(base, Lora(layers_to_transform=1), TASK))
+def test_all_linear_respects_layers_to_transform(base):
+    names = adapted_layer_names(create_peft_model(base, Lora(layers_to_transform=1), TASK))
     assert len(names) == 6
     assert all(".layer.1." in name for name in names)
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"layers_to_transform": [1, 2, 7]}, "there is no layer 2. Layers of this base: 0 to 1."),
         ({"layers_to_transform": 7}, "there is no layer 7. Layers of this base: 0 to 1."),
@@ -112,38 +112,38 @@ def test_all_linear_keeps_to_the_layers_asked_for(base):
         ),
     ],
 )
-def test_layers_that_are_not_there_are_told_with_those_that_are(base, fields, told):
+def test_missing_layers_raise_recipe_error(base, fields, message):
     with pytest.raises(RecipeError) as error:
         create_peft_model(base, Lora(**fields), TASK)
-    assert f"method.layers_to_transform: {told}" in str(error.value)
+    assert f"method.layers_to_transform: {message}" in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("kind", "field"), [("c3a", "block_size"), ("road", "group_size"), ("vblora", "vector_length")]
 )
-def test_a_part_of_the_layers_is_fitted_to_their_widths_unless_the_recipe_tells_it(base, kind, field):
+def test_default_block_size_divides_widths(base, kind, field):
     """PEFT's defaults, 64 and 256, do not divide layers 32 and 64 wide."""
     assert getattr(create_peft_model(base, PeftMethod(type=kind), TASK).peft_config["default"], field) == 32
 
 
-def test_a_part_that_the_recipe_tells_is_taken(base):
+def test_block_size_of_recipe_is_used(base):
     assert create_peft_model(base, PeftMethod(type="c3a", block_size=8), TASK).peft_config["default"].block_size == 8
 
 
-def test_widths_are_inputs_then_outputs_also_of_a_transposed_linear():
+def test_in_out_features_of_linear_and_conv1d():
     layers = torch.nn.ModuleDict({"plain": torch.nn.Linear(3, 5), "transposed": Conv1D(5, 3)})
     base = SimpleNamespace(model=layers)
     assert in_out_features(base, "plain") == in_out_features(base, "transposed") == (3, 5)
 
 
-def test_with_head_only_the_head_trains(base):
+def test_head_method_trains_only_head(base):
     model = create_peft_model(base, Head(type="head"), TASK)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {f"base_model.model.classifier.modules_to_save.default.{name}" for name in ("weight", "bias")}
     assert not [name for name, _ in model.named_parameters() if "lora_" in name]
 
 
-def test_a_base_without_a_new_head_has_nothing_to_train_with_head(base, tmp_path):
+def test_head_method_without_new_head_raises_recipe_error(base, tmp_path):
     base.model.save_pretrained(tmp_path)
     base.inputs.tokenizer.save_pretrained(tmp_path)
     complete = load_base(BaseSection(model=str(tmp_path)), TASK, seed=0, device="cpu")
@@ -151,44 +151,46 @@ def test_a_base_without_a_new_head_has_nothing_to_train_with_head(base, tmp_path
         create_peft_model(complete, Head(type="head"), TASK)
 
 
-def test_every_method_of_the_schema_is_in_the_table():
+def test_registry_has_each_method_of_the_schema():
     kinds = get_args(get_args(MethodSection)[0])
     assert set(METHODS) == {name for kind in kinds for name in get_args(kind.model_fields["type"].annotation)}
 
 
-def test_every_type_of_peft_is_a_method_or_is_refused_with_the_reason():
+def test_each_peft_type_is_supported_or_has_reason():
     ours = {"attention_prefix", "input_prompt"}  # what `prefix` and `prompt` are to PEFT
     taken = {name.replace("-", "_") for name in METHODS} | ours
     assert {kind.value.lower() for kind in PeftType} <= taken | UNSUPPORTED_PEFT_METHODS.keys()
     assert not UNSUPPORTED_PEFT_METHODS.keys() & METHODS.keys()
 
 
-def test_ln_tuning_without_norms_is_refused(base, monkeypatch):
+def test_ln_tuning_without_norms_raises_recipe_error(base, monkeypatch):
     monkeypatch.setattr("peftlab.methods.ln_tuning._is_norm", lambda module: False)
     with pytest.raises(RecipeError, match=r"method.type: no norm of this 'bert' has weights. Take lora or ia3."):
         create_peft_model(base, LnTuning(type="ln-tuning"), TASK)
 
 
-@pytest.mark.parametrize(("kept", "told"), [(True, "the adapter will hold . MB, more than its base"), (False, "^$")])
-def test_an_adapter_larger_than_its_base_is_told_before_training(base, kept, told):
-    section = PeftMethod(type="randlora", save_projection=kept, r=1)
+@pytest.mark.parametrize(
+    ("save_projection", "message"), [(True, "the adapter will hold . MB, more than its base"), (False, "^$")]
+)
+def test_adapter_larger_than_base_is_warned(base, save_projection, message):
+    section = PeftMethod(type="randlora", save_projection=save_projection, r=1)
     model = create_peft_model(base, section, TASK)
-    assert re.search(told, size_warning(model, base, section))
+    assert re.search(message, size_warning(model, base, section))
 
 
-def test_the_size_of_an_adapter_is_that_of_its_file(base, tmp_path):
+def test_saved_bytes_match_file_size(base, tmp_path):
     model = create_peft_model(base, PeftMethod(type="vera", r=16), TASK)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     header = 20_000
     assert saved_bytes(model) < (tmp_path / "adapter_model.safetensors").stat().st_size < saved_bytes(model) + header
 
 
-def test_full_is_no_larger_than_what_trains(base):
+def test_full_has_no_size_warning(base):
     section = Full(type="full")
     assert size_warning(create_peft_model(base, section, TASK), base, section) == ""
 
 
-def best_on_politics(method):
+def best_measured_rate(method):
     """The best rate by validation at the first seed, a step lower where the next step up learnt nothing (0029)."""
     runs = runs_done("methods-politics", Outcome)
     place = LADDER.index(best_rate(runs, method))
@@ -198,5 +200,5 @@ def best_on_politics(method):
 
 
 @pytest.mark.parametrize("method", PEFT_METHODS)
-def test_usual_rates_of_peft_s_methods_are_what_was_measured(method):
-    assert PeftMethod(type=method).usual_learning_rate == best_on_politics(method)
+def test_default_learning_rates_match_measurements(method):
+    assert PeftMethod(type=method).usual_learning_rate == best_measured_rate(method)

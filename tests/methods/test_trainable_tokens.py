@@ -64,7 +64,7 @@ def plain_peft(base, adapter):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_these_rows_train_and_no_others_and_only_they_are_saved(bases, tmp_path, kind):
+def test_only_chosen_token_embeddings_train_and_are_saved(bases, tmp_path, kind):
     result = tune(chat_recipe(tmp_path, bases[kind]), store=tmp_path / "store", device="cpu")
     saved = load_file(result.adapter.folder / "adapter_model.safetensors")
     rows = {name: tensor for name, tensor in saved.items() if "lora_" not in name}
@@ -80,7 +80,7 @@ def test_these_rows_train_and_no_others_and_only_they_are_saved(bases, tmp_path,
         assert moved == expected
 
 
-def test_they_begin_as_they_were_and_beside_lora_nothing_else_trains(bases, tmp_path):
+def test_token_embeddings_start_from_base_values(bases, tmp_path):
     run = prepared_run(chat_recipe(tmp_path, bases["tied"]))
     trained = {name: p for name, p in run.model.named_parameters() if p.requires_grad and "lora_" not in name}
     ((name, rows),) = trained.items()
@@ -100,7 +100,7 @@ def scores(store, base, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_bank_makes_anew_is_plain_peft_to_the_bit(stores, bases, kind):
+def test_bank_logits_equal_plain_peft(stores, bases, kind):
     for name in METHODS:
         expected, found = scores(stores / kind, bases[kind], name)
         assert torch.equal(expected, found)
@@ -108,7 +108,7 @@ def test_what_the_bank_makes_anew_is_plain_peft_to_the_bit(stores, bases, kind):
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_a_mixed_batch_each_replies_as_plain_peft(stores, bases, kind, beams):
+def test_mixed_generation_matches_plain_peft(stores, bases, kind, beams):
     bank = peftlab.load(*METHODS, store=stores / kind, device="cpu")
     assert all(bank.is_routed(name) for name in METHODS)
     for name in METHODS:
@@ -125,7 +125,7 @@ def test_in_a_mixed_batch_each_replies_as_plain_peft(stores, bases, kind, beams)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_scored_as_plain_peft_scores_them_beside_others(stores, bases, kind):
+def test_mixed_scoring_matches_plain_peft(stores, bases, kind):
     bank = peftlab.load(*METHODS, store=stores / kind, device="cpu")
     text = "Who wrote it?<|im_end|> Ada wrote it."
     ids = AutoTokenizer.from_pretrained(bases[kind])(f"{text}</s>", return_tensors="pt").input_ids
@@ -137,7 +137,7 @@ def test_texts_are_scored_as_plain_peft_scores_them_beside_others(stores, bases,
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_the_bare_base_has_its_own_rows(stores, bases, kind):
+def test_base_model_keeps_its_embeddings(stores, bases, kind):
     bank = peftlab.load("ends", store=stores / kind, device="cpu")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(bases[kind]), AutoTokenizer.from_pretrained(bases[kind])
     template = bank.task("ends").state["chat_template"]
@@ -148,7 +148,7 @@ def test_the_bare_base_has_its_own_rows(stores, bases, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_it_is_a_plain_model_that_writes_the_same(stores, tmp_path, kind):
+def test_merged_token_embeddings_generate_equal_text(stores, tmp_path, kind):
     merged = merge("ends", tmp_path / "model", store=stores / kind, device="cpu")
     model, tokenizer = (c.from_pretrained(merged.folder) for c in (AutoModelForCausalLM, AutoTokenizer))
     bank = peftlab.load("ends", store=stores / kind, device="cpu")
@@ -158,7 +158,7 @@ def test_merged_it_is_a_plain_model_that_writes_the_same(stores, tmp_path, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_bf16_it_writes_and_scores_nearly_as_in_fp32(stores, kind):
+def test_bf16_outputs_are_close_to_fp32(stores, kind):
     losses = []
     for precision in ("fp32", "bf16"):
         options = {"store": stores / kind, "device": "cpu", "precision": precision}
@@ -169,7 +169,7 @@ def test_in_bf16_it_writes_and_scores_nearly_as_in_fp32(stores, kind):
     assert losses[1] != losses[0]
 
 
-def test_an_average_has_the_mean_of_the_rows_and_other_compositions_are_refused(stores, bases):
+def test_average_of_token_embeddings_is_their_mean(stores, bases):
     bank = peftlab.load(*METHODS, store=stores / "untied", device="cpu")
     bank.compose("mean", "average", ["ends", "same"])
     assert bank.predict(QUESTIONS[1], adapters="mean")[0].prediction.reply
@@ -181,7 +181,7 @@ def test_an_average_has_the_mean_of_the_rows_and_other_compositions_are_refused(
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_on_a_quantized_base_they_train_and_reload(tmp_path, quantization):
+def test_token_embeddings_train_on_quantized_base(tmp_path, quantization):
     base = build_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
     recipe = chat_recipe(tmp_path / "rows", base)
     result = tune(recipe, overrides={"base.quantization": quantization}, store=tmp_path / "store", device="cpu")
@@ -192,7 +192,7 @@ def test_on_a_quantized_base_they_train_and_reload(tmp_path, quantization):
     assert peftlab.load("chat", store=tmp_path / "store", device="cpu").predict("Who?")[0].prediction.reply
 
 
-def test_layers_below_are_not_remembered_while_embeddings_train(bases, tmp_path):
+def test_trained_embeddings_disable_activation_cache(bases, tmp_path):
     recipe = chat_recipe(tmp_path, bases["tied"], layers_to_transform=1)
     tensors = []
     for name, cache in (("kept", "2GiB"), ("anew", None)):
@@ -208,7 +208,7 @@ class Stopping(ProgressRecorder):
         """What is scored is of no interest."""
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(bases, tmp_path):
+def test_resumed_run_yields_equal_adapter(bases, tmp_path):
     recipe = chat_recipe(tmp_path, bases["untied"])
     straight = tune(recipe, store=tmp_path / "straight")
     with pytest.raises(TuningInterrupted):
@@ -225,14 +225,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(bases, tmp_path):
         (["<|im_end|>", 9999], "there is no token 9999: this base has embeddings of"),
     ],
 )
-def test_tokens_that_are_not_there_are_told(bases, tmp_path, wanted, message):
-    with pytest.raises(RecipeError) as told:
+def test_unknown_tokens_raise_recipe_error(bases, tmp_path, wanted, message):
+    with pytest.raises(RecipeError) as error:
         prepared_run(chat_recipe(tmp_path, bases["tied"], trainable_token_indices=wanted))
-    assert message in str(told.value)
-    assert "recipe.yaml" in str(told.value) or "method.trainable_token_indices" in str(told.value)
+    assert message in str(error.value)
+    assert "recipe.yaml" in str(error.value) or "method.trainable_token_indices" in str(error.value)
 
 
-def test_an_ending_of_several_tokens_is_refused_with_a_way_out(bases, tmp_path):
+def test_ending_of_several_tokens_raises_recipe_error(bases, tmp_path):
     template = (
         "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}##END##{% endif %}{% endfor %}"
     )
@@ -242,13 +242,13 @@ def test_an_ending_of_several_tokens_is_refused_with_a_way_out(bases, tmp_path):
         prepared_run(recipe, {"task.template": "base"})
 
 
-def test_a_head_with_a_bias_is_refused(tmp_path):
+def test_head_with_bias_raises_recipe_error(tmp_path):
     base = build_language_model(tmp_path / "phi", "phi", tied=False, partial_rotary_factor=0.5)
     with pytest.raises(RecipeError, match="the head of this base has a bias, which PEFT leaves out"):
         prepared_run(chat_recipe(tmp_path, base))
 
 
-def test_what_they_do_not_go_with_is_told_before_anything_is_loaded(tmp_path):
+def test_unsupported_token_training_raises_recipe_error(tmp_path):
     recipe = chat_recipe(tmp_path, "nowhere")
     with pytest.raises(RecipeError, match="embeddings of single tokens train for causal-lm, not for regression"):
         read_recipe(recipe, {"task": {"type": "regression"}})
@@ -260,7 +260,7 @@ def test_what_they_do_not_go_with_is_told_before_anything_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "server"), [("vllm", "vLLM"), ("gguf-lora", "llama.cpp"), ("ollama", "Ollama")])
-def test_others_that_would_leave_the_rows_out_are_refused(stores, tmp_path, form, server):
+def test_exports_without_token_embeddings_raise_error(stores, tmp_path, form, server):
     with pytest.raises(IntegrityError, match=f"embeddings of its own for some tokens, which {server} does not take"):
         export_adapter("ends", tmp_path / "copy", form, store=stores / "tied")
     handed = export_adapter("ends", tmp_path / "copy", "peft", store=stores / "tied")

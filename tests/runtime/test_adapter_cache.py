@@ -16,7 +16,7 @@ from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.runtime.lru_cache import LRUCache
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from tests.architectures import build
-from tests.methods.test_method_matrix import METHODS, livelier
+from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.serving import features_of, served
 from tests.task_stores import recipe_for
 from tests.untrained import damage, publish_changed, publish_fresh, publish_saying, stirred
@@ -133,7 +133,7 @@ def test_a_single_value_that_is_too_large_stays_until_another_comes():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return livelier(build("bert", tmp_path_factory.mktemp("base")))
+    return enlarge_weights(build("bert", tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture(scope="module")

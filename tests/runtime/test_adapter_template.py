@@ -12,7 +12,7 @@ from peftlab.errors import IntegrityError
 from peftlab.runtime import loaded_base
 from peftlab.tasks.prediction import forward
 from tests.architectures import build
-from tests.methods.test_method_matrix import METHODS, livelier
+from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.serving import features_of, served
 from tests.task_stores import recipe_for
 from tests.untrained import publish_changed, publish_fresh, stirred
@@ -30,7 +30,7 @@ MADE_BY_PEFT_EACH_TIME = {
 def store(tmp_path_factory):
     """Of each method an adapter, and another with other numbers, whose name ends in -2."""
     folder = tmp_path_factory.mktemp("moulds")
-    recipe = recipe_for(folder / "rows", livelier(build("bert", folder)), "classes")
+    recipe = recipe_for(folder / "rows", enlarge_weights(build("bert", folder)), "classes")
     for name, fields in METHODS.items():
         publish_fresh(folder / "store", recipe, {"name": name, "method": fields})
         publish_changed(folder / "store", name, lambda tensors: stirred(tensors, seed=2), name=f"{name}-2")
@@ -110,7 +110,7 @@ def test_a_mould_keeps_no_numbers_of_the_first(store):
 
 @pytest.mark.parametrize("base", ["gpt2", "deberta-v2", "llama"])
 def test_so_it_is_on_other_architectures(tmp_path, made_by_peft, base):
-    recipe = recipe_for(tmp_path / "rows", livelier(build(base, tmp_path)), "classes")
+    recipe = recipe_for(tmp_path / "rows", enlarge_weights(build(base, tmp_path)), "classes")
     for name in ("lora", "dora", "pfeiffer", "last-layers"):
         publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
         publish_changed(tmp_path / "store", name, lambda tensors: stirred(tensors, seed=2), name=f"{name}-2")

@@ -7,7 +7,7 @@ import peftlab
 from peftlab.runtime import loaded_base
 from peftlab.runtime.options import resolve_dtype
 from tests.architectures import build
-from tests.methods.test_method_matrix import METHODS, livelier
+from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.serving import features_of, served
 from tests.task_stores import recipe_for, run
 from tests.untrained import publish_fresh
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("precision")
-    recipe = recipe_for(folder / "rows", livelier(build("bert", folder)), "classes")
+    recipe = recipe_for(folder / "rows", enlarge_weights(build("bert", folder)), "classes")
     for name in TRIED:
         publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
     return folder / "store"
@@ -101,7 +101,7 @@ def test_command_line_passes_dtype(store, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama", "deberta-v2"])
 def test_other_architectures_predict_in_bf16(tmp_path, architecture):
-    recipe = recipe_for(tmp_path / "rows", livelier(build(architecture, tmp_path)), "classes")
+    recipe = recipe_for(tmp_path / "rows", enlarge_weights(build(architecture, tmp_path)), "classes")
     for name in ("lora", "pfeiffer"):
         publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
     names = ["lora", "pfeiffer"]

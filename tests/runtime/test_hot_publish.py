@@ -17,7 +17,7 @@ from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.adapter_template import LoadedAdapter
 from peftlab.store import WEIGHTS_FILE, Store
 from tests.architectures import build
-from tests.methods.test_method_matrix import METHODS, livelier
+from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.task_stores import recipe_for
 from tests.untrained import ANSWERS, damage, publish_changed, publish_fresh, publish_saying
 
@@ -28,7 +28,7 @@ THREADS = 8
 @pytest.fixture(scope="module")
 def first_store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hot")
-    recipe = recipe_for(folder / "rows", livelier(build("bert", folder)), "classes")
+    recipe = recipe_for(folder / "rows", enlarge_weights(build("bert", folder)), "classes")
     for name in ("lora", "pfeiffer", "prompt"):
         publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
     return folder / "store"

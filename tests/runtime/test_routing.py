@@ -8,7 +8,7 @@ import torch
 import peftlab
 from peftlab.runtime import routing
 from tests.architectures import build
-from tests.methods.test_method_matrix import METHODS, livelier, refusal
+from tests.methods.test_method_matrix import METHODS, enlarge_weights, refusal
 from tests.serving import features_of, mixtures_differ, served
 from tests.task_stores import recipe_for
 
@@ -50,7 +50,7 @@ def store_of(base, methods, folder):
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory):
     folder = tmp_path_factory.mktemp("routed")
-    base = livelier(build("bert", folder))
+    base = enlarge_weights(build("bert", folder))
     return peftlab.load(*ROUTED, store=store_of(base, ROUTED, folder), device="cpu")
 
 
@@ -61,7 +61,7 @@ def test_random_mixtures_of_methods_and_tasks_answer_as_each_row_alone(bank):
 @pytest.mark.parametrize("base", ["roberta", "deberta-v2", "modernbert", "llama", "gpt2"])
 def test_so_they_do_on_other_architectures(tmp_path, base):
     methods = [name for name in ROUTED if not refusal(name, base, None)]
-    store = store_of(livelier(build(base, tmp_path)), methods, tmp_path)
+    store = store_of(enlarge_weights(build(base, tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
     assert all(map(loaded.is_routed, methods))
     assert mixed_rows_differ(loaded, methods, rounds=80) <= TOLERANCE
@@ -117,7 +117,7 @@ def test_predictions_come_in_the_order_of_the_rows(bank):
 
 def test_virtual_tokens_have_passes_of_their_own_and_mix_all_the_same(tmp_path):
     methods = ("lora", "prompt", "p-tuning", "prefix")
-    store = store_of(livelier(build("bert", tmp_path)), methods, tmp_path)
+    store = store_of(enlarge_weights(build("bert", tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
     assert [name for name in methods if loaded.is_routed(name)] == ["lora", "prefix"]
     assert mixed_rows_differ(loaded, methods, rounds=10) <= TOLERANCE

@@ -8,7 +8,7 @@ import peftlab
 from peftlab.data import Row
 from peftlab.errors import AdapterNotFoundError, RecipeError
 from tests.architectures import build
-from tests.methods.test_method_matrix import METHODS, livelier
+from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.task_stores import recipe_for
 from tests.untrained import publish_fresh
 
@@ -25,7 +25,7 @@ def _small_chunks(monkeypatch):
 def bank(tmp_path_factory):
     """Two tasks, of two texts and of one, and an adapter that cannot be routed."""
     folder = tmp_path_factory.mktemp("stream")
-    base = livelier(build("bert", folder))
+    base = enlarge_weights(build("bert", folder))
     for name, method, kind in (
         ("class", "lora", "classes"),
         ("rate", "pfeiffer", "rating"),

@@ -1,1 +1,1 @@
-"""Tuners of our own, in the form that PEFT's registry takes."""
+"""PEFT tuners of our own, registered with PEFT."""

@@ -1,9 +1,9 @@
-"""BitFit (Ben Zaken et al. 2022, arXiv:2106.10199) as a tuner of PEFT: every bias of the base trains, and nothing else.
+"""BitFit (Ben Zaken et al. 2022, arXiv:2106.10199) as a PEFT tuner: all biases of the base train, and nothing else.
 
-PEFT's LoRA has `bias="all"`, which trains the base's own biases in place; here each adapter has differences to them, so
-that the base stays what it is and serves others beside.
+PEFT's LoRA has `bias="all"`, which trains the base's own biases in place. Here each adapter has differences to them, so
+that the base stays unchanged and serves other adapters too.
 
-Importing this module makes PEFT know the type BITFIT, so that plain `PeftModel.from_pretrained` loads its adapters.
+Importing this module registers the type BITFIT, so that plain `PeftModel.from_pretrained` loads its adapters.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from peftlab.methods.tuners.custom_tuner import OwnConfig, OwnLayer, OwnModel, register
+from peftlab.methods.tuners.custom_tuner import CustomTunerConfig, CustomTunerLayer, CustomTunerModel, register_tuner
 
 
 @dataclass
-class BitFitConfig(OwnConfig):
-    """All that makes a BitFit adapter: where it goes."""
+class BitFitConfig(CustomTunerConfig):
+    """PEFT's configuration of a BitFit adapter: its target modules."""
 
     method: ClassVar[str] = "bitfit"
 
 
-class BiasLayer(OwnLayer):
-    """A module that adds a bias last, as Linear and LayerNorm do, with a difference to it by adapter name."""
+class BiasLayer(CustomTunerLayer):
+    """A module whose last step adds a bias, as Linear and LayerNorm, and each adapter's difference to that bias."""
 
     adapter_layer_names = ("bitfit_delta",)
     bitfit_delta: nn.ParameterDict
@@ -35,48 +35,44 @@ class BiasLayer(OwnLayer):
 
     @property
     def bias(self) -> Tensor:
-        """(width,) of the base's module."""
+        """(width,) of the base's module, merged differences included."""
         return cast(Tensor, self.get_base_layer().bias)
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
-        """Add a difference, which begins as 0."""
+        """Add an adapter's difference, which begins as 0."""
         self.bitfit_delta[adapter_name] = nn.Parameter(torch.zeros_like(self.bias, requires_grad=True))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(…, width) of the base's module, with the differences of the active adapters, or of one adapter a row."""
+        """The output (…, width) of the base's module plus the differences of the active adapters."""
         if self.disable_adapters:
             self.unmerge()
-        y, rows = self.base_layer(x, *args, **kwargs), self.by_row(len(x))
-        if rows is None:
-            counting = [name for name in self.active if name not in self.merged_adapters]
-            deltas = [self.bitfit_delta[name].to(y.dtype) for name in counting]
-            return cast(Tensor, sum(deltas, start=y))
-        bare = torch.zeros_like(self.bias)
-        delta = torch.stack([bare if name is None else self.bitfit_delta[name] for name in rows])
-        return cast(Tensor, y + delta.view(len(rows), *[1] * (y.dim() - 2), -1).to(y.dtype))
+        output = self.base_layer(x, *args, **kwargs)
+        unmerged = [name for name in self.active if name not in self.merged_adapters]
+        deltas = [self.bitfit_delta[name].to(output.dtype) for name in unmerged]
+        return cast(Tensor, sum(deltas, start=output))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the differences of the adapters named, or of the active ones, to the bias."""
+        """Add the differences of the named adapters, or of the active ones, to the bias."""
         for name in adapter_names or self.active:
-            if name in self.here and name not in self.merged_adapters:
+            if name in self.adapters and name not in self.merged_adapters:
                 self.bias.data += self.bitfit_delta[name].data
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take them off again."""
+        """Subtract all merged differences from the bias."""
         while self.merged_adapters:
             self.bias.data -= self.bitfit_delta[self.merged_adapters.pop()].data
 
 
-class BitFitModel(OwnModel):
-    """A base whose modules with a bias are `BiasLayer`s."""
+class BitFitModel(CustomTunerModel):
+    """A base whose target modules are `BiasLayer`s."""
 
     prefix = f"{BitFitConfig.method}_"
     tuner_layer_cls = BiasLayer
 
     def _check_merge_allowed(self) -> None:
-        """A bias takes any difference."""
+        """Any difference can be added to a bias."""
 
 
-register(BitFitConfig, BitFitModel)
+register_tuner(BitFitConfig, BitFitModel)

@@ -1,15 +1,15 @@
-"""Bottleneck adapters as a tuner of PEFT, which has none: small two-layer networks on the residual stream of a base.
+"""Bottleneck adapters as a PEFT tuner: small two-layer networks on the residual stream of a base.
 
     A(h) = scaling · W_up · activation(W_down · h)
 
 `houlsby` (Houlsby et al. 2019, arXiv:1902.00751) puts one after attention and one after the feed-forward network of
 each layer, `pfeiffer` (Pfeiffer et al. 2021, arXiv:2005.00247) one after the feed-forward network, `parallel` (He et
-al. 2022, arXiv:2110.04366) one beside it. Where exactly depends on the architecture: `methods/placement.py`.
+al. 2022, arXiv:2110.04366) one parallel to it. Where exactly depends on the architecture: `methods/architectures.py`.
 
-Importing this module makes PEFT know the type BOTTLENECK, so that plain `PeftModel.from_pretrained` loads its adapters.
+Importing this module registers the type BOTTLENECK, so that plain `PeftModel.from_pretrained` loads its adapters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peftlab.methods.tuners.custom_tuner import OwnConfig, OwnLayer, OwnModel, placed_as, register
+from peftlab.methods.tuners.custom_tuner import (
+    CustomTunerConfig,
+    CustomTunerLayer,
+    CustomTunerModel,
+    move_like,
+    register_tuner,
+)
+from peftlab.recipe import Bottleneck
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -30,43 +37,43 @@ Update = Callable[[Tensor], Tensor]
 
 
 def _after(base: nn.Module, update: Update, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """y + A(y): behind the module that ends a sub-layer."""
+    """y + A(y): after the module that ends a sub-layer."""
     y = base(x, *args, **kwargs)
     return y + update(y)
 
 
-def _around_norm(base: nn.Module, update: Update, x: Tensor) -> Tensor:
-    """LN(x + A(LN(x))), x being the sum of sub-layer and residual."""
+def _wrap_norm(base: nn.Module, update: Update, x: Tensor) -> Tensor:
+    """LN(x + A(LN(x))): around the norm after a sub-layer; x is the sum of sub-layer and residual."""
     return base(x + update(base(x)))
 
 
-def _beside(base: nn.Module, update: Update, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """F(x) + A(x): beside a module that is the whole sub-layer."""
+def _parallel(base: nn.Module, update: Update, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """F(x) + A(x): parallel to a module that is the whole sub-layer."""
     return base(x, *args, **kwargs) + update(x)
 
 
-def _beside_residual(base: nn.Module, update: Update, inner: Tensor, residual: Tensor) -> Tensor:
-    """LN(W inner + residual + A(residual)): BERT's output module is given the sub-layer's input as the residual."""
+def _parallel_residual(base: nn.Module, update: Update, inner: Tensor, residual: Tensor) -> Tensor:
+    """LN(W inner + residual + A(residual)): BERT's output module gets the sub-layer's input as the residual."""
     return base(inner, residual + update(residual))
 
 
 FORMS: dict[str, Callable[..., Tensor]] = {
     "after": _after,
-    "around-norm": _around_norm,
-    "beside": _beside,
-    "beside-residual": _beside_residual,
+    "around-norm": _wrap_norm,
+    "beside": _parallel,
+    "beside-residual": _parallel_residual,
 }
 
 
 @dataclass
-class BottleneckConfig(OwnConfig):
-    """All that makes a bottleneck adapter; every field is needed to load it again.
+class BottleneckConfig(CustomTunerConfig):
+    """PEFT's configuration of a bottleneck adapter; loading needs every field.
 
     Args:
-        variant: Which paper's; told to people, computed from `form`.
+        variant: houlsby, pfeiffer or parallel; for readers only, the computation depends on `form`.
         form: How a module's output is changed: a key of `FORMS`.
         hidden_size: Width of the residual stream.
-        bottleneck_size: Width between down and up.
+        bottleneck_size: Width between the two layers.
         activation: A key of `ACTIVATIONS`.
         scaling: Factor of the update.
         init: "near-identity" (normal, sd 0.01, Houlsby et al.) or "zero-up" (He et al.: the update begins as 0).
@@ -82,10 +89,10 @@ class BottleneckConfig(OwnConfig):
     init: str = "near-identity"
 
 
-class BottleneckLayer(OwnLayer):
-    """Any module of a base, with bottlenecks by adapter name."""
+class BottleneckLayer(CustomTunerLayer):
+    """A module of the base, and each adapter's bottleneck."""
 
-    unmergeable = "a bottleneck is not linear, and no weight of the base could stand for it"
+    merge_conflict = Bottleneck.info.merge_conflict
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("form", "activation", "scaling")
     bottleneck_down: nn.ModuleDict
@@ -99,42 +106,32 @@ class BottleneckLayer(OwnLayer):
         self.scaling: dict[str, float] = {}
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
-        """Add a bottleneck.
+        """Add an adapter's bottleneck.
 
         Raises:
-            ValueError: the ones that are here are of another form.
+            ValueError: the adapters of this layer have another form.
         """
         if other := {*self.form.values()} - {config.form}:
-            raise ValueError(f"adapter '{adapter_name}' is of form '{config.form}', those beside it '{other.pop()}'")
+            raise ValueError(f"adapter '{adapter_name}' is of form '{config.form}', the others here '{other.pop()}'")
         down = nn.Linear(config.hidden_size, config.bottleneck_size)
         up = nn.Linear(config.bottleneck_size, config.hidden_size)
         _initialize(down, up, config.init)
         like = next(self.get_base_layer().parameters())
-        self.bottleneck_down[adapter_name] = placed_as(like, down)
-        self.bottleneck_up[adapter_name] = placed_as(like, up)
+        self.bottleneck_down[adapter_name] = move_like(like, down)
+        self.bottleneck_up[adapter_name] = move_like(like, up)
         self.form[adapter_name] = config.form
         self.activation[adapter_name], self.scaling[adapter_name] = config.activation, config.scaling
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What the base's module gives, with the update of the active adapters, or of one adapter a row."""
-        rows, active = self.by_row(len(x)), self.active
-        if rows is None and not active:
+        """The output of the base's module, changed by the active adapters."""
+        if not self.active:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
-        update = partial(self._sum, active) if rows is None else partial(self._by_row, rows)
+        update = partial(self._sum, self.active)
         return FORMS[next(iter(self.form.values()))](self.base_layer, update, x, *args, **kwargs)
 
-    def _sum(self, names: Sequence[str], h: Tensor) -> Tensor:
+    def _sum(self, names: list[str], h: Tensor) -> Tensor:
         return cast(Tensor, sum(self._update(name, h) for name in names))
-
-    def _by_row(self, rows: list[str | None], h: Tensor) -> Tensor:
-        """The update (batch, …, hidden) of each row by its own adapter; none for the bare base."""
-        updates = torch.zeros_like(h)
-        for name in self.here:
-            mine = [i for i, other in enumerate(rows) if other == name]
-            if mine:
-                updates[mine] = self._update(name, h[mine])
-        return updates
 
     def _update(self, name: str, h: Tensor) -> Tensor:
         down, up = cast(nn.Linear, self.bottleneck_down[name]), self.bottleneck_up[name]
@@ -151,11 +148,11 @@ def _initialize(down: nn.Linear, up: nn.Linear, init: str) -> None:
         nn.init.zeros_(up.weight)
 
 
-class BottleneckModel(OwnModel):
+class BottleneckModel(CustomTunerModel):
     """A base whose target modules are `BottleneckLayer`s."""
 
     prefix = f"{BottleneckConfig.method}_"
     tuner_layer_cls = BottleneckLayer
 
 
-register(BottleneckConfig, BottleneckModel)
+register_tuner(BottleneckConfig, BottleneckModel)

@@ -1,9 +1,8 @@
-"""What our own tuners of PEFT have in common: how PEFT gets to know them, and one adapter for each row of a batch."""
+"""Base classes of our own PEFT tuners, and how they are registered with PEFT."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -13,17 +12,10 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import Tensor, nn
 
-BARE_BASE = "__base__"  # PEFT's word for a row without an adapter
-_rows: ContextVar[Sequence[str] | None] = ContextVar("the adapter of each row", default=None)
-
 
 @dataclass
-class OwnConfig(PeftConfig):
-    """Where a tuner of ours goes.
-
-    Args:
-        target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern: As in PEFT.
-    """
+class CustomTunerConfig(PeftConfig):
+    """The modules that a tuner changes; all fields are PEFT's."""
 
     method: ClassVar[str]
     target_modules: list[str] | str | None = None
@@ -37,15 +29,16 @@ class OwnConfig(PeftConfig):
         self.peft_type = cast(Any, PeftType)(self.method.upper())
 
 
-class OwnLayer(nn.Module, BaseTunerLayer):
-    """A module of a base, with something beside it by adapter name; what cannot be merged into the module's weights.
+class CustomTunerLayer(nn.Module, BaseTunerLayer):
+    """A module of the base, and the parameters that each adapter adds to it.
 
-    The first of `adapter_layer_names` is the dictionary that tells which adapters are here.
+    The keys of the first of `adapter_layer_names` are the adapters that this layer has. `merge_conflict` says why
+    they cannot be merged into the module's weights.
     """
 
-    unmergeable: ClassVar[str]
+    merge_conflict: ClassVar[str]
     base_layer: nn.Module
-    # of BaseTunerLayer, which has no types
+    # attributes of BaseTunerLayer, which has no types
     adapter_layer_names: tuple[str, ...]
     active_adapters: list[str]
     disable_adapters: bool
@@ -59,52 +52,41 @@ class OwnLayer(nn.Module, BaseTunerLayer):
         self._active_adapter, self._disable_adapters = adapter_name, False
 
     def update_layer(self, adapter_name: str, config: Any) -> None:
-        """Add an adapter."""
+        """Add the parameters of an adapter."""
         raise NotImplementedError
 
     @property
-    def here(self) -> list[str]:
-        """Names of the adapters that this layer has something of."""
+    def adapters(self) -> list[str]:
+        """Names of the adapters that this layer has."""
         return list(getattr(self, self.adapter_layer_names[0]))
 
     @property
     def active(self) -> list[str]:
-        """Those that count where the batch does not say otherwise."""
-        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.here]
-
-    def by_row(self, batch: int) -> list[str | None] | None:
-        """The adapter of each of `batch` rows, None for the bare base; None where all go through the active ones.
-
-        A beam search has several rows for each that was named, one after the other.
-
-        Raises:
-            ValueError: not as many names as rows.
-        """
-        names = _rows.get()
-        if names is None or self.disable_adapters:
-            return None
-        if batch % len(names):
-            raise ValueError(f"{batch} rows need {batch} adapter names, not {len(names)}")
-        return [name if name in self.here else None for name in names for _ in range(batch // len(names))]
+        """Names of the adapters that change the output."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.adapters]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Never."""
-        raise NotImplementedError(self.unmergeable)
+        """Refuse to merge.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(self.merge_conflict)
 
     def unmerge(self) -> None:
-        """Nothing to do."""
+        """Do nothing: nothing was merged."""
 
 
-class OwnModel(BaseTuner):
-    """A base whose target modules are `tuner_layer_cls`es."""
+class CustomTunerModel(BaseTuner):
+    """A base whose target modules are instances of `tuner_layer_cls`."""
 
     prefix: str
-    tuner_layer_cls: type[OwnLayer]
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # placement.py knows more than names
+    tuner_layer_cls: type[CustomTunerLayer]
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # see methods/architectures.py
 
     def _create_and_replace(
         self,
-        peft_config: OwnConfig,
+        peft_config: CustomTunerConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -122,46 +104,45 @@ class OwnModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(new_module, OwnLayer):
+        if isinstance(new_module, CustomTunerLayer):
             super()._replace_module(parent, child_name, new_module, child)
-        else:  # unloaded; PEFT would hand it a weight, which not every module has
+        else:  # the adapters are unloaded; PEFT would need a weight, which not every module has
             setattr(parent, child_name, new_module)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """`….prefix_encoder.default.embedding.weight` without `default`; PEFT's own looks only right before the end."""
+        """`….prefix_encoder.default.embedding.weight` without `default`; PEFT only looks at the second last part."""
         return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError(self.tuner_layer_cls.unmergeable)
+        raise ValueError(self.tuner_layer_cls.merge_conflict)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's `adapter_names`: one adapter for each row of a batch."""
-        names = kwargs.pop("adapter_names", None)
-        if names is None:
-            yield
-            return
-        if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        if unknown := sorted({*names} - {BARE_BASE, *self.peft_config}):
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        before = _rows.set(names)
-        try:
-            yield
-        finally:
-            _rows.reset(before)
+        """Refuse PEFT's `adapter_names`, which PEFT would otherwise ignore.
+
+        Raises:
+            ValueError: the call names an adapter for each row.
+        """
+        if kwargs.pop("adapter_names", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__} does not take `adapter_names`. peftlab.load(…) mixes rows of any adapters."
+            )
+        yield
 
 
-def placed_as(like: Tensor, module: nn.Module) -> nn.Module:
-    """On the device of `like` and in its dtype, unless it is quantized; PEFT may have made it on meta, to fill."""
+def move_like(like: Tensor, module: nn.Module) -> nn.Module:
+    """Move a module to the device and the dtype of `like`, unless `like` is quantized.
+
+    A module on the meta device stays there: PEFT loads its weights later.
+    """
     if next(module.parameters()).device.type == "meta":
         return module
     return module.to(device=like.device, dtype=like.dtype if like.is_floating_point() else None)
 
 
-def register(config: type[OwnConfig], model: type[OwnModel]) -> None:
-    """Add a method to PEFT's types: `register_peft_method` takes none that its closed enum does not name."""
+def register_tuner(config: type[CustomTunerConfig], model: type[CustomTunerModel]) -> None:
+    """Register a tuner with PEFT; its enum of types is closed, so that a member is added first."""
     name = config.method.upper()
     if name in PeftType.__members__:
         return

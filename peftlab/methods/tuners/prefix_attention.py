@@ -1,11 +1,11 @@
-"""Keys and values put before those of a base's self-attention, whatever computes it.
+"""Keys and values in front of those of a base's self-attention, for every attention function.
 
     softmax([q K_pᵀ, q Kᵀ] / √d) [V_p; V]
 
-No hook and no changed weight: for one call, the attention module is replaced by a *twin*, a shallow copy on the same
-weights. Most architectures hand their queries, keys and values to Transformers' attention interface; there the twin
-goes through a function of ours, which puts the prefix before them, widens the mask, and calls whatever would have been
-called. So keys in a cache have no prefix (it is put before them at each step), and threads share nothing.
+No hooks, no changed weights: each call goes to a shallow copy of the attention module, on the same weights.
+Most architectures pass their queries, keys and values to Transformers' attention interface. There the copy calls a
+function of ours, which adds the prefix, extends the mask, and calls the attention function of the base. The key-value
+cache therefore never contains the prefix (it is added at each step), and threads share nothing.
 """
 
 import copy
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,65 +24,60 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "peftlab_prefix"
 MASKED_ATTENTION = {"eager", "sdpa"}
-"""Attention functions that see what a mask of (batch, heads, queries, keys) lets them see, and nothing by position."""
+"""Attention functions that follow a mask (batch, heads, queries, keys) and know nothing of positions."""
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Keys and values (batch or 1, virtual tokens, width) before those of each row.
-
-    `there` (batch, virtual tokens) says which of them a row has; None: all rows have them all.
-    """
+class PrefixStates:
+    """Keys and values (1, virtual tokens, width) in front of those of each row."""
 
     keys: Tensor
     values: Tensor
-    there: Tensor | None = None
 
 
-def through_interface(module: nn.Module, prefix: Prefix, *args: Any, **kwargs: Any) -> Any:
+def attend_by_interface(module: nn.Module, prefix: PrefixStates, *args: Any, **kwargs: Any) -> Any:
     """Call a self-attention module that uses Transformers' attention interface, with a prefix.
 
     Raises:
-        ValueError: it computes by a kernel that goes by positions, or its keys are of another width.
+        ValueError: its attention function depends on positions, or its keys have another width.
     """
 
-    def attend(twin: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
-        causal = _is_causal(twin, query, options)
-        if mask is None and (causal or prefix.there is not None):
-            mask = _spelled_out(query, key, causal=causal)
-        mask = None if mask is None else _widened(mask, prefix)
-        if (bias := options.get("position_bias")) is not None:  # T5's, which is by distance: a prefix has none
+    def attend(clone: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
+        if mask is None and _is_causal(clone, query, options):
+            mask = _causal_mask(query, key)
+        mask = None if mask is None else _extend_mask(mask, prefix)
+        if (bias := options.get("position_bias")) is not None:  # T5's, by distance: a prefix is at no distance
             options["position_bias"] = functional.pad(bias, (prefix.keys.shape[1], 0))
-        key, value = _before(prefix.keys, key), _before(prefix.values, value)
-        return _beneath(module)(twin, query, key, value, mask, **options)
+        key, value = _prepend_heads(prefix.keys, key), _prepend_heads(prefix.values, value)
+        return _attention_function(module)(clone, query, key, value, mask, **options)
 
-    return _twin(module, attend)(*args, **kwargs)
+    return _clone(module, attend)(*args, **kwargs)
 
 
-def disentangled(
-    module: Any, prefix: Prefix, hidden_states: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
+def attend_disentangled(
+    module: Any, prefix: PrefixStates, hidden_states: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    """Call DeBERTa-v2's self-attention with a prefix: by content only, since nothing is at a distance from it."""
-    twin, n = copy.copy(module), prefix.keys.shape[1]
+    """Call DeBERTa-v2's self-attention with a prefix; attention to it is by content only, as it has no position."""
+    clone, n = copy.copy(module), prefix.keys.shape[1]
 
     def bias(query: Tensor, key: Tensor, *others: Any) -> Tensor:
         return functional.pad(module.disentangled_attention_bias(query, key[:, n:], *others), (n, 0))
 
-    vars(twin).update(
-        key_proj=lambda states: _joined(prefix.keys, module.key_proj(states), dim=1),
-        value_proj=lambda states: _joined(prefix.values, module.value_proj(states), dim=1),
+    vars(clone).update(
+        key_proj=lambda states: _prepend(prefix.keys, module.key_proj(states), dim=1),
+        value_proj=lambda states: _prepend(prefix.values, module.value_proj(states), dim=1),
         disentangled_attention_bias=bias,
     )
-    return twin(hidden_states, _widened(attention_mask, prefix), *args, **kwargs)
+    return clone(hidden_states, _extend_mask(attention_mask, prefix), *args, **kwargs)
 
 
-FORMS: dict[str, Callable[..., Any]] = {"interface": through_interface, "disentangled": disentangled}
+FORMS: dict[str, Callable[..., Any]] = {"interface": attend_by_interface, "disentangled": attend_disentangled}
 
 
 def key_widths(model: PreTrainedModel, names: Sequence[str], form: str) -> dict[str, int]:
-    """Width of the keys of some self-attention modules: key heads times the size of one.
+    """Width of the keys of some self-attention modules: number of key heads times head size.
 
-    Modules are left out that `form` does not fit: those that do not use the interface, as one short forward pass shows.
+    Modules for which `form` is impossible are left out: one short forward pass shows which use the attention interface.
     """
     modules: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     if form == "disentangled":
@@ -90,22 +85,22 @@ def key_widths(model: PreTrainedModel, names: Sequence[str], form: str) -> dict[
     widths: dict[str, int] = {}
     inputs = {name: tensor[:1].to(model.device) for name, tensor in model.dummy_inputs.items()}
     backbone: Any = model.base_model
-    with _noting({name: m for name, m in modules.items() if hasattr(m, "config")}, widths), torch.no_grad():
+    with _record_widths({name: m for name, m in modules.items() if hasattr(m, "config")}, widths), torch.no_grad():
         backbone(**inputs)
     return widths
 
 
 @contextmanager
-def _noting(modules: dict[str, nn.Module], widths: dict[str, int]) -> Iterator[None]:
-    """Inside the block, `widths` hears of the keys that each of `modules` computes."""
+def _record_widths(modules: dict[str, nn.Module], widths: dict[str, int]) -> Iterator[None]:
+    """Inside the block, the width of the keys that each of `modules` computes is added to `widths`."""
 
-    def note(name: str, twin: Any, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+    def record(name: str, clone: Any, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
         widths[name] = key.shape[1] * key.shape[3]
-        return _beneath(modules[name])(twin, query, key, *args, **options)
+        return _attention_function(modules[name])(clone, query, key, *args, **options)
 
-    twins = {name: _twin(module, partial(note, name)) for name, module in modules.items()}
+    clones = {name: _clone(module, partial(record, name)) for name, module in modules.items()}
     for name, module in modules.items():
-        module.forward = twins[name].forward
+        module.forward = clones[name].forward
     try:
         yield
     finally:
@@ -113,21 +108,25 @@ def _noting(modules: dict[str, nn.Module], widths: dict[str, int]) -> Iterator[N
             del module.forward
 
 
-def _twin(module: Any, attend: Callable[..., Any]) -> nn.Module:
-    """The same module on the same weights, that hands its queries, keys and values to `attend`."""
-    if "forward" in vars(module):  # such as by a hook of accelerate's: it would be the module's own that is called
-        raise ValueError(f"the forward of {type(module).__name__} has been replaced, so that no prefix can be put in")
-    twin, config = copy.copy(module), copy.copy(module.config)
-    config._attn_implementation_internal = NAME
-    vars(twin).update(config=config, attend=attend)
-    return twin
-
-
-def _beneath(module: Any) -> Callable[..., Any]:
-    """The attention function that `module` would use by itself.
+def _clone(module: Any, attend: Callable[..., Any]) -> nn.Module:
+    """A shallow copy on the same weights, which passes its queries, keys and values to `attend`.
 
     Raises:
-        ValueError: it goes by positions, in which a prefix has no place.
+        ValueError: the module's forward was replaced, as by a hook of accelerate's, and would be called instead.
+    """
+    if "forward" in vars(module):
+        raise ValueError(f"the forward of {type(module).__name__} has been replaced, so that no prefix can be put in")
+    clone, config = copy.copy(module), copy.copy(module.config)
+    config._attn_implementation_internal = NAME
+    vars(clone).update(config=config, attend=attend)
+    return cast(nn.Module, clone)
+
+
+def _attention_function(module: Any) -> Callable[..., Any]:
+    """The attention function that `module` uses without a prefix.
+
+    Raises:
+        ValueError: it depends on positions, and a prefix has none.
     """
     name = module.config._attn_implementation
     if name not in MASKED_ATTENTION:
@@ -137,48 +136,42 @@ def _beneath(module: Any) -> Callable[..., Any]:
 
 
 def _is_causal(module: Any, query: Tensor, options: dict[str, Any]) -> bool:
-    """Whether, without a mask, no token sees a later one: what Transformers' sdpa function goes by."""
-    asked = options.get("is_causal")
-    return query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if asked is None else asked)
+    """Whether, without a mask, no token sees a later one; decided as in Transformers' sdpa function."""
+    option = options.get("is_causal")
+    return query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if option is None else option)
 
 
-def _spelled_out(query: Tensor, key: Tensor, *, causal: bool) -> Tensor:
-    """The mask (1, 1, queries, keys) that no mask stands for; a causal one begins at the first key."""
+def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """The additive causal mask (1, 1, queries, keys); the first query sees the first key."""
     mask = query.new_zeros(query.shape[2], key.shape[2])
-    if causal:
-        mask.masked_fill_(torch.ones_like(mask, dtype=torch.bool).triu(1), torch.finfo(mask.dtype).min)
+    mask.masked_fill_(torch.ones_like(mask, dtype=torch.bool).triu(1), torch.finfo(mask.dtype).min)
     return mask[None, None]
 
 
-def _widened(mask: Tensor, prefix: Prefix) -> Tensor:
+def _extend_mask(mask: Tensor, prefix: PrefixStates) -> Tensor:
     """`mask` (batch or 1, heads or 1, queries, keys) with columns for the virtual tokens, which every query sees."""
-    seen, unseen = (0.0, torch.finfo(mask.dtype).min) if mask.is_floating_point() else (1, 0)
-    if prefix.there is None:
-        return functional.pad(mask, (prefix.keys.shape[1], 0), value=seen)
-    columns = mask.new_full(prefix.there.shape, unseen).masked_fill_(prefix.there, seen)
-    columns = columns[:, None, None].expand(-1, *mask.shape[1:3], -1)
-    return torch.cat([columns, mask.expand(len(columns), -1, -1, -1)], dim=-1)
+    return functional.pad(mask, (prefix.keys.shape[1], 0), value=0.0 if mask.is_floating_point() else 1)
 
 
-def _before(prefix: Tensor, states: Tensor) -> Tensor:
-    """`prefix` (batch or 1, virtual tokens, width) before `states` (batch, heads, tokens, size).
+def _prepend_heads(prefix: Tensor, states: Tensor) -> Tensor:
+    """`prefix` (1, virtual tokens, width) in front of `states` (batch, heads, tokens, head size).
 
     Raises:
-        ValueError: the width is another than that of all heads together.
+        ValueError: the width is not that of all heads together.
     """
     heads, size = states.shape[1], states.shape[3]
     if prefix.shape[2] != heads * size:
         raise ValueError(f"a prefix of width {prefix.shape[2]} does not go with {heads} heads of {size}")
-    return _joined(prefix.unflatten(2, (heads, size)).transpose(1, 2), states, dim=2)
+    return _prepend(prefix.unflatten(2, (heads, size)).transpose(1, 2), states, dim=2)
 
 
-def _joined(prefix: Tensor, states: Tensor, dim: int) -> Tensor:
+def _prepend(prefix: Tensor, states: Tensor, dim: int) -> Tensor:
     return torch.cat([prefix.to(states.dtype).expand(len(states), *prefix.shape[1:]), states], dim)
 
 
-def _attend(twin: Any, *args: Any, **options: Any) -> Any:
-    """What Transformers calls."""
-    return twin.attend(twin, *args, **options)
+def _attend(clone: Any, *args: Any, **options: Any) -> Any:
+    """The attention function under `NAME` in Transformers' interface."""
+    return clone.attend(clone, *args, **options)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -1,12 +1,12 @@
-"""Prompt tuning and P-tuning as a tuner of PEFT: trained embeddings, virtual tokens, in front of each input.
+"""Prompt tuning and P-tuning as a PEFT tuner: trained embeddings, virtual tokens, in front of each input.
 
-Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains the embeddings as they are, P-tuning (Liu et al. 2021,
-arXiv:2103.10385) the network that makes them. PEFT's own PROMPT_TUNING and P_TUNING lengthen the whole model's input,
-so that labels of tokens, and spans, miss their tokens, a pooler gets a virtual one, and nothing trains on. Here the
-base without its head is given the longer input, and what it returns is cut to the tokens that were asked about: heads
-and labels never hear of it. Virtual tokens have the first positions; the others' move behind them.
+Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains the embeddings directly, P-tuning (Liu et al. 2021,
+arXiv:2103.10385) the network that computes them. PEFT's own PROMPT_TUNING and P_TUNING extend the input of the whole
+model: token labels and spans then miss their tokens, a pooler reads a virtual token, and training cannot be continued.
+Here only the base without its head gets the longer input, and its output is cut to the real tokens: heads and labels
+see no virtual token. Virtual tokens have the first positions; all other positions move behind them.
 
-Importing this module makes PEFT know the type INPUT_PROMPT, so that plain `PeftModel.from_pretrained` loads them.
+Importing this module registers the type INPUT_PROMPT, so that plain `PeftModel.from_pretrained` loads its adapters.
 """
 
 import inspect
@@ -19,21 +19,27 @@ from peft import PromptEmbedding, PromptEncoder, PromptEncoderConfig, PromptTuni
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from peftlab.methods.tuners.custom_tuner import OwnConfig, OwnLayer, OwnModel, placed_as, register
+from peftlab.methods.tuners.custom_tuner import (
+    CustomTunerConfig,
+    CustomTunerLayer,
+    CustomTunerModel,
+    move_like,
+    register_tuner,
+)
+from peftlab.recipe import Prompt
 
-PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
-JOINED = ("last_hidden_state", "hidden_states", "pooler_output")
+TOKEN_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
 
 
 @dataclass
-class PromptConfig(OwnConfig):
-    """All that makes virtual tokens; every field is needed to load them again.
+class PromptConfig(CustomTunerConfig):
+    """PEFT's configuration of virtual tokens; loading needs every field.
 
     Args:
-        num_virtual_tokens: How many are put in front.
-        width: Of the base's word embeddings.
-        encoder: "none" (they begin as words drawn from the vocabulary), or the network that makes them: "MLP", "LSTM".
-        encoder_hidden_size: Width of that network.
+        num_virtual_tokens: Number of virtual tokens in front of each input.
+        width: Size of the base's word embeddings.
+        encoder: The network that computes them: "MLP" or "LSTM"; "none" begins with words drawn from the vocabulary.
+        encoder_hidden_size: Hidden size of that network.
     """
 
     method: ClassVar[str] = "input_prompt"
@@ -43,10 +49,10 @@ class PromptConfig(OwnConfig):
     encoder_hidden_size: int = 0
 
 
-class PromptLayer(OwnLayer):
-    """The word embedding of a base, with virtual tokens by adapter name."""
+class PromptLayer(CustomTunerLayer):
+    """The word embedding of the base, and each adapter's virtual tokens."""
 
-    unmergeable = "virtual tokens are inputs, not weights"
+    merge_conflict = Prompt.info.merge_conflict
     adapter_layer_names = ("input_prompt_encoder",)
     input_prompt_encoder: nn.ModuleDict
 
@@ -55,41 +61,43 @@ class PromptLayer(OwnLayer):
         self.input_prompt_encoder = nn.ModuleDict()
 
     def update_layer(self, adapter_name: str, config: PromptConfig) -> None:
-        """Add virtual tokens."""
-        words = self.get_base_layer()
-        self.input_prompt_encoder[adapter_name] = placed_as(next(words.parameters()), _encoder(config, words))
+        """Add an adapter's virtual tokens."""
+        embedding = self.get_base_layer()
+        encoder = _build_encoder(config, embedding)
+        self.input_prompt_encoder[adapter_name] = move_like(next(embedding.parameters()), encoder)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The words' own embeddings: `PromptedForward` puts others before them."""
+        """The embeddings of the real tokens: `PromptForward` adds the virtual ones."""
         return cast(Tensor, self.base_layer(*args, **kwargs))
 
-    def tokens(self, names: Sequence[str]) -> Tensor:
-        """The virtual tokens (tokens, width) of some adapters, one after the other."""
-        return torch.cat([self._made(name) for name in names])
+    def virtual_tokens(self, names: Sequence[str]) -> Tensor:
+        """The embeddings (virtual tokens, width) of some adapters, one after the other."""
+        return torch.cat([self._encode(name) for name in names])
 
-    def _made(self, name: str) -> Tensor:
+    def _encode(self, name: str) -> Tensor:
         encoder: Any = self.input_prompt_encoder[name]
         rows = encoder.embedding.weight
         return cast(Tensor, encoder(torch.arange(len(rows), device=rows.device)))
 
 
-def _encoder(config: PromptConfig, words: nn.Module) -> nn.Module:
-    """(tokens,) → (tokens, width), by PEFT's own networks."""
+def _build_encoder(config: PromptConfig, embedding: nn.Module) -> nn.Module:
+    """One of PEFT's networks: (tokens,) → (tokens, width)."""
     shape: dict[str, Any] = {
         "num_virtual_tokens": config.num_virtual_tokens,
         "token_dim": config.width,
         "num_transformer_submodules": 1,
     }
     if config.encoder == "none":
-        return PromptEmbedding(PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **shape), words)
-    kind, size = config.encoder, config.encoder_hidden_size
-    config_of_peft = PromptEncoderConfig(encoder_reparameterization_type=kind, encoder_hidden_size=size, **shape)
-    return Network(PromptEncoder(config_of_peft))
+        return PromptEmbedding(PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **shape), embedding)
+    encoder_config = PromptEncoderConfig(
+        encoder_reparameterization_type=config.encoder, encoder_hidden_size=config.encoder_hidden_size, **shape
+    )
+    return PromptNetwork(PromptEncoder(encoder_config))
 
 
-class Network(nn.Module):
-    """PEFT's `PromptEncoder` by other names: where a base has a `head` to save, PEFT takes `mlp_head` for one too."""
+class PromptNetwork(nn.Module):
+    """PEFT's `PromptEncoder` with other names: PEFT would save its `mlp_head` with every head called `head`."""
 
     def __init__(self, encoder: PromptEncoder) -> None:
         super().__init__()
@@ -102,10 +110,10 @@ class Network(nn.Module):
         return cast(Tensor, self.layers(self.recurrent(states)[0] if self.recurrent is not None else states))
 
 
-class PromptedForward:
-    """In the place of the forward of a base without its head: the same, with virtual tokens in front of each row.
+class PromptForward:
+    """Replaces the forward of the base without its head: the same, with virtual tokens in front of each row.
 
-    It returns what it is asked for as if they were not there, but for attentions, which are told in full.
+    Outputs have no virtual tokens, except attentions, which include them.
     """
 
     def __init__(self, layer: PromptLayer, backbone: nn.Module) -> None:
@@ -117,54 +125,37 @@ class PromptedForward:
         """As the base's own forward.
 
         Raises:
-            ValueError: an input tells something of each token that is not known of virtual ones, or is a mask of its
-                own kind; or rows of several adapters share a cache.
+            ValueError: an input has a value for each token that virtual ones have not, or the mask has another shape.
         """
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        given = {name: value for name, value in given.items() if value is not None}
-        rows = self.layer.by_row(len(_inputs(given)))
-        if rows is None and not self.layer.active:
+        if not self.layer.active:
             return self.forward(*args, **kwargs)
-        as_tuple = given.pop("return_dict", True) is False
-        output = self._prompted(self.layer.active, given) if rows is None else self._by_row(rows, given)
+        inputs = dict(zip(self.names, args, strict=False)) | kwargs
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        as_tuple = inputs.pop("return_dict", True) is False
+        output = self._forward_with_prompt(self.layer.active, inputs)
         return output.to_tuple() if as_tuple else output
 
-    def _by_row(self, rows: list[str | None], given: dict[str, Any]) -> ModelOutput:
-        """One pass an adapter: the rows of a pass have equally many virtual tokens."""
-        if given.get("past_key_values") is not None:
-            raise ValueError("virtual tokens of several adapters do not go with a cache; set use_cache to False")
-        given = given | ({"use_cache": False} if "use_cache" in self.names else {})
-        outputs, places = [], []
-        for name in dict.fromkeys(rows):
-            mine = [i for i, other in enumerate(rows) if other == name]
-            chosen = {key: _chosen(value, mine, len(rows)) for key, value in given.items()}
-            outputs.append(self._prompted([name] if name else [], chosen))
-            places += mine
-        return _in_order(outputs, torch.tensor(places).argsort())
+    def _forward_with_prompt(self, names: Sequence[str], inputs: dict[str, Any]) -> ModelOutput:
+        tokens, cache = self.layer.virtual_tokens(names), inputs.get("past_key_values")
+        _check_inputs(inputs)
+        if cache is not None and cache.get_seq_length():  # the cache contains the virtual tokens
+            return cast(ModelOutput, self.forward(**_shift_positions(inputs, len(tokens)), return_dict=True))
+        output = self.forward(**self._prepend_tokens(inputs, tokens), return_dict=True)
+        return self._remove_tokens(output, len(tokens))
 
-    def _prompted(self, names: Sequence[str], given: dict[str, Any]) -> ModelOutput:
-        if not names:
-            return cast(ModelOutput, self.forward(**given, return_dict=True))
-        tokens, cache = self.layer.tokens(names), given.get("past_key_values")
-        _check_inputs(given)
-        if cache is not None and cache.get_seq_length():  # it holds the virtual tokens
-            return cast(ModelOutput, self.forward(**_with_room(given, len(tokens)), return_dict=True))
-        output = self.forward(**self._lengthened(given, tokens), return_dict=True)
-        return self._shortened(output, len(tokens))
-
-    def _lengthened(self, given: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
-        """The base's arguments with `tokens` (tokens, width) in front."""
-        longer, n = _with_room(given, len(tokens)), len(tokens)
+    def _prepend_tokens(self, inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+        """The base's arguments with `tokens` (virtual tokens, width) in front."""
+        longer, n = _shift_positions(inputs, len(tokens)), len(tokens)
         states = longer["inputs_embeds"] if "inputs_embeds" in longer else self.layer(longer.pop("input_ids"))
-        longer["inputs_embeds"] = _in_front(tokens, states)
-        if (kinds := longer.get("token_type_ids")) is not None:
-            longer["token_type_ids"] = _in_front(kinds.new_zeros(n), kinds)
+        longer["inputs_embeds"] = _prepend(tokens, states)
+        if (token_types := longer.get("token_type_ids")) is not None:
+            longer["token_type_ids"] = _prepend(token_types.new_zeros(n), token_types)
         if (positions := longer.get("position_ids")) is not None:
-            longer["position_ids"] = _in_front(torch.arange(n, device=positions.device), positions)
+            longer["position_ids"] = _prepend(torch.arange(n, device=positions.device), positions)
         return longer
 
-    def _shortened(self, output: Any, n: int) -> ModelOutput:
-        """`output` without `n` virtual tokens, and pooled again from what is then the first."""
+    def _remove_tokens(self, output: Any, n: int) -> ModelOutput:
+        """`output` without its first `n` tokens; the pooler reads the first real one."""
         output["last_hidden_state"] = output.last_hidden_state[:, n:]
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(states[:, n:] for states in output.hidden_states)
@@ -174,53 +165,33 @@ class PromptedForward:
         return cast(ModelOutput, output)
 
 
-def _inputs(given: dict[str, Any]) -> Tensor:
-    """(batch, tokens) or (batch, tokens, width)."""
-    return cast(Tensor, given["input_ids"] if "input_ids" in given else given["inputs_embeds"])
-
-
-def _check_inputs(given: dict[str, Any]) -> None:
-    if (mask := given.get("attention_mask")) is not None and mask.dim() != 2:
+def _check_inputs(inputs: dict[str, Any]) -> None:
+    """Raise ValueError where an input has a value for each token that virtual tokens have not."""
+    if (mask := inputs.get("attention_mask")) is not None and mask.dim() != 2:
         raise ValueError(f"virtual tokens go with a mask of (batch, tokens), not of {mask.dim()} dimensions")
-    like = _inputs(given).shape[:2]
-    for name, value in given.items():
-        if name not in PER_TOKEN and isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == like:
+    shape = (inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]).shape[:2]
+    for name, value in inputs.items():
+        if name not in TOKEN_INPUTS and isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == shape:
             raise ValueError(f"virtual tokens do not go with '{name}', of which they have none")
 
 
-def _with_room(given: dict[str, Any], n: int) -> dict[str, Any]:
-    """The base's arguments where `n` virtual tokens are in front of what was seen before."""
-    roomy = dict(given)
-    if (mask := given.get("attention_mask")) is not None:
-        roomy["attention_mask"] = _in_front(mask.new_ones(n), mask)
-    if (positions := given.get("position_ids")) is not None:
-        roomy["position_ids"] = positions + n
-    return roomy
+def _shift_positions(inputs: dict[str, Any], n: int) -> dict[str, Any]:
+    """The base's arguments, with mask and positions for `n` virtual tokens in front of all tokens seen so far."""
+    shifted = dict(inputs)
+    if (mask := inputs.get("attention_mask")) is not None:
+        shifted["attention_mask"] = _prepend(mask.new_ones(n), mask)
+    if (positions := inputs.get("position_ids")) is not None:
+        shifted["position_ids"] = positions + n
+    return shifted
 
 
-def _in_front(front: Tensor, rows: Tensor) -> Tensor:
-    """`front` (tokens, …) before each of `rows` (batch, tokens, …)."""
+def _prepend(front: Tensor, rows: Tensor) -> Tensor:
+    """`front` (tokens, …) in front of each of `rows` (batch, tokens, …)."""
     return torch.cat([front.to(rows.dtype).expand(len(rows), *front.shape), rows], dim=1)
 
 
-def _chosen(value: Any, rows: list[int], batch: int) -> Any:
-    return value[rows] if isinstance(value, Tensor) and len(value) == batch else value
-
-
-def _in_order(outputs: Sequence[Any], order: Tensor) -> ModelOutput:
-    """Outputs of some rows each, put together: row `order[i]` of all is row i."""
-
-    def joined(parts: Sequence[Any]) -> Any:
-        if isinstance(parts[0], Tensor):
-            return torch.cat(list(parts))[order.to(parts[0].device)]
-        return tuple(joined(part) for part in zip(*parts, strict=True))
-
-    fields = {name: [output[name] for output in outputs] for name in JOINED if outputs[0].get(name) is not None}
-    return cast(ModelOutput, type(outputs[0])(**{name: joined(parts) for name, parts in fields.items()}))
-
-
-class PromptModel(OwnModel):
-    """A base whose word embedding is a `PromptLayer`, and whose forward a `PromptedForward`."""
+class PromptModel(CustomTunerModel):
+    """A base whose word embedding is a `PromptLayer`, and whose forward is a `PromptForward`."""
 
     prefix = f"{PromptConfig.method}_"
     tuner_layer_cls = PromptLayer
@@ -229,9 +200,9 @@ class PromptModel(OwnModel):
         super()._replace_module(parent, child_name, new_module, child)
         backbone: Any = self.model.base_model
         if isinstance(new_module, PromptLayer):
-            backbone.forward = PromptedForward(new_module, backbone)
+            backbone.forward = PromptForward(new_module, backbone)
         else:
             del backbone.forward
 
 
-register(PromptConfig, PromptModel)
+register_tuner(PromptConfig, PromptModel)
