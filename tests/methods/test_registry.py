@@ -12,7 +12,14 @@ from benchmarks.method_scores import LADDER, Outcome, best_rate
 from benchmarks.results import runs_done
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
-from peftlab.methods import METHODS, count_trainable_parameters, create_peft_model, saved_bytes, size_warning
+from peftlab.methods import (
+    METHODS,
+    count_trainable_parameters,
+    create_peft_model,
+    method_info,
+    saved_bytes,
+    size_warning,
+)
 from peftlab.methods.target_modules import in_out_features
 from peftlab.recipe import (
     PEFT_METHODS,
@@ -24,7 +31,9 @@ from peftlab.recipe import (
     Lora,
     MethodSection,
     PeftMethod,
+    parse_method,
 )
+from peftlab.recipe.plugins import section_types
 from peftlab.tasks.token_classification import TokenClassificationTask
 
 TASK = TokenClassificationTask(labels=["PER", "LOC"])
@@ -37,10 +46,10 @@ def base(tiny_base):
 
 def test_all_linear_targets_all_but_head(base):
     model = create_peft_model(base, Lora(r=4), TASK)
-    make_peft_model = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    targets = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     linears = {n for n, m in AutoModelForTokenClassification.from_pretrained(base.files.folder).named_modules()
                if isinstance(m, torch.nn.Linear)}  # fmt: skip
-    assert {name.removeprefix("base_model.model.") for name in make_peft_model} == linears - {"classifier"}
+    assert {name.removeprefix("base_model.model.") for name in targets} == linears - {"classifier"}
 
 
 def test_only_delta_and_head_are_trainable(base):
@@ -202,3 +211,22 @@ def best_measured_rate(method):
 @pytest.mark.parametrize("method", PEFT_METHODS)
 def test_default_learning_rates_match_measurements(method):
     assert PeftMethod(type=method).usual_learning_rate == best_measured_rate(method)
+
+
+@pytest.mark.parametrize("method_type", ["bottleneck", "bitfit", "prefix", "prompt"])
+def test_custom_tuners_raise_value_error_for_adapter_names(base, method_type):
+    """PEFT would ignore `adapter_names` for these; rows of several adapters are mixed by a bank."""
+    model = create_peft_model(base, parse_method({"type": method_type}), TASK)
+    inputs = torch.randint(5, 40, (2, 9))
+    with pytest.raises(ValueError, match=r"does not take `adapter_names`. peftlab.load\(…\) mixes rows"):
+        model.eval()(input_ids=inputs, adapter_names=["default", "__base__"])
+    assert model(input_ids=inputs).logits.shape[:2] == (2, 9)
+
+
+@pytest.mark.parametrize("method_type", METHODS)
+def test_record_describes_its_method(method_type):
+    section, info = METHODS[method_type].section, method_info(method_type)
+    assert section.__doc__.endswith(".")
+    assert method_type in section_types(section)
+    assert info.learning_rate > 0
+    assert all(limits.key in section.model_fields for limits in info.limits)

@@ -11,6 +11,7 @@ from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.interop import merge
 from peftlab.methods import METHODS as PEFTLAB_METHODS
+from peftlab.methods import method_info
 from peftlab.recipe import PEFT_METHODS
 from peftlab.tasks.prediction import forward
 from tests.methods.test_method_matrix import METHODS
@@ -53,7 +54,9 @@ def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
-    if METHODS[name]["type"] in UNMERGEABLE:
+    method = METHODS[name]["type"]
+    assert bool(method_info(method).merge_conflict) == (method in UNMERGEABLE)
+    if method in UNMERGEABLE:
         with pytest.raises(IntegrityError, match="cannot be merged into its base"):
             merge(name, tmp_path / "model", store=store, device="cpu")
     else:
@@ -62,7 +65,9 @@ def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
 
 
 def test_in_mixed_batches_they_answer_as_alone(bank):
-    assert [name for name in METHODS if not bank.is_routed(name)] == ["prompt", "p-tuning", "p-tuning-lstm"]
+    alone = [name for name in METHODS if not bank.is_routed(name)]
+    assert alone == ["prompt", "p-tuning", "p-tuning-lstm"]
+    assert alone == [name for name, section in METHODS.items() if not method_info(section["type"]).shares_batches]
     assert mixed_rows_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
 
 
