@@ -99,7 +99,7 @@ def loss_on(base: Base, texts: list[str]) -> float:
         task.bind_to_base(ModelContext(base.inputs, base.model.config, base.max_length), {}, errors)
     examples = [task.read(Row({"text": text}, "")) for text in texts]
     told = predict_examples(task, base.model, base.inputs, examples, max_length=TOKENS)
-    return task.score(examples, told).values["loss"]
+    return task.metric.score(examples, told).values["loss"]
 
 
 @click.command(help=__doc__)

@@ -186,7 +186,7 @@ def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Override
     with tempfile.TemporaryDirectory() as work:
         recipe = _write_recipe(data_set, contender, rate, seed, Path(work))
         result = tune(recipe, store=Path(work) / "store")
-        validation, test = (result.scores[split].values[result.task.main_score] for split in ("validation", "test"))
+        validation, test = (result.scores[split].values[result.task.metric.name] for split in ("validation", "test"))
         trained = result.adapter.manifest.parameters.trained
         size = (result.adapter.folder / WEIGHTS_FILE).stat().st_size
         asked = read_recipe(recipe)

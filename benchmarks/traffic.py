@@ -99,10 +99,10 @@ def _publish(store: Any) -> list[str]:
     from peftlab.tasks.registry import TASKS
 
     labels = {"text-classification": ["bad", "fair", "good"], "token-classification": ["LOC", "ORG", "PER"]}
-    made: dict[str, Any] = {kind: TASKS[kind](labels=list(names)) for kind, names in labels.items()}
-    made["topics"] = TASKS["text-classification"](labels=["a", "b", "c", "d"], multi_label=True)
-    made["regression"] = TASKS["regression"]()
-    made["question-answering"] = TASKS["question-answering"]()
+    made: dict[str, Any] = {kind: TASKS[kind].build(labels=list(names)) for kind, names in labels.items()}
+    made["topics"] = TASKS["text-classification"].build(labels=["a", "b", "c", "d"], multi_label=True)
+    made["regression"] = TASKS["regression"].build()
+    made["question-answering"] = TASKS["question-answering"].build()
     every = []
     for seed, (kind, task) in enumerate(made.items()):
         names = [f"{kind}-{i}" for i in range(EACH)]

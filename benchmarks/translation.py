@@ -141,7 +141,7 @@ def untuned(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
     examples = run.dataset.examples["test"]
     with run.model.disable_adapter():
         told = predict_examples(run.task, run.model, run.base.inputs, examples, max_length=run.dataset.max_length)
-    scores = run.task.score(examples, told).values
+    scores = run.task.metric.score(examples, told).values
     command = by_command(work, [one.written for one in told], test)
     return row("base alone", "–", run.base.num_parameters, scores, command)
 

@@ -16,7 +16,7 @@ from peftlab.cli import cli
 from peftlab.data import load_rows
 from peftlab.errors import ErrorCollector
 from peftlab.methods import METHODS
-from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
+from peftlab.recipe import read_recipe
 from peftlab.tasks import TASKS, build_task
 from peftlab.tuning import tune
 from tests.conftest import SENTENCES, recipe_in
@@ -183,7 +183,7 @@ def test_rows_are_read_by_their_task(shown, tmp_path):
     write_recipe_with(tmp_path, {"task": {"type": shown.task, **multi_label}, "data": data})
     with ErrorCollector() as errors:
         recipe = read_recipe(tmp_path / "recipe.yaml", None, errors)
-        rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
+        rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text)
         _, examples, _ = build_task(recipe.task, rows, errors)
     assert len(examples["train"]) == len(shown.lines.splitlines())
 

@@ -9,7 +9,7 @@ import pytest
 
 from peftlab.data import load_rows
 from peftlab.errors import ErrorCollector
-from peftlab.recipe import PLAIN_TEXT_TASKS, read_recipe
+from peftlab.recipe import read_recipe
 from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
 from tests.serving import served
@@ -36,7 +36,7 @@ def recipe(request):
 
 def examples_of(recipe):
     with ErrorCollector() as errors:
-        rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
+        rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text)
         return build_task(recipe.task, rows, errors)[1]
 
 
@@ -117,7 +117,7 @@ def test_a_shipped_adapter_is_whole_and_as_its_recipe_says(name):
     manifest = Store(ROOT / "adapters").verify(name).manifest
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
     with ErrorCollector() as errors:
-        rows = load_rows(recipe.data, errors, plain_text=recipe.task.type in PLAIN_TEXT_TASKS)
+        rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text)
     assert manifest.data.sha256 == rows.content_hash
     assert manifest.base.model == recipe.base.model
     told = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))
@@ -137,13 +137,13 @@ def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
 
     bank = peftlab.load(name, store=ROOT / "adapters", device="cpu")
     adapter, task = bank.adapter(name), bank.task(name)
-    auto_class = getattr(transformers, task.auto_class)
+    auto_class = getattr(transformers, task.head.auto_class)
     base = find_base(read_recipe(ROOT / "recipes" / f"{name}.yaml").base).folder
     plain = PeftModel.from_pretrained(
-        auto_class.from_pretrained(base, num_labels=len(task.head_labels)), adapter.folder
+        auto_class.from_pretrained(base, num_labels=len(task.head.labels)), adapter.folder
     )
     rows = examples_of(read_recipe(ROOT / "recipes" / f"{name}.yaml"))["test"][:4]
-    features = [feature for row in rows for feature in task.encode(row, bank.base.inputs, 512, training=False)]
+    features = [feature for row in rows for feature in task.encode([row], bank.base.inputs, 512, training=False)[0]]
     ours, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
     for mine, inside, other in zip(served(bank, [(name, f) for f in features]), ours, theirs, strict=True):
         torch.testing.assert_close(inside, other, atol=1e-6, rtol=0)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def head_config(task: "Task") -> dict[str, Any]:
     """The fields of the model's configuration that make its head fit `task`; none for a language model."""
-    if not task.head_labels:
+    if not task.head.labels:
         return {}
-    names = dict(enumerate(task.head_labels))
+    names = dict(enumerate(task.head.labels))
     labels = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-    return labels | ({"problem_type": task.problem_type} if task.problem_type else {})
+    return labels | ({"problem_type": task.head.problem_type} if task.head.problem_type else {})
 
 
 def head_parameters(model: "PreTrainedModel", new: set[str]) -> set[str]:

@@ -74,7 +74,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     trusted, quantization = section.trust_remote_code, section.quantization
     placement: dict[str, Any] = {"quantization": quantization, "device": device}
     model, new = load_with_head(files, task, trust_remote_code=trusted, **placement, **config)
-    if new and not task.head_labels:
+    if new and not task.head.labels:
         _raise_missing_lm_head(section, task, new)
     head = head_parameters(model, new)
     model.config.use_cache = False  # training needs no cached keys and values
@@ -100,12 +100,12 @@ def _check_architecture(section: BaseSection, files: BaseFiles, task: "Task") ->
     """
     model_type = files.config.get("model_type", "unknown")
     # the public mapping would import every architecture to answer `in`; the private one holds plain names
-    supported = getattr(transformers, task.auto_class)._model_mapping._model_mapping
+    supported = getattr(transformers, task.head.auto_class)._model_mapping._model_mapping
     if section.trust_remote_code or model_type in supported:
         return
     with ErrorCollector() as errors:
         message = f"'{section.model}' is a '{model_type}' model, which does not support {task.type}."
-        hint = f"Take one that Transformers loads as {task.auto_class}."
+        hint = f"Take one that Transformers loads as {task.head.auto_class}."
         errors.add(message, key="base.model", hint=hint)
 
 
@@ -113,7 +113,7 @@ def _raise_missing_lm_head(section: BaseSection, task: "Task", new: set[str]) ->
     with ErrorCollector() as errors:
         missing = ", ".join(sorted(new)[:3])
         message = f"'{section.model}' has no head for {task.type}: its checkpoint lacks {missing}."
-        hint = f"Take a checkpoint saved from {task.auto_class}, usually the model that this one was made from."
+        hint = f"Take a checkpoint saved from {task.head.auto_class}, usually the model that this one was made from."
         errors.add(message, key="base.model", hint=hint)
 
 
@@ -134,7 +134,7 @@ def load_with_head(
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     options = {**head_config(task), **config, **_loading_options(trust_remote_code)}
-    return _from_pretrained(task.auto_class, files, quantization, device, **options)
+    return _from_pretrained(task.head.auto_class, files, quantization, device, **options)
 
 
 def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
@@ -142,7 +142,7 @@ def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool 
     trusted = {"trust_remote_code": trust_remote_code}
     with torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
-        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, **trusted)
+        model: PreTrainedModel = getattr(transformers, task.head.auto_class).from_config(config, **trusted)
     return model
 
 

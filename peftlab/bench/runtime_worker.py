@@ -129,7 +129,9 @@ def _make_peftlab_call(bank: Bank, names: list[str], inputs: dict[str, torch.Ten
 
     def call() -> Any:
         with bank._cache.pinned(set(editions)) as adapters_by_key:
-            return forward_rows([adapters_by_key[edition] for edition in editions], inputs, bank.base.router)
+            return forward_rows(
+                [adapters_by_key[edition] for edition in editions], inputs, bank.base.router, bank.base.inputs
+            )
 
     return call
 

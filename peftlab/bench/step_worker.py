@@ -80,7 +80,9 @@ def _limit_step(recipe: Recipe, base: Base, inputs: Inputs, bf16: bool, dropout:
 
 def _plain_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bool, dropout: bool) -> Step:
     """Make a step of plain Transformers and PEFT; bf16 means autocast, as in Trainer."""
-    model = _load_plain(getattr(transformers, task.auto_class), recipe, base, dtype=torch.float32, **head_config(task))
+    model = _load_plain(
+        getattr(transformers, task.head.auto_class), recipe, base, dtype=torch.float32, **head_config(task)
+    )
     adapted = get_peft_model(model, peft_config(base, recipe.method, task))
     return _training_step(adapted.train(dropout), task, inputs, bf16)
 
@@ -128,7 +130,7 @@ def _training_step(model: torch.nn.Module, task: Task, inputs: Inputs, bf16: boo
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             output = model(**inputs)
-        task.logits(output).float().square().mean().backward()
+        task.head.logits(output).float().square().mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

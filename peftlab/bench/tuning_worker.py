@@ -42,4 +42,4 @@ def time_tuning(recipe_path: str, overrides: dict[str, Any], store: str, device:
     result = tune(recipe_path, overrides=overrides, store=store, device=device, progress=timer)
     end = time.perf_counter() - timer.last
     scores = result.scores.get("test", result.scores["validation"])
-    return {"score": scores.values[result.task.main_score], "parts": {**timer.parts, "end": end}}
+    return {"score": scores.values[result.task.metric.name], "parts": {**timer.parts, "end": end}}

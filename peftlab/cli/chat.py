@@ -43,8 +43,10 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
     """
     names = split_adapter_names(adapters)
     for name, task in resolve_tasks(names, store).items():
-        if not task.chats:
-            raise click.UsageError(f"{name} is for {task.type}; a chat needs adapters of causal-lm or preference.")
+        try:
+            task.outputs.chat_generation(name, task.type)
+        except ValueError as error:
+            raise click.UsageError(f"{error}.") from None
     bank = runtime.load(*names, store=store, **settings)
     print_notes(bank.warnings)
     if sys.stdin.isatty():

@@ -41,7 +41,7 @@ def check(recipe_path: str, overrides: dict[str, Any], store: str, device: str, 
     with TuningDisplay() as display:
         checked = check_recipe(recipe_path, overrides=overrides, store=store, device=device, progress=display)
     if checked.run is None:
-        out.print(ledger_table(checked.task.targets, checked.ledgers))
+        out.print(ledger_table(checked.task.targets.noun, checked.ledgers))
         display.warn(f"the recipe and the rows are valid, but the base model was not checked: {checked.missing}")
         if num_shown:
             display.warn("--show-mask needs the tokenizer of the base model, so no tokens are shown.")
@@ -57,7 +57,7 @@ def print_masks(run: "Run", num_rows: int) -> None:
     Raises:
         click.UsageError: the loss of the task is not computed token by token.
     """
-    if not ((run.task.per_token or run.task.writes) and isinstance(run.train_features[0].labels, list)):
+    if run.task.head.token_labels(run.train_features[0]) is None:
         raise click.UsageError(f"{run.task.type} has no loss per token, so there is no mask to show.")
     dataset = run.dataset
     rows = zip(dataset.examples["train"], dataset.features["train"], strict=True)

@@ -88,7 +88,7 @@ def scores_by_adapter(title: str, evaluated: Mapping[str, "Evaluation"]) -> Tabl
     made = table(escape(title), "adapter", "task", "rows", "score", "")
     made.columns[1].justify = made.columns[3].justify = "left"
     for name, evaluation in evaluated.items():
-        score = evaluation.task.main_score
+        score = evaluation.task.metric.name
         made.add_row(
             name, evaluation.task.type, f"{evaluation.ledger.used:,}", score, cell(evaluation.scores.values[score])
         )

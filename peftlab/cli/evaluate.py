@@ -135,7 +135,7 @@ def _as_json(result: "Evaluation", data: str) -> dict[str, Any]:
 
 def _print_evaluation(result: "Evaluation", data: str) -> None:
     ledger = result.ledger
-    out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets}, through {result.name}\n")
+    out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets.noun}, through {result.name}\n")
     for warning, count in ledger.warnings.items():
         out.print(f"  {count} × {warning}", style="dim")
     out.print(score_tables(f"Scores on {data}", result.scores))

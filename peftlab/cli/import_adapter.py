@@ -11,6 +11,7 @@ from peftlab.cli.heavy import interop
 from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import BASE_MODEL, device_option, json_option, parse_names, store_option
 from peftlab.store import Store
+from peftlab.tasks import TASKS
 
 if TYPE_CHECKING:
     from peftlab.interop import Imported
@@ -90,4 +91,4 @@ def print_imported(imported: "Imported", store: str) -> None:
     )
     print_notes(imported.notes)
     option_text = "" if store == "adapters" else f" --store {escape(store)}"
-    out.print(f"Use it    peftlab predict {adapter.name}{option_text} {escape(task.example_arguments)}")
+    out.print(f"Use it    peftlab predict {adapter.name}{option_text} {escape(TASKS[task.type].example(task))}")

@@ -32,6 +32,7 @@ from peftlab.data.loading import read_split
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import DataSection
 from peftlab.store import Store
+from peftlab.tasks import TASKS
 from peftlab.tasks.inputs.rows import read_input_rows
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _check_options(
 
 def _check_scheme(scheme: str | None, tasks: "dict[str, Task]") -> None:
     for name, task in tasks.items():
-        if scheme and task.type != "token-classification":
+        if scheme and "conll" not in TASKS[task.type].formats:
             raise click.UsageError(f"{name} predicts no tags; --conll is for token classification.")
 
 
@@ -218,7 +219,7 @@ def _with_context(row: Any, context: str | None, name: str, task: "Task") -> Any
     """Add the context to a row, under the column name that the adapter's task uses."""
     if context is None:
         return row
-    first, *others = task.input_columns
+    first, *others = TASKS[task.type].input_columns(task)
     if not others:
         raise click.UsageError(f"--context is not an input of {name} ({task.type}).")
     if isinstance(row, str):

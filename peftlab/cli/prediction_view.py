@@ -9,6 +9,7 @@ from rich.text import Text
 
 from peftlab.cli.console import out
 from peftlab.data.markup import write_markup
+from peftlab.tasks import TASKS
 from peftlab.tasks.token_classification import EntityPrediction
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def print_predictions(predictions: Iterable["Answer"], tasks: Mapping[str, "Task
     width = max(map(len, tasks), default=0)
     for prediction in predictions:
         task = tasks[prediction.adapter]
-        rendered = FORMATTERS[task.type](prediction.as_dict(), task)
+        rendered = FORMATTERS[TASKS[task.type].display](prediction.as_dict(), task)
         if len(tasks) > 1:
             rendered = Text.assemble((f"{prediction.adapter:<{width}}  ", "dim"), rendered)
         out.print(rendered)
@@ -153,17 +154,21 @@ def format_relation(fields: Mapping[str, Any], task: Any) -> Text:
     return rendered.append(tail["text"], style="bold magenta").append(f"  {fields['score']:.1%}", style="dim")
 
 
+def format_fields(fields: Mapping[str, Any], task: Any) -> Text:
+    """Show each field of the prediction on a line of its own."""
+    return Text("\n".join(f"{name}: {value}" for name, value in fields.items()))
+
+
 FORMATTERS: dict[str, Callable[[Mapping[str, Any], Any], Text]] = {
-    "token-classification": format_entities,
-    "text-classification": format_classes,
-    "regression": format_number,
-    "question-answering": format_answer,
-    "relation-extraction": format_relation,
-    "causal-lm": format_reply,
-    "translation": format_generated_text,
-    "summarization": format_generated_text,
-    "preference": format_reply,
-    "domain-adaptation": format_continuation,
+    "entities": format_entities,
+    "classes": format_classes,
+    "number": format_number,
+    "answer": format_answer,
+    "relation": format_relation,
+    "reply": format_reply,
+    "generated-text": format_generated_text,
+    "fields": format_fields,
+    "continuation": format_continuation,
 }
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from peftlab.cli.console import bar_for, megabytes, out, score_tables, table
 from peftlab.data import Ledger
-from peftlab.tasks import Task
+from peftlab.tasks import TASKS, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tuning import Progress as Listener
 from peftlab.tuning import TuningResult
@@ -63,8 +63,8 @@ class TuningDisplay(Listener):
 
     def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """Print the ledger as a table."""
-        self.main_score = task.main_score
-        out.print(ledger_table(task.targets, ledgers))
+        self.main_score = task.metric.name
+        out.print(ledger_table(task.targets.noun, ledgers))
         for split, ledger in ledgers.items():
             for reason, count in {**ledger.dropped, **ledger.warnings}.items():
                 out.print(Text(f"  {split}: {count} × {reason}", "dim"))
@@ -162,4 +162,6 @@ def print_result(result: TuningResult, store: str) -> None:
     )
     out.print(f"Curves    {escape(str(adapter.folder / 'curves.png'))}")
     store_option = "" if store == "adapters" else f" --store {escape(store)}"
-    out.print(f"Use it    peftlab predict {adapter.name}{store_option} {escape(result.task.example_arguments)}")
+    out.print(
+        f"Use it    peftlab predict {adapter.name}{store_option} {escape(TASKS[result.task.type].example(result.task))}"
+    )

@@ -58,7 +58,7 @@ class PeftExporter:
 
     def command(self, folder: Path) -> str:
         """How it is used there."""
-        auto_class, base = self.read.task.auto_class, self.adapter.manifest.base.model
+        auto_class, base = self.read.task.head.auto_class, self.adapter.manifest.base.model
         return f'PeftModel.from_pretrained({auto_class}.from_pretrained("{base}", …), "{folder}")  # see its {CARD}'
 
     def _write_template(self, folder: Path) -> None:
@@ -163,7 +163,7 @@ class OllamaExporter(GgufExporter):
 def _beyond_lora(read: AdapterFiles, server: str) -> Iterator[str]:
     """What an adapter has that is more than a plain LoRA of a language model."""
     config = read.config
-    if read.task.auto_class != "AutoModelForCausalLM":
+    if read.task.head.auto_class != "AutoModelForCausalLM":
         yield f"it is for {read.task.type}; here adapters of causal-lm are handed over."
     if config.get("peft_type") != "LORA":
         yield f"its method is {read.adapter.manifest.method}; {server} takes LoRA alone."

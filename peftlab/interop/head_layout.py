@@ -6,7 +6,7 @@ whose shapes follow the number of labels.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -18,14 +18,8 @@ from peftlab.store import PEFT_PREFIX
 from peftlab.tasks import TASKS, Task
 from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.labels.tag_schemes import types_of_tags
+from peftlab.tasks.record import ImportedHead
 
-TRAINED_AS = {
-    "token-classification": "TOKEN_CLS",
-    "text-classification": "SEQ_CLS",
-    "regression": "SEQ_CLS",
-    "question-answering": "QUESTION_ANS",
-}
-"""Tasks that can be imported, and PEFT's words for them."""
 ANY_TASK = (None, "FEATURE_EXTRACTION")
 SHORTEST = 8  # tokens, as of data.max_length
 
@@ -61,41 +55,33 @@ def told_task(
         errors.raise_if_any()
         _check_options(kind, multi_label, threshold, errors)
         _check_labels(kind, names, multi_label, errors)
-        types = _types(names, errors) if kind == "token-classification" and names else []
-    if kind == "token-classification":
-        task = TASKS[kind](labels=types)
-        return Told(task, [names.index(tag) for tag in task.head_labels])
-    return Told(TASKS[kind](**_options(kind, names, multi_label, threshold, saved)))
+        record, layout = TASKS[kind], cast(ImportedHead, _layout(kind))
+        types = _types(names, errors) if layout.labels == "tags" and names else []
+    if layout.labels == "tags":
+        task = record.build(labels=types)
+        return Told(task, [names.index(tag) for tag in task.head.labels])
+    return Told(record.build(**layout.options(names, multi_label, threshold, saved.config)))
 
 
-def _options(
-    kind: str, names: list[str], multi_label: bool, threshold: float | None, saved: SavedAdapter
-) -> dict[str, Any]:
-    if kind == "text-classification":
-        return {"labels": names, "multi_label": multi_label} | ({} if threshold is None else {"threshold": threshold})
-    if kind == "question-answering" and saved.config.get("task_type") == TRAINED_AS[kind]:
-        return {"token_types": False}
-    return {}
+def _layout(kind: str) -> ImportedHead | None:
+    return TASKS[kind].imported if kind in TASKS else None
 
 
 def _check_kind(kind: str, trained_as: Any, errors: ErrorCollector) -> None:
-    if kind == "relation-extraction":
-        errors.add(
-            "relation-extraction cannot be imported: peftlab marks the two spans in the text in its own way, which no "
-            "other training knows.",
-            key="task",
-            hint="Tune it anew: peftlab tune.",
-        )
-    elif kind not in TRAINED_AS:
-        errors.add(f"unknown task '{kind}'.", key="task", hint=suggest(kind, TRAINED_AS))
-    elif trained_as not in (*ANY_TASK, TRAINED_AS[kind]):
-        fitting = [ours for ours, theirs in TRAINED_AS.items() if theirs == trained_as]
+    importable = {name: layout.peft_task_type for name in TASKS if (layout := _layout(name))}
+    refusal = TASKS[kind].import_refusal if kind in TASKS else ""
+    if refusal:
+        errors.add(f"{kind} cannot be imported: {refusal}.", key="task", hint="Tune it anew: peftlab tune.")
+    elif kind not in importable:
+        errors.add(f"unknown task '{kind}'.", key="task", hint=suggest(kind, importable))
+    elif trained_as not in (*ANY_TASK, importable[kind]):
+        fitting = [ours for ours, theirs in importable.items() if theirs == trained_as]
         hint = f"Say {' or '.join(fitting)}." if fitting else "Such an adapter has no head that peftlab knows."
         errors.add(f"PEFT trained it as {trained_as}, which is not {kind}.", key="task", hint=hint)
 
 
 def _check_options(kind: str, multi_label: bool, threshold: float | None, errors: ErrorCollector) -> None:
-    if multi_label and kind != "text-classification":
+    if multi_label and cast(ImportedHead, _layout(kind)).labels != "labels":
         errors.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Remove it.")
     if threshold is not None and not multi_label:
         errors.add("a threshold is for several labels.", key="threshold", hint="Remove it, or say --multi-label.")
@@ -104,13 +90,14 @@ def _check_options(kind: str, multi_label: bool, threshold: float | None, errors
 
 
 def _check_labels(kind: str, names: Sequence[str], multi_label: bool, errors: ErrorCollector) -> None:
-    if kind in ("regression", "question-answering"):
+    label_kind = cast(ImportedHead, _layout(kind)).labels
+    if label_kind == "none":
         if names:
             errors.add(f"{kind} has none.", key="labels", hint="Take them out.")
         return
-    least = 1 if multi_label or kind == "token-classification" else 2
+    least = 1 if multi_label or label_kind == "tags" else 2
     if len(names) < least:
-        tags = kind == "token-classification"
+        tags = label_kind == "tags"
         example = "O,B-PER,I-PER" if tags else "negative,positive"
         message = f"the {'tags' if tags else 'labels'} of the head, in its order, are not told"
         errors.add(f"{message if not names else 'one label is nothing to tell apart'}.", key="labels",
@@ -118,7 +105,7 @@ def _check_labels(kind: str, names: Sequence[str], multi_label: bool, errors: Er
     if "" in names:
         errors.add(f"label {names.index('') + 1} is empty.", key="labels")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice and kind != "token-classification":
+    if twice and label_kind != "tags":
         errors.add(f"{', '.join(repr(name) for name in twice)} is there twice.", key="labels")
 
 
@@ -137,8 +124,8 @@ def _types(names: Sequence[str], errors: ErrorCollector) -> list[str]:
 def blank_model(task: Task, files: BaseFiles, inputs: Inputs, *, trust_remote_code: bool) -> Blank:
     """What is known of the task's model before any weight is read; a question's head always has two outputs."""
     trusted = {"trust_remote_code": trust_remote_code}
-    model_class, shapes = getattr(transformers, task.auto_class), []
-    for outputs in (2,) if task.type == "question-answering" else (2, 3):
+    model_class, shapes = getattr(transformers, task.head.auto_class), []
+    for outputs in cast(ImportedHead, _layout(task.type)).num_outputs:
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, num_labels=outputs)
         with torch.device("meta"):
             model = model_class.from_config(config, **trusted)
@@ -149,14 +136,14 @@ def blank_model(task: Task, files: BaseFiles, inputs: Inputs, *, trust_remote_co
 
 def check_widths(task: Task, saved: Mapping[str, torch.Tensor], blank: Blank, errors: ErrorCollector) -> None:
     """A problem where the head has more or fewer outputs than the task; an absent head is told later."""
-    expected = len(task.head_labels)
+    expected = len(task.head.labels)
     found = {len(saved[f"{PEFT_PREFIX}{name}"]): name for name in blank.outputs if f"{PEFT_PREFIX}{name}" in saved}
     for width, name in found.items():
         if width == expected:
             continue
         told = f"the head has {_counted(width)} ({name.rpartition('.')[0]})"
         if task.labels:
-            errors.add(f"{told}, and {expected} labels are named: {', '.join(task.head_labels)}.", key="labels")
+            errors.add(f"{told}, and {expected} labels are named: {', '.join(task.head.labels)}.", key="labels")
         else:
             errors.add(f"{told}, and {task.type} takes {_counted(expected)}.", key="task")
 

@@ -179,7 +179,7 @@ def _notes(saved: SavedAdapter, told: Told) -> list[str]:
         version = importlib.metadata.version("peft")
         notes.append(f"PEFT {version} does not know {', '.join(saved.unknown_keys)} of its configuration: left out.")
     if told.order and told.order != sorted(told.order):
-        notes.append(f"the outputs of its head are in another order now: {', '.join(told.task.head_labels)}.")
+        notes.append(f"the outputs of its head are in another order now: {', '.join(told.task.head.labels)}.")
     if told.task.options.get("token_types") is False:
         notes.append("PEFT's class for question answering gives the base no token types, so neither does peftlab here.")
     return notes
@@ -277,15 +277,15 @@ class _Entry:
             router, inputs = Router(backbone, self.inputs.probe(backbone, 3, 5)), _probe(backbone)
             loaded, _ = extract_adapter(read, attached, router)
             if loaded.is_routed:
-                return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router)).cpu()
-            return read.task.logits(loaded.model(**inputs)).float().cpu()
+                return torch.stack(forward_rows([loaded] * PROBE[0], inputs, router, self.inputs)).cpu()
+            return read.task.head.logits(loaded.model(**inputs)).float().cpu()
 
     @torch.inference_mode()
     def _plain(self, model: PreTrainedModel) -> torch.Tensor:
         """The logits that PEFT and Transformers give with the files as they came, its outputs in our order."""
         with _in_words(f"PEFT cannot put '{self.saved.source}' on '{self.files.model}'"):
             adapted = PeftModel.from_pretrained(model, self.saved.folder).to(model.device).eval()
-            logits = self.told.task.logits(adapted(**_probe(model))).float().cpu()
+            logits = self.told.task.head.logits(adapted(**_probe(model))).float().cpu()
         return logits[..., self.told.order] if self.told.order else logits
 
     def _check_whole(self, new: set[str]) -> None:

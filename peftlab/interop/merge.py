@@ -138,7 +138,7 @@ def _save(model: transformers.PreTrainedModel, folder: Path) -> None:
 
 
 def _read_back(folder: Path, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
-    model_class = getattr(transformers, task.auto_class)
+    model_class = getattr(transformers, task.head.auto_class)
     with suppress_transformers_output():
         return model_class.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
 
@@ -149,4 +149,4 @@ def _probe(task: Task, model: transformers.PreTrainedModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, PROBE, generator=generator).to(model.device)
     written = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
-    return task.logits(model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **written)).float()
+    return task.head.logits(model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **written)).float()

@@ -4,6 +4,7 @@ import json
 import re
 
 from peftlab.store import ImportInfo, Manifest
+from peftlab.tasks import TASKS
 
 _CARD = """\
 ---
@@ -48,10 +49,11 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 def imported_card(manifest: Manifest, imported: ImportInfo) -> str:
     """Markdown from the manifest."""
     task = manifest.task.build()
+    record = TASKS[task.type]
     card = _CARD.format(
         name=manifest.name,
         base=manifest.base.model,
-        pipeline=task.pipeline_tag,
+        pipeline=record.hub_tag(task),
         method=manifest.method,
         task=task.type,
         peftlab=manifest.versions["peftlab"],
@@ -60,10 +62,10 @@ def imported_card(manifest: Manifest, imported: ImportInfo) -> str:
         made_by=f", which PEFT {imported.peft_version} saved" if imported.peft_version else "",
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
         notes="\n".join(f"- {note[0].upper()}{note[1:]}" for note in imported.notes),
-        example=task.example_arguments,
-        auto_class=task.auto_class,
-        head_labels=json.dumps(task.head_labels, ensure_ascii=False),
-        count=len(task.head_labels),
-        reading=task.reading,
+        example=record.example(task),
+        auto_class=task.head.auto_class,
+        head_labels=json.dumps(task.head.labels, ensure_ascii=False),
+        count=len(task.head.labels),
+        reading=record.output_help(task),
     )
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftlab.recipe import Generation
 from peftlab.store import Adapter
-from peftlab.tasks import Task
+from peftlab.tasks import TASKS, Task
 from peftlab.tasks.chat.template import ASSISTANT, CHAT_TEMPLATES, ChatError, ChatTemplate, go_template
 from peftlab.tasks.inputs.text import PlainTextInputs
 
@@ -32,10 +32,11 @@ class Modelfile:
 
     def __init__(self, adapter: Adapter, task: Task, inputs: PlainTextInputs, base_name: str | None = None) -> None:
         self._adapter, self._base_name, self._tokenizer = adapter, base_name, inputs.tokenizer
-        self._generation: Mapping[str, Any] = {**Generation().model_dump(), **task.options["generation"]}
-        self._chats = task.input_columns[0] == "instruction"
+        generation = task.outputs.chat_generation(str(adapter), task.type)
+        self._generation: Mapping[str, Any] = {**Generation().model_dump(), **generation.settings}
+        self._chats = TASKS[task.type].input_columns(task)[0] == "instruction"
         self._system = task.options["system"] if self._chats else None
-        self._stops = task.endings(inputs)
+        self._stops = generation.find_stop_strings(inputs)
         source = task.state["chat_template"]
         self._template = same_template(source, inputs.tokenizer.special_tokens_map) if self._chats else None
 

@@ -130,7 +130,7 @@ def peft_config(base: Base, section: Method, task: Task) -> PeftConfig:
     config: Any = METHODS[section.type].build_config(base, section, task)
     saved = config.modules_to_save or []
     config.modules_to_save = [*saved, *(name for name in base.head_modules if name not in saved)]
-    config.task_type = task.peft_task_type
+    config.task_type = task.head.peft_task_type
     return config
 
 

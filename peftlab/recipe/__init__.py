@@ -22,7 +22,6 @@ from peftlab.recipe.plugins import METHOD_PLUGINS, TASK_PLUGINS, Registry
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
 from peftlab.recipe.schema import SHARDING, BaseSection, DataSection, Recipe, TrainingSection
 from peftlab.recipe.tasks import (
-    PLAIN_TEXT_TASKS,
     DomainAdaptation,
     Generation,
     QuestionAnswering,
@@ -37,7 +36,6 @@ from peftlab.recipe.types import Quantization, parse_byte_size
 __all__ = [
     "METHOD_PLUGINS",
     "PEFT_METHODS",
-    "PLAIN_TEXT_TASKS",
     "SHARDING",
     "TASK_PLUGINS",
     "UNSUPPORTED_PEFT_METHODS",

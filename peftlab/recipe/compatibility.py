@@ -4,14 +4,6 @@ from collections.abc import Iterator
 
 from peftlab.errors import ErrorCollector, ValidationIssue
 from peftlab.recipe.schema import SHARDING, Recipe
-from peftlab.recipe.tasks import (
-    SCORED_BY_WRITING,
-    CausalLm,
-    DomainAdaptation,
-    Preference,
-    Summarization,
-    Translation,
-)
 from peftlab.recipe.types import Quantization
 
 _OTHER_QUANTIZATION: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit": "8bit"}
@@ -52,12 +44,12 @@ def _quantization_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     """Reasons for which the method cannot be combined with the task."""
     method, task = recipe.method, recipe.task
-    has_decoder = isinstance(task, Translation | Summarization)
-    uses_base_head = has_decoder or isinstance(task, CausalLm | Preference | DomainAdaptation)
     for limits in method.limits:
-        if reason := (has_decoder and limits.encoder_decoder) or (uses_base_head and limits.base_head):
+        if reason := (
+            (task.is_encoder_decoder and limits.encoder_decoder) or (task.uses_base_head and limits.base_head)
+        ):
             yield ValidationIssue(reason, key="method.type", hint="Take lora, or another method.")
-    if method.trains_token_embeddings and task.type != "causal-lm":
+    if method.trains_token_embeddings and not task.trains_token_embeddings:
         message = f"embeddings of single tokens train for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")
 
@@ -65,11 +57,8 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 def _needing_the_whole_base(recipe: Recipe) -> Iterator[str]:
     """What cannot be where each process holds a part of the base, and why not."""
     engine, task = recipe.training.distributed, recipe.task
-    if task.type == "preference":
-        yield "what the base makes of each answer is computed apart from training, where no process has all of it."
-    compares = getattr(task, "scored_by", "perplexity") != "perplexity"
-    if compares or task.type in SCORED_BY_WRITING:
-        yield f"{task.type} is scored by what is written, and each process holds a part of the base."
+    if task.sharding_conflict:
+        yield task.sharding_conflict
     yield from filter(None, (limits.sharding for limits in recipe.method.limits))
     if recipe.base.quantization:
         yield f"{engine} cannot share out a base in {recipe.base.quantization}."
@@ -84,12 +73,8 @@ def _against_compiling(recipe: Recipe) -> Iterator[ValidationIssue]:
 
 
 def _against_packing(recipe: Recipe) -> Iterator[ValidationIssue]:
-    if getattr(recipe.task, "objective", None) == "masked-lm":
-        message = "masked tokens are found with all that is beside them, so each text needs a row of its own."
-        yield ValidationIssue(message, key="training.packing", hint="Remove it.")
-    elif not isinstance(recipe.task, CausalLm | DomainAdaptation):
-        message = f"each text of {recipe.task.type} needs a row of its own."
-        yield ValidationIssue(message, key="training.packing", hint="Remove it.")
+    if reason := recipe.task.packing_conflict:
+        yield ValidationIssue(reason, key="training.packing", hint="Remove it.")
     if recipe.method.trains_upper_layers_only and recipe.training.frozen_cache:
         message = "what frozen layers make of each text is kept text by text, and packed texts share rows."
         hint = "Remove it, or keep nothing: training.frozen_cache: null."

@@ -11,10 +11,11 @@ from pydantic.fields import FieldInfo
 from peftlab.recipe.method import Method
 from peftlab.recipe.plugins import METHOD_PLUGINS, TASK_PLUGINS, load_section, plugin_names, section_types
 from peftlab.recipe.schema import Recipe
+from peftlab.recipe.tasks import TaskFields
 from peftlab.recipe.types import Section
 
 PLUGIN_SECTIONS: dict[str, tuple[str, type[Section]]] = {
-    "task": (TASK_PLUGINS, Section),
+    "task": (TASK_PLUGINS, TaskFields),
     "method": (METHOD_PLUGINS, Method),
 }
 """Section of a recipe → the group of its entry points, and the class that their sections are subclasses of."""

@@ -1,6 +1,6 @@
 """The `task` section of a recipe: one class a task."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -19,7 +19,36 @@ def _template_file(path: str) -> str:
 TemplateFile = Annotated[str, AfterValidator(_template_file)]
 
 
-class TokenClassification(Section):
+class TaskFields(Section):
+    """The base class of all `task` sections: what the rest of a recipe depends on."""
+
+    type: str
+    reads_plain_text: ClassVar[bool] = False
+    """Whether a file that is no table holds text as it is; for other tasks it has inline markup."""
+    uses_base_head: ClassVar[bool] = False
+    """Whether the base model's own head is used and stays as it is."""
+    is_encoder_decoder: ClassVar[bool] = False
+    """Whether the base model is an encoder with a decoder."""
+    trains_token_embeddings: ClassVar[bool] = False
+    """Whether embeddings of single tokens can be trained."""
+    trainer: ClassVar[Literal["supervised", "preference"]] = "supervised"
+    """How the adapter is trained."""
+
+    @property
+    def packing_conflict(self) -> str:
+        """Why texts cannot share rows of a batch; empty if they can."""
+        return f"each text of {self.type} needs a row of its own."
+
+    @property
+    def sharding_conflict(self) -> str:
+        """Why processes cannot each hold a part of the base model; empty if they can."""
+        return ""
+
+    def _scored_by_generation(self) -> str:
+        return f"{self.type} is scored by what is written, and each process holds a part of the base."
+
+
+class TokenClassification(TaskFields):
     """Entities and other labelled spans of words."""
 
     type: Literal["token-classification"]
@@ -29,7 +58,7 @@ class TokenClassification(Section):
     """How `tags` in the data mark entities; auto looks at each split."""
 
 
-class TextClassification(Section):
+class TextClassification(TaskFields):
     """One label, or any number of labels, for a text or a pair of texts."""
 
     type: Literal["text-classification"]
@@ -43,7 +72,7 @@ class TextClassification(Section):
     """balanced weighs each class by the inverse of its frequency in training."""
 
 
-class Regression(Section):
+class Regression(TaskFields):
     """A number for a text or a pair of texts."""
 
     type: Literal["regression"]
@@ -51,7 +80,7 @@ class Regression(Section):
     """Squared error, or absolute error, which outliers move less."""
 
 
-class QuestionAnswering(Section):
+class QuestionAnswering(TaskFields):
     """The span of a context that answers a question, or none."""
 
     type: Literal["question-answering"]
@@ -61,7 +90,7 @@ class QuestionAnswering(Section):
     """Longest answer, in tokens, that is looked for."""
 
 
-class RelationExtraction(Section):
+class RelationExtraction(TaskFields):
     """The relation between two marked spans of a text."""
 
     type: Literal["relation-extraction"]
@@ -96,8 +125,9 @@ class Generation(Section):
     """A reply also ends before any of these."""
 
 
-class Writing(Section):
-    type: str
+class LanguageModelTask(TaskFields):
+    uses_base_head: ClassVar[bool] = True
+
     template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | TemplateFile | None = None
     """How instructions and chats are written; base is the tokenizer's own; null takes that if there is one, else plain;
     yours is a .jinja file, relative to the recipe. Its text is published with the adapter."""
@@ -107,17 +137,30 @@ class Writing(Section):
     """How replies are made; published with the adapter."""
 
 
-class CausalLm(Writing):
+class CausalLm(LanguageModelTask):
     """A text that goes on: instructions with their answers, chats, or plain text."""
 
+    reads_plain_text: ClassVar[bool] = True
+    trains_token_embeddings: ClassVar[bool] = True
     type: Literal["causal-lm"]
     scored_by: Literal["perplexity", "rouge", "bleu"] = "perplexity"
     """perplexity of the answers, or replies compared with them, the last of each chat: by ROUGE, or BLEU and chrF."""
 
+    @property
+    def packing_conflict(self) -> str:
+        """None: see `TaskFields.packing_conflict`."""
+        return ""
 
-class Preference(Writing):
+    @property
+    def sharding_conflict(self) -> str:
+        """See `TaskFields.sharding_conflict`."""
+        return "" if self.scored_by == "perplexity" else self._scored_by_generation()
+
+
+class Preference(LanguageModelTask):
     """Of two answers the better one, by direct preference optimization against the base."""
 
+    trainer: ClassVar[Literal["supervised", "preference"]] = "preference"
     type: Literal["preference"]
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How much it costs to move away from the base: the larger, the nearer to it replies stay (for ipo, its τ)."""
@@ -139,10 +182,18 @@ class Preference(Writing):
             raise ValueError(f"should come with one of {', '.join(SMOOTHED)}")
         return share
 
+    @property
+    def sharding_conflict(self) -> str:
+        """See `TaskFields.sharding_conflict`."""
+        return "what the base makes of each answer is computed apart from training, where no process has all of it."
 
-class Translation(Section):
+
+class Translation(TaskFields):
     """A text in another language, by an encoder with a decoder."""
 
+    reads_plain_text: ClassVar[bool] = True
+    uses_base_head: ClassVar[bool] = True
+    is_encoder_decoder: ClassVar[bool] = True
     type: Literal["translation"]
     source_language: str | None = None
     """The code of the texts' language in the tokenizer of a base with many, as in eng_Latn (NLLB) or en_XX (mBART)."""
@@ -155,10 +206,18 @@ class Translation(Section):
     generation: Generation = Generation()
     """How translations are made; published with the adapter."""
 
+    @property
+    def sharding_conflict(self) -> str:
+        """See `TaskFields.sharding_conflict`."""
+        return self._scored_by_generation()
 
-class Summarization(Section):
+
+class Summarization(TaskFields):
     """A text in short, by an encoder with a decoder."""
 
+    reads_plain_text: ClassVar[bool] = True
+    uses_base_head: ClassVar[bool] = True
+    is_encoder_decoder: ClassVar[bool] = True
     type: Literal["summarization"]
     prefix: str | None = None
     """What stands before each text, as in `summarize: ` (T5)."""
@@ -168,10 +227,17 @@ class Summarization(Section):
     generation: Generation = Generation()
     """How summaries are made; published with the adapter."""
 
+    @property
+    def sharding_conflict(self) -> str:
+        """See `TaskFields.sharding_conflict`."""
+        return self._scored_by_generation()
 
-class DomainAdaptation(Section):
+
+class DomainAdaptation(TaskFields):
     """Plain text of a domain, from which the base goes on learning as it was pretrained (DAPT, TAPT)."""
 
+    reads_plain_text: ClassVar[bool] = True
+    uses_base_head: ClassVar[bool] = True
     type: Literal["domain-adaptation"]
     objective: Literal["masked-lm", "causal-lm"] | None = None
     """masked-lm finds masked tokens, causal-lm foresees each next one; null takes what the base was pretrained for."""
@@ -190,9 +256,14 @@ class DomainAdaptation(Section):
             raise ValueError(f"should come with objective: {fitting}")
         return value
 
+    @property
+    def packing_conflict(self) -> str:
+        """See `TaskFields.packing_conflict`."""
+        if self.objective == "masked-lm":
+            return "masked tokens are found with all that is beside them, so each text needs a row of its own."
+        return ""
 
-PLAIN_TEXT_TASKS = ("causal-lm", "domain-adaptation", "translation", "summarization")
-"""Tasks for which a file that is no table holds text as it stands; for others it has markup."""
+
 TaskSection = Annotated[
     TokenClassification
     | TextClassification
@@ -206,4 +277,3 @@ TaskSection = Annotated[
     | DomainAdaptation,
     Field(discriminator="type"),
 ]
-SCORED_BY_WRITING = ("translation", "summarization")

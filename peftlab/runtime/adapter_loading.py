@@ -72,7 +72,7 @@ def attach_adapter(
     config = PeftConfig.from_pretrained(adapter.folder)
     full_modules = frozenset(config.modules_to_save or ())
     model = _build_model(files.task, backbone, base_files, trust_remote_code)
-    full_tensors = _select_full_tensors(model, full_modules, new_head=bool(files.task.head_labels))
+    full_tensors = _select_full_tensors(model, full_modules, new_head=bool(files.task.head.labels))
     try:
         peft_model = PeftModel(model, _target_exact_layers(config, tensors), INTERNAL_NAME)
     except (TypeError, ValueError) as error:  # the kind or size of a layer does not fit
@@ -119,7 +119,7 @@ def _build_model(
     for flag in QUANTIZATION_FLAGS:
         setattr(model, flag, getattr(backbone, flag, False))
     set_backbone(model, clone_modules(backbone))
-    if not task.head_labels:
+    if not task.head.labels:
         _load_base_head(model, backbone, base_files, task, trust_remote_code)
     return model
 

@@ -117,14 +117,13 @@ def check_same_outputs(version: CompositeVersion, parts: Sequence[LoadedAdapter]
     """
     first = parts[0]
     for part in parts[1:]:
-        if (part.task.type, part.task.head_labels) != (first.task.type, first.task.head_labels):
+        if (part.task.type, part.task.head.labels) != (first.task.type, first.task.head.labels):
             version.refuse(
-                f"{first.adapter} ({first.task.type}) has the labels {', '.join(first.task.head_labels)}; "
-                f"{part.adapter} ({part.task.type}) has {', '.join(part.task.head_labels)}."
+                f"{first.adapter} ({first.task.type}) has the labels {', '.join(first.task.head.labels)}; "
+                f"{part.adapter} ({part.task.type}) has {', '.join(part.task.head.labels)}."
             )
-    if is_ensemble(version) and not first.task.head_labels:
-        reason = "several adapters cannot generate one text" if first.task.writes else "a vocabulary is not averaged"
-        version.refuse(f"{reason}. Take an average.")
+    if is_ensemble(version) and not first.task.head.labels:
+        version.refuse(f"{first.task.outputs.not_averaged}. Take an average.")
 
 
 def _modules_by_name(

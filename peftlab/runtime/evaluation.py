@@ -11,12 +11,12 @@ from peftlab.data import Ledger, Split
 from peftlab.data.adapter_column import AdapterRow, read_adapter_rows
 from peftlab.data.loading import read_split
 from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue
-from peftlab.recipe import PLAIN_TEXT_TASKS, DataSection
+from peftlab.recipe import DataSection
 from peftlab.runtime.bank import load
 from peftlab.runtime.options import BankOptions
 from peftlab.runtime.request import Answer
 from peftlab.store import STACK_SEPARATOR, Adapter, Store
-from peftlab.tasks import Prediction, Scores, Task, read_examples
+from peftlab.tasks import TASKS, Prediction, Scores, Task, read_examples
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.labels.label_set import reject_unknown_labels
 
@@ -87,7 +87,7 @@ def evaluate(
     section = _data_section(data, data_format, columns, header, encoding)
     bank = load(adapter, store=store, **options)
     with ErrorCollector() as errors:
-        plain = bank.task(adapter).type in PLAIN_TEXT_TASKS
+        plain = TASKS[bank.task(adapter).type].section.reads_plain_text
         split = read_split(section, str(data), errors, key="", plain_text=plain)
         rows = _read_labelled(bank.adapter(adapter), split, errors, split_name="the data")
     name = STACK_SEPARATOR.join(str(bank.adapter(part)) for part in adapter.split(STACK_SEPARATOR))
@@ -156,9 +156,11 @@ def _read_labelled(adapter: Adapter, split: Split, errors: ErrorCollector, *, sp
     """Read a split by an adapter's task; what cannot be scored is added to `errors`."""
     task, ledger = adapter.task, Ledger(source=split.source)
     examples = read_examples(task, split, ledger, errors)
-    reject_unknown_labels(task.labels, examples, task.labels_of, errors, split=split_name, missing_in="the adapter")
+    reject_unknown_labels(
+        task.labels, examples, task.targets.labels_of, errors, split=split_name, missing_in="the adapter"
+    )
     ledger.used = len(examples)
-    ledger.targets = sum(task.count(example) + example.num_lost_targets for example in examples)
+    ledger.targets = sum(task.targets.count(example) + example.num_lost_targets for example in examples)
     return _LabelledRows(adapter, task, examples, ledger)
 
 
@@ -178,7 +180,7 @@ def _read_by_adapter(
 
 
 def _score(name: str, rows: _LabelledRows, predictions: list[Any], warnings: list[str]) -> Evaluation:
-    scores = rows.task.score(rows.examples, predictions)
+    scores = rows.task.metric.score(rows.examples, predictions)
     return Evaluation(name, rows.adapter, rows.task, scores, rows.ledger, predictions, warnings)
 
 

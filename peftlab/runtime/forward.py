@@ -13,7 +13,6 @@ from peftlab.runtime.generation import generate_texts
 from peftlab.runtime.routing import Router, apply_head, group_segments, slice_output, to_float32
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
-from peftlab.tasks.inputs.features import IGNORED
 from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.prediction import Outcome, forward, longest_first
 
@@ -77,7 +76,7 @@ def _forward_batch(
     generated, routed = [], []
     others: dict[LoadedAdapter, list[int]] = {}
     for i, (loaded, feature) in enumerate(rows):
-        if loaded.task.writes and feature.labels is None:
+        if loaded.task.outputs.generation(feature):
             generated.append(i)
         elif loaded.is_routed:
             routed.append(i)
@@ -95,11 +94,15 @@ def _forward_routed(rows: Sequence[tuple[LoadedAdapter, Feature]], router: Route
     """Pad the rows to one batch and run it through the base once."""
     features = [feature for _, feature in rows]
     batch = {name: tensor.to(router.device) for name, tensor in inputs.pad(features).items()}
-    return forward_rows([loaded for loaded, _ in rows], batch, router, features)
+    return forward_rows([loaded for loaded, _ in rows], batch, router, inputs, features)
 
 
 def forward_rows(
-    rows: Sequence[LoadedAdapter], batch: Mapping[str, Tensor], router: Router, features: Sequence[Feature] = ()
+    rows: Sequence[LoadedAdapter],
+    batch: Mapping[str, Tensor],
+    router: Router,
+    inputs: Inputs,
+    features: Sequence[Feature] = (),
 ) -> list[Tensor]:
     """Compute the outcome of each row of a batch by its adapter, without padding: one pass of the base, then the heads.
 
@@ -107,38 +110,30 @@ def forward_rows(
         rows: The adapter of each row; rows of one adapter are consecutive.
         batch: Inputs of the base, (batch, tokens) each.
         router: The base.
+        inputs: The modality of the batch.
         features: Those of the rows, for tasks whose outcome depends on labels.
     """
     states = router.forward([loaded.modules for loaded in rows], batch)
     return [
         outcome
         for loaded, part in group_segments(rows)
-        for outcome in _apply_head(loaded, states, batch, part, features[part])
+        for outcome in _apply_head(loaded, states, batch, part, features[part], inputs)
     ]
 
 
 def _apply_head(
-    loaded: LoadedAdapter, states: Any, batch: Mapping[str, Tensor], part: slice, features: Sequence[Feature]
-) -> Iterator[Tensor]:
-    """Yield the outcomes of the rows in `part`, which belong to one adapter."""
-    task, part_batch = loaded.task, {name: tensor[part] for name, tensor in batch.items()}
+    loaded: LoadedAdapter,
+    states: Any,
+    batch: Mapping[str, Tensor],
+    part: slice,
+    features: Sequence[Feature],
+    inputs: Inputs,
+) -> list[Tensor]:
+    """Compute the outcomes of the rows in `part`, which belong to one adapter."""
+    head, part_batch = loaded.task.head, {name: tensor[part] for name, tensor in batch.items()}
     part_states = slice_output(states, part)
-    if task.head_labels:  # a trained head computes in fp32, the base's own head in the base's precision
+    if head.labels:  # a trained head computes in fp32, the base's own head in the base's precision
         part_states = to_float32(part_states)
-    logits = task.logits(apply_head(loaded.model, part_states, part_batch)).float()
-    is_scored = not task.head_labels and features and features[0].labels is not None
-    labels = _pad_labels(features, part_batch["attention_mask"]) if is_scored else None
-    outcome = task.outcome(logits, labels).cpu()
-    if not task.per_token:
-        yield from outcome
-        return
-    for row, mask in zip(outcome, part_batch["attention_mask"].cpu(), strict=True):
-        yield row[mask.bool()]
-
-
-def _pad_labels(features: Sequence[Feature], mask: Tensor) -> Tensor:
-    """The label of each token (batch, tokens), -100 for padding."""
-    labels = torch.full_like(mask, IGNORED)
-    for row, feature in enumerate(features):
-        labels[row, mask[row].bool()] = torch.tensor(feature.labels, dtype=mask.dtype, device=mask.device)
-    return labels
+    output, mask = apply_head(loaded.model, part_states, part_batch), inputs.mask(part_batch)
+    is_labelled = features and all(feature.labels is not None for feature in features)
+    return head.compute_outputs(output, head.stack_labels(features, mask) if is_labelled else None, mask)

@@ -6,7 +6,6 @@ is added, removed or published meanwhile changes a run.
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,9 +18,10 @@ from peftlab.runtime.backbones import with_backbone
 from peftlab.runtime.low_rank import cached_stacks
 from peftlab.runtime.routing import Router
 from peftlab.runtime.token_embeddings import has_token_embeddings
-from peftlab.tasks import Continuation, Feature
-from peftlab.tasks.generation.generate import written
+from peftlab.tasks import Feature
+from peftlab.tasks.generation.generate import generate
 from peftlab.tasks.inputs.inputs import Inputs
+from peftlab.tasks.outputs import Continuation, TextGeneration
 
 Rows = Sequence[tuple[LoadedAdapter, Feature]]
 """Each row's adapter and prompt; rows of one adapter are consecutive."""
@@ -39,9 +39,9 @@ def generate_texts(rows: Rows, router: Router, inputs: Inputs, **generate_option
 def _group_rows(rows: Rows, router: Router) -> list[list[int]]:
     """Group the indices of rows that one run generates: equal settings, and adapters that share cache and head."""
     groups: dict[Any, list[int]] = {}
-    for i, (loaded, _) in enumerate(rows):
+    for i, (loaded, feature) in enumerate(rows):
         is_shared = loaded.is_routed and _shares_cache(loaded, router) and not has_token_embeddings(loaded.model)
-        settings = json.dumps([loaded.task.options["generation"], loaded.task.state], sort_keys=True)
+        settings = _generation(loaded, feature).key
         groups.setdefault((settings, None if is_shared else id(loaded)), []).append(i)
     return list(groups.values())
 
@@ -53,10 +53,9 @@ def _shares_cache(loaded: LoadedAdapter, router: Router) -> bool:
 
 
 def _generate(rows: Rows, router: Router, inputs: Inputs, generate_options: dict[str, Any]) -> list[Continuation]:
-    task = rows[0][0].task
     model, routing = _routed_model([loaded for loaded, _ in rows], router)
     with routing, cached_stacks():
-        return written(task, model, inputs, [feature for _, feature in rows], **generate_options)
+        return generate(_generation(*rows[0]), model, inputs, [feature for _, feature in rows], **generate_options)
 
 
 def _routed_model(
@@ -67,3 +66,9 @@ def _routed_model(
     if not first.is_routed:
         return first.model, nullcontext()
     return with_backbone(first.model, router.tree), router.routing_rows([loaded.modules for loaded in adapters])
+
+
+def _generation(loaded: LoadedAdapter, feature: Feature) -> TextGeneration:
+    generation = loaded.task.outputs.generation(feature)
+    assert generation is not None  # `forward.py` computes all other features
+    return generation

@@ -25,7 +25,7 @@ from peftlab.runtime.streaming import stream_text
 from peftlab.tasks import Feature, Prediction, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 from peftlab.tasks.inputs.rows import InputRow, read_input_rows
-from peftlab.tasks.prediction import Outcome, predict_features, with_reference
+from peftlab.tasks.prediction import Outcome, predict_features
 
 CHUNK_SIZE = 1024  # rows of a long list that are encoded at a time
 Item = TypeVar("Item")
@@ -132,13 +132,13 @@ class Request:
     def reply(self, name: str, chat: Sequence[Mapping[str, str]], *, base_only: bool) -> Generator[str]:
         """Stream the reply of an adapter, or of the base alone, to a chat; see `Bank.reply`."""
         files, key, router = self.files(name), self.key(name), self._base.router
-        _check_can_stream(files)
+        generation = files.task.outputs.chat_generation(str(files.adapter), files.task.type)
         examples = [example for _, example in self.read_rows([(name, {"messages": [dict(m) for m in chat]})])]
         [[feature]] = self.encode(files, examples)
         inputs = self._base.inputs_for(files.task)
         with (self._pinned_base_only if base_only else self._cache.pinned)([key]) as adapters:
             generate = partial(generate_texts, [(adapters[key], feature)], router, inputs)
-            yield from stream_text(generate, files.task.endings(inputs), inputs)
+            yield from stream_text(generate, generation.find_stop_strings(inputs), inputs)
 
     def _prefetched_chunks(self, pairs: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
         """Yield chunks of (adapter name, item); the adapters of the next chunk are loaded in the background."""
@@ -177,7 +177,9 @@ class Request:
             indices.setdefault(name, []).append(i)
         for name, rows in indices.items():
             files, key, own_examples = self.files(name), self.key(name), [examples[i][1] for i in rows]
-            features = with_reference(files.task, self.encode(files, own_examples), partial(self._forward_base, key))
+            features = files.task.outputs.attach_references(
+                self.encode(files, own_examples), partial(self._forward_base, key)
+            )
             yield _EncodedRows(name, key, files.task, rows, own_examples, features)
 
     def encode(self, files: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
@@ -225,16 +227,6 @@ class Request:
 def _forward_keys(key: AdapterKey) -> Sequence[AdapterKey]:
     """The adapters that a feature goes through: one, or the parts of an ensemble."""
     return key.parts if is_ensemble(key) else [key]
-
-
-def _check_can_stream(files: AdapterFiles) -> None:
-    """Raise ValueError if an adapter cannot reply to a chat piece by piece."""
-    if not files.task.chats:
-        raise ValueError(
-            f"{files.adapter} is for {files.task.type}; a chat needs an adapter of causal-lm or preference"
-        )
-    if files.task.options["generation"].get("num_beams", 1) > 1:
-        raise ValueError(f"{files.adapter} uses beam search, which cannot be streamed; use predict")
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -167,7 +167,7 @@ def build_manifest(
         parameters=parameters,
         data=data or DataInfo(),
         scores=dict(scores or {}),
-        main_score=task.main_score,
+        main_score=task.metric.name,
         reload_difference=reload_difference,
         seconds=round(seconds, 1),
         imported=imported,

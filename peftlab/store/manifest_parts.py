@@ -52,8 +52,8 @@ class TaskInfo(ManifestPart):
         values = {
             "type": task.type,
             "labels": task.labels,
-            "head_labels": task.head_labels,
-            "auto_class": task.auto_class,
+            "head_labels": task.head.labels,
+            "auto_class": task.head.auto_class,
         }
         return cls.model_validate_json(json.dumps({**values, "options": task.options, "learned": task.state}))
 

@@ -21,20 +21,22 @@ from peftlab.tasks.chat.template import (
     read_template,
     tokens_in_spans,
 )
+from peftlab.tasks.heads import LanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, text_column
 from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of
-from peftlab.tasks.metrics.perplexity import TokenLoss, mean_loss, perplexity_scores, sum_token_losses, token_losses
-from peftlab.tasks.task import Example, ModelContext, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.metrics.perplexity import TokenLoss, perplexity_scores, sum_token_losses
+from peftlab.tasks.outputs import ChatOutputs, Outputs, TextGeneration
+from peftlab.tasks.task import Example, Metric, ModelContext, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",))
 ASKED_FORMS = (("messages",), ("instruction",), ("prompt",))
 MAX_NEW_TOKENS = 128
+NOTHING_IN_LOSS = "nothing to learn within its first tokens"
 SHORTEST_QUESTION = 8  # tokens
 
 
@@ -82,17 +84,7 @@ class CausalLmTask(Task):
     """
 
     type = "causal-lm"
-    targets = "answers"
-    auto_class = "AutoModelForCausalLM"
-    peft_task_type = "CAUSAL_LM"
-    per_token = True
     inputs_class = PlainTextInputs
-    writes = True
-    chats = True
-    empty = "nothing to learn within its first tokens"
-    pipeline_tag = "text-generation"
-    main_score = "perplexity"
-    smaller_is_better = True
 
     def __init__(
         self,
@@ -107,18 +99,27 @@ class CausalLmTask(Task):
         self.template, self.system = self.template_file.name if self.template_file else template, system
         self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
         self.state = {"asked by": "prompt", "chat_template": None}
+        self.metric = Metric("perplexity", self.score, greater_is_better=False)
+        self.targets = Targets("answers", self.count, self.lost, empty_reason=NOTHING_IN_LOSS)
+
+    @property
+    def head(self) -> LanguageModelHead:
+        """The base model's own."""
+        return LanguageModelHead()
+
+    @property
+    def outputs(self) -> Outputs:
+        """Generated replies."""
+        return ChatOutputs(self._generation())
+
+    def _generation(self) -> TextGeneration:
+        return TextGeneration(self.generation, self.stop_strings, self.state, {})
 
     @property
     def options(self) -> dict[str, Any]:
         """How chats are written, and how replies are."""
         return {"template": self.template, "system": self.system, "generation": self.generation}
 
-    @property
-    def output_width(self) -> int:
-        """A token's cost, and whether it was the likeliest."""
-        return 2
-
-    @property
     def input_columns(self) -> tuple[str, ...]:
         """A bare text is an instruction, or a prompt, as most of the training rows were."""
         return ("instruction", "input") if self.state["asked by"] == "instruction" else ("prompt",)
@@ -191,7 +192,7 @@ class CausalLmTask(Task):
             hint = "Take fewer, or raise data.max_length if it is below what the base takes."
             errors.add(f"{message} for what it replies to.", key="task.generation.max_new_tokens", hint=hint)
 
-    def encode_all(
+    def encode(
         self,
         examples: Sequence[Chat | Passage],
         inputs: TextInputs,
@@ -199,7 +200,7 @@ class CausalLmTask(Task):
         *,
         training: bool,
     ) -> list[list[Feature]]:
-        """See `Task.encode_all`.
+        """See `Task.encode`.
 
         A plain text is learnt in as many pieces as it needs; of all else its first `max_length` tokens. To be scored, a
         text goes through in windows that overlap by half, each token scored once, with all before it that there is
@@ -239,7 +240,7 @@ class CausalLmTask(Task):
             parts = _pieces(whole, max_length)
         else:
             parts = [_part(whole, 0, max_length)]
-        return [part for part in parts if self.loss_terms(part)]
+        return [part for part in parts if self.head.loss_terms(part)]
 
     def _asked(self, whole: Feature, max_length: int) -> Feature:
         room = max(1, max_length - self.generation["max_new_tokens"])
@@ -257,27 +258,7 @@ class CausalLmTask(Task):
         ends = {answer for feature in features for _, answer in feature.positions}
         return self.count(example) - len(ends)
 
-    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
-        """(batch, tokens), padded with -100."""
-        return padded_labels(features, width, left)
-
-    def loss_terms(self, feature: Feature) -> int:
-        """One for each learnt token; the first of all is foreseen from nothing."""
-        return sum(label != IGNORED for label in feature.labels[1:])
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Mean cross entropy of each learnt token, foreseen from those before it."""
-        return mean_loss(logits[:, :-1], labels[:, 1:])
-
-    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
-        """(batch, tokens, 2): what each learnt token cost, in nats, and whether it was held to be the likeliest."""
-        from torch.nn import functional
-
-        if labels is None:
-            return logits
-        return functional.pad(token_losses(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
-
-    def endings(self, inputs: TextInputs) -> list[str]:
+    def stop_strings(self, inputs: Any) -> list[str]:
         """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
         return list(dict.fromkeys([*self.learned_stop_strings(inputs), *self.generation.get("stop_strings", ())]))
 
@@ -293,7 +274,7 @@ class CausalLmTask(Task):
         if is_prompt(example):
             (told,), (feature,) = logits, features
             return Reply(example.text, told.text.strip(), told.finished, feature.truncated)
-        return sum_token_losses(example.text, logits, sum(map(self.loss_terms, features)))
+        return sum_token_losses(example.text, logits, sum(map(self.head.loss_terms, features)))
 
     def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[TokenLoss]) -> Scores:
         """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""

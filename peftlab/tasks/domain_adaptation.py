@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.causal_lm import CausalLmTask, Passage
+from peftlab.tasks.causal_lm import NOTHING_IN_LOSS, CausalLmTask, Passage
+from peftlab.tasks.heads import MaskedLanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
-from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.masking import TokenMasker
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
-from peftlab.tasks.metrics.perplexity import TokenLoss, mean_loss, perplexity_scores, sum_token_losses, token_losses
-from peftlab.tasks.task import FeatureSampler, ModelContext, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.metrics.perplexity import TokenLoss, perplexity_scores, sum_token_losses
+from peftlab.tasks.outputs import GeneratedOutputs, Outputs
+from peftlab.tasks.task import FeatureSampler, Metric, ModelContext, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 TYPE = "domain-adaptation"
 MASKED, FORESEEN = "masked-lm", "causal-lm"
 MASK_PROBABILITY = 0.15
+NOTHING_TO_MASK = "nothing in it that can be masked"
 LIKELIEST = 5  # fillings told of each mask, as Transformers' fill-mask pipeline does
 
 
@@ -43,6 +46,16 @@ def domain_adaptation(
     return DomainCausalLmTask(labels=labels, generation=generation)
 
 
+def example_text(task: Task) -> str:
+    """Arguments for a first `peftlab predict`, which depend on the objective."""
+    return task.example_arguments() if isinstance(task, DomainMaskedLmTask) else '"Your text"'
+
+
+def pipeline_tag(task: Task) -> str:
+    """The task's name on the Hub, which depends on the objective."""
+    return "fill-mask" if isinstance(task, DomainMaskedLmTask) else "text-generation"
+
+
 def read_text(row: Row) -> Passage:
     """A row with `text`, all of which is learnt. Raises RowError."""
     chosen_form(row, ("text",))
@@ -53,13 +66,20 @@ class DomainCausalLmTask(CausalLmTask):
     """Each next token of a text is learnt, and the end of it; asked, a text goes on."""
 
     type = TYPE
-    targets = "texts"
-    chats = False
-    input_columns = ("text",)
 
     def __init__(self, *, labels: list[str] | None = None, generation: Mapping[str, Any] | None = None) -> None:
         super().__init__(labels=labels, generation=generation)
         self._asked_for = generation is not None
+        self.targets = Targets("texts", self.count, self.lost, empty_reason=NOTHING_IN_LOSS)
+
+    @property
+    def outputs(self) -> Outputs:
+        """Generated texts."""
+        return GeneratedOutputs(self._generation())
+
+    def input_columns(self) -> tuple[str, ...]:
+        """The text."""
+        return ("text",)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -83,7 +103,7 @@ class DomainCausalLmTask(CausalLmTask):
             self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], context.max_length // 2)
         self._check_room(context.max_length, errors)
 
-    def endings(self, inputs: TextInputs) -> list[str]:
+    def stop_strings(self, inputs: Any) -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
         tokenizer = inputs.tokenizer
         endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
@@ -124,34 +144,27 @@ class DomainMaskedLmTask(Task):
     """Masked tokens of a text are found; asked, those in the place of the tokenizer's mask token."""
 
     type = TYPE
-    targets = "texts"
-    auto_class = "AutoModelForMaskedLM"
-    peft_task_type = None  # PEFT has no name for it
-    per_token = True
     inputs_class = PlainTextInputs
-    empty = "nothing in it that can be masked"
-    pipeline_tag = "fill-mask"
-    main_score = "perplexity"
-    smaller_is_better = True
 
     def __init__(self, *, labels: list[str] | None = None, mask_probability: float | None = None) -> None:
         super().__init__(labels=labels)
         self.mask_probability = mask_probability or MASK_PROBABILITY
         self.state = {"mask token": "[MASK]"}
+        self.metric = Metric("perplexity", self.score, greater_is_better=False)
+        self.targets = Targets("texts", self.count, empty_reason=NOTHING_TO_MASK, sampler=self.dynamic_masking)
+
+    @property
+    def head(self) -> MaskedLanguageModelHead:
+        """The base model's own."""
+        return MaskedLanguageModelHead(LIKELIEST)
 
     @property
     def options(self) -> dict[str, Any]:
         """The objective, and how much is masked in training."""
         return {"objective": MASKED, "mask_probability": self.mask_probability}
 
-    @property
-    def output_width(self) -> int:
-        """A token's cost, and whether it was the likeliest."""
-        return 2
-
-    @property
     def example_arguments(self) -> str:
-        """A text with a mask."""
+        """A text with a mask, for `peftlab predict`."""
         return f'"The {self.state["mask token"]} was here."'
 
     def read(self, row: Row) -> Passage:
@@ -178,10 +191,10 @@ class DomainMaskedLmTask(Task):
             errors.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
         self.state["mask token"] = context.inputs.tokenizer.mask_token
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[Passage], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """See `Task.encode_all`.
+        """See `Task.encode`.
 
         All of a text is there, in pieces. To be scored, its masks hang on its tokens alone, so that they are the same
         in every evaluation. What only asks goes through in windows that overlap by half.
@@ -197,7 +210,7 @@ class DomainMaskedLmTask(Task):
             else:
                 pieces = _pieces(texts, tokenizer, max_length)
                 features = ([masks.masked(piece, str(piece["input_ids"])) for piece in whole] for whole in pieces)
-                made |= zip(chosen, [list(filter(self.loss_terms, whole)) for whole in features], strict=True)
+                made |= zip(chosen, [list(filter(self.head.loss_terms, whole)) for whole in features], strict=True)
         return [made[i] for i in range(len(examples))]
 
     def dynamic_masking(self, inputs: TextInputs) -> FeatureSampler | None:
@@ -209,31 +222,10 @@ class DomainMaskedLmTask(Task):
         """One text."""
         return 1
 
-    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
-        """(batch, tokens), padded with -100."""
-        return padded_labels(features, width, left)
-
-    def loss_terms(self, feature: Feature) -> int:
-        """One for each token that is to be found."""
-        return sum(label != IGNORED for label in feature.labels)
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Mean cross entropy of each token that is to be found."""
-        return mean_loss(logits, labels)
-
-    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
-        """(batch, tokens, 2): see `token_losses`; asked, (batch, tokens, 2 × likeliest): probabilities, then tokens."""
-        import torch
-
-        if labels is not None:
-            return token_losses(logits, labels)
-        likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
-        return torch.cat([likeliest.values, likeliest.indices.to(logits.dtype)], dim=-1)
-
     def decode(self, example: Passage, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Prediction:
         """Asked, what may stand in the place of each mask; or else how well masked tokens were found."""
         if example.completion is not None:
-            return sum_token_losses(example.completion, logits, sum(map(self.loss_terms, features)))
+            return sum_token_losses(example.completion, logits, sum(map(self.head.loss_terms, features)))
         found: dict[int, tuple[MaskCandidate, ...]] = {}
         for feature, output in zip(features, logits, strict=True):
             assert isinstance(feature, MaskedPrompt)

@@ -7,16 +7,17 @@ from typing import Any, cast
 
 import torch
 
-from peftlab.tasks.generation.generate import written
+from peftlab.tasks.generation.generate import generate
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.inputs import Inputs
-from peftlab.tasks.task import Continuation, Task
+from peftlab.tasks.outputs import Continuation, TextGeneration
+from peftlab.tasks.task import Task
 
 Outcome = torch.Tensor | Continuation
-"""What comes of a feature: see `Task.outcome`; of one for which a text is written, that."""
+"""The output of a feature: a tensor, see `Head.outputs`, or a generated text."""
 Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
-"""How features become outcomes: `outcomes` of one model, or a way to share its work out."""
+"""Features → their outputs: `outcomes` with one model, or with its work shared out."""
 
 
 def predict_examples(
@@ -49,21 +50,6 @@ def predict_features(
     ]
 
 
-def with_reference(task: Task, features: Sequence[Sequence[Feature]], through_base: Through) -> list[list[Feature]]:
-    """The features of each example, the labelled ones with what the bare base makes of them, if the task asks."""
-    if not task.needs_reference:
-        return [list(windows) for windows in features]
-    labelled = [feature for windows in features for feature in windows if feature.labels is not None]
-    outputs = iter(through_base(labelled))
-    return [
-        [
-            feature if feature.labels is None else task.attach_reference(feature, cast(Any, next(outputs)))
-            for feature in windows
-        ]
-        for windows in features
-    ]
-
-
 @torch.inference_mode()
 def outcomes(
     task: Task,
@@ -77,14 +63,17 @@ def outcomes(
 
     Features are sorted by length, so that a batch pads little.
     """
-    writes = asks(task, features)
+    generation = text_generation(task, features)
     order = longest_first(features)
     given: dict[int, Outcome] = {}
     with module_mode(model, training=False):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [features[i] for i in chosen]
-            made = written(task, _bare(model), inputs, batch) if writes else _computed(task, model, inputs, batch)
+            if generation:
+                made: Sequence[Outcome] = generate(generation, _base_model(model), inputs, batch)
+            else:
+                made = _forward(task, model, inputs, batch)
             given |= zip(chosen, made, strict=True)
             on_progress(len(given), len(order))
     return [given[i] for i in range(len(order))]
@@ -95,13 +84,13 @@ def longest_first(features: Sequence[Feature]) -> list[int]:
     return sorted(range(len(features)), key=lambda i: -len(features[i]))
 
 
-def asks(task: Task, features: Sequence[Feature]) -> bool:
-    """Whether a text is to be written for each of `features`, of which all have labels or none has."""
-    return task.writes and any(feature.labels is None for feature in features)
+def text_generation(task: Task, features: Sequence[Feature]) -> TextGeneration | None:
+    """How text is generated for `features`, of which all have labels or none has; None for a forward pass."""
+    return next(filter(None, map(task.outputs.generation, features)), None)
 
 
-def _bare(model: Any) -> Any:
-    """What PEFT has put a method into: it writes as any model of its class."""
+def _base_model(model: Any) -> Any:
+    """The Transformers model in a PEFT model, which generates as any model of its class."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -109,18 +98,15 @@ def _bare(model: Any) -> Any:
 def forward(task: Task, model: torch.nn.Module, inputs: Inputs, features: Sequence[Feature]) -> list[torch.Tensor]:
     """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
     with module_mode(model, training=False):
-        return _computed(task, model, inputs, features)
+        return _forward(task, model, inputs, features)
 
 
-def _computed(task: Task, model: torch.nn.Module, inputs: Inputs, features: Sequence[Feature]) -> list[torch.Tensor]:
+def _forward(task: Task, model: torch.nn.Module, inputs: Inputs, features: Sequence[Feature]) -> list[torch.Tensor]:
     device = next(model.parameters()).device
-    batch = task.collate(features, inputs)
+    batch = task.head.collate(features, inputs)
     labels = batch.pop("labels", None)
-    output = task.logits(model(**{name: tensor.to(device) for name, tensor in batch.items()})).float()
-    outcome = task.outcome(output, None if labels is None else labels.to(device)).cpu()
-    if not task.per_token:
-        return list(outcome)
-    return [row[mask.bool()] for row, mask in zip(outcome, cast(Any, inputs.mask(batch)), strict=True)]
+    output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+    return task.head.compute_outputs(output, None if labels is None else labels.to(device), inputs.mask(batch))
 
 
 @contextmanager

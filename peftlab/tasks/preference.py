@@ -20,7 +20,8 @@ from peftlab.tasks.chat.template import ASSISTANT, Message
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
-from peftlab.tasks.task import Example, ModelContext, Prediction, Scores
+from peftlab.tasks.outputs import Outputs, ReferencedOutputs
+from peftlab.tasks.task import Example, Metric, ModelContext, Prediction, Scores, Targets
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ FORMS = tuple((*asked, *ANSWERS) for asked in (("prompt",), ("instruction",), ("
 MESSAGES_IN_A_CELL = re.compile(r'\s*\[?\s*\{\s*"(role|content|from|value)"')
 Asked = Chat | Passage
 NOTHING = Passage("")
+SAME_ANSWERS = "its answers do not differ within its first tokens"
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,19 @@ class PreferenceTask(CausalLmTask):
 
     type = "preference"
     inputs_class = AnswerInputs
-    empty = "its answers do not differ within its first tokens"
-    needs_reference = True
-    main_score = "reward_accuracy"
-    smaller_is_better = False
 
     def __init__(
         self, *, beta: float = 0.1, loss_type: str = "sigmoid", label_smoothing: float = 0.0, **written: Any
     ) -> None:
         super().__init__(**written)
         self.beta, self.loss_type, self.label_smoothing = beta, loss_type, label_smoothing
+        self.metric = Metric("reward_accuracy", self.score)
+        self.targets = Targets("answers", self.count, self.lost, empty_reason=SAME_ANSWERS)
+
+    @property
+    def outputs(self) -> Outputs:
+        """Generated replies; the rewards of labelled answers need the base model's outputs."""
+        return ReferencedOutputs(self._generation(), self.attach_reference)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -128,11 +133,11 @@ class PreferenceTask(CausalLmTask):
         """See `CausalLmTask.bind_to_base`."""
         super().bind_to_base(context, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[Any], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """As `CausalLmTask.encode_all` does, the better answer first; in training both or, if they are alike, none."""
-        encoded = iter(super().encode_all(_sides(examples), inputs, max_length, training=training))
+        """As `CausalLmTask.encode` does, the better answer first; in training both or, if they are alike, none."""
+        encoded = iter(super().encode(_sides(examples), inputs, max_length, training=training))
         return [
             _paired(next(encoded), next(encoded), training) if isinstance(example, Pair) else next(encoded)
             for example in examples

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.heads import SpanHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
-from peftlab.tasks.task import Example, Prediction, Scores, Task
+from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +78,7 @@ class QuestionAnsweringTask(Task):
     """Rows have `question`, `context` and `answers` as SQuAD has them, or `answer` (and `answer_start`)."""
 
     type = "question-answering"
-    targets = "answers"
-    input_columns = ("question", "context")
-    auto_class = "AutoModelForQuestionAnswering"
-    peft_task_type = None  # PEFT's class for QUESTION_ANS drops token_type_ids: BERT would not know the question
-    per_token = True
     inputs_class = QuestionContextInputs
-    main_score = "f1"
-    pipeline_tag = "question-answering"
-    example_arguments = '"Your question" --context "The text that may hold the answer"'
 
     def __init__(
         self,
@@ -98,8 +91,10 @@ class QuestionAnsweringTask(Task):
         super().__init__(labels=labels)
         self.doc_stride = doc_stride
         self.max_answer_length = max_answer_length
-        self.token_types = token_types  # False for what PEFT's class trained, see `peft_task_type`
+        self.token_types = token_types  # False for what PEFT's class trained, see `SpanHead`
         self.state = {"null_threshold": 0.0}
+        self.metric = Metric("f1", self.score, calibrate=self.calibrate)
+        self.targets = Targets("answers", self.count, self.lost)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -108,13 +103,12 @@ class QuestionAnsweringTask(Task):
         return {"doc_stride": self.doc_stride, "max_answer_length": self.max_answer_length, **without}
 
     @property
-    def head_labels(self) -> list[str]:
-        """Two outputs a token."""
-        return ["start", "end"]
+    def head(self) -> SpanHead:
+        """Two outputs per token."""
+        return SpanHead()
 
-    @property
-    def reading(self) -> str:
-        """When there is no answer."""
+    def output_help(self) -> str:
+        """How to tell that there is no answer."""
         threshold = self.state["null_threshold"]
         if threshold is ALWAYS:
             return "Every question has an answer: the best span of the context."
@@ -147,7 +141,7 @@ class QuestionAnsweringTask(Task):
         if answered and all(answered):
             self.state = {"null_threshold": ALWAYS}
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[Question], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """Every window of each context, for training as well; a question longer than half the room is cut."""
@@ -210,26 +204,6 @@ class QuestionAnsweringTask(Task):
         """Whether no window holds the whole answer."""
         found = any(isinstance(window, Window) and window.labels != (window.null,) * 2 for window in features)
         return int(bool(example.answers) and not found)
-
-    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
-        """(batch, 2): the tokens at which the answer starts and ends."""
-        import torch
-
-        shifts = [width - len(feature) if left else 0 for feature in features]
-        rows = [[token + shift for token in feature.labels] for feature, shift in zip(features, shifts, strict=True)]
-        return torch.tensor(rows)
-
-    def logits(self, output: Any) -> "torch.Tensor":
-        """(batch, tokens, 2)."""
-        import torch
-
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Cross entropy over tokens, mean of start and end."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits, labels)  # (batch, classes = tokens, 2) against (batch, 2)
 
     def decode(self, example: Question, features: Sequence[Any], logits: Sequence["torch.Tensor"]) -> AnswerPrediction:
         """The best valid span over all windows, and whether it beats the null score."""
@@ -361,3 +335,10 @@ def _shortened(texts: list[str], tokenizer: "PreTrainedTokenizerBase", room: int
 
 def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
+
+
+def without_token_types(
+    names: Sequence[str], multi_label: bool, threshold: float | None, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of an imported adapter: PEFT's class for QUESTION_ANS drops token_type_ids."""
+    return {"token_types": False} if config.get("task_type") == "QUESTION_ANS" else {}

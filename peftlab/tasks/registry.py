@@ -1,6 +1,6 @@
 """The task section of a recipe + rows → a task with its labels, and every row read as an example."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftlab.data import DataSplits, Ledger, Split
@@ -8,30 +8,96 @@ from peftlab.data.loading import add_invalid_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, IntegrityError, suggest
 from peftlab.recipe import TaskSection
-from peftlab.tasks.domain_adaptation import domain_adaptation
+from peftlab.recipe import tasks as sections
+from peftlab.recipe.plugins import TASK_PLUGINS, Registry
+from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.domain_adaptation import domain_adaptation, example_text, pipeline_tag
 from peftlab.tasks.generation.reply_metrics import causal_lm
 from peftlab.tasks.preference import PreferenceTask
-from peftlab.tasks.question_answering import QuestionAnsweringTask
+from peftlab.tasks.question_answering import QuestionAnsweringTask, without_token_types
+from peftlab.tasks.record import ImportedHead, TaskRecord
 from peftlab.tasks.regression import RegressionTask
 from peftlab.tasks.relation_extraction import RelationExtractionTask
 from peftlab.tasks.summarization import SummarizationTask
 from peftlab.tasks.task import Task
-from peftlab.tasks.text_classification import TextClassificationTask
+from peftlab.tasks.text_classification import TextClassificationTask, imported_options
 from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tasks.translation import TranslationTask
 
-TASKS: dict[str, Callable[..., Task]] = {
-    "token-classification": TokenClassificationTask,
-    "text-classification": TextClassificationTask,
-    "regression": RegressionTask,
-    "question-answering": QuestionAnsweringTask,
-    "relation-extraction": RelationExtractionTask,
-    "causal-lm": causal_lm,
-    "translation": TranslationTask,
-    "summarization": SummarizationTask,
-    "preference": PreferenceTask,
-    "domain-adaptation": domain_adaptation,
+OWN_TASKS = {
+    "token-classification": TaskRecord(
+        sections.TokenClassification,
+        TokenClassificationTask,
+        pipeline_tag="token-classification",
+        display="entities",
+        formats=("conll",),
+        output_help=TokenClassificationTask.output_help,
+        imported=ImportedHead("TOKEN_CLS", labels="tags"),
+    ),
+    "text-classification": TaskRecord(
+        sections.TextClassification,
+        TextClassificationTask,
+        display="classes",
+        output_help=TextClassificationTask.output_help,
+        input_columns=lambda task: ("text", "text_pair"),
+        imported=ImportedHead("SEQ_CLS", labels="labels", options=imported_options),
+    ),
+    "regression": TaskRecord(
+        sections.Regression,
+        RegressionTask,
+        display="number",
+        output_help=RegressionTask.output_help,
+        input_columns=lambda task: ("text", "text_pair"),
+        imported=ImportedHead("SEQ_CLS"),
+    ),
+    "question-answering": TaskRecord(
+        sections.QuestionAnswering,
+        QuestionAnsweringTask,
+        pipeline_tag="question-answering",
+        display="answer",
+        example=lambda task: '"Your question" --context "The text that may hold the answer"',
+        output_help=QuestionAnsweringTask.output_help,
+        input_columns=lambda task: ("question", "context"),
+        imported=ImportedHead("QUESTION_ANS", num_outputs=(2,), options=without_token_types),
+    ),
+    "relation-extraction": TaskRecord(
+        sections.RelationExtraction,
+        RelationExtractionTask,
+        display="relation",
+        example=lambda task: '"<e1>Ada Okafor</e1> founded <e2>Solwind</e2>."',
+        output_help=RelationExtractionTask.output_help,
+        import_refusal="peftlab marks the two spans in the text in its own way, which no other training knows",
+    ),
+    "causal-lm": TaskRecord(
+        sections.CausalLm,
+        causal_lm,
+        pipeline_tag="text-generation",
+        display="reply",
+        input_columns=CausalLmTask.input_columns,
+    ),
+    "translation": TaskRecord(
+        sections.Translation, TranslationTask, pipeline_tag="translation", display="generated-text"
+    ),
+    "summarization": TaskRecord(
+        sections.Summarization, SummarizationTask, pipeline_tag="summarization", display="generated-text"
+    ),
+    "preference": TaskRecord(
+        sections.Preference,
+        PreferenceTask,
+        pipeline_tag="text-generation",
+        display="reply",
+        input_columns=CausalLmTask.input_columns,
+    ),
+    "domain-adaptation": TaskRecord(
+        sections.DomainAdaptation,
+        domain_adaptation,
+        pipeline_tag=pipeline_tag,
+        display="continuation",
+        example=example_text,
+    ),
 }
+TASKS: Registry[TaskRecord] = Registry(TASK_PLUGINS, TaskRecord, OWN_TASKS)
+"""The record of each task type: peftlab's own, and those of installed packages (entry points `peftlab.tasks`)."""
 
 Examples = dict[str, list[Any]]
 
@@ -42,7 +108,7 @@ def build_task(
     """The task with its labels, the examples of each split, and a ledger of each."""
     if errors.placeholders & {"task", "task.type"}:
         errors.raise_if_any()  # rows would be read as those of another task
-    task = TASKS[section.type](**section.model_dump(exclude={"type"}))
+    task = TASKS[section.type].build(**section.model_dump(exclude={"type"}))
     ledgers = {name: Ledger(source=split.source) for name, split in rows}
     examples = {name: read_examples(task, split, ledgers[name], errors) for name, split in rows}
     task.fit_labels(examples, errors)
@@ -76,6 +142,6 @@ def restore_task(task_type: str, labels: Sequence[str], options: Mapping[str, An
     """
     if task_type not in TASKS:
         raise IntegrityError(f"unknown task '{task_type}'. {suggest(task_type, TASKS)}")
-    task = TASKS[task_type](labels=list(labels), **options)
+    task = TASKS[task_type].build(labels=list(labels), **options)
     task.state |= state
     return task

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.heads import RegressionHead
 from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
-from peftlab.tasks.task import Scores, Task
+from peftlab.tasks.task import Metric, Scores, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -43,25 +44,22 @@ class RegressionTask(Task):
     """Rows have `text` (and `text_pair`), and `label`, a number."""
 
     type = "regression"
-    targets = "numbers"
-    input_columns = ("text", "text_pair")
-    main_score = "pearson"
-    problem_type = "regression"
 
     @property
-    def reading(self) -> str:
-        """The head answers in standard units."""
+    def head(self) -> RegressionHead:
+        """One output, in standard units."""
+        return RegressionHead(self.loss_name)
+
+    def output_help(self) -> str:
+        """How to read the output, which is in standard units."""
         return f"In the unit of the data, a value is logit × {self.state['deviation']:.6g} + {self.state['mean']:.6g}."
 
     def __init__(self, *, labels: list[str] | None = None, loss: str = "mse") -> None:
         super().__init__(labels=labels)
         self.loss_name = loss
+        self.metric = Metric("pearson", self.score)
+        self.targets = Targets("numbers", self.count)
         self.state = {"mean": 0.0, "deviation": 1.0}
-
-    @property
-    def head_labels(self) -> list[str]:
-        """One output."""
-        return ["value"]
 
     def read(self, row: Row) -> ScoredText:
         """A row → texts and a number. Raises RowError with what was expected."""
@@ -88,10 +86,10 @@ class RegressionTask(Task):
             "most": max(numbers),
         }
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[TextPair], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """See `Task.encode_all`; labels are standardized."""
+        """See `Task.encode`; labels are standardized."""
         mean, deviation = self.state["mean"], self.state["deviation"]
         numbers = [(row.label - mean) / deviation if isinstance(row, ScoredText) else None for row in examples]
         texts = [(row.text, row.text_pair) for row in examples]
@@ -100,13 +98,6 @@ class RegressionTask(Task):
     def count(self, example: ScoredText) -> int:
         """One number a row."""
         return 1
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Squared or absolute error of standardized numbers."""
-        from torch.nn import functional
-
-        error = functional.l1_loss if self.loss_name == "mae" else functional.mse_loss
-        return error(logits.squeeze(-1), labels.to(logits.dtype))
 
     def decode(
         self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, suggest
+from peftlab.tasks.heads import ClassificationHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
 from peftlab.tasks.inputs.entity_markers import (
     FORMS,
@@ -28,7 +29,7 @@ from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import encode_sequences
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
-from peftlab.tasks.task import Confusion, Prediction, Scores, Task
+from peftlab.tasks.task import Confusion, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -68,18 +69,20 @@ class RelationExtractionTask(Task):
     """
 
     type = "relation-extraction"
-    targets = "relations"
-    main_score = "f1"
-    problem_type = "single_label_classification"
-    example_arguments = '"<e1>Ada Okafor</e1> founded <e2>Solwind</e2>."'
 
     def __init__(self, *, labels: list[str] | None = None, negative_label: str | None = None) -> None:
         super().__init__(labels=labels)
         self.negative_label = negative_label
+        self.metric = Metric("f1", self.score)
+        self.targets = Targets("relations", self.count, labels_of=self.labels_of)
 
     @property
-    def reading(self) -> str:
-        """The text goes in with its spans marked."""
+    def head(self) -> ClassificationHead:
+        """One output per relation."""
+        return ClassificationHead(self.labels)
+
+    def output_help(self) -> str:
+        """How spans are marked in the model's input."""
         return "Spans are marked in the text: `@ * type * head @`, `# ^ type ^ tail #`; types in lower case, if known."
 
     @property
@@ -113,10 +116,10 @@ class RelationExtractionTask(Task):
                 f"the training rows hold {len(self.labels)} relation(s); nothing to tell apart.", key="data.train"
             )
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[MarkedText], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """The marked text of each, in one feature; see `Task.encode_all`."""
+        """The marked text of each, in one feature; see `Task.encode`."""
         tokenizer = inputs.tokenizer
         labels = [self.labels.index(row.label) if row.label is not None else None for row in examples]
         texts = [marked_text(row) for row in examples]
@@ -135,12 +138,6 @@ class RelationExtractionTask(Task):
     def count(self, example: MarkedText) -> int:
         """One relation a row, the negative one too."""
         return 1
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Cross entropy."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits, labels)
 
     def decode(
         self, example: MarkedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]

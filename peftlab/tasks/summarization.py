@@ -12,10 +12,9 @@ class SummarizationTask(SequenceToSequenceTask):
     """Rows have `text` and `summary`, one or a list of several."""
 
     type = "summarization"
-    targets = "summaries"
+    noun = "summaries"
     target_column = "summary"
-    pipeline_tag = "summarization"
-    main_score = "rougeL"
+    metric_name = "rougeL"
 
     def __init__(
         self,

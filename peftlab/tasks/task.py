@@ -1,4 +1,8 @@
-"""What every task gives: rows → examples → features → predictions → scores, and the head that goes with it."""
+"""Tasks: rows → examples → features → outputs → predictions → scores.
+
+A task holds what is its own; what varies by kind lies in the strategy objects that it has: its inputs (modality), head,
+outputs, metric and targets.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,13 +11,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftlab.data import Row
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.inputs.text import TextInputs
+from peftlab.tasks.outputs import Outputs
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig
+
+    from peftlab.tasks.heads import Head
+
+InputsClass = type[Inputs]
+FeatureSampler = Callable[[Feature, str], Feature]
+"""A training feature and the text that seeds the random draw → the feature for this epoch."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +39,15 @@ class Example:
     warnings: Mapping[str, int] = field(default_factory=dict)
 
 
-InputsClass = type[Inputs]
-FeatureSampler = Callable[[Feature, str], Feature]
-"""A feature → what it is by a chance that hangs on a text alone."""
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What a model wrote for a text; `finished` says that it came to an end of its own."""
-
-    text: str
-    finished: bool
-
-
 @dataclass(frozen=True)
 class Prediction(ABC):
-    """What a task says about one text."""
+    """The prediction of a task for one example."""
 
     text: str
 
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: what was asked first, then the answer."""
+        """Plain values for JSON: the input first, then the prediction."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +84,57 @@ class Scores:
         return cls(values, plain["by_label"], confusion, plain.get("signatures", {}))
 
 
-def padded_labels(features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
-    """Labels of each token, (batch, width), padded with -100, on the left or not."""
-    import torch
+def _no_labels(example: Any) -> Iterable[str]:
+    return ()
 
-    labels = []
-    for feature in features:
-        padding = [IGNORED] * (width - len(feature))
-        labels.append(padding + feature.labels if left else feature.labels + padding)
-    return torch.tensor(labels)
+
+def _none_lost(example: Any, features: Sequence[Feature]) -> int:
+    return 0
+
+
+def _no_sampler(inputs: Any) -> FeatureSampler | None:
+    return None
+
+
+def _unchanged(examples: Sequence[Any], predictions: Sequence[Any]) -> Sequence[Any]:
+    return predictions
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an example holds to learn from, as the ledger counts it.
+
+    `noun` is its name in the plural. `count` gives the targets of an example, `count_lost` those that are not wholly
+    inside its features, `labels_of` its labels if there is a fixed set of them. `empty_reason` says why a row without
+    any feature for training is dropped. `sampler` gives a function that draws a feature anew in each epoch, without
+    changing its number of loss terms, as dynamic masking does; None if features stay the same.
+    """
+
+    noun: str
+    count: Callable[[Any], int]
+    count_lost: Callable[[Any, Sequence[Feature]], int] = _none_lost
+    labels_of: Callable[[Any], Iterable[str]] = _no_labels
+    empty_reason: str = "no words in it"
+    sampler: Callable[[Any], FeatureSampler | None] = _no_sampler
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How predictions are scored; `name` is the score that chooses the best checkpoint.
+
+    `score` compares predictions with examples. `calibrate` fits what decoding needs to the validation split and returns
+    the predictions decoded again.
+    """
+
+    name: str
+    score: Callable[[Any, Any], Scores]
+    greater_is_better: bool = True
+    calibrate: Callable[[Any, Any], Sequence[Any]] = _unchanged
 
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a task stands on: the base's tokenizer and configuration, and inputs of at most `max_length` tokens."""
+    """The base model as a task sees it: its inputs, its configuration, and the longest input (tokens for text)."""
 
     inputs: Any
     config: "PreTrainedConfig"
@@ -108,179 +142,74 @@ class ModelContext:
 
 
 class Task(ABC):
-    """One task type, made from the keys of its recipe section.
+    """One task, made from the keys of its recipe section.
 
-    `labels` are the user's (entity types, classes); `head_labels` name the head's outputs; `state` holds numbers that
-    come from the data (a mean, a threshold) and travel with the adapter.
+    `labels` are the user's (entity types, classes). `state` holds what was fitted to the data or taken from the base
+    model (a mean, a threshold, a chat template) and is published with the adapter.
     """
 
     type: ClassVar[str]
-    targets: ClassVar[str]
-    """What the ledger calls the things a row asks for, in the plural."""
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    """The Transformers class that puts this task's head on a base."""
-    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
-    per_token: ClassVar[bool] = False
-    """Whether the head gives one output a token, or one an input."""
     inputs_class: ClassVar[InputsClass] = TextInputs
-    """The modality: loads the processor, pads and identifies features."""
-    needs_reference: ClassVar[bool] = False
-    """Whether labelled features need the base model's output, with the adapter disabled; see `attach_reference`."""
-    writes: ClassVar[bool] = False
-    """Whether for what only asks a text is written, token by token: its outcome is then a `Continuation`."""
-    chats: ClassVar[bool] = False
-    """Whether it answers messages."""
-    empty: ClassVar[str] = "no words in it"
-    """Why a row of which nothing can be encoded for training is dropped."""
-
-    pipeline_tag: ClassVar[str] = "text-classification"
-    """What the Hub calls the task."""
-    main_score: str
-    """The score that picks the best checkpoint."""
-    smaller_is_better: ClassVar[bool] = False
-    """Whether the main score is better the smaller it is."""
-    problem_type: str | None = None
-    """What Transformers' configuration calls the head's loss."""
+    """The modality of the model's inputs."""
+    metric: Metric
+    targets: Targets
 
     def __init__(self, *, labels: list[str] | None = None) -> None:
         self.labels = list(labels or [])
         self.state: dict[str, Any] = {}
 
     @property
-    def input_columns(self) -> tuple[str, ...]:
-        """What a row needs for a prediction; a bare string is the first of them."""
-        return ("text",)
+    @abstractmethod
+    def head(self) -> "Head":
+        """The head, with its labels and loss."""
 
     @property
-    def example_arguments(self) -> str:
-        """What to write after `peftlab predict ADAPTER` for a first look."""
-        return '"Your text"'
-
-    @property
-    def reading(self) -> str:
-        """How to read the head's output without peftlab, where that is more than the largest logit."""
-        return ""
+    def outputs(self) -> Outputs:
+        """Where outputs come from: a forward pass, or generated text."""
+        return Outputs()
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments, besides `labels`, that make this task again for prediction."""
+        """The keyword arguments, besides `labels`, that build this task again for prediction."""
         return {}
-
-    @property
-    def head_labels(self) -> list[str]:
-        """One name for each output of the head, in order; none where the base's own head is used."""
-        return self.labels
-
-    @property
-    def output_width(self) -> int:
-        """How many numbers `outcome` has for a token, or for an input."""
-        return len(self.head_labels)
 
     @abstractmethod
     def read(self, row: Row) -> Example:
-        """A row → what it says. Raises RowError with what was expected."""
+        """A labelled row → an example.
+
+        Raises:
+            RowError: the row does not have the expected columns and values.
+        """
 
     @abstractmethod
     def read_input(self, row: Row) -> Example:
-        """A row that only asks, as it comes to `predict`. Raises RowError with what was expected."""
+        """A row without targets, as `predict` gets it → an example.
+
+        Raises:
+            RowError: the row does not have the expected columns and values.
+        """
 
     @abstractmethod
     def fit_labels(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
-        """Fix what comes from the training examples; a label of another split that they lack is a problem."""
+        """Fit labels and state to the training examples; labels that only other splits have are errors."""
 
     def bind_to_base(
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
-        """Fix what comes from the base; what does not go with it is a problem, and so are examples, by split, that
-        cannot be written for it."""
+        """Take from the base model what the task needs; a base model that does not fit the task is an error.
+
+        `examples` are those of each split; it is an error if they cannot be written for this base model.
+        """
         return
 
     @abstractmethod
-    def encode_all(
-        self, examples: Sequence[Any], inputs: Any, max_length: int, *, training: bool
-    ) -> list[list[Feature]]:
-        """What the model sees of each example, in inputs of at most `max_length` tokens.
+    def encode(self, examples: Sequence[Any], inputs: Any, max_length: int, *, training: bool) -> list[list[Feature]]:
+        """The features of each example, of at most `max_length`, in one call of the processor.
 
-        For prediction as many overlapping windows as the text needs; for training what the task can learn from, with
-        `truncated` set where text is left out. None if there is nothing to see. Many texts in one call of the tokenizer
-        are split on every core.
+        For prediction long examples have as many overlapping windows as they need. For training they are truncated. An
+        example may have no feature if there is nothing to see.
         """
 
-    def encode(self, example: Any, inputs: Any, max_length: int, *, training: bool) -> list[Feature]:
-        """The features of one example; see `encode_all`."""
-        return self.encode_all([example], inputs, max_length, training=training)[0]
-
-    def labels_of(self, example: Any) -> Iterable[str]:
-        """The labels that an example has, for tasks with a fixed set of them."""
-        return ()
-
     @abstractmethod
-    def count(self, example: Any) -> int:
-        """How many targets the example holds."""
-
-    def lost(self, example: Any, features: Sequence[Feature]) -> int:
-        """How many of the example's targets are not wholly inside its features."""
-        return 0
-
-    def dynamic_masking(self, inputs: Any) -> FeatureSampler | None:
-        """How a training feature becomes another in every epoch; None where it stays as it is.
-
-        It costs as many `loss_terms` however it is drawn.
-        """
-        return None
-
-    def collate(self, features: Sequence[Feature], inputs: Any) -> dict[str, "torch.Tensor"]:
-        """Inputs padded as the tokenizer does, each (batch, tokens), and `labels`; see `stack_labels`."""
-        tokenizer = inputs.tokenizer
-        batch = inputs.pad(features)
-        left = tokenizer.padding_side == "left"
-        if all(feature.labels is not None for feature in features):
-            batch["labels"] = self.stack_labels(features, batch["input_ids"].shape[1], left)
-        return batch
-
-    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
-        """Labels of a batch padded to `width` tokens, on the left or not: (batch,) or (batch, …)."""
-        import torch
-
-        return torch.tensor([feature.labels for feature in features])
-
-    def logits(self, output: Any) -> "torch.Tensor":
-        """The head's output: (batch, tokens, head labels), or (batch, head labels)."""
-        return output.logits
-
-    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
-        """What `decode` needs of a batch's logits, row by row; `labels` where all of its features have some."""
-        return logits
-
-    @property
-    def opening(self) -> dict[str, int]:
-        """What a text begins with that is written, in the words of Transformers' `generate`."""
-        return {}
-
-    def attach_reference(self, feature: Feature, outcome: "torch.Tensor") -> Feature:
-        """A labelled feature with what decoding needs of the bare base's outcome of it."""
-        return feature
-
-    def endings(self, inputs: Any) -> list[str]:
-        """What ends a text that is written."""
-        return []
-
-    def loss_terms(self, feature: Feature) -> int:
-        """Over how many terms `loss` takes the mean in this feature."""
-        return 1
-
-    @abstractmethod
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """The mean loss of a batch."""
-
-    @abstractmethod
-    def decode(self, example: Any, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Any:
-        """Each feature's `outcome`, of its tokens where the task is `per_token` → the example's prediction."""
-
-    def calibrate(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Sequence[Any]:
-        """Learn from the validation split what decoding needs, and decide the predictions again by it."""
-        return predictions
-
-    @abstractmethod
-    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:
-        """Compare decoded predictions with what the examples say."""
+    def decode(self, example: Any, features: Sequence[Feature], logits: Sequence[Any]) -> Any:
+        """The prediction for an example from the outputs of its features; see `Head.outputs`."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.heads import ClassificationHead, MultiLabelHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
-from peftlab.tasks.task import Confusion, Scores, Task
+from peftlab.tasks.task import Confusion, Metric, Scores, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +56,6 @@ class TextClassificationTask(Task):
     """Rows have `text` (and `text_pair`), and `label`, or `labels` with multi_label."""
 
     type = "text-classification"
-    targets = "labels"
-    input_columns = ("text", "text_pair")
 
     def __init__(
         self,
@@ -71,12 +70,17 @@ class TextClassificationTask(Task):
         self.threshold = threshold
         self.class_weights = class_weights
         self.weights: list[float] | None = None
-        self.main_score = "micro_f1" if multi_label else "accuracy"
-        self.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+        self.metric = Metric("micro_f1" if multi_label else "accuracy", self.score)
+        self.targets = Targets("labels", self.count, labels_of=self.labels_of)
 
     @property
-    def reading(self) -> str:
-        """Several labels are read one by one."""
+    def head(self) -> ClassificationHead:
+        """One output per label."""
+        kind = MultiLabelHead if self.multi_label else ClassificationHead
+        return kind(self.labels, self.weights)
+
+    def output_help(self) -> str:
+        """How to read several labels."""
         return f"A label is given where the sigmoid of its logit reaches {self.threshold}." if self.multi_label else ""
 
     @property
@@ -137,10 +141,10 @@ class TextClassificationTask(Task):
             return [(rows - counts[label]) / max(1, counts[label]) for label in self.labels]
         return [rows / (len(self.labels) * max(1, counts[label])) for label in self.labels]
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[TextPair], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """See `Task.encode_all`."""
+        """See `Task.encode`."""
         labels = [self._target(row.labels) if isinstance(row, LabelledText) else None for row in examples]
         texts = [(row.text, row.text_pair) for row in examples]
         return encode_sequences(texts, labels, inputs.tokenizer, max_length, training=training)
@@ -157,15 +161,6 @@ class TextClassificationTask(Task):
     def count(self, example: LabelledText) -> int:
         """Its labels."""
         return len(example.labels)
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Cross entropy, or a binary one for each label; weighed if the recipe says so."""
-        from torch.nn import functional
-
-        weights = None if self.weights is None else logits.new_tensor(self.weights)
-        if self.multi_label:
-            return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
-        return functional.cross_entropy(logits, labels, weight=weights)
 
     def decode(
         self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
@@ -185,7 +180,7 @@ class TextClassificationTask(Task):
     def score(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
         """Accuracy, macro and micro F1, Matthews' coefficient (one label), and scores by label."""
         if not examples:
-            return Scores({self.main_score: 0.0})
+            return Scores({self.metric.name: 0.0})
         return self._score_sets(examples, predictions) if self.multi_label else self._score_one(examples, predictions)
 
     def _score_one(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
@@ -230,3 +225,10 @@ class TextClassificationTask(Task):
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
+
+
+def imported_options(
+    names: Sequence[str], multi_label: bool, threshold: float | None, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of an imported adapter."""
+    return {"labels": list(names), "multi_label": multi_label} | ({} if threshold is None else {"threshold": threshold})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.heads import TokenHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, string_list, text_column
 from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.text import TextInputs
@@ -20,7 +21,7 @@ from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.labels.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
-from peftlab.tasks.task import Example, Prediction, Scores, Task, padded_labels
+from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -78,26 +79,21 @@ class TokenClassificationTask(Task):
     """Rows have `tokens` and `tags`, or `text` and `entities` ({start, end, label} in characters)."""
 
     type = "token-classification"
-    targets = "entities"
-    main_score = "f1"
-    auto_class = "AutoModelForTokenClassification"
-    peft_task_type = "TOKEN_CLS"
-    per_token = True
-    pipeline_tag = "token-classification"
 
     def __init__(self, *, labels: list[str] | None = None, tag_scheme: str = "auto") -> None:
         super().__init__(labels=labels)
         self.tag_scheme = tag_scheme
+        self.metric = Metric("f1", self.score)
+        self.targets = Targets("entities", self.count, self.lost, self.labels_of)
 
-    @property
-    def reading(self) -> str:
-        """Words, not tokens, have tags."""
+    def output_help(self) -> str:
+        """How to read tags: words, not tokens, have them."""
         return "A word's tag is read at its first token; peftlab takes the best well-formed sequence of tags."
 
     @property
-    def head_labels(self) -> list[str]:
-        """IOB2: O, then B- and I- of each entity type."""
-        return ["O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI")]
+    def head(self) -> TokenHead:
+        """IOB2: O, then B- and I- of each entity type; a word's tag stands at its first token."""
+        return TokenHead(["O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI")])
 
     def read(self, row: Row) -> TaggedText:
         """A row → words and entities. Raises RowError with what was expected."""
@@ -152,10 +148,10 @@ class TokenClassificationTask(Task):
         by_character = sum(example.by_character for example in examples["train"])
         self.state = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
 
-    def encode_all(
+    def encode(
         self, examples: Sequence[TaggedText], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """Words → sub-word tokens with their tags; see `Task.encode_all`."""
+        """Words → sub-word tokens with their tags; see `Task.encode`."""
         tokenizer = inputs.tokenizer
         tokens = [example.tokens() for example in examples]
         windows = list(map(_one_window, tokens)) if training else _windows(tokens, tokenizer, max_length)
@@ -165,7 +161,7 @@ class TokenClassificationTask(Task):
             return made
         stretches = [tokens[number][start:end] for number, (start, end) in flat]
         encoded = tokenizer(stretches, is_split_into_words=True, truncation=True, max_length=max_length)
-        classes = {tag: number for number, tag in enumerate(self.head_labels)}
+        classes = {tag: number for number, tag in enumerate(self.head.labels)}
         for i, (number, window) in enumerate(flat):
             made[number].append(_feature(examples[number], window, inputs_of(encoded, i), encoded.word_ids(i), classes))
         return made
@@ -183,27 +179,13 @@ class TokenClassificationTask(Task):
         covered = {word for feature in features for _, word in feature.positions}
         return sum(not covered.issuperset(range(first, end)) for first, end, _ in example.spans)
 
-    def stack_labels(self, features: Sequence[Feature], width: int, left: bool) -> "torch.Tensor":
-        """(batch, tokens), padded with -100."""
-        return padded_labels(features, width, left)
-
-    def loss_terms(self, feature: Feature) -> int:
-        """One for each word that has a label."""
-        return sum(label != IGNORED for label in feature.labels)
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Cross entropy over the first token of each word."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-
     def decode(
         self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
     ) -> EntityPrediction:
         """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
         from peftlab.tasks.labels.viterbi import best_tags
 
-        names = self.head_labels
+        names = self.head.labels
         probabilities = self._chances(len(example.words), features, logits)
         classes = best_tags(probabilities, names)
         scores = [float(probabilities[word, number].exp()) for word, number in enumerate(classes)]
@@ -215,7 +197,7 @@ class TokenClassificationTask(Task):
         """Log probabilities (words, head labels); a word without tokens (a control character) is surely O."""
         import torch
 
-        probabilities = torch.full((words, len(self.head_labels)), -100.0)
+        probabilities = torch.full((words, len(self.head.labels)), -100.0)
         probabilities[:, 0] = 0.0
         best_distance = [-1] * words
         for feature, output in zip(features, logits, strict=True):

@@ -25,10 +25,9 @@ class TranslationTask(SequenceToSequenceTask):
     """
 
     type = "translation"
-    targets = "translations"
+    noun = "translations"
     target_column = "translation"
-    pipeline_tag = "translation"
-    main_score = "bleu"
+    metric_name = "bleu"
 
     def __init__(
         self,

@@ -65,9 +65,9 @@ def warn_if_collapsed(recipe: Recipe, task: Task, scores: Scores, progress: Prog
 
 def _collapse_reason(task: Task, scores: Scores) -> str:
     """Empty if the scores show that something was learned."""
-    if not task.smaller_is_better and scores.values[task.main_score] == 0:
-        return f"validation {task.main_score} is 0"
-    if task.main_score != "accuracy" or scores.confusion is None:
+    if task.metric.greater_is_better and scores.values[task.metric.name] == 0:
+        return f"validation {task.metric.name} is 0"
+    if task.metric.name != "accuracy" or scores.confusion is None:
         return ""
     columns = zip(scores.confusion.labels, zip(*scores.confusion.counts, strict=True), strict=True)
     predicted_labels = [label for label, column in columns if any(column)]

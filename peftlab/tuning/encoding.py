@@ -97,16 +97,16 @@ def _encode_split(
 
 def _count_training_example(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     if not features:
-        ledger.drop(task.empty)
+        ledger.drop(task.targets.empty_reason)
         return
     _count_example(task, example, features, ledger)
-    ledger.num_lost_targets += task.lost(example, features)
+    ledger.num_lost_targets += task.targets.count_lost(example, features)
 
 
 def _count_example(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
     ledger.truncated += any(feature.truncated for feature in features)
-    ledger.targets += task.count(example) + example.num_lost_targets
+    ledger.targets += task.targets.count(example) + example.num_lost_targets
 
 
 def _check_lost_share(dataset: TuningDataset, max_length: int, max_lost: float, progress: Progress) -> None:
@@ -114,7 +114,7 @@ def _check_lost_share(dataset: TuningDataset, max_length: int, max_lost: float, 
         for split, ledger in dataset.ledgers.items():
             message = (
                 f"{split} loses {ledger.lost_fraction:.0%}: {sum(ledger.dropped.values())} of {ledger.read} rows "
-                f"dropped, {ledger.num_lost_targets} of {ledger.targets} {dataset.task.targets} lost "
+                f"dropped, {ledger.num_lost_targets} of {ledger.targets} {dataset.task.targets.noun} lost "
                 f"({ledger.truncated} rows truncated at {max_length} tokens)."
             )
             if ledger.lost_fraction > max_lost:

@@ -21,8 +21,8 @@ def evaluate_split(run: Run, split: str) -> Scores:
     features = attach_references(run, run.dataset.features[split])
     predictions = predict_features(run.task, examples, features, run_forward(run))
     if split == "validation":
-        predictions = list(run.task.calibrate(examples, predictions))
-    scores = run.task.score(examples, predictions)
+        predictions = list(run.task.metric.calibrate(examples, predictions))
+    scores = run.task.metric.score(examples, predictions)
     return Scores.from_dict(
         run.process_group.broadcast(scores.as_dict)
     )  # the same in all processes, in spite of rounding

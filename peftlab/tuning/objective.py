@@ -35,7 +35,7 @@ def choose_objective(recipe: Recipe, dataset: TuningDataset, session: TuningSess
         return recipe, dataset
     with session.process_group.sync_errors():
         recipe = _with_objective(recipe, recipe.task)
-    task = TASKS[recipe.task.type](**recipe.task.model_dump(exclude={"type"}))
+    task = TASKS[recipe.task.type].build(**recipe.task.model_dump(exclude={"type"}))
     return recipe, replace(dataset, task=task)
 
 

@@ -23,7 +23,7 @@ def check_packing(run: Run) -> None:
         except TypeError:
             errors.add("this base takes no position ids, so packed texts cannot be separated.", key="training.packing")
             return
-        separate_loss = _loss(run, run.task.collate(texts, run.base.inputs))
+        separate_loss = _loss(run, run.task.head.collate(texts, run.base.inputs))
         if not abs(packed_loss - separate_loss) <= TOLERANCE:  # also for NaN
             message = f"three texts have a loss of {packed_loss:.4f} packed, and {separate_loss:.4f} in separate rows."
             hint = "With this base and method, packed texts attend to each other: remove packing."
@@ -33,4 +33,4 @@ def check_packing(run: Run) -> None:
 def _loss(run: Run, batch: dict[str, Tensor]) -> float:
     labels = batch.pop("labels").to(run.model.device)
     output = run.model(**{name: tensor.to(run.model.device) for name, tensor in batch.items()})
-    return float(run.task.loss(run.task.logits(output).float(), labels))
+    return float(run.task.head.loss(run.task.head.logits(output).float(), labels))

@@ -70,7 +70,7 @@ class Run:
 
     def model_inputs(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """A batch of `features` without labels, on the model's device."""
-        batch = self.task.collate(features, self.base.inputs)
+        batch = self.task.head.collate(features, self.base.inputs)
         return {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != "labels"}
 
     @cached_property

@@ -148,12 +148,12 @@ def _is_inside(tensor: str, modules: Iterable[str]) -> bool:
 def _no_head_reason(adapter: Adapter, task: Task) -> str:
     """Why the adapter's head cannot be loaded; empty if it can."""
     source = adapter.task
-    if not source.head_labels:
+    if not source.head.labels:
         return "it has none of its own"
-    if (source.type, source.auto_class) != (task.type, task.auto_class):
+    if (source.type, source.head.auto_class) != (task.type, task.head.auto_class):
         return f"it is for {source.type}"
-    same_labels = (source.head_labels, source.problem_type) == (task.head_labels, task.problem_type)
-    return "" if same_labels else f"it has other labels ({', '.join(source.head_labels)})"
+    same_labels = (source.head.labels, source.head.problem_type) == (task.head.labels, task.head.problem_type)
+    return "" if same_labels else f"it has other labels ({', '.join(source.head.labels)})"
 
 
 def _check_shapes(adapter: Adapter, loaded: Tensors, fresh: Tensors) -> None:

@@ -109,6 +109,6 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
 
 def _trainer_class(run: Run) -> type[TaskTrainer]:
     trainer_class: type[TaskTrainer] = TaskTrainer
-    if run.task.needs_reference:
+    if run.recipe.task.trainer == "preference":
         trainer_class = preference.PreferenceTrainer
     return trainer_class

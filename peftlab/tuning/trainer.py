@@ -58,21 +58,21 @@ class TaskTrainer(Trainer):
 
     def loss_terms(self, row: Any) -> int:
         """Number of terms that a row adds to the mean loss of its batch."""
-        return self.run.task.loss_terms(row)
+        return self.run.task.head.loss_terms(row)
 
     def collator(self) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
         """Rows → a padded or packed batch."""
         run, inputs = self.run, self.run.base.inputs
         if run.recipe.training.packing:
             return partial(inputs.pack, length=run.dataset.max_length)
-        return partial(run.task.collate, inputs=inputs)
+        return partial(run.task.head.collate, inputs=inputs)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """The task's loss of a batch, and the model's output."""
         labels = inputs.pop("labels")
         with self.run.autocast():
             output = model(**inputs)
-        return self.run.task.loss(self.run.task.logits(output).float(), labels), output
+        return self.run.task.head.loss(self.run.task.head.logits(output).float(), labels), output
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -141,7 +141,7 @@ class _FeatureDataset(Dataset[Any]):
 
     def __init__(self, run: Run) -> None:
         self.features, self.seed, self.epoch = run.train_features, run.recipe.training.seed, 0
-        self.mask = run.task.dynamic_masking(run.base.inputs)
+        self.mask = run.task.targets.sampler(run.base.inputs)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -202,8 +202,8 @@ def training_arguments(
         save_strategy="epoch",
         save_total_limit=2,  # best and last; with 1, Trainer deletes the last at the end of an interrupted run
         load_best_model_at_end=True,
-        metric_for_best_model=run.task.main_score,
-        greater_is_better=not run.task.smaller_is_better,
+        metric_for_best_model=run.task.metric.name,
+        greater_is_better=run.task.metric.greater_is_better,
         logging_steps=max(1, num_rows // rows_per_step // LOGS_PER_EPOCH),
         logging_nan_inf_filter=False,  # `DivergenceCallback` must see them
         remove_unused_columns=False,

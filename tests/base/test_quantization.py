@@ -85,7 +85,7 @@ def plain_base(auto_class, folder, quantization, heads, **options):
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("name", BASES)
 def test_every_linear_of_the_base_is_quantized_and_none_of_the_head(folder, name, kind, quantization):
-    task = TASKS[kind](**HEADS[kind])
+    task = TASKS[kind].build(**HEADS[kind])
     section = BaseSection(model=str(folder(name)), quantization=quantization)
     base, whole = (
         load_base(section, task, seed=1, device="cpu"),
@@ -351,10 +351,10 @@ def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny
     for _ in range(2):
         for name in bank.names:
             task = bank.task(name)
-            plain = plain_base(task.auto_class, tiny_base, quantization, ["classifier"], num_labels=3)
+            plain = plain_base(task.head.auto_class, tiny_base, quantization, ["classifier"], num_labels=3)
             plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
             rows = [task.read_input(Row({"text": text}, "")) for text in TEXTS]
-            features = [f for row in rows for f in task.encode(row, bank.base.inputs, 64, training=False)]
+            features = [f for row in rows for f in task.encode([row], bank.base.inputs, 64, training=False)[0]]
             mine, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
             assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True)), name
 

@@ -332,7 +332,7 @@ def test_evaluate_prints_one_line_per_adapter(evaluate, task_store, tmp_path):  
     shown = [line.split() for line in lines[lines.index(f"Scores on {file}") + 2 :]]
     tasks = {kind: Store(task_store).resolve(kind).task for kind in KINDS}
     assert shown == [
-        [name, tasks[name].type, "8", tasks[name].main_score, f"{evaluation['scores'][tasks[name].main_score]:.3f}"]
+        [name, tasks[name].type, "8", tasks[name].metric.name, f"{evaluation['scores'][tasks[name].metric.name]:.3f}"]
         for name, evaluation in output.items()
     ]
     for name, evaluation in output.items():

@@ -112,7 +112,7 @@ def test_it_answers_as_plain_peft_does(bases, tmp_path, architecture, kind, meth
     inputs = {name: torch.tensor([values]) for name, values in feature.inputs.items()}
     expected = plain_logits(base, saved, kind, inputs)
     if kind == "tags":
-        assert bank.task(kind).head_labels == OURS
+        assert bank.task(kind).head.labels == OURS
         expected = expected[..., [SHUFFLED.index(tag) for tag in OURS]]
     (logits,) = served(bank, [(kind, feature)])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)

@@ -32,14 +32,14 @@ def test_it_is_a_plain_model_with_the_logits_of_plain_peft(store, tmp_path, kind
     merged = merge(kind, tmp_path / "model", store=store)
     bank = peftlab.load(kind, store=store)
     task = bank.task(kind)
-    auto_class = getattr(transformers, task.auto_class)
+    auto_class = getattr(transformers, task.head.auto_class)
     model, report = auto_class.from_pretrained(merged.folder, output_loading_info=True)
     assert not report["missing_keys"] | report["unexpected_keys"]
     plain, _ = load_with_head(bank.base.files, task)
     plain = PeftModel.from_pretrained(plain, merged.adapter.folder)
     tokens = torch.randint(5, 40, (4, 12))
     with torch.no_grad():
-        one, other = (task.logits(m.eval()(input_ids=tokens)) for m in (model, plain))
+        one, other = (task.head.logits(m.eval()(input_ids=tokens)) for m in (model, plain))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     assert merged.difference <= 1e-4 * merged.largest
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in merged.folder.iterdir())

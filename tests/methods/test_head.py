@@ -41,8 +41,8 @@ def test_plain_peft_loads_head_adapter_without_warning(tmp_path, architecture, k
     recipe = recipe_for(tmp_path / kind, folder, kind)
     result = tune(recipe, overrides={"method": HEAD}, store=tmp_path / "store")
     task = result.adapter.task
-    auto_class = getattr(transformers, task.auto_class)
-    plain = auto_class.from_pretrained(folder, num_labels=len(task.head_labels))
+    auto_class = getattr(transformers, task.head.auto_class)
+    plain = auto_class.from_pretrained(folder, num_labels=len(task.head.labels))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -50,7 +50,7 @@ def test_plain_peft_loads_head_adapter_without_warning(tmp_path, architecture, k
     bank = peftlab.load(kind, store=tmp_path / "store")
     tokenizer = load_tokenizer(find_base(BaseSection(model=str(folder))))
     rows = [task.read_input(Row({"text": text}, "")) for text in (SENTENCE, "nobody came .")]
-    features = [feature for row in rows for feature in task.encode(row, TextInputs(tokenizer), 64, training=False)]
+    features = [feature for row in rows for feature in task.encode([row], TextInputs(tokenizer), 64, training=False)[0]]
     mine, theirs = (forward(task, model, TextInputs(tokenizer), features) for model in (bank.model(kind), plain))
     assert all(map(torch.equal, mine, theirs))
 

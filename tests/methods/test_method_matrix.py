@@ -155,11 +155,11 @@ def learn(run):
     """Some steps on the training rows, without dropout; the losses."""
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    batch = run.task.collate(run.train_features, run.base.inputs)
+    batch = run.task.head.collate(run.train_features, run.base.inputs)
     labels, losses = batch.pop("labels"), []
     run.model.train()
     for _ in range(STEPS):
-        loss = run.task.loss(run.task.logits(run.model(**batch)), labels)
+        loss = run.task.head.loss(run.task.head.logits(run.model(**batch)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -169,7 +169,7 @@ def learn(run):
 
 @torch.no_grad()
 def logits_of(run, model):
-    return run.task.logits(model.eval()(**run.model_inputs(run.train_features)))
+    return run.task.head.logits(model.eval()(**run.model_inputs(run.train_features)))
 
 
 def base_logits(run):
@@ -211,7 +211,7 @@ def assert_same_gradients_with_checkpointing(run):
     for wanted in (False, True):
         with gradient_checkpointing(run.model.get_base_model(), enabled=wanted):
             run.model.train().zero_grad()
-            run.task.logits(run.model(**run.model_inputs(run.train_features))).pow(2).sum().backward()
+            run.task.head.logits(run.model(**run.model_inputs(run.train_features))).pow(2).sum().backward()
         trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
         gradients.append([None if p.grad is None else p.grad.clone() for p in trained])
     for one, other in zip(*gradients, strict=True):
@@ -225,7 +225,7 @@ def assert_equal_on_dequantized_weights(run, saved):
     """
     plain = PeftModel.from_pretrained(fresh_base(run).dequantize(torch.float32), saved)
     with torch.no_grad():
-        mine = run.task.logits(run.model.train()(**run.model_inputs(run.train_features)))
+        mine = run.task.head.logits(run.model.train()(**run.model_inputs(run.train_features)))
     torch.testing.assert_close(mine, logits_of(run, plain), rtol=1e-3, atol=1e-3)
 
 

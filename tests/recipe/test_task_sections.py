@@ -476,8 +476,8 @@ def test_the_manifest_says_what_the_task_is_and_what_it_learned(published):
     assert task.type == section["type"]
     assert task.options == options
     assert task.state == state
-    assert task.auto_class == TASKS[section["type"]].auto_class
-    assert len(task.head_labels) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(published.name, 3)
+    assert task.head.auto_class == TASKS[section["type"]].auto_class
+    assert len(task.head.labels) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(published.name, 3)
     assert published.manifest.data.ledger["train"].used == len(rows)
 
 
@@ -508,7 +508,7 @@ def test_the_card_tells_labels_reading_and_command(published):
     assert READING.get(published.name, "") in card
     command = COMMANDS.get(published.name, '"Your text"')
     assert f"peftlab predict {published.name} {command}\n" in card
-    assert f"from transformers import {task.auto_class}\n" in card
+    assert f"from transformers import {task.head.auto_class}\n" in card
     assert "None" not in card
 
 
@@ -525,7 +525,7 @@ def test_the_recipe_of_the_adapter_repeats_its_task(published):
 
 def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_base):  # noqa: F811
     task_of, rows = published.manifest.task, KINDS[published.name][1][:5]
-    names = dict(enumerate(task_of.head_labels))
+    names = dict(enumerate(task_of.head.labels))
     auto_class = getattr(transformers, task_of.auto_class)
     model = auto_class.from_pretrained(tiny_base, num_labels=len(names), id2label=names)  # as the card says
     model = PeftModel.from_pretrained(model, published.folder).eval()
@@ -535,7 +535,9 @@ def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_bas
     tokenizer = load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
     examples = [task.read_input(Row(row, "x")) for row in rows]
     features = [
-        feature for example in examples for feature in task.encode(example, TextInputs(tokenizer), 64, training=False)
+        feature
+        for example in examples
+        for feature in task.encode([example], TextInputs(tokenizer), 64, training=False)[0]
     ]
     bank.predict_examples(published.name, examples)  # switches it on
     plain = forward(task, model, TextInputs(tokenizer), features)

@@ -229,7 +229,7 @@ def test_padding_that_the_base_has_no_embedding_for_is_replaced(tmp_path):
     """Qwen2's tokenizer class adds a padding token to a vocabulary that has none."""
     base = build_language_model(tmp_path / "qwen2", "qwen2")
     run = prepared_run(instruction_recipe(tmp_path / "rows", base))
-    batch = run.task.collate(run.train_features, run.base.inputs)
+    batch = run.task.head.collate(run.train_features, run.base.inputs)
     assert (batch["attention_mask"] == 0).any()
     assert batch["input_ids"].max() < run.base.model.config.vocab_size
 
@@ -252,8 +252,8 @@ def read(task, **fields):
 
 def test_plain_text_is_learnt_whole_in_pieces_that_share_one_token(task, tokenizer):
     example = read(task, text="Nobody came to Rome by train. " * 12)
-    (whole,) = task.encode(example, TextInputs(tokenizer), 10_000, training=True)
-    pieces = task.encode(example, TextInputs(tokenizer), 16, training=True)
+    (whole,) = task.encode([example], TextInputs(tokenizer), 10_000, training=True)[0]
+    pieces = task.encode([example], TextInputs(tokenizer), 16, training=True)[0]
     assert tokenizer.decode(whole.inputs["input_ids"]) == "<s>" + example.completion + END
     learnt = [label for piece in pieces for label in piece.labels[1:]]
     assert learnt == whole.inputs["input_ids"][1:]
@@ -264,20 +264,22 @@ def test_plain_text_is_learnt_whole_in_pieces_that_share_one_token(task, tokeniz
 @pytest.mark.parametrize("length", [8, 9, 31, 64])
 def test_windows_score_each_token_once(task, tokenizer, length):
     for example in (read(task, text="It rained in Rome. " * 20), read(task, prompt="Ada ", completion="wrote. " * 30)):
-        (whole,) = task.encode(example, TextInputs(tokenizer), 10_000, training=False)
-        windows = task.encode(example, TextInputs(tokenizer), length, training=False)
-        assert sum(map(task.loss_terms, windows)) == task.loss_terms(whole)
+        (whole,) = task.encode([example], TextInputs(tokenizer), 10_000, training=False)[0]
+        windows = task.encode([example], TextInputs(tokenizer), length, training=False)[0]
+        assert sum(map(task.head.loss_terms, windows)) == task.head.loss_terms(whole)
         assert all(len(window) <= length for window in windows)
 
 
 def test_an_answer_that_is_cut_is_counted_and_one_that_is_out_of_reach_dropped(task, tokenizer):
     chat = read(task, messages=[*turn("Who?", "Ada."), *turn("Why?", "It rained in Rome and Paris." * 4)])
-    (whole,) = task.encode(chat, TextInputs(tokenizer), 10_000, training=True)
-    (truncated,) = task.encode(chat, TextInputs(tokenizer), len(whole) - 3, training=True)
+    (whole,) = task.encode([chat], TextInputs(tokenizer), 10_000, training=True)[0]
+    (truncated,) = task.encode([chat], TextInputs(tokenizer), len(whole) - 3, training=True)[0]
     assert (truncated.truncated, task.lost(chat, [truncated]), task.count(chat)) == (True, 1, 2)
     assert (whole.truncated, task.lost(chat, [whole])) == (False, 0)
     assert (
-        task.encode(read(task, prompt="Who came? " * 9, completion="Ada"), TextInputs(tokenizer), 16, training=True)
+        task.encode([read(task, prompt="Who came? " * 9, completion="Ada")], TextInputs(tokenizer), 16, training=True)[
+            0
+        ]
         == []
     )
 
@@ -287,7 +289,9 @@ def turn(question, answer):
 
 
 def test_prompt_and_completion_stand_without_a_template_and_the_end_is_learnt(task, tokenizer):
-    (feature,) = task.encode(read(task, prompt="Ada ", completion="wrote."), TextInputs(tokenizer), 64, training=True)
+    (feature,) = task.encode(
+        [read(task, prompt="Ada ", completion="wrote.")], TextInputs(tokenizer), 64, training=True
+    )[0]
     assert tokenizer.decode(feature.inputs["input_ids"]) == "<s>Ada wrote." + END
     assert tokenizer.decode([label for label in feature.labels if label != IGNORED]).strip() == "wrote." + END
 
@@ -345,7 +349,7 @@ def test_scored_by_replies_it_is_compared_with_the_last_answers(base, tmp_path, 
         expected = sum(told) / len(told)
     else:
         expected = sacrebleu.corpus_bleu(replies, [answers]).score
-    assert result.task.main_score == main
+    assert result.task.metric.name == main
     assert result.scores["validation"].values[main] == pytest.approx(expected)
     again = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
     assert again.scores == result.scores["validation"]

@@ -91,7 +91,7 @@ def test_the_learnt_tokens_say_the_marked_text_and_nothing_else(name, tmp_path):
     task = CausalLmTask(template=name)
     task.bind_to_base(ModelContext(TextInputs(tokenizer), None, 256), {}, None)
     example = task.read(Row({"messages": CHAT}, "rows.jsonl:1"))
-    (feature,) = task.encode(example, TextInputs(tokenizer), 256, training=True)
+    (feature,) = task.encode([example], TextInputs(tokenizer), 256, training=True)[0]
     text, spans = read_marks(MARKED[name])
     assert tokenizer.decode(feature.inputs["input_ids"]) == text
     learnt = [token for token in feature.labels if token != IGNORED]

@@ -70,7 +70,7 @@ def pairs(mask):
 
 
 def encoded(task, tokenizer, text, length=64, *, training=False):
-    return task.encode(task.read(Row({"text": text}, "f:1")), TextInputs(tokenizer), length, training=training)
+    return task.encode([task.read(Row({"text": text}, "f:1"))], TextInputs(tokenizer), length, training=training)[0]
 
 
 def restored(feature):
@@ -95,10 +95,10 @@ def test_fillings_and_losses_are_those_of_plain_transformers(kind, tmp_path):
     task, nll, tokens = bank.task("letters"), 0.0, 0
     for line in TEXTS["test"]:
         for feature in encoded(task, tokenizer, line):
-            batch = task.collate([feature], TextInputs(tokenizer))
+            batch = task.head.collate([feature], TextInputs(tokenizer))
             with torch.inference_mode():
-                nll += float(model(**batch).loss) * task.loss_terms(feature)
-            tokens += task.loss_terms(feature)
+                nll += float(model(**batch).loss) * task.head.loss_terms(feature)
+            tokens += task.head.loss_terms(feature)
     scores = peftlab.evaluate("letters", tmp_path / "rows" / "test.txt", store=tmp_path / "store", device="cpu").scores
     assert scores.values["loss"] == pytest.approx(nll / tokens, abs=1e-5)
     assert scores.values["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
@@ -130,7 +130,7 @@ def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
     for place in (3, 50, 90, len(words) - 2):
         words[place] = "[MASK]"
     example = task.read_input(Row({"text": " ".join(words)}, ""))
-    features = task.encode(example, TextInputs(tokenizer), 64, training=False)
+    features = task.encode([example], TextInputs(tokenizer), 64, training=False)[0]
     decided = [number for feature in features for _, number in feature.positions]
     assert sorted(decided) == [0, 1, 2, 3]
     for feature in features:
@@ -142,7 +142,7 @@ def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
     model = plain_model(base, bank.adapter("lora"))
     for feature in features:
         with torch.inference_mode():
-            probabilities = model(**task.collate([feature], TextInputs(tokenizer))).logits[0].softmax(-1)
+            probabilities = model(**task.head.collate([feature], TextInputs(tokenizer))).logits[0].softmax(-1)
         for token, number in feature.positions:
             expected = probabilities[token].topk(5)
             words = [tokenizer.decode([word]) for word in expected.indices.tolist()]
@@ -208,7 +208,7 @@ def test_a_share_of_each_text_is_masked_as_bert_does(base):
     for number in range(200):
         feature = masks.masked({"input_ids": tokens, "attention_mask": [1] * len(tokens)}, str(number))
         assert restored(feature) == tokens
-        assert task.loss_terms(feature) == round(0.3 * (len(tokens) - 2))
+        assert task.head.loss_terms(feature) == round(0.3 * (len(tokens) - 2))
         for shown, label, token in zip(feature.inputs["input_ids"], feature.labels, tokens, strict=True):
             assert token not in tokenizer.all_special_ids or (shown, label) == (token, IGNORED)
             if label != IGNORED:
@@ -225,7 +225,7 @@ def test_masks_hang_on_their_chance_alone(base):
     again = task.dynamic_masking(TextInputs(tokenizer))
     assert again(feature, "1 0 3") == again(again(feature, "2 5 7"), "1 0 3") != again(feature, "1 1 3")
     assert restored(again(feature, "1 1 3")) == restored(feature)
-    assert task.loss_terms(again(feature, "1 1 3")) == task.loss_terms(feature)
+    assert task.head.loss_terms(again(feature, "1 1 3")) == task.head.loss_terms(feature)
 
 
 def test_all_of_a_long_text_is_there_in_pieces_and_a_short_one_has_a_mask(base):
@@ -235,7 +235,7 @@ def test_all_of_a_long_text_is_there_in_pieces_and_a_short_one_has_a_mask(base):
     assert len(pieces) > 3
     assert not any(piece.truncated for piece in pieces)
     assert [token for piece in pieces for token in restored(piece)[1:-1]] == tokenizer(text)["input_ids"][1:-1]
-    assert [task.loss_terms(piece) for piece in encoded(task, tokenizer, "Rome", training=True)] == [1]
+    assert [task.head.loss_terms(piece) for piece in encoded(task, tokenizer, "Rome", training=True)] == [1]
     assert encoded(task, tokenizer, "[MASK] [SEP]", training=True) == []
 
 
@@ -258,7 +258,7 @@ def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
         run_ = prepared_run(recipe, changes)
         features = [feature for windows in run_.dataset.features["test"] for feature in windows]
         told.append(sorted((feature.inputs["input_ids"], feature.labels) for feature in features))
-        masked = sum(map(run_.task.loss_terms, run_.train_features))
+        masked = sum(map(run_.task.head.loss_terms, run_.train_features))
         assert (number == 1) == (masked > 30), masked
     assert told[0] == told[1] == told[2] == told[3]
 
@@ -267,11 +267,11 @@ def test_a_step_costs_what_transformers_computes_for_its_masks(base, tmp_path):
     run_ = prepared_run(text_recipe(tmp_path / "rows", base))
     again = run_.task.dynamic_masking(run_.base.inputs)
     drawn = [again(feature, f"42 0 {i}") for i, feature in enumerate(run_.train_features)]
-    batch = run_.task.collate(drawn, run_.base.inputs)
+    batch = run_.task.head.collate(drawn, run_.base.inputs)
     labels = batch.pop("labels")
     run_.model.eval()
     with torch.inference_mode():
-        mine = run_.task.loss(run_.model(**batch).logits, labels)
+        mine = run_.task.head.loss(run_.model(**batch).logits, labels)
         assert torch.allclose(mine, run_.model(**batch, labels=labels).loss)
 
 
@@ -332,11 +332,11 @@ def test_the_objective_is_what_the_base_was_pretrained_for(base, writer, tmp_pat
         (writer, "causal-lm", "AutoModelForCausalLM"),
     ):
         run_ = prepared_run(text_recipe(tmp_path / "rows", model))
-        assert (run_.recipe.task.objective, run_.task.auto_class) == (objective, auto_class)
+        assert (run_.recipe.task.objective, run_.task.head.auto_class) == (objective, auto_class)
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "architectures": None}))
         try:
-            assert prepared_run(text_recipe(tmp_path / "rows", model)).task.auto_class == auto_class
+            assert prepared_run(text_recipe(tmp_path / "rows", model)).task.head.auto_class == auto_class
         finally:
             (model / "config.json").write_text(json.dumps(config))
 

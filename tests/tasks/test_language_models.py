@@ -57,11 +57,11 @@ def test_texts_and_translations_are_marked_and_shifted_as_transformers_does(kind
     features = run.train_features[: len(PAIRS)]
     assert [feature.inputs["input_ids"] for feature in features] == expected["input_ids"]
     assert [feature.labels for feature in features] == expected["labels"]
-    batch = run.task.collate(features, run.base.inputs)
+    batch = run.task.head.collate(features, run.base.inputs)
     labels = batch.pop("labels")
     with torch.inference_mode():
         model = run.model.eval()
-        mine = run.task.loss(run.task.logits(model(**batch)), labels)
+        mine = run.task.head.loss(run.task.head.logits(model(**batch)), labels)
         batch.pop("decoder_input_ids")
         torch.testing.assert_close(mine, model(**batch, labels=labels).loss)
 

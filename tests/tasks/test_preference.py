@@ -386,7 +386,7 @@ GOOD, BAD = said("It rained.", first="assistant"), said("No.", first="assistant"
 def test_chats_are_read_in_every_form_and_only_the_answers_are_learnt(task, tokenizer, fields):
     pair = read(task, **fields)
     assert (pair.text, task.count(pair), pair.chosen.messages[:3]) == ("Why?", 2, tuple(ASKED))
-    chosen, rejected = task.encode(pair, TextInputs(tokenizer), 256, training=True)
+    chosen, rejected = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
     for feature, answer in ((chosen, "It rained."), (rejected, "No.")):
         assert tokenizer.decode([label for label in feature.labels if label != IGNORED]) == f"{answer}<|im_end|>"
         assert "Ada.<|im_end|>" in tokenizer.decode(feature.inputs["input_ids"])
@@ -395,7 +395,7 @@ def test_chats_are_read_in_every_form_and_only_the_answers_are_learnt(task, toke
 def test_several_answers_after_the_same_are_all_learnt(task, tokenizer):
     long = said("It rained.", "Where?", "In Rome.", first="assistant")
     pair = read(task, prompt=asking("Why?"), chosen=long, rejected=BAD)
-    chosen, _ = task.encode(pair, TextInputs(tokenizer), 256, training=True)
+    chosen, _ = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
     learnt = tokenizer.decode([label for label in chosen.labels if label != IGNORED])
     assert learnt == "It rained.<|im_end|>In Rome.<|im_end|>"
     assert task.count(pair) == 3
@@ -404,7 +404,7 @@ def test_several_answers_after_the_same_are_all_learnt(task, tokenizer):
 def test_strings_stand_without_a_template_and_instructions_with_one(task, tokenizer):
     plain = read(task, prompt="Ada ", chosen="wrote.", rejected="left.")
     assert plain.chosen == Passage("Ada ", completion="wrote.")
-    chosen, _ = task.encode(plain, TextInputs(tokenizer), 256, training=True)
+    chosen, _ = task.encode([plain], TextInputs(tokenizer), 256, training=True)[0]
     assert tokenizer.decode(chosen.inputs["input_ids"]) == "<s>Ada wrote." + END
     asked = read(task, instruction="Say it.", input="Ada left.", chosen="Yes.", rejected="No.")
     assert asked.rejected.messages[0]["content"] == "Say it.\n\nAda left."
@@ -446,18 +446,20 @@ def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message)
 
 def test_what_is_cut_is_counted_and_answers_without_a_difference_are_dropped(task, tokenizer):
     pair = read(task, prompt=ASKED, chosen="It rained in Rome. " * 4, rejected="No.")
-    whole, short = task.encode(pair, TextInputs(tokenizer), 256, training=True)
-    truncated = task.encode(pair, TextInputs(tokenizer), len(whole) - 3, training=True)
+    whole, short = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
+    truncated = task.encode([pair], TextInputs(tokenizer), len(whole) - 3, training=True)[0]
     assert [answer.truncated for answer in truncated] == [True, False]
     assert (task.lost(pair, truncated), task.lost(pair, [whole, short])) == (1, 0)
-    assert task.encode(pair, TextInputs(tokenizer), 16, training=True) == []
+    assert task.encode([pair], TextInputs(tokenizer), 16, training=True)[0] == []
     assert (
-        task.encode(read(task, prompt=ASKED, chosen="No.", rejected="No."), TextInputs(tokenizer), 256, training=True)
+        task.encode(
+            [read(task, prompt=ASKED, chosen="No.", rejected="No.")], TextInputs(tokenizer), 256, training=True
+        )[0]
         == []
     )
-    windows = task.encode(pair, TextInputs(tokenizer), 24, training=False)
+    windows = task.encode([pair], TextInputs(tokenizer), 24, training=False)[0]
     assert {window.part for window in windows} == {"chosen", "rejected"}
-    assert sum(map(task.loss_terms, windows)) == sum(map(task.loss_terms, (whole, short)))
+    assert sum(map(task.head.loss_terms, windows)) == sum(map(task.head.loss_terms, (whole, short)))
 
 
 def test_what_only_asks_is_asked_as_of_causal_lm(task):

@@ -138,8 +138,8 @@ def test_windows_cover_the_context_and_share_doc_stride_tokens(bert, max_length,
         rng = random.Random(seed)
         example = asked(random_context(rng), question=" ".join(["who"] * rng.randrange(1, 12)))
         windows = QuestionAnsweringTask(doc_stride=doc_stride).encode(
-            example, TextInputs(bert), max_length, training=False
-        )
+            [example], TextInputs(bert), max_length, training=False
+        )[0]
         assert all(len(window) <= max_length for window in windows)
         spans = [[window.offsets[n] for n in context_tokens(window)] for window in windows]
         covered = {place for window in spans for start, end in window for place in range(start, end)}
@@ -152,13 +152,13 @@ def test_windows_cover_the_context_and_share_doc_stride_tokens(bert, max_length,
 
 def test_a_question_longer_than_half_the_room_is_cut_and_says_so(bert):
     example = asked("ada came to london", (0, 3), question="letter " * 50)
-    windows = QuestionAnsweringTask(doc_stride=2).encode(example, TextInputs(bert), 19, training=True)
+    windows = QuestionAnsweringTask(doc_stride=2).encode([example], TextInputs(bert), 19, training=True)[0]
     for window in windows:
         assert window.truncated
         assert window.inputs["input_ids"].index(bert.sep_token_id) == 1 + 8
     [short] = QuestionAnsweringTask().encode(
-        asked("ada came", question="letter " * 8), TextInputs(bert), 40, training=True
-    )
+        [asked("ada came", question="letter " * 8)], TextInputs(bert), 40, training=True
+    )[0]
     assert not short.truncated
 
 
@@ -166,8 +166,8 @@ def test_a_question_longer_than_half_the_room_is_cut_and_says_so(bert):
 def test_any_question_leaves_room_for_the_context(other, question):
     for max_length in (8, 9, 12):
         windows = QuestionAnsweringTask(doc_stride=4).encode(
-            asked("Ada came to London", question=question), TextInputs(other), max_length, training=False
-        )
+            [asked("Ada came to London", question=question)], TextInputs(other), max_length, training=False
+        )[0]
         assert all(len(window) <= max_length for window in windows)
         covered = {place for w in windows for n in context_tokens(w) for place in range(*w.offsets[n])}
         assert covered >= {place for place, letter in enumerate("Ada came to London") if letter != " "}
@@ -183,7 +183,7 @@ def test_an_answer_is_marked_in_every_window_that_holds_all_of_it(bert):
         answer = (words[first][0], words[first + rng.randrange(3)][1])
         task = QuestionAnsweringTask(doc_stride=6)
         example = asked(text, answer)
-        windows = task.encode(example, TextInputs(bert), 24, training=True)
+        windows = task.encode([example], TextInputs(bert), 24, training=True)[0]
         for window in windows:
             inside = [window.offsets[n] for n in context_tokens(window)]
             if inside[0][0] <= answer[0] and inside[-1][1] >= answer[1]:
@@ -199,9 +199,12 @@ def test_an_answer_is_marked_in_every_window_that_holds_all_of_it(bert):
 
 def test_an_answer_longer_than_any_window_is_lost(bert):
     task, example = QuestionAnsweringTask(), asked("rain " * 40, (0, 199))
-    assert task.lost(example, task.encode(example, TextInputs(bert), 16, training=True)) == 1
+    assert task.lost(example, task.encode([example], TextInputs(bert), 16, training=True)[0]) == 1
     nothing = asked("rain " * 40)
-    assert (task.lost(nothing, task.encode(nothing, TextInputs(bert), 16, training=True)), task.count(nothing)) == (
+    assert (
+        task.lost(nothing, task.encode([nothing], TextInputs(bert), 16, training=True)[0]),
+        task.count(nothing),
+    ) == (
         0,
         0,
     )
@@ -210,14 +213,14 @@ def test_an_answer_longer_than_any_window_is_lost(bert):
 @pytest.mark.parametrize("answer", [" ada ", " london "])
 def test_blanks_around_an_answer_do_not_hide_it(bert, answer):
     example = read({"question": "who ?", "context": " ada in london ", "answer": answer})
-    [window] = QuestionAnsweringTask().encode(example, TextInputs(bert), 64, training=True)
+    [window] = QuestionAnsweringTask().encode([example], TextInputs(bert), 64, training=True)[0]
     start, end = window.labels
     assert example.text[window.offsets[start][0] : window.offsets[end][1]] == answer.strip()
 
 
 def test_a_token_of_blanks_is_no_answer(other):
     text = "Ada came to   London"
-    [window] = QuestionAnsweringTask().encode(asked(text), TextInputs(other), 64, training=False)
+    [window] = QuestionAnsweringTask().encode([asked(text)], TextInputs(other), 64, training=False)[0]
     assert all(text[slice(*span)].strip() == text[slice(*span)] != "" for span in window.offsets if span)
 
 
@@ -225,7 +228,7 @@ def test_tokens_that_hold_the_blank_before_a_word_give_answers_without_it(other)
     text = "Ada came to London , then to Paris"
     task = QuestionAnsweringTask()
     for word in re.finditer(r"\w+", text):
-        [window] = task.encode(asked(text, word.span(), question="who"), TextInputs(other), 64, training=False)
+        [window] = task.encode([asked(text, word.span(), question="who")], TextInputs(other), 64, training=False)[0]
         output = torch.zeros(len(window), 2)
         output[window.labels, [0, 1]] = 20.0
         told = task.decode(asked(text), [window], [output])
@@ -236,12 +239,12 @@ def test_tokens_that_hold_the_blank_before_a_word_give_answers_without_it(other)
 def test_answers_move_with_the_padding(bert, side):
     task = QuestionAnsweringTask()
     windows = [
-        task.encode(asked(text, (0, 3)), TextInputs(bert), 64, training=True)[0]
+        task.encode([asked(text, (0, 3))], TextInputs(bert), 64, training=True)[0][0]
         for text in ("ada", "ada came to london late")
     ]
     bert.padding_side = side
     try:
-        batch = task.collate(windows, TextInputs(bert))
+        batch = task.head.collate(windows, TextInputs(bert))
     finally:
         bert.padding_side = "right"
     for row, window in enumerate(windows):
@@ -268,7 +271,7 @@ def test_the_answer_is_that_of_a_search_through_every_span_of_every_window(bert,
         generator = torch.Generator().manual_seed(seed)
         task = QuestionAnsweringTask(doc_stride=rng.randrange(1, 9), max_answer_length=max_answer_length)
         example = asked(random_context(rng, rng.randrange(1, 40)))
-        windows = task.encode(example, TextInputs(bert), rng.choice([12, 20, 40]), training=False)
+        windows = task.encode([example], TextInputs(bert), rng.choice([12, 20, 40]), training=False)[0]
         outputs = [torch.randn(len(window), 2, generator=generator) for window in windows]
         spans = [
             (float(output[i, 0] + output[j, 1]), window.offsets[i][0], window.offsets[j][1])
@@ -430,7 +433,7 @@ def test_equal_gaps_are_decided_together():
 def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
     task = QuestionAnsweringTask()
     examples = [asked("\u200b"), asked("Ada came", (0, 3))]
-    features = [task.encode(example, TextInputs(bert), 16, training=False) for example in examples]
+    features = [task.encode([example], TextInputs(bert), 16, training=False)[0] for example in examples]
     outputs = [[torch.zeros(len(window), 2) for window in windows] for windows in features]
     outputs[1][0][features[1][0].labels, [0, 1]] = 9.0
     predictions = [task.decode(*case) for case in zip(examples, features, outputs, strict=True)]
@@ -443,7 +446,7 @@ def test_where_every_question_has_an_answer_one_is_always_given():
     example = asked("Ada came", (0, 3))
     assert fit_labels(task, example) == []
     assert task.state == {"null_threshold": None}
-    assert "Every question has an answer" in task.reading
+    assert "Every question has an answer" in task.output_help()
     unsure = AnswerPrediction("Ada came", "", 4, 8, 0.0, 50.0, False)
     [told, _] = task.calibrate([example, asked("Ada came")], [unsure, unsure])
     assert (told.answer, task.state) == ("came", {"null_threshold": None})
@@ -453,7 +456,7 @@ def test_questions_without_an_answer_give_a_threshold_and_without_any_answer_a_p
     task = QuestionAnsweringTask()
     assert fit_labels(task, asked("Ada came", (0, 3)), asked("Ada came")) == []
     assert task.state == {"null_threshold": 0.0}
-    assert "by more than 0" in task.reading
+    assert "by more than 0" in task.output_help()
     assert fit_labels(QuestionAnsweringTask(), asked("Ada came")) == ["data.train: no training row has an answer."]
     assert fit_labels(QuestionAnsweringTask()) == []
 
@@ -464,4 +467,4 @@ def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on(
         task.state = {"null_threshold": threshold}
         again = TaskInfo.from_task(task).build()
         assert again.options == {"doc_stride": 7, "max_answer_length": 3}
-        assert (again.state, again.head_labels) == (task.state, ["start", "end"])
+        assert (again.state, again.head.labels) == (task.state, ["start", "end"])

@@ -80,8 +80,8 @@ def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with
         assert task.state == pytest.approx(expected, abs=1e-9)
     again = TaskInfo.from_task(task).build()
     assert again.state == task.state
-    assert again.head_labels == ["value"]
-    assert f"logit × {task.state['deviation']:.6g} + {task.state['mean']:.6g}" in again.reading
+    assert again.head.labels == ["value"]
+    assert f"logit × {task.state['deviation']:.6g} + {task.state['mean']:.6g}" in again.output_help()
 
 
 @pytest.mark.parametrize("numbers", [[3.0], [0.1] * 7])
@@ -89,7 +89,7 @@ def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert)
     task = RegressionTask()
     [issue] = fit_labels(task, *numbers)
     assert issue == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
-    [feature] = task.encode(ScoredText("ada", label=numbers[0]), TextInputs(bert), 16, training=True)
+    [feature] = task.encode([ScoredText("ada", label=numbers[0])], TextInputs(bert), 16, training=True)[0]
     assert feature.labels == 0.0
 
 
@@ -102,21 +102,21 @@ def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
     numbers = [1.0, 2.0, 4.0, 9.0]
     task = RegressionTask(loss=loss)
     fit_labels(task, *numbers)
-    features = [task.encode(ScoredText("ada", label=n), TextInputs(bert), 16, training=True)[0] for n in numbers]
-    labels = task.collate(features, TextInputs(bert))["labels"]
+    features = [task.encode([ScoredText("ada", label=n)], TextInputs(bert), 16, training=True)[0][0] for n in numbers]
+    labels = task.head.collate(features, TextInputs(bert))["labels"]
     standard = torch.tensor((np.array(numbers) - np.mean(numbers)) / np.std(numbers), dtype=torch.float32)
     assert torch.allclose(labels.float(), standard)
     logits = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     theirs = {"mse": functional.mse_loss, "mae": functional.l1_loss}[loss]
-    assert torch.allclose(task.loss(logits, labels), theirs(logits[:, 0], standard))
-    assert task.loss(logits, labels).dtype == torch.float32
+    assert torch.allclose(task.head.loss(logits, labels), theirs(logits[:, 0], standard))
+    assert task.head.loss(logits, labels).dtype == torch.float32
 
 
 def test_windows_are_averaged_and_told_in_the_unit_of_the_data(bert):
     task = RegressionTask()
     fit_labels(task, 10.0, 30.0)
     long = task.read_input(Row({"text": "nobody came " * 60}, "f:1"))
-    features = task.encode(long, TextInputs(bert), 16, training=False)
+    features = task.encode([long], TextInputs(bert), 16, training=False)[0]
     assert len(features) > 5
     outputs = [torch.tensor([float(n)]) for n in range(len(features))]
     told = task.decode(long, features, outputs)

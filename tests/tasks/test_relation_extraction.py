@@ -230,7 +230,7 @@ def decoded(tokenizer, feature):
 def test_a_text_that_fits_goes_in_whole(tokenizer):
     task = RelationExtractionTask(labels=["a", "b"])
     example = read({"text": "<e1>ada</e1> wrote to <e2>rome</e2> late", "label": "b"})
-    [feature] = task.encode(example, TextInputs(tokenizer), 64, training=True)
+    [feature] = task.encode([example], TextInputs(tokenizer), 64, training=True)[0]
     assert feature.inputs["input_ids"] == tokenizer(marked_text(example))["input_ids"]
     assert (feature.labels, feature.truncated) == (1, False)
 
@@ -248,7 +248,7 @@ def test_a_long_text_keeps_both_spans_and_what_is_near(tokenizer, swapped):
         example = read({"tokens": words, "head": head, "tail": tail, "label": "a"})
         for max_length in (32, 48):
             for training in (True, False):
-                [feature] = task.encode(example, TextInputs(tokenizer), max_length, training=training)
+                [feature] = task.encode([example], TextInputs(tokenizer), max_length, training=training)[0]
                 assert len(feature) <= max_length
                 assert feature.truncated
                 kept = decoded(tokenizer, feature)
@@ -264,7 +264,7 @@ def test_a_long_text_keeps_both_spans_and_what_is_near(tokenizer, swapped):
 def test_a_long_text_without_blanks_keeps_what_is_near(tokenizer):
     text = "小猫在哪里" * 30 + "<e1>我</e1>爱<e2>北京</e2>" + "小猫在哪里" * 30
     example = read({"text": text, "label": "a"})
-    [feature] = RelationExtractionTask(labels=["a", "b"]).encode(example, TextInputs(tokenizer), 48, training=True)
+    [feature] = RelationExtractionTask(labels=["a", "b"]).encode([example], TextInputs(tokenizer), 48, training=True)[0]
     kept = decoded(tokenizer, feature).replace(" ", "")
     assert feature.truncated
     assert "@我@爱#北京#" in kept

@@ -116,15 +116,15 @@ def test_the_loss_is_that_of_transformers(tmp_path, kind):
     base = build_sequence_model(tmp_path / "base", kind)
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = run.train_features[:4]
-    batch = run.task.collate(features, run.base.inputs)
+    batch = run.task.head.collate(features, run.base.inputs)
     labels = batch.pop("labels")
     with torch.inference_mode():
         model = run.model.eval()
-        mine = run.task.loss(run.task.logits(model(**batch)), labels)
+        mine = run.task.head.loss(run.task.head.logits(model(**batch)), labels)
         batch.pop("decoder_input_ids")
         expected = model(**batch, labels=labels)
     torch.testing.assert_close(mine, expected.loss)
-    assert (labels != IGNORED).sum() == sum(map(run.task.loss_terms, features))
+    assert (labels != IGNORED).sum() == sum(map(run.task.head.loss_terms, features))
 
 
 def test_tuned_it_learns_and_is_scored_by_what_it_writes(tmp_path):
@@ -178,14 +178,14 @@ def test_each_reference_is_learnt_and_what_is_cut_is_counted(tokenizer):
     task = suited(SummarizationTask(), tokenizer)
     long = "it rained in Rome " * 20
     example = task.read(Row({"text": long, "summary": ["rain", long]}, "rows.jsonl:1"))
-    short, truncated = task.encode(example, TextInputs(tokenizer), 32, training=True)
+    short, truncated = task.encode([example], TextInputs(tokenizer), 32, training=True)[0]
     assert short.inputs["input_ids"] == truncated.inputs["input_ids"]
     assert len(short.inputs["input_ids"]) == 32
     assert tokenizer.decode(short.labels) == "<s>rain</s>"
     assert len(truncated.labels) == 32
     assert truncated.labels[-1] != tokenizer.eos_token_id  # no false end is learnt
     assert (task.count(example), task.lost(example, [short, truncated])) == (2, 1)
-    (asked,) = task.encode(example, TextInputs(tokenizer), 32, training=False)
+    (asked,) = task.encode([example], TextInputs(tokenizer), 32, training=False)[0]
     assert asked.truncated
     assert asked.labels is None
 
@@ -194,7 +194,9 @@ def test_a_prefix_stands_before_each_text(tokenizer):
     plain, told = suited(SummarizationTask(), tokenizer), suited(SummarizationTask(prefix="summarize: "), tokenizer)
     row = Row({"text": "Ada came", "summary": "Ada"}, "rows.jsonl:1")
     texts = [
-        tokenizer.decode(task.encode(task.read(row), TextInputs(tokenizer), 64, training=True)[0].inputs["input_ids"])
+        tokenizer.decode(
+            task.encode([task.read(row)], TextInputs(tokenizer), 64, training=True)[0][0].inputs["input_ids"]
+        )
         for task in (plain, told)
     ]
     assert texts == ["<s>Ada came</s>", "<s>summarize: Ada came</s>"]
@@ -281,4 +283,4 @@ def test_logits_of_labelled_features_are_costs_of_tokens(base, tmp_path):
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     outcome = forward(run.task, run.model, run.base.inputs, run.train_features[:3])
     assert [int((row > 0).sum()) for row in outcome] == [len(feature.labels) for feature in run.train_features[:3]]
-    assert TranslationTask().outcome(torch.ones(1, 2, 3), None).shape == (1, 2, 3)
+    assert TranslationTask().head.outputs(torch.ones(1, 2, 3), None).shape == (1, 2, 3)

@@ -148,7 +148,7 @@ ODD = {
 def case(name):
     """The task with its labels, and its rows read."""
     kind, options, rows = CASES[name]
-    task = TASKS[kind](**options)
+    task = TASKS[kind].build(**options)
     examples = [task.read(Row(row, f"row {number}")) for number, row in enumerate(rows)]
     with ErrorCollector() as errors:
         task.fit_labels({"train": examples}, errors)
@@ -199,8 +199,8 @@ def perfect(task, feature):
         output = torch.zeros(len(feature), 2)
         output[feature.labels, [0, 1]] = 20.0
         return output
-    if task.per_token:
-        output = torch.zeros(len(feature), len(task.head_labels))
+    if task.type == "token-classification":
+        output = torch.zeros(len(feature), len(task.head.labels))
         for position, _ in feature.positions:
             output[position, feature.labels[position]] = 20.0
         return output
@@ -233,7 +233,7 @@ def test_words_given_one_by_one_become_the_tokens_of_their_text(architecture, ba
 def test_a_model_that_knows_the_answer_scores_best(pair):
     name, task, examples, base = pair
     task = TaskInfo.from_task(task).build()
-    encoded = [task.encode(example, base.inputs, MAX_LENGTH, training=False) for example in examples]
+    encoded = [task.encode([example], base.inputs, MAX_LENGTH, training=False)[0] for example in examples]
     if task.type != "relation-extraction":
         assert max(map(len, encoded)) > 1
     predictions = [
@@ -242,7 +242,7 @@ def test_a_model_that_knows_the_answer_scores_best(pair):
     ]
     for again in (predictions, list(task.calibrate(examples, predictions))):
         scores = task.score(examples, again).values
-        assert scores[task.main_score] == pytest.approx(1.0, abs=1e-6), [p.as_dict() for p in again]
+        assert scores[task.metric.name] == pytest.approx(1.0, abs=1e-6), [p.as_dict() for p in again]
     assert scores.get("rmse", 0.0) == pytest.approx(0.0, abs=1e-5)
     if name == "question-answering":
         starts = [example.answers[0] if example.answers else None for example in examples]
@@ -311,8 +311,8 @@ def alike(mine, theirs):
 
 
 def plain_model(folder, task, adapter):
-    auto_class = getattr(transformers, task.auto_class)
-    model = auto_class.from_pretrained(folder, num_labels=len(task.head_labels))
+    auto_class = getattr(transformers, task.head.auto_class)
+    model = auto_class.from_pretrained(folder, num_labels=len(task.head.labels))
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
@@ -320,10 +320,12 @@ def test_a_step_reaches_delta_and_head_and_plain_peft_loads_them(pair, tmp_path)
     _, task, examples, base = pair
     base = load_base(BaseSection(model=str(base.files.folder)), task, seed=3, device="cpu")
     model = create_peft_model(base, Lora(r=2), task)
-    features = [feature for row in examples for feature in task.encode(row, base.inputs, MAX_LENGTH, training=True)]
-    batch = task.collate(features, base.inputs)
+    features = [
+        feature for row in examples for feature in task.encode([row], base.inputs, MAX_LENGTH, training=True)[0]
+    ]
+    batch = task.head.collate(features, base.inputs)
     labels = batch.pop("labels")
-    task.loss(task.logits(model(**batch)), labels).backward()
+    task.head.loss(task.head.logits(model(**batch)), labels).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
     # lora_A moves only once lora_B is no longer zero, and a bias moves no softmax over tokens
@@ -400,7 +402,7 @@ def test_adapters_beside_each_other_answer_as_plain_peft_does(architecture, tune
         features = [
             feature
             for example in examples
-            for feature in task.encode(example, bank.base.inputs, MAX_LENGTH, training=False)
+            for feature in task.encode([example], bank.base.inputs, MAX_LENGTH, training=False)[0]
         ]
         mine, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
         assert alike(mine, theirs), name

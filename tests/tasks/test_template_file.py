@@ -59,7 +59,7 @@ def test_given_on_the_command_line_it_is_looked_for_here(recipe, tmp_path, monke
     monkeypatch.chdir(tmp_path / "here")
     prepared = prepared_run(recipe, {"task.template": "other.jinja"})
     assert prepared.task.state["chat_template"] == MARKED
-    assert prepared.task.encode_all([prepared.dataset.examples["train"][0]], prepared.base.inputs, 64, training=True)
+    assert prepared.task.encode([prepared.dataset.examples["train"][0]], prepared.base.inputs, 64, training=True)
 
 
 def test_the_answers_that_it_marks_are_learnt(recipe, base):
@@ -123,4 +123,4 @@ def test_chats_are_answered_by_it(recipe, base, tmp_path):
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
     assert bank.predict("Who came?")[0].prediction.reply == plain_reply(base, result.adapter, "Who came?")
-    assert bank.task("chat").endings(bank.base.inputs) == ["</s>"]
+    assert bank.task("chat").stop_strings(bank.base.inputs) == ["</s>"]

@@ -135,7 +135,7 @@ def test_a_question_may_be_empty_and_needs_no_label():
 def test_labels_are_those_of_the_training_rows_names_by_the_alphabet_and_numbers_by_value():
     task = TextClassificationTask()
     assert fit_labels(task, train=[labelled(name) for name in ("10", "b", "9", "a", "-1")]) == []
-    assert task.labels == task.head_labels == ["-1", "9", "10", "a", "b"]
+    assert task.labels == task.head.labels == ["-1", "9", "10", "a", "b"]
 
 
 def test_labels_have_one_order_whatever_they_look_like():
@@ -174,7 +174,7 @@ def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on(
     again = TaskInfo.from_task(task).build()
     assert (again.labels, again.multi_label, again.threshold) == (["b", "a"], True, 0.3)
     assert again.options == task.options
-    assert (again.main_score, again.problem_type) == ("micro_f1", "multi_label_classification")
+    assert (again.metric.name, again.head.problem_type) == ("micro_f1", "multi_label_classification")
 
 
 # --- weights and loss
@@ -214,8 +214,8 @@ def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
         target = torch.randint(3, (40,), generator=generator)
         probabilities = logits.log_softmax(-1)[range(40), target]
         expected = -(weights[target] * probabilities).sum() / weights[target].sum()
-        assert task.loss(logits, target) == functional.cross_entropy(logits, target, weight=weights)
-    assert task.loss(logits, target) == pytest.approx(float(expected), abs=1e-6)
+        assert task.head.loss(logits, target) == functional.cross_entropy(logits, target, weight=weights)
+    assert task.head.loss(logits, target) == pytest.approx(float(expected), abs=1e-6)
 
 
 # --- encode and decode
@@ -224,9 +224,9 @@ def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
 def test_labels_become_numbers_or_a_row_of_zeros_and_ones(bert):
     for options, label in (({}, 1), (SEVERAL, [0.0, 1.0, 0.0])):
         task = TextClassificationTask(labels=["c", "a", "b"], **options)
-        [feature] = task.encode(labelled("a"), TextInputs(bert), 16, training=True)
+        [feature] = task.encode([labelled("a")], TextInputs(bert), 16, training=True)[0]
         assert feature.labels == label
-        batch = task.collate([feature, feature], TextInputs(bert))
+        batch = task.head.collate([feature, feature], TextInputs(bert))
         assert batch["labels"].tolist() == [label, label]
 
 
@@ -243,7 +243,7 @@ def test_windows_hold_every_token_of_both_texts_within_the_limit(bert, first, se
     pair = None if second is None else " ".join(rng.choices(words, k=second))
     task = TextClassificationTask(labels=["a", "b"])
     example = task.read_input(Row({"text": text, "text_pair": pair}, "f:1"))
-    features = task.encode(example, TextInputs(bert), max_length, training=False)
+    features = task.encode([example], TextInputs(bert), max_length, training=False)[0]
     assert all(len(feature) <= max_length for feature in features)
     bodies = [split_at_separators(feature.inputs["input_ids"], bert) for feature in features]
     for part, whole in enumerate([text] if pair is None else [text, pair]):
@@ -273,10 +273,10 @@ def split_at_separators(ids, tokenizer):
 def test_training_sees_the_beginning_and_says_that_it_was_cut(bert):
     task = TextClassificationTask(labels=["good", "bad"])
     long = LabelledText("letter train rain " * 20, labels=("bad",))
-    [feature] = task.encode(long, TextInputs(bert), 10, training=True)
+    [feature] = task.encode([long], TextInputs(bert), 10, training=True)[0]
     assert (len(feature), feature.truncated, feature.labels) == (10, True, 1)
     assert feature.inputs["input_ids"][1:-1] == ids_of(bert, long.text)[:8]
-    [whole] = task.encode(labelled("bad"), TextInputs(bert), 10, training=True)
+    [whole] = task.encode([labelled("bad")], TextInputs(bert), 10, training=True)[0]
     assert not whole.truncated
 
 
@@ -297,7 +297,7 @@ def test_every_label_whose_mean_probability_reaches_the_threshold_is_given():
     told = task.decode(labelled(), [None] * 2, windows)
     assert list(told.probabilities.values()) == pytest.approx([0.7, 0.35, 0.1])
     assert told.labels == ("a", "b")
-    assert "reaches 0.3" in task.reading
+    assert "reaches 0.3" in task.output_help()
 
 
 def test_a_prediction_is_plain_values_with_the_likeliest_first():
@@ -391,4 +391,4 @@ def test_rows_that_are_all_alike_are_scored_without_a_murmur(options):
         warnings.simplefilter("error")
         assert task.score([labelled("a")] * 3, [told("a")] * 3).values["accuracy"] == 1.0
         assert task.score([labelled("a")] * 3, [told("b")] * 3).values["accuracy"] == 0.0
-        assert task.score([], []).values == {task.main_score: 0.0}
+        assert task.score([], []).values == {task.metric.name: 0.0}

@@ -227,7 +227,7 @@ def test_labels_are_those_of_the_training_rows_in_alphabetical_order():
     task = task_with()
     assert fit_labels(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])], test=[tagged(["a"], ["B-PER"])]) == []
     assert task.labels == ["LOC", "PER"]
-    assert task.head_labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert task.head.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
 def test_given_labels_keep_their_order_even_where_no_row_has_them():
@@ -269,7 +269,7 @@ def test_a_task_is_built_with_its_labels_examples_and_ledgers():
 
 
 def test_a_task_comes_back_from_a_manifest_and_an_unknown_one_is_refused():
-    assert restore_task("token-classification", ["PER"], {}, {}).head_labels == [
+    assert restore_task("token-classification", ["PER"], {}, {}).head.labels == [
         "O",
         "B-PER",
         "I-PER",
@@ -308,10 +308,10 @@ def outputs_of(task, features, tags, seed=0):
     generator = torch.Generator().manual_seed(seed)
     outputs = []
     for feature in features:
-        output = torch.randn(len(feature), len(task.head_labels), generator=generator) * 20
+        output = torch.randn(len(feature), len(task.head.labels), generator=generator) * 20
         for position, word in feature.positions:
             output[position] = 0.0
-            output[position, task.head_labels.index(tags[word])] = 30.0
+            output[position, task.head.labels.index(tags[word])] = 30.0
         outputs.append(output)
     return outputs
 
@@ -320,7 +320,7 @@ def outputs_of(task, features, tags, seed=0):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
-    features = task.encode(example, TextInputs(tokenizer), max_length, training=False)
+    features = task.encode([example], TextInputs(tokenizer), max_length, training=False)[0]
     tags = tags_from_spans(list(example.spans), len(example.words))
     prediction = task.decode(example, features, outputs_of(task, features, tags))
 
@@ -337,7 +337,7 @@ def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
-    features = task.encode(example, TextInputs(tokenizer), max_length, training=False)
+    features = task.encode([example], TextInputs(tokenizer), max_length, training=False)[0]
     assert {word for feature in features for _, word in feature.positions} == set(range(len(example.words)))
     assert all(0 < len(feature) <= max_length for feature in features)
     assert (task.lost(example, features), any(feature.truncated for feature in features)) == (0, False)
@@ -349,28 +349,28 @@ def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
 def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, training):
     example, task = EXAMPLES["long-words"], task_with("LOC", "PER")
     tags = tags_from_spans(list(example.spans), len(example.words))
-    [feature] = task.encode(example, TextInputs(tokenizer), 512, training=training)
+    [feature] = task.encode([example], TextInputs(tokenizer), 512, training=training)[0]
     whole = tokenizer(example.tokens(), is_split_into_words=True)
     assert feature.inputs == dict(whole)
     assert [word for _, word in feature.positions] == list(range(len(tags)))
     assert all(whole.word_ids()[position] == word for position, word in feature.positions)
     assert all(whole.word_ids().index(word) == position for position, word in feature.positions)
-    labels = {position: task.head_labels.index(tags[word]) for position, word in feature.positions}
+    labels = {position: task.head.labels.index(tags[word]) for position, word in feature.positions}
     assert feature.labels == [labels.get(position, -100) for position in range(len(feature))]
 
 
 def test_an_input_as_long_as_the_limit_is_one_window(tokenizer):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     length = len(tokenizer(SENTENCE.split(), is_split_into_words=True)["input_ids"])
-    assert len(task.encode(example, TextInputs(tokenizer), length, training=False)) == 1
-    assert len(task.encode(example, TextInputs(tokenizer), length - 1, training=False)) > 1
+    assert len(task.encode([example], TextInputs(tokenizer), length, training=False)[0]) == 1
+    assert len(task.encode([example], TextInputs(tokenizer), length - 1, training=False)[0]) > 1
 
 
 def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(tokenizer):
     example = task_with().read_input(Row({"text": "ada " * 120}, "f:1"))
-    windows = len(task_with().encode(example, TextInputs(tokenizer), 48, training=False))
+    windows = len(task_with().encode([example], TextInputs(tokenizer), 48, training=False)[0])
     task = task_with(*(str(number) for number in range(windows)))
-    features = task.encode(example, TextInputs(tokenizer), 48, training=False)
+    features = task.encode([example], TextInputs(tokenizer), 48, training=False)[0]
     outputs = [outputs_of(task, [feature], [f"B-{number}"] * 120)[0] for number, feature in enumerate(features)]
     chosen = [tag.removeprefix("B-") for tag in task.decode(example, features, outputs).tags]
 
@@ -387,7 +387,7 @@ def test_no_words_give_no_features_and_no_entities(tokenizer):
     task = task_with("PER")
     for training in (True, False):
         assert (
-            task.encode(task.read_input(Row({"text": " \n"}, "f:1")), TextInputs(tokenizer), 16, training=training)
+            task.encode([task.read_input(Row({"text": " \n"}, "f:1"))], TextInputs(tokenizer), 16, training=training)[0]
             == []
         )
     assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == EntityPrediction(" ", (), ())
@@ -396,7 +396,7 @@ def test_no_words_give_no_features_and_no_entities(tokenizer):
 def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     for max_length in range(8, 40):
-        [feature] = task.encode(example, TextInputs(bert), max_length, training=True)
+        [feature] = task.encode([example], TextInputs(bert), max_length, training=True)[0]
         kept = [word for _, word in feature.positions]
         assert len(feature) <= max_length
         assert kept == list(range(len(kept)))
@@ -412,7 +412,7 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
     tokenizer = load_tokenizer(BaseFiles("x", folder, "local folder"))
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
-    [feature] = task.encode(example, TextInputs(tokenizer), 12, training=True)
+    [feature] = task.encode([example], TextInputs(tokenizer), 12, training=True)[0]
     assert feature.truncated
     kept = {word for _, word in feature.positions}
     assert task.lost(example, [feature]) == sum(not set(range(a, b)) <= kept for a, b, _ in example.spans)
@@ -420,7 +420,7 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
 
 def test_an_entity_whose_word_the_tokenizer_erases_is_counted_as_lost(bert):
     example, task = tagged(["in", "\u200b", "Rome"], ["O", "B-LOC", "B-LOC"]), task_with("LOC")
-    [feature] = task.encode(example, TextInputs(bert), 16, training=True)
+    [feature] = task.encode([example], TextInputs(bert), 16, training=True)[0]
     assert [word for _, word in feature.positions] == [0, 2]
     assert task.lost(example, [feature]) == 1
 
@@ -446,10 +446,10 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
     tokenizer.padding_side = side
     task = task_with("LOC", "PER")
     features = [
-        task.encode(EXAMPLES[name], TextInputs(tokenizer), 64, training=True)[0]
+        task.encode([EXAMPLES[name]], TextInputs(tokenizer), 64, training=True)[0][0]
         for name in ("single-word", "sentence", "chinese")
     ]
-    batch = task.collate(features, TextInputs(tokenizer))
+    batch = task.head.collate(features, TextInputs(tokenizer))
     width = max(map(len, features))
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(3, width)}
     for n, feature in enumerate(features):
@@ -466,10 +466,10 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
 def test_collating_leaves_the_features_as_they_were(bert):
     task = task_with("LOC", "PER")
     features = [
-        task.encode(EXAMPLES[name], TextInputs(bert), 64, training=True)[0] for name in ("single-word", "sentence")
+        task.encode([EXAMPLES[name]], TextInputs(bert), 64, training=True)[0][0] for name in ("single-word", "sentence")
     ]
     before = [(dict(feature.inputs), list(feature.labels)) for feature in features]
-    task.collate(features, TextInputs(bert))
+    task.head.collate(features, TextInputs(bert))
     assert [(dict(feature.inputs), list(feature.labels)) for feature in features] == before
 
 
@@ -479,7 +479,7 @@ def test_collating_leaves_the_features_as_they_were(bert):
 def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
     task = task_with("LOC", "PER")
     example = EXAMPLES["emoji"]
-    features = task.encode(example, TextInputs(tokenizer), 64, training=False)
+    features = task.encode([example], TextInputs(tokenizer), 64, training=False)[0]
     tags = tags_from_spans(list(example.spans), len(example.words))
     plain = task.decode(example, features, outputs_of(task, features, tags)).as_dict()
     assert json.loads(json.dumps(plain)) == plain
@@ -494,7 +494,7 @@ def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
 def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
     task = task_with("PER")
     example = tagged(["ada", "lovelace", "came"], ["O"] * 3)
-    [feature] = task.encode(example, TextInputs(bert), 16, training=False)
+    [feature] = task.encode([example], TextInputs(bert), 16, training=False)[0]
     probabilities = torch.full((len(feature), 3), 1 / 3)
     probabilities[feature.positions[0][0]] = torch.tensor([0.1, 0.8, 0.1])
     probabilities[feature.positions[1][0]] = torch.tensor([0.2, 0.2, 0.6])
@@ -508,7 +508,7 @@ def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
 def test_tags_that_a_model_cannot_mean_are_decoded_as_a_well_formed_sequence(bert, tags):
     task = task_with("LOC", "PER")
     example = tagged(["ada", "lovelace", "london"], ["O"] * 3)
-    features = task.encode(example, TextInputs(bert), 16, training=False)
+    features = task.encode([example], TextInputs(bert), 16, training=False)[0]
     prediction = task.decode(example, features, outputs_of(task, features, tags))
     spans_from_tags(list(prediction.tags), "iob2")  # raises where they are not
 

@@ -119,7 +119,7 @@ def test_dropout_after_frozen_layers_is_enabled(prepared, tmp_path):
     run = prepared(method=LAST)
     with cached_activations(run, tmp_path, InfoRecorder()):
         run.model.train()
-        batch = run.task.collate(run.train_features[:4], run.base.inputs)
+        batch = run.task.head.collate(run.train_features[:4], run.base.inputs)
         batch.pop("labels")
         one, other = (run.model(**batch).logits for _ in range(2))
         modes = {name: module.training for name, module in run.base.model.named_modules()}

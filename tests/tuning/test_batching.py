@@ -73,9 +73,9 @@ def test_weighted_batches_match_full_batch_gradient(tmp_path, tiny_base, kind):
     run.model.eval()
     loader = trainer.get_train_dataloader()
     losses = [trainer.compute_loss(run.model, dict(batch)) for batch in loader]
-    whole = run.task.collate(run.train_features, run.base.inputs)
+    whole = run.task.head.collate(run.train_features, run.base.inputs)
     labels = whole.pop("labels")
-    expected = run.task.loss(run.task.logits(run.model(**whole)), labels)
+    expected = run.task.head.loss(run.task.head.logits(run.model(**whole)), labels)
     assert len({len(batch["labels"]) for batch in loader}) > 1
     torch.testing.assert_close(torch.stack(losses).mean(), expected)
 

@@ -80,13 +80,13 @@ def cached_files(cache):
 def test_cached_features_equal_encoded_features(cache, base, built, kind, no_encoding, max_length, training):
     task, examples, _ = built(kind)
     rows = examples["train"]
-    plain = [task.encode(row, base.inputs, max_length, training=training) for row in rows]  # row by row
+    plain = [task.encode([row], base.inputs, max_length, training=training)[0] for row in rows]  # row by row
     first = cached_features(task, rows, base, max_length, training=training)
     no_encoding()
     second = cached_features(task, rows, base, max_length, training=training)
     assert first == second == plain
     assert repr(first) == repr(second) == repr(plain)  # tuples stay tuples, integers stay integers
-    assert {type(feature) for row in second for feature in row} == {task.feature_class}
+    assert {type(feature) for row in second for feature in row} == {task.inputs_class.feature_class}
 
 
 def test_ledger_equal_with_cached_features(cache, base, built, kind, no_encoding):
@@ -152,7 +152,7 @@ def test_rows_are_encoded_in_batches_with_progress(base, built, kind, monkeypatc
         training=True,
         on_progress=lambda done, total: output.append((done, total)),
     )
-    assert features == [task.encode(row, base.inputs, 20, training=True) for row in rows]
+    assert features == [task.encode([row], base.inputs, 20, training=True)[0] for row in rows]
     assert [done for done, _ in output] == [*range(5, len(rows), 5), len(rows)]
     assert encode_examples(task, base.inputs, [], max_length=20, training=True) == []
 
@@ -189,7 +189,7 @@ from peftlab.tasks import TASKS
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tuning.feature_cache import _key
 files = BaseFiles("tiny", Path(sys.argv[1]), "local folder")
-task = TASKS["token-classification"](labels=["LOC", "PER"])
+task = TASKS["token-classification"].build(labels=["LOC", "PER"])
 row = task.read(Row({"text": "Ada left Rome", "entities": [{"start": 9, "end": 13, "label": "LOC"}]}, "a:1"))
 print(_key(task, [row], Base(files, None, TextInputs.load(files), [], 0, 0, None, 64, ""), 64, True))
 """
@@ -241,7 +241,7 @@ def test_read_only_cache_is_ignored(tmp_path, monkeypatch, base, built):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file" / "cache"))
     task, examples, _ = built("classes")
-    plain = [task.encode(row, base.inputs, 64, training=True) for row in examples["train"]]
+    plain = [task.encode([row], base.inputs, 64, training=True)[0] for row in examples["train"]]
     assert cached_features(task, examples["train"], base, 64, training=True) == plain
     assert (tmp_path / "file").read_text() == "not a folder"
 

@@ -52,11 +52,11 @@ def test_packed_texts_match_separate_rows(base, tmp_path, method, attention):
     for batch in (
         pack_tokens(run.train_features, 120, PADDING),
         pack_tokens(run.train_features, 250, PADDING),
-        run.task.collate(run.train_features, run.base.inputs),
+        run.task.head.collate(run.train_features, run.base.inputs),
     ):
         labels = batch.pop("labels")
         run.model.zero_grad()
-        loss = run.task.loss(run.task.logits(run.model(**batch)), labels)
+        loss = run.task.head.loss(run.task.head.logits(run.model(**batch)), labels)
         loss.backward()
         losses.append(float(loss))
         gradients.append([p.grad.clone() for p in run.model.parameters() if p.grad is not None])

@@ -63,8 +63,8 @@ def token_classifier_recipe(folder, base, **method):
 def plain_model(base, adapter):
     """The adapter loaded by plain PEFT on the class of its own task."""
     task = adapter.task
-    labels = {"num_labels": len(task.head_labels)} if task.head_labels else {}
-    model = getattr(transformers, task.auto_class).from_pretrained(base, dtype=torch.float32, **labels)
+    labels = {"num_labels": len(task.head.labels)} if task.head.labels else {}
+    model = getattr(transformers, task.head.auto_class).from_pretrained(base, dtype=torch.float32, **labels)
     return PeftModel.from_pretrained(model, adapter.folder).eval().get_base_model()
 
 

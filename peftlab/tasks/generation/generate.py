@@ -9,15 +9,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.inputs.text import TextInputs
-from peftlab.tasks.task import Continuation, Task
+from peftlab.tasks.outputs import Continuation, TextGeneration
 
 DRAWING = ("temperature", "top_p", "top_k")  # settings that mean something with do_sample alone
 BEAMS = ("length_penalty",)  # and those with several beams
 
 
 @torch.inference_mode()
-def written(
-    task: Task, model: PreTrainedModel, inputs: Inputs, features: Sequence[Feature], **how: Any
+def generate(
+    generation: TextGeneration, model: PreTrainedModel, inputs: Inputs, features: Sequence[Feature], **how: Any
 ) -> list[Continuation]:
     """What `model` writes for each feature, in one run; `how` is handed on to `generate`.
 
@@ -25,8 +25,8 @@ def written(
     step computes (rows × beams, 1).
     """
     assert isinstance(inputs, TextInputs)
-    tokenizer, endings = inputs.tokenizer, task.endings(inputs)
-    settings = _settings(task, model, endings, tokenizer)
+    tokenizer, endings = inputs.tokenizer, generation.find_stop_strings(inputs)
+    settings = _settings(generation, model, endings, tokenizer)
     side: Literal["left", "right"] = "right" if model.config.is_encoder_decoder else "left"
     tensors = {name: tensor.to(model.device) for name, tensor in inputs.pad(features, side).items()}
     told = cast(Any, model).generate(**tensors, generation_config=settings, tokenizer=tokenizer, **how)
@@ -35,10 +35,10 @@ def written(
 
 
 def _settings(
-    task: Task, model: PreTrainedModel, endings: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    generation: TextGeneration, model: PreTrainedModel, endings: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
     """The adapter's own; it ends with any of `endings`, and with what ends texts of its base."""
-    asked = {name: value for name, value in task.options["generation"].items() if name != "stop_strings"}
+    asked = {name: value for name, value in generation.settings.items() if name != "stop_strings"}
     idle = (() if asked.get("do_sample") else DRAWING) + (() if asked.get("num_beams", 1) > 1 else BEAMS)
     asked = {name: value for name, value in asked.items() if name not in idle}
     of_base = getattr(model.generation_config, "eos_token_id", None)
@@ -46,7 +46,7 @@ def _settings(
     texts = [text for text in endings if _token(text, tokenizer) is None]
     return GenerationConfig(
         **asked,
-        **task.opening,
+        **generation.forced_tokens,
         eos_token_id=sorted(token for token in ids if token is not None),
         pad_token_id=tokenizer.pad_token_id,
         stop_strings=texts or None,

@@ -9,7 +9,7 @@ from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_promp
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.metrics.overlap import bleu_and_chrf, rouge
-from peftlab.tasks.task import ModelContext, Scores
+from peftlab.tasks.task import Metric, ModelContext, Scores
 
 if TYPE_CHECKING:
     pass
@@ -26,11 +26,10 @@ def causal_lm(*, scored_by: str = PERPLEXITY, **written: Any) -> CausalLmTask:
 class GeneratedReplyTask(CausalLmTask):
     """Learns as `CausalLmTask` does. To be scored it replies; of a chat, to what comes before its last answer."""
 
-    smaller_is_better = False
-
     def __init__(self, *, scored_by: str, **written: Any) -> None:
         super().__init__(**written)
-        self.scored_by, self.main_score = scored_by, MAIN_SCORES[scored_by]
+        self.scored_by = scored_by
+        self.metric = Metric(MAIN_SCORES[scored_by], self.score)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,7 +47,7 @@ class GeneratedReplyTask(CausalLmTask):
                 message = f"{plain} rows of {split} are plain text, which asks nothing that could be replied to."
                 errors.add(message, key="task.scored_by", hint="Remove it: perplexity is the score of plain text.")
 
-    def encode_all(
+    def encode(
         self,
         examples: Sequence[Chat | Passage],
         inputs: TextInputs,
@@ -56,9 +55,9 @@ class GeneratedReplyTask(CausalLmTask):
         *,
         training: bool,
     ) -> list[list[Feature]]:
-        """See `CausalLmTask.encode_all`; what is to be scored only asks."""
+        """See `CausalLmTask.encode`; what is to be scored only asks."""
         asked = examples if training else [_asking(example) for example in examples]
-        return super().encode_all(asked, inputs, max_length, training=training)
+        return super().encode(asked, inputs, max_length, training=training)
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Any:
         """The reply."""

@@ -1,5 +1,6 @@
 """A text written anew, by an encoder with a decoder: what translation and summarization share."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -7,14 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.heads import Seq2SeqHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
-from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.source_target import SourceFeature, SourceTargetInputs
 from peftlab.tasks.inputs.text import TextInputs
-from peftlab.tasks.task import Example, ModelContext, Prediction, Task
+from peftlab.tasks.outputs import GeneratedOutputs, TextGeneration
+from peftlab.tasks.task import Example, Metric, ModelContext, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 128
@@ -55,12 +57,12 @@ class SequenceToSequenceTask(Task):
     several references of a row are learnt each. Scores are of what is written, by the adapter's own settings.
     """
 
+    noun: ClassVar[str]
+    """The targets in the plural."""
+    metric_name: ClassVar[str]
     target_column: ClassVar[str]
     """What is written: the column of it, and the key in predictions."""
-    auto_class = "AutoModelForSeq2SeqLM"
-    peft_task_type = "SEQ_2_SEQ_LM"
     inputs_class = SourceTargetInputs
-    writes = True
 
     def __init__(
         self,
@@ -73,6 +75,8 @@ class SequenceToSequenceTask(Task):
         self.prefix = prefix or ""
         self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
         self.state = {"source": ([], []), "target": ([], []), "decoder_start": None, "forced_bos": None}
+        self.metric = Metric(self.metric_name, self.score)
+        self.targets = Targets(self.noun, self.count, self.lost)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,10 +84,20 @@ class SequenceToSequenceTask(Task):
         return {"prefix": self.prefix, "generation": self.generation}
 
     @property
-    def opening(self) -> dict[str, int]:
-        """What a target begins with, in the words of `generate`."""
+    def head(self) -> Seq2SeqHead:
+        """The base model's decoder."""
+        return Seq2SeqHead(self.state["decoder_start"])
+
+    @property
+    def outputs(self) -> GeneratedOutputs:
+        """Generated text."""
         names = {"decoder_start_token_id": "decoder_start", "forced_bos_token_id": "forced_bos"}
-        return {name: self.state[ours] for name, ours in names.items() if self.state[ours] is not None}
+        forced = {name: self.state[key] for name, key in names.items() if self.state[key] is not None}
+        return GeneratedOutputs(TextGeneration(self.generation, self.stop_strings, self.state, forced))
+
+    @abstractmethod
+    def score(self, examples: Sequence[Source], predictions: Sequence[GeneratedText]) -> Scores:
+        """Compare generated texts with the references."""
 
     def read(self, row: Row) -> Source:
         """`text`, and what is written for it: a string, or a list of several that may be. Raises RowError."""
@@ -116,7 +130,7 @@ class SequenceToSequenceTask(Task):
         self.state["target"] = _frame(context.inputs.tokenizer, "text_target")
         self.state["decoder_start"] = getattr(context.config, "decoder_start_token_id", None)
 
-    def encode_all(
+    def encode(
         self,
         examples: Sequence[Source],
         inputs: TextInputs,
@@ -154,45 +168,7 @@ class SequenceToSequenceTask(Task):
         """References whose end is cut off."""
         return sum(not feature.positions for feature in features)
 
-    def collate(self, features: Sequence[Feature], inputs: TextInputs) -> dict[str, "torch.Tensor"]:
-        """Sources (batch, tokens), padded on the right; with targets `labels` and what the decoder begins each with."""
-        tokenizer = inputs.tokenizer
-        import torch
-
-        batch = inputs.pad(features)
-        if any(feature.labels is None for feature in features):
-            return batch
-        width = max(len(feature.labels) for feature in features)
-        padded = lambda tokens, by: tokens + [by] * (width - len(tokens))  # noqa: E731
-        batch["labels"] = torch.tensor([padded(feature.labels, IGNORED) for feature in features])
-        begun = [[self._start(feature.labels), *feature.labels[:-1]] for feature in features]
-        batch["decoder_input_ids"] = torch.tensor([padded(tokens, tokenizer.pad_token_id) for tokens in begun])
-        return batch
-
-    def _start(self, target: list[int]) -> int:
-        """What the decoder is given first: the base's own token, or, as mBART has it, the target's last."""
-        start: int | None = self.state["decoder_start"]
-        return target[-1] if start is None else start
-
-    def loss_terms(self, feature: Feature) -> int:
-        """One for each token of the target."""
-        return len(feature.labels)
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Mean cross entropy of the targets' tokens."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-
-    def outcome(self, logits: "torch.Tensor", labels: "torch.Tensor | None") -> "torch.Tensor":
-        """(batch, tokens of the longest target): what each token cost, in nats."""
-        from torch.nn import functional
-
-        if labels is None:
-            return logits
-        return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-
-    def endings(self, inputs: TextInputs) -> list[str]:
+    def stop_strings(self, inputs: Any) -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
         tokenizer = inputs.tokenizer
         endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]

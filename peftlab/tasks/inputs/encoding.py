@@ -21,10 +21,10 @@ def encode_examples(
     training: bool,
     on_progress: ProgressCallback = lambda done, total: None,
 ) -> list[list[Feature]]:
-    """The features of each example, in order; see `Task.encode_all`."""
+    """The features of each example, in order; see `Task.encode`."""
     features: list[list[Feature]] = []
     for start in range(0, len(examples), AT_A_TIME):
         chosen = examples[start : start + AT_A_TIME]
-        features += task.encode_all(chosen, inputs, max_length, training=training)
+        features += task.encode(chosen, inputs, max_length, training=training)
         on_progress(len(features), len(examples))
     return features

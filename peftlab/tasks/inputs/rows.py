@@ -6,6 +6,7 @@ from typing import Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.tasks.registry import TASKS
 from peftlab.tasks.task import Task
 
 InputRow = str | Mapping[str, Any] | Row
@@ -30,5 +31,5 @@ def read_input_rows(
 def _as_row(asked: InputRow, task: Task, where: str) -> Row:
     if isinstance(asked, Row):
         return asked
-    fields = {task.input_columns[0]: asked} if isinstance(asked, str) else dict(asked)
+    fields = {TASKS[task.type].input_columns(task)[0]: asked} if isinstance(asked, str) else dict(asked)
     return Row(fields, where)

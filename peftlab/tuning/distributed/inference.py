@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from peftlab.tasks import Continuation, Feature, Task
-from peftlab.tasks.prediction import Outcome, Through, asks, longest_first
+from peftlab.tasks import Feature, Task
+from peftlab.tasks.outputs import Continuation
+from peftlab.tasks.prediction import Outcome, Through, longest_first, text_generation
 from peftlab.tuning.distributed.process_group import ProcessGroup
 
 
@@ -23,7 +24,7 @@ def split_across_ranks(forward: Through, task: Task, process_group: ProcessGroup
     def split_forward(features: Sequence[Feature]) -> Sequence[Outcome]:
         indices = longest_first(features)[process_group.rank :: process_group.world_size]
         outputs: dict[int, Any] = dict(zip(indices, forward([features[i] for i in indices]), strict=True))
-        if asks(task, features):
+        if text_generation(task, features):
             return _gather_texts(outputs, process_group)
         return _gather_logits(outputs, task, features, process_group)
 
@@ -41,8 +42,7 @@ def _gather_logits(
     local: Mapping[int, torch.Tensor], task: Task, features: Sequence[Feature], process_group: ProcessGroup
 ) -> list[torch.Tensor]:
     """The logits of all processes, in order: each has zeros for rows of other processes, and they are summed."""
-    width = task.output_width
-    logits = [torch.zeros((len(f), width) if task.per_token else (width,)) for f in features]
+    logits = [task.head.empty_output(feature) for feature in features]
     for i, output in local.items():
         logits[i] = output.float()
     flat = torch.cat([part.flatten() for part in logits])

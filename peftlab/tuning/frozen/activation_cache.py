@@ -77,7 +77,7 @@ def _cached_forward(prefix: FrozenPrefix, run: Run, folder: Path, progress: Prog
     Raises:
         CacheUnavailable: there is too little space, or the logits differ with the cache.
     """
-    if run.task.dynamic_masking(run.base.inputs):
+    if run.task.targets.sampler(run.base.inputs):
         raise CacheUnavailable("rows are masked again in every epoch")
     features = {split: [one for windows in run.dataset.features[split] for one in windows] for split in SPLITS}
     if not features["validation"]:

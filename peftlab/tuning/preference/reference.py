@@ -7,7 +7,7 @@ from functools import partial
 from peft import PeftModel
 
 from peftlab.tasks import Feature
-from peftlab.tasks.prediction import Outcome, Through, outcomes, with_reference
+from peftlab.tasks.prediction import Outcome, Through, outcomes
 from peftlab.tuning.distributed.inference import split_across_ranks
 from peftlab.tuning.run import Run
 
@@ -29,7 +29,7 @@ def attach_references(run: Run, features: Sequence[Sequence[Feature]]) -> list[l
         with adapter_disabled(run.model):
             return run_forward(run)(labelled)
 
-    return with_reference(run.task, features, base_forward)
+    return run.task.outputs.attach_references(features, base_forward)
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def _pairs(encoded: Sequence[Sequence[Any]]) -> list[AnswerPair]:
 def _collate(pairs: Sequence[AnswerPair], run: Run) -> dict[str, torch.Tensor]:
     """A batch for TRL: (2 · pairs, tokens), first chosen, then rejected answers; reference logps of (pairs,)."""
     sides = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-    batch = run.task.collate([*sides[0], *sides[1]], run.base.inputs)
+    batch = run.task.head.collate([*sides[0], *sides[1]], run.base.inputs)
     in_loss = batch.pop("labels") != IGNORED
     chosen, rejected = (torch.tensor([-cast(float, answer.reference) for answer in side]) for side in sides)
     return {**batch, "completion_mask": in_loss.long(), "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

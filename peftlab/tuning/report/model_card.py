@@ -6,7 +6,7 @@ from typing import Any
 
 from peftlab.methods import method_info
 from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo, TaskInfo
-from peftlab.tasks import Scores
+from peftlab.tasks import TASKS, Scores
 
 _CARD = """\
 ---
@@ -87,13 +87,15 @@ def model_card(manifest: Manifest, recipe: str) -> str:
     quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
     info = method_info(manifest.method)
     built_task, scores = task.build(), manifest.scores
+    record = TASKS[task.type]
+    output_help = record.output_help(built_task)
     last_split = "test" if "test" in scores else "validation"
     by_label = scores[last_split].by_label
     card = _CARD.format(
         name=manifest.name,
         base=manifest.base.model,
         task=task.type,
-        pipeline=built_task.pipeline_tag,
+        pipeline=record.hub_tag(built_task),
         method=manifest.method,
         peftlab=manifest.versions["peftlab"],
         created=manifest.created[:10],
@@ -108,9 +110,9 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
         confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
-        command=f"peftlab predict {manifest.name} {built_task.example_arguments}",
+        command=f"peftlab predict {manifest.name} {record.example(built_task)}",
         setup_code=f"{info.setup_code}\n" if info.setup_code else "",
-        reading=f"\n{built_task.reading}\n" if built_task.reading else "",
+        reading=f"\n{output_help}\n" if output_help else "",
         loading=_loading(task, manifest.base.model, quantized),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
         recipe=recipe,

@@ -1,0 +1,298 @@
+"""Heads: the last layers of a model, the labels and loss they are trained with, and how their outputs are read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.imports import torch
+from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.metrics.perplexity import mean_loss, token_losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftlab.tasks.inputs.inputs import Batch, Inputs
+
+
+class Head(ABC):
+    """The head of a task, as one of Transformers' auto classes puts it on a base model.
+
+    `labels` name the outputs of a new head, in order; they are empty if the task uses the base model's own head.
+    `problem_type` is the loss as Transformers' configuration calls it.
+    """
+
+    auto_class: ClassVar[str]
+    peft_task_type: ClassVar[str | None] = None
+    problem_type: str | None = None
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        self.labels = list(labels)
+
+    @abstractmethod
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean loss of a batch, a scalar."""
+
+    def loss_terms(self, feature: Feature) -> int:
+        """The number of terms of which `loss` takes the mean in this feature."""
+        return 1
+
+    def collate(self, features: Sequence[Feature], inputs: "Inputs") -> "Batch":
+        """The padded inputs of a batch, and `labels` if every feature has labels."""
+        batch = inputs.pad(features)
+        if all(feature.labels is not None for feature in features):
+            batch["labels"] = self.stack_labels(features, inputs.mask(batch))
+        return batch
+
+    def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
+        """The labels of a batch, (batch,) or (batch, labels); `mask`, (batch, positions), shows what is no padding."""
+        return torch.tensor([feature.labels for feature in features], device=None if mask is None else mask.device)
+
+    def logits(self, output: Any) -> "Tensor":
+        """The logits in the output of a Transformers model, with the rows of the batch first."""
+        return output.logits
+
+    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
+        """What `Task.decode` needs of the logits of a batch; `labels` if every feature has labels."""
+        return logits
+
+    def split(self, outputs: "Tensor", mask: "Tensor | None") -> "list[Tensor]":
+        """The outputs of each row of a batch, without padding."""
+        return list(outputs)
+
+    def compute_outputs(self, output: Any, labels: "Tensor | None", mask: "Tensor | None") -> "list[Tensor]":
+        """The output of a Transformers model → what `Task.decode` needs, for each row, in fp32 on the CPU."""
+        outputs = self.outputs(self.logits(output).float(), labels).cpu()
+        return self.split(outputs, None if mask is None else mask.cpu())
+
+    def empty_output(self, feature: Feature) -> "Tensor":
+        """Zeros in the shape of the output of a labelled feature."""
+        return torch.zeros(len(self.labels))
+
+    def token_labels(self, feature: Feature) -> list[int] | None:
+        """The labels of a feature by token; None if the loss is not computed token by token."""
+        return None
+
+
+class SequenceHead(Head):
+    """One output vector per input."""
+
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task_type = "SEQ_CLS"
+
+
+class ClassificationHead(SequenceHead):
+    """One label per input, trained by cross entropy."""
+
+    problem_type = "single_label_classification"
+
+    def __init__(self, labels: Sequence[str], weights: Sequence[float] | None = None) -> None:
+        super().__init__(labels)
+        self.weights = weights
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Cross entropy, weighted by class if there are weights."""
+        return torch.nn.functional.cross_entropy(logits, labels, weight=self._weights(logits))
+
+    def _weights(self, logits: "Tensor") -> "Tensor | None":
+        return None if self.weights is None else logits.new_tensor(self.weights)
+
+
+class MultiLabelHead(ClassificationHead):
+    """Any number of labels per input, trained by binary cross entropy of each."""
+
+    problem_type = "multi_label_classification"
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Binary cross entropy, with weights for the positive class if there are any."""
+        weights = self._weights(logits)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+
+
+class RegressionHead(SequenceHead):
+    """One number per input, trained by squared (mse) or absolute error (mae)."""
+
+    problem_type = "regression"
+
+    def __init__(self, loss_name: str) -> None:
+        super().__init__(["value"])
+        self.loss_name = loss_name
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean error of standardized numbers."""
+        functional = torch.nn.functional
+        error = functional.l1_loss if self.loss_name == "mae" else functional.mse_loss
+        return error(logits.squeeze(-1), labels.to(logits.dtype))
+
+
+class TokenHead(Head):
+    """One output vector per token, trained by cross entropy of the tokens that have a label."""
+
+    auto_class = "AutoModelForTokenClassification"
+    peft_task_type: ClassVar[str | None] = "TOKEN_CLS"
+
+    @property
+    def output_width(self) -> int:
+        """How many numbers `outputs` has per token."""
+        return len(self.labels)
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean cross entropy of tokens with a label."""
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def loss_terms(self, feature: Feature) -> int:
+        """The number of tokens with a label."""
+        return sum(label != IGNORED for label in feature.labels)
+
+    def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
+        """(batch, tokens), padded with -100."""
+        assert mask is not None
+        labels = torch.full_like(mask, IGNORED)
+        for row, feature in enumerate(features):
+            labels[row, mask[row].bool()] = torch.tensor(feature.labels, dtype=mask.dtype, device=mask.device)
+        return labels
+
+    def split(self, outputs: "Tensor", mask: "Tensor | None") -> "list[Tensor]":
+        """(tokens, width) of each row, without padding."""
+        assert mask is not None
+        return [row[tokens.bool()] for row, tokens in zip(outputs, mask, strict=True)]
+
+    def empty_output(self, feature: Feature) -> "Tensor":
+        """(tokens, width)."""
+        return torch.zeros(len(feature), self.output_width)
+
+    def token_labels(self, feature: Feature) -> list[int] | None:
+        """The class of each token."""
+        return list(feature.labels)
+
+
+class LanguageModelHead(TokenHead):
+    """The base model's own head, which predicts each next token."""
+
+    auto_class = "AutoModelForCausalLM"
+    peft_task_type = "CAUSAL_LM"
+    output_width = 2
+
+    def loss_terms(self, feature: Feature) -> int:
+        """The number of labels that are predicted; nothing predicts the first token."""
+        return sum(label != IGNORED for label in feature.labels[1:])
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean cross entropy of each label, predicted from the tokens before it."""
+        return mean_loss(logits[:, :-1], labels[:, 1:])
+
+    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
+        """(batch, tokens, 2): the loss of each label in nats, and whether it had the highest probability."""
+        if labels is None:
+            return logits
+        return torch.nn.functional.pad(token_losses(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
+
+
+class MaskedLanguageModelHead(TokenHead):
+    """The base model's own head, which predicts masked tokens."""
+
+    auto_class = "AutoModelForMaskedLM"
+    peft_task_type = None  # PEFT has no name for it
+    output_width = 2
+
+    def __init__(self, num_candidates: int) -> None:
+        super().__init__()
+        self.num_candidates = num_candidates
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean cross entropy of masked tokens."""
+        return mean_loss(logits, labels)
+
+    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
+        """(batch, tokens, 2): see `token_losses`; without labels (batch, tokens, 2 · candidates): the probabilities of
+        the most probable tokens, then their ids."""
+        if labels is not None:
+            return token_losses(logits, labels)
+        candidates = logits.softmax(-1).topk(min(self.num_candidates, logits.shape[-1]))
+        return torch.cat([candidates.values, candidates.indices.to(logits.dtype)], dim=-1)
+
+
+class SpanHead(TokenHead):
+    """Start and end logits for each token, for extractive question answering."""
+
+    auto_class = "AutoModelForQuestionAnswering"
+    peft_task_type = None  # PEFT's class for QUESTION_ANS drops token_type_ids: BERT would not know the question
+
+    def __init__(self) -> None:
+        super().__init__(["start", "end"])
+
+    def logits(self, output: Any) -> "Tensor":
+        """(batch, tokens, 2)."""
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Cross entropy over tokens, the mean of start and end."""
+        return torch.nn.functional.cross_entropy(logits, labels)  # (batch, classes = tokens, 2), (batch, 2)
+
+    def loss_terms(self, feature: Feature) -> int:
+        """One per window."""
+        return 1
+
+    def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
+        """(batch, 2): the tokens at which the answer starts and ends."""
+        assert mask is not None
+        shifts = mask.long().argmax(1, keepdim=True)  # the number of padding tokens on the left
+        return torch.tensor([list(feature.labels) for feature in features], device=mask.device) + shifts
+
+    def token_labels(self, feature: Feature) -> list[int] | None:
+        """None: the loss is over windows."""
+        return None
+
+
+class Seq2SeqHead(Head):
+    """The base model's own decoder, which generates the target of a source.
+
+    `start_token` is the token id that the decoder starts with; None takes the last token of each target, as in mBART.
+    """
+
+    auto_class = "AutoModelForSeq2SeqLM"
+    peft_task_type = "SEQ_2_SEQ_LM"
+
+    def __init__(self, start_token: int | None) -> None:
+        super().__init__()
+        self.start_token = start_token
+
+    def collate(self, features: Sequence[Feature], inputs: "Inputs") -> "Batch":
+        """Padded sources; with targets `labels` and `decoder_input_ids`, each (batch, tokens of the longest target)."""
+        batch = inputs.pad(features)
+        if any(feature.labels is None for feature in features):
+            return batch
+        batch["labels"] = self.stack_labels(features, None)
+        starts = [[self._start(feature.labels), *feature.labels[:-1]] for feature in features]
+        batch["decoder_input_ids"] = _pad_right(starts, inputs.processor.pad_token_id)
+        return batch
+
+    def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
+        """(batch, tokens of the longest target), padded with -100."""
+        return _pad_right([feature.labels for feature in features], IGNORED)
+
+    def _start(self, target: list[int]) -> int:
+        return target[-1] if self.start_token is None else self.start_token
+
+    def loss_terms(self, feature: Feature) -> int:
+        """The number of tokens of the target."""
+        return len(feature.labels)
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean cross entropy of the targets' tokens."""
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
+        """(batch, tokens of the longest target): the loss of each token in nats."""
+        if labels is None:
+            return logits
+        functional = torch.nn.functional
+        return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+
+    def token_labels(self, feature: Feature) -> list[int] | None:
+        """The tokens of the target."""
+        return list(feature.labels)
+
+
+def _pad_right(rows: Sequence[list[int]], value: int) -> "Tensor":
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
