@@ -404,7 +404,7 @@ def test_after_calibrating_f1_is_the_best_that_the_official_script_finds():
             continue
         task = QuestionAnsweringTask()
         fit_labels(task, *examples)
-        told = task.calibrate(examples, predictions)
+        told = task.metric.calibrate(examples, predictions)
         assert task.score(examples, told).values["f1"] == pytest.approx(find_best_f1(examples, predictions), abs=1e-9)
         again = TaskInfo.from_task(task).build()
         assert [again._decided(answer) for answer in predictions] == list(told)
@@ -427,7 +427,7 @@ def test_equal_gaps_are_decided_together():
         task.state = {"null_threshold": 0.0}
         if all(example.answers for example in examples):
             continue
-        assert task.score(examples, task.calibrate(examples, tied)).values["f1"] == pytest.approx(best)
+        assert task.score(examples, task.metric.calibrate(examples, tied)).values["f1"] == pytest.approx(best)
 
 
 def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
@@ -437,7 +437,7 @@ def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
     outputs = [[torch.zeros(len(window), 2) for window in windows] for windows in features]
     outputs[1][0][features[1][0].labels, [0, 1]] = 9.0
     predictions = [task.decode(*case) for case in zip(examples, features, outputs, strict=True)]
-    assert [told.answer for told in task.calibrate(examples, predictions)] == ["", "Ada"]
+    assert [told.answer for told in task.metric.calibrate(examples, predictions)] == ["", "Ada"]
     assert math.isfinite(task.state["null_threshold"])
 
 
@@ -448,7 +448,7 @@ def test_where_every_question_has_an_answer_one_is_always_given():
     assert task.state == {"null_threshold": None}
     assert "Every question has an answer" in task.output_help()
     unsure = AnswerPrediction("Ada came", "", 4, 8, 0.0, 50.0, False)
-    [told, _] = task.calibrate([example, asked("Ada came")], [unsure, unsure])
+    [told, _] = task.metric.calibrate([example, asked("Ada came")], [unsure, unsure])
     assert (told.answer, task.state) == ("came", {"null_threshold": None})
 
 

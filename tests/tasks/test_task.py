@@ -240,7 +240,7 @@ def test_a_model_that_knows_the_answer_scores_best(pair):
         task.decode(example, features, [perfect(task, feature) for feature in features])
         for example, features in zip(examples, encoded, strict=True)
     ]
-    for again in (predictions, list(task.calibrate(examples, predictions))):
+    for again in (predictions, list(task.metric.calibrate(examples, predictions))):
         scores = task.score(examples, again).values
         assert scores[task.metric.name] == pytest.approx(1.0, abs=1e-6), [p.as_dict() for p in again]
     assert scores.get("rmse", 0.0) == pytest.approx(0.0, abs=1e-5)
