@@ -30,7 +30,7 @@ def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
     training = recipe.training
     with session.collect_errors() as errors:
         check_optimizer(training, choose_device(session.device), errors)
-        if task.needs_reference:
+        if recipe.task.trainer == "preference":
             check_dpo(recipe, session.process_group, errors)
     sharded = shards_base(training.distributed, session.process_group)
     with session.process_group.sync_errors():
