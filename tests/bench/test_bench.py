@@ -20,7 +20,7 @@ ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
 
 @pytest.fixture
 def _two_setups(monkeypatch):
-    """Two ways are enough."""
+    """Measure only two setups."""
     monkeypatch.setattr(tuning, "OPTIMIZATIONS", {"precision": {"training.bf16": False}})
 
 
@@ -47,7 +47,7 @@ def test_run_process_measures_wall_time_and_output():
 
 
 def test_peak_memory_is_per_process():
-    """Asked by a small process, as the command is: this one holds torch."""
+    """The parent must be a small process, and this one has imported torch."""
     code = """
 import sys
 from peftlab.bench import run_process
@@ -135,7 +135,7 @@ def test_compile_option_adds_setup(write_recipe, monkeypatch):
 
 @pytest.mark.usefixtures("_two_setups")
 def test_tables_show_ratios_before_seconds(write_recipe):
-    """In a process of its own."""
+    """The steps run in a new process."""
     result = run(write_recipe(), *ONE_EPOCH, "--only", "steps", "--rounds", 1)
     assert "Whole runs" not in result.output
     head = next(line for line in result.output.splitlines() if "time ÷ limit" in line)

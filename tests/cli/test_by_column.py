@@ -27,7 +27,7 @@ OPTIONS = ("--device", "cpu")
 
 
 def make_rows(kinds=KINDS, *, by="expert", count=8, names=lambda kind: kind):
-    """Rows of several kinds, each with its adapter's name, in any order but always the same."""
+    """Make rows of several kinds with the names of their adapters, in a fixed random order."""
     rows = [{by: names(kind), **row} for kind in kinds for row in KINDS[kind][1][:count]]
     return random.Random(5).sample(rows, len(rows))
 
@@ -59,7 +59,7 @@ def evaluate(task_store):  # noqa: F811
 
 @pytest.fixture
 def get_errors(predict, evaluate, tmp_path):
-    """What both commands say of rows that they cannot take, on one line without the folder."""
+    """Return the errors of both commands for invalid rows, as one line each, without the folder."""
 
     def get_errors(rows, *options):
         output = []
@@ -78,7 +78,7 @@ def parse_json_lines(result):
 
 
 def almost_equal(one, other):
-    """Whether two JSON values are the same but for rounding in other batches."""
+    """Compare two JSON values up to the rounding differences of other batches."""
     if isinstance(one, dict) and isinstance(other, dict):
         return set(one) == set(other) and all(almost_equal(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -151,7 +151,7 @@ def test_context_applies_to_all_rows_or_fails(predict, tmp_path):
 
 @pytest.mark.parametrize("form", ["csv", "tsv"])
 def test_empty_cells_are_columns_of_other_adapters(predict, evaluate, tmp_path, form):
-    """They are no second text, no tokens and no spans: an adapter's columns are those that it fills."""
+    """An empty cell is not an input: only filled columns belong to the adapter of a row."""
     rows = make_rows(["classes", "topics", "rating", "entities", "answers"])
     file = tmp_path / f"rows.{form}"
     with file.open("w", encoding="utf8", newline="") as opened:
@@ -436,7 +436,7 @@ def test_memory_below_adapter_size_fails(predict, task_store):  # noqa: F811
 
 
 def test_predictions_are_printed_incrementally(predict, monkeypatch):
-    """A bank that fails at its third row: the two before are on standard output by then."""
+    """The bank fails at its third row, after the first two rows are printed."""
     monkeypatch.setattr(requests, "AT_A_TIME", 2)
     whole = requests.Request._answers
 
@@ -469,7 +469,7 @@ def test_row_check_keeps_no_rows_in_memory(task_store):  # noqa: F811
 
 
 def in_terminal(store, file, *options, stdout_too):
-    """A real command whose standard error, and output if asked, is a terminal: (terminal, standard output)."""
+    """Run the command with a terminal as standard error, and optionally as output → (terminal, standard output)."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "peftlab", "predict", "classes", "--file", file, "--store", store, *options]
     process = subprocess.Popen(

@@ -26,7 +26,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(base, tmp_path_factory):
-    """Two adapters that write, one of them by beams, and one that tags."""
+    """Publish two chat adapters, one with beam search, and one for token classification."""
     folder = tmp_path_factory.mktemp("chats")
     recipe = instruction_recipe(folder / "rows", base)
     for seed, name in enumerate(("ada", "alan")):
@@ -129,10 +129,11 @@ def test_undo_clear_and_system_change_messages(bank, store):
 
 
 def test_unknown_names_and_commands_get_suggestions(store):
-    result = run_chat(store, "ada,alan", "/swap alam", "/swpa", "/help")
+    result = run_chat(store, "ada,alan", "/swap alam", "/swpa", "/undo all", "/help")
     output = one_line(result.output)
     assert "no adapter 'alam' in this chat. Did you mean 'alan'?" in output
     assert "no command '/swpa'. Did you mean '/swap'?" in output
+    assert "/undo takes no argument; found 'all'." in output
     assert "/system TEXT" in output
 
 

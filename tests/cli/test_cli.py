@@ -32,7 +32,7 @@ def run(*arguments, stdin=None):
 
 
 def peftlab(*arguments, **options):
-    """The real command in a process of its own."""
+    """Run the command in its own process."""
     command = [sys.executable, "-m", "peftlab", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
 
@@ -99,6 +99,20 @@ def test_tune_prints_ledger_scores_and_predict_command(write_recipe, tmp_path):
 )
 def test_invalid_override_is_usage_error(write_recipe, override, message):
     result = run("tune", write_recipe(), "-o", override)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "peft", "--device", "cpu"], "--device is for --to merged, not for --to peft."),
+        (["--to", "vllm", "--trust-remote-code"], "--trust-remote-code is for --to merged, not for --to vllm."),
+        (["--from", "qwen3:0.6b"], "--from is for --to ollama, not for --to merged."),
+    ],
+)
+def test_export_rejects_options_without_effect(tmp_path, options, message):
+    result = run("export", "any", "--output", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert message in result.output
 

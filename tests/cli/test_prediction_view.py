@@ -57,7 +57,7 @@ def predict(task_store):  # noqa: F811
 
 @pytest.fixture
 def predict_json(predict):
-    """The objects that `--json` prints."""
+    """Return the objects that `--json` prints."""
 
     def predict_json(adapters, *arguments, stdin=None):
         result = predict(adapters, *arguments, "--json", stdin=stdin)
@@ -73,7 +73,7 @@ def bank(task_store):  # noqa: F811
 
 
 def render_in_color(data_format):
-    """A form as a terminal with colours prints it."""
+    """Print text as a terminal with colors does."""
     console = Console(force_terminal=True, color_system="truecolor", width=200)
     with console.capture() as captured:
         console.print(data_format)
@@ -182,7 +182,7 @@ def test_entities_are_printed_as_parsable_markup(predict, predict_json):
 
 
 def test_colors_keep_text_unchanged(bank, monkeypatch):
-    """Each form in a terminal with colours: escapes, and between them the same words as without."""
+    """Without its escape codes, colored output is the text of uncolored output."""
     rows = [INPUTS[kind] for kind in KINDS]
     answers = bank.predict(rows, adapters=list(KINDS))
     forms = [
@@ -265,7 +265,7 @@ def test_command_matches_python_api(predict_json, bank, kind):
 
 
 def write_rows(folder, kind, data_format):
-    """The rows of a kind as `predict` is asked them, in a file."""
+    """Write the rows of a kind to a file, with the columns that `predict` reads."""
     rows = [{name: row[name] for name in row if name in (*KEYS[kind], "text_pair", "tokens")} for row in KINDS[kind][1]]
     file = folder / f"rows.{data_format}"
     if data_format == "jsonl":
