@@ -37,7 +37,7 @@ def read_adapter_rows(
 
 def _split_off_adapter(row: Row, adapter_column: str) -> AdapterRow:
     if adapter_column not in row.fields:
-        found = suggest(adapter_column, row.fields, what="Columns there")
+        found = suggest(adapter_column, row.fields, what="Available columns")
         raise RowError(f"no column '{adapter_column}', which should name the adapter of the row. {found}")
     name = row.fields[adapter_column]
     if not (isinstance(name, str) and name.strip()):

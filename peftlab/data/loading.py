@@ -173,7 +173,9 @@ def _read_file(
     except FileNotFoundError as error:
         path = Path(error.filename or path)
         siblings = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
-        hint = suggest(path.name, siblings, what="Files there") if siblings else f"There is no folder {path.parent}."
+        hint = (
+            suggest(path.name, siblings, what="Available files") if siblings else f"There is no folder {path.parent}."
+        )
         errors.add(f"no such file: {path}.", key=key, hint=hint)
     except UnicodeError:
         hint = "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
@@ -205,7 +207,7 @@ def _rename_columns(rows: list[Row], columns: dict[str, str], errors: ErrorColle
     present = set().union(*(_flatten_columns(row.fields) for row in rows))
     for ours, theirs in columns.items():
         if theirs not in present:
-            hint = suggest(theirs, present, what="Columns there")
+            hint = suggest(theirs, present, what="Available columns")
             errors.add(f"no column '{theirs}' in {rows[0].where}.", key=f"data.columns.{ours}", hint=hint)
     return [Row(_rename_fields(row.fields, columns), row.where) for row in rows]
 

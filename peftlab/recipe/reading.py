@@ -100,7 +100,7 @@ def _read_yaml(file: Path, errors: ErrorCollector) -> RawRecipe:
 
 def _nearby_recipes(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path("recipes")
-    return suggest(str(file), [str(found) for found in folder.glob("*.yaml")], what="Recipes there")
+    return suggest(str(file), [str(found) for found in folder.glob("*.yaml")], what="Available recipes")
 
 
 def _plain(node: Any, key: Key, file: Path, places: dict[str, str]) -> Any:

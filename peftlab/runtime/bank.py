@@ -69,7 +69,7 @@ class Bank:
             AdapterNotFoundError: no adapter was added, so there is no base yet.
         """
         if self._base is None:
-            raise AdapterNotFoundError(f"no adapter was added. {suggest('', self.store.names(), what='There')}")
+            raise AdapterNotFoundError(f"no adapter was added. {suggest('', self.store.names(), what='Available')}")
         return self._base
 
     @property
@@ -321,7 +321,7 @@ def load(*names: str, store: str | Path = "adapters", **options: Unpack[BankOpti
         ValueError: unknown quantization or precision, or less than one slot.
     """
     if not names:
-        raise AdapterNotFoundError(f"name at least one adapter. {suggest('', Store(store).names(), what='There')}")
+        raise AdapterNotFoundError(f"name at least one adapter. {suggest('', Store(store).names(), what='Available')}")
     bank = Bank(Store(store), **options)
     for name in names:
         bank.add(name)

@@ -206,7 +206,7 @@ class Store:
         if not ADAPTER_NAME.fullmatch(name):
             raise AdapterNotFoundError(
                 f"'{name}' cannot be an adapter's name: lower-case letters, digits and dashes, at least two. "
-                f"{suggest(name, self.names(), what='There')}"
+                f"{suggest(name, self.names(), what='Available')}"
             )
         return self.folder / name
 
@@ -214,7 +214,7 @@ class Store:
         versions = self.versions(name)
         if not versions:
             raise AdapterNotFoundError(
-                f"no adapter '{name}' in {self.folder}. {suggest(name, self.names(), what='There')}"
+                f"no adapter '{name}' in {self.folder}. {suggest(name, self.names(), what='Available')}"
             )
         return versions
 

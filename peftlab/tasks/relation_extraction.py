@@ -109,7 +109,7 @@ class RelationExtractionTask(Task):
         if self.negative_label is None:
             self.negative_label = next((label for label in NEGATIVE_LABELS if label in self.labels), None)
         elif self.negative_label not in self.labels:
-            hint = suggest(self.negative_label, self.labels, what="Labels there")
+            hint = suggest(self.negative_label, self.labels, what="Available labels")
             errors.add(f"no training row has the label '{self.negative_label}'.", key="task.negative_label", hint=hint)
         if len(self.labels) < 2 and examples["train"]:
             errors.add(

@@ -200,7 +200,7 @@ def test_unknown_adapter_is_reported_once_with_first_row(get_errors):
     for output in get_errors([{"expert": name, "text": text, "label": "good", "labels": []} for name, text in texts]):
         assert "3 problems; nothing was started." in output
         assert "rows.jsonl:1 no adapter 'clases' in " in output
-        assert "Did you mean 'classes'? There: answers, characters" in output
+        assert "Did you mean 'classes'? Available: answers, characters" in output
         assert "2 rows name it; this is the first." in output
         assert "rows.jsonl:4 'Topics!' cannot be an adapter's name" in output
         assert "rows.jsonl:5 no version '7' of 'topics'" in output
@@ -225,7 +225,7 @@ def test_missing_column_is_reported_once(get_errors):
     for output in get_errors([{"text": "x", "label": "good"}] * 9):
         assert output.startswith("1 problem;")
         assert "rows.jsonl:1 and every other row no column 'expert', which should name the adapter" in output
-        assert "Columns there: label, text." in output
+        assert "Available columns: label, text." in output
 
 
 def test_first_of_many_rows_without_adapter_are_reported(get_errors):

@@ -376,7 +376,7 @@ def test_a_column_that_no_row_has_is_told_with_the_nearest(told, write):
     other = str(write("validation.jsonl", '{"words": 1, "tags": 2}\n'))
     content = '{"words": 1, "tags": 2}\n'
     assert told("train.jsonl", content, validation=other, columns={"tokens": "wrods"}) == [
-        f"data.columns.tokens: no column 'wrods' in {name}:1. Did you mean 'words'? Columns there: tags, words."
+        f"data.columns.tokens: no column 'wrods' in {name}:1. Did you mean 'words'? Available columns: tags, words."
         for name in ("train.jsonl", "validation.jsonl")
     ]
 
@@ -386,7 +386,7 @@ def test_a_missing_file_is_told_with_the_nearest_one(write, tmp_path):
     errors = ErrorCollector(locations={"data.train": "r.yaml:7"})
     load_rows(DataSection(train=str(tmp_path / "trian.txt")), errors)
     assert [str(issue) for issue in errors.issues] == [
-        f"r.yaml:7  data.train: no such file: {tmp_path}/trian.txt. Did you mean 'train.txt'? Files there: train.txt."
+        f"r.yaml:7  data.train: no such file: {tmp_path}/trian.txt. Did you mean 'train.txt'? Available files: train.txt."
     ]
 
 

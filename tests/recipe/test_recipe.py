@@ -345,7 +345,7 @@ def test_yaml_merge_keys_are_read(write):
 def test_a_recipe_that_is_not_there_is_answered_with_near_ones(write, told, tmp_path):
     write(SHORTEST)
     [issue] = told(tmp_path / "recpie.yaml")
-    assert issue == "recpie.yaml: no such recipe. Did you mean 'recipe.yaml'? Recipes there: recipe.yaml."
+    assert issue == "recpie.yaml: no such recipe. Did you mean 'recipe.yaml'? Available recipes: recipe.yaml."
 
 
 def test_a_folder_or_a_file_that_is_not_utf8_is_refused(told, tmp_path):

@@ -302,7 +302,7 @@ def test_without_any_adapter_left_the_bank_says_so_and_takes_new_ones(common_sto
         bank.predict(TEXTS, adapters="lora")
     bank.add("lora-3")
     assert_right(bank, expected, "lora-3")
-    with pytest.raises(AdapterNotFoundError, match=r"no adapter was added\. There: lora, lora-2, lora-3, pf"):
+    with pytest.raises(AdapterNotFoundError, match=r"no adapter was added\. Available: lora, lora-2, lora-3, pf"):
         _ = Bank(Store(common_store)).base
 
 

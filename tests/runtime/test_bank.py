@@ -99,7 +99,7 @@ def test_one_adapter_needs_no_name_and_several_do(tuned_store):
 
 
 def test_loading_nothing_or_the_unknown_names_what_is_there(tuned_store):
-    with pytest.raises(AdapterNotFoundError, match="There: ner-place, ner-tiny"):
+    with pytest.raises(AdapterNotFoundError, match="Available: ner-place, ner-tiny"):
         peftlab.load(store=tuned_store)
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'ner-tiny'"):
         peftlab.load("ner-tniy", store=tuned_store)

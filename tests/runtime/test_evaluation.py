@@ -205,7 +205,7 @@ def test_a_label_that_the_adapter_does_not_know_is_told_with_its_line_and_the_ne
     told = refused(kind, [KINDS[kind][1][0], row])
     assert f"label '{label}' occurs in the data (1×, first at rows.jsonl:2) but not in the adapter." in told
     assert "Did you mean '" in told
-    assert "Labels there: " in told
+    assert "Available labels: " in told
     assert "data.the data" not in told
 
 

@@ -180,7 +180,7 @@ def test_concurrent_publish_assigns_distinct_versions(tmp_path):
 def test_reading_missing_store_does_not_create_folder(tmp_path):
     store = Store(tmp_path / "absent")
     assert store.names() == []
-    with pytest.raises(AdapterNotFoundError, match="There: none"):
+    with pytest.raises(AdapterNotFoundError, match="Available: none"):
         store.resolve("ner-news")
     assert not store.folder.exists()
 

@@ -149,7 +149,7 @@ def test_a_label_that_only_validation_has_is_told():
     seen, unseen = [labelled("good"), labelled("bad")], [labelled("godo")]
     assert fit_labels(TextClassificationTask(), train=seen, validation=unseen) == [
         "data.validation: label 'godo' occurs in validation (1×, first at f:1) but not in the training rows. "
-        "Did you mean 'good'? Labels there: bad, good."
+        "Did you mean 'good'? Available labels: bad, good."
     ]
 
 

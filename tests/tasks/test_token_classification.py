@@ -244,13 +244,13 @@ def test_a_label_that_training_never_sees_is_told_with_its_place_and_the_nearest
     ]
     assert fit_labels(task_with(), train=seen, validation=unseen) == [
         "data.validation: label 'PERS' occurs in validation (2×, first at dev:7) but not in the training rows. "
-        "Did you mean 'PER'? Labels there: LOC, PER."
+        "Did you mean 'PER'? Available labels: LOC, PER."
     ]
 
 
 def test_a_label_that_the_recipe_does_not_list_is_told():
     assert fit_labels(task_with("LOC"), train=[tagged(["a"], ["B-PER"])]) == [
-        "data.train: label 'PER' occurs in train (1×, first at f:1) but not in task.labels. Labels there: LOC."
+        "data.train: label 'PER' occurs in train (1×, first at f:1) but not in task.labels. Available labels: LOC."
     ]
 
 

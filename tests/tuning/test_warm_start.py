@@ -314,4 +314,4 @@ def test_domain_and_task_stack_matches_merged_model(store, base, tmp_path):
 def test_stack_with_missing_adapter_is_reported(store, name):
     output = run("predict", name, "Ada", "--store", store)
     assert output.exit_code == 3
-    assert "There: letters" in one_line(output.output)
+    assert "Available: letters" in one_line(output.output)

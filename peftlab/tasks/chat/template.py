@@ -38,7 +38,7 @@ def read_template(file: Path, errors: ErrorCollector, *, key: str) -> str | None
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
     except FileNotFoundError:
         beside = [found.name for found in file.parent.glob(f"*{file.suffix}")]
-        errors.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Templates there"))
+        errors.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Available templates"))
     except (OSError, UnicodeDecodeError) as error:
         errors.add(f"{file} cannot be read: {error}.", key=key)
     except TemplateSyntaxError as error:

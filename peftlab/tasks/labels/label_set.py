@@ -44,7 +44,7 @@ def reject_unknown_labels(
         errors.add(
             f"label '{label}' occurs in {split} ({seen[label]}×, first at {where}) but not in {missing_in}.",
             key=key,
-            hint=suggest(label, labels, what="Labels there"),
+            hint=suggest(label, labels, what="Available labels"),
         )
 
 
