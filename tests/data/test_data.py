@@ -386,7 +386,8 @@ def test_a_missing_file_is_told_with_the_nearest_one(write, tmp_path):
     errors = ErrorCollector(locations={"data.train": "r.yaml:7"})
     load_rows(DataSection(train=str(tmp_path / "trian.txt")), errors)
     assert [str(issue) for issue in errors.issues] == [
-        f"r.yaml:7  data.train: no such file: {tmp_path}/trian.txt. Did you mean 'train.txt'? Available files: train.txt."
+        f"r.yaml:7  data.train: no such file: {tmp_path}/trian.txt. "
+        "Did you mean 'train.txt'? Available files: train.txt."
     ]
 
 
