@@ -1,18 +1,20 @@
-"""Every error a user can meet: what is wrong, where, what to do next, and the exit code of the command.
+"""Every error that a user can see, with the exit code of the command.
 
-PeftlabError              1   anything below, and the last resort
-├── RecipeError           2   the recipe, an override or the data is wrong; lists every problem at once
-├── NotFoundError         3   something named is not there
+Messages say what is wrong, where, and what to do.
+
+PeftlabError              1   base class of all errors
+├── RecipeError           2   the recipe, an override or the data is wrong; lists everything at once
+├── NotFoundError         3   something that the user named does not exist
 │   ├── BaseNotFoundError
 │   ├── AdapterNotFoundError
 │   ├── DeviceNotFoundError
 │   └── PackageNotFoundError
-├── PluginError           1   a method or task that another package brings cannot be used
-├── IntegrityError        4   an adapter is damaged, or does not fit the base it is asked to sit on
-├── MemoryBudgetError     5   an adapter is larger than what adapters may take of memory
+├── PluginError           1   a method or task of another package cannot be used
+├── IntegrityError        4   an adapter is damaged, or does not fit its base model
+├── MemoryBudgetError     5   an adapter exceeds the memory for adapters
 ├── StoreError            5   the store cannot be written
 ├── ProcessLostError      6   another process of the same run has ended, or the launcher failed
-├── TuningDiverged        7   training left the numbers behind, before there was anything to keep
+├── TuningDiverged        7   the weights became NaN or infinite before the first epoch was scored
 └── TuningInterrupted   130   the user stopped the run
 """
 
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-MAX_SUGGESTIONS = 15  # names told after a miss
+MAX_SUGGESTIONS = 15  # names listed after an unknown name
 
 
 class PeftlabError(Exception):
@@ -42,27 +44,27 @@ class NotFoundError(PeftlabError):
 
 
 class BaseNotFoundError(NotFoundError):
-    """No base model under that name in any of the places looked in."""
+    """No base model of that name in any of the places searched."""
 
 
 class AdapterNotFoundError(NotFoundError):
-    """No such adapter, or no such version of it, in the store."""
+    """The store has no such adapter, or no such version of it."""
 
 
 class DeviceNotFoundError(NotFoundError):
-    """This machine has no such accelerator, or this torch cannot use it."""
+    """This machine has no such device, or the installed torch cannot use it."""
 
 
 class PackageNotFoundError(NotFoundError):
-    """What is asked for needs a package that is not installed; the sentence has the command."""
+    """A required package is not installed; the message has the command that installs it."""
 
 
 class PluginError(PeftlabError):
-    """A method or task that another installed package brings cannot be imported, or is no record."""
+    """A method or task of another installed package cannot be imported, or is not a valid record."""
 
 
 class IntegrityError(PeftlabError):
-    """A published adapter differs from what was published, or from the base it is loaded onto."""
+    """The files of an adapter were changed, or do not fit the base model."""
 
     exit_code = 4
     exit_reason = "an adapter is damaged, or does not fit its base model"
@@ -76,28 +78,28 @@ class StoreError(PeftlabError):
 
 
 class MemoryBudgetError(PeftlabError):
-    """An adapter is larger than all that adapters may take of memory."""
+    """One adapter is larger than the memory budget for all adapters."""
 
     exit_code = 5
     exit_reason = "an adapter exceeds --memory"
 
 
 class ProcessLostError(PeftlabError):
-    """A run in several processes cannot go on, because one of them ended; the sentence says how to go on."""
+    """A process of a distributed run ended unexpectedly; the message says how to resume the run."""
 
     exit_code = 6
     exit_reason = "a process of a distributed run ended unexpectedly"
 
 
 class TuningDiverged(PeftlabError):
-    """The weights were no numbers any more before an epoch was scored; the sentence says what to change."""
+    """The weights became NaN or infinite before an epoch was scored; the message says what to change."""
 
     exit_code = 7
     exit_reason = "the weights became NaN or infinite before an epoch was scored"
 
 
 class TuningInterrupted(PeftlabError):
-    """The user stopped a tuning run; the sentence says how to go on."""
+    """The user stopped a tuning run; the message says how to resume it."""
 
     exit_code = 130
     exit_reason = "stopped by Ctrl-C"
@@ -105,10 +107,10 @@ class TuningInterrupted(PeftlabError):
 
 @dataclass(frozen=True)
 class ValidationIssue:
-    """One thing wrong with a recipe or its data.
+    """One error in a recipe or its data.
 
-    `where` is `file:line` (or the override as typed), `key` the dotted path in the recipe, or whose row it is (an
-    adapter's name), `hint` what to do next.
+    `where` is `file:line`, or the override as typed. `key` is the dotted key in the recipe, or the adapter that the row
+    belongs to. `hint` says what to do next.
     """
 
     message: str
@@ -196,14 +198,14 @@ def reraise_as_recipe_error(message: str, *types: type[Exception], key: str) -> 
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely meant, or None."""
+    """The known name that is most similar to `name`, or None."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None
 
 
 def suggest(name: str, known: Iterable[str], *, what: str = "Known") -> str:
-    """A sentence for a miss: the nearest known name first, then all of them, or the first few of very many."""
+    """A hint after an unknown name: the most similar known name, then the known names, at most `MAX_SUGGESTIONS`."""
     names = sorted(known)
     close = nearest(name, names)
     meant = f"Did you mean '{close}'? " if close else ""

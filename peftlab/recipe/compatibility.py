@@ -10,25 +10,25 @@ _OTHER_QUANTIZATION: dict[Quantization, Quantization] = {"8bit": "4bit", "4bit":
 
 
 def check_compatibility(recipe: Recipe, errors: ErrorCollector) -> None:
-    """Note every key that cannot stand beside what the recipe says elsewhere."""
-    for issue in _clashes(recipe):
+    """Record every key that cannot be combined with another part of the recipe."""
+    for issue in _find_conflicts(recipe):
         errors.add(issue.message, key=issue.key, hint=issue.hint)
 
 
-def _clashes(recipe: Recipe) -> Iterator[ValidationIssue]:
+def _find_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     yield from _quantization_conflicts(recipe)
     yield from _task_conflicts(recipe)
     if recipe.method.start_from:
         for reason in filter(None, (limits.start_from for limits in recipe.method.limits)):
             yield ValidationIssue(reason, key="method.start_from", hint="Remove it, or take another method.")
     if recipe.training.packing:
-        yield from _against_packing(recipe)
+        yield from _packing_conflicts(recipe)
     if recipe.training.torch_compile:
-        yield from _against_compiling(recipe)
+        yield from _compile_conflicts(recipe)
     if recipe.training.distributed in SHARDING:
-        for reason in _needing_the_whole_base(recipe):
+        for reason in _sharding_conflicts(recipe):
             yield ValidationIssue(
-                reason, key="training.distributed", hint="Take ddp: each process holds the whole base."
+                reason, key="training.distributed", hint="Use ddp, where each process holds the whole base."
             )
 
 
@@ -38,7 +38,7 @@ def _quantization_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
         key, message = conflict
         other = _OTHER_QUANTIZATION[quantization] if quantization else None
         instead = "lora" if method.quantization_conflict(other) else f"lora or {other}"
-        yield ValidationIssue(message, key=f"method.{key}", hint=f"Take {instead}, or take base.quantization out.")
+        yield ValidationIssue(message, key=f"method.{key}", hint=f"Take {instead}, or remove base.quantization.")
 
 
 def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
@@ -50,32 +50,32 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
         ):
             yield ValidationIssue(reason, key="method.type", hint="Take lora, or another method.")
     if method.trains_token_embeddings and not task.trains_token_embeddings:
-        message = f"embeddings of single tokens train for causal-lm, not for {task.type}."
+        message = f"single token embeddings can be trained for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")
 
 
-def _needing_the_whole_base(recipe: Recipe) -> Iterator[str]:
-    """What cannot be where each process holds a part of the base, and why not."""
-    engine, task = recipe.training.distributed, recipe.task
+def _sharding_conflicts(recipe: Recipe) -> Iterator[str]:
+    """Reasons against fsdp and deepspeed, where each process holds only a part of the base."""
+    strategy, task = recipe.training.distributed, recipe.task
     if task.sharding_conflict:
         yield task.sharding_conflict
     yield from filter(None, (limits.sharding for limits in recipe.method.limits))
     if recipe.base.quantization:
-        yield f"{engine} cannot share out a base in {recipe.base.quantization}."
+        yield f"{strategy} cannot shard a base in {recipe.base.quantization}."
     if recipe.training.torch_compile:
-        yield f"{engine} takes layers apart that torch.compile has compiled as they are."
+        yield f"{strategy} shards layers that torch.compile has compiled as a whole."
 
 
-def _against_compiling(recipe: Recipe) -> Iterator[ValidationIssue]:
+def _compile_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if recipe.training.fused_lora:
-        message = "torch.compile makes kernels of PEFT's layers in the place of the fused function."
-        yield ValidationIssue(message, key="training.fused_lora", hint="Take one of the two out.")
+        message = "torch.compile compiles PEFT's layers and would bypass the fused function."
+        yield ValidationIssue(message, key="training.fused_lora", hint="Remove one of the two.")
 
 
-def _against_packing(recipe: Recipe) -> Iterator[ValidationIssue]:
+def _packing_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if reason := recipe.task.packing_conflict:
         yield ValidationIssue(reason, key="training.packing", hint="Remove it.")
     if recipe.method.trains_upper_layers_only and recipe.training.frozen_cache:
-        message = "what frozen layers make of each text is kept text by text, and packed texts share rows."
-        hint = "Remove it, or keep nothing: training.frozen_cache: null."
+        message = "the outputs of frozen layers are cached for each text, and packed texts share rows."
+        hint = "Remove it, or turn the cache off: training.frozen_cache: null."
         yield ValidationIssue(message, key="training.packing", hint=hint)

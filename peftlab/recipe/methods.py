@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from peftlab.recipe.method import Limits, Method, MethodInfo
 from peftlab.recipe.peft_methods import PeftMethod
-from peftlab.recipe.types import Count, Positive, Share
+from peftlab.recipe.types import Fraction, NonNegativeInt, PositiveInt
 
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
 _PACKED_TYPE = "PEFT makes A and B of the packed weight's type, which cannot train"
@@ -38,25 +38,27 @@ class Lora(Method):
         ),
     )
     type: Literal["lora"] = "lora"
-    r: Positive = 8
+    r: PositiveInt = 8
     """Rank of the update."""
-    lora_alpha: Positive = 16
+    lora_alpha: PositiveInt = 16
     """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with use_rslora)."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names, or ends of names, of the layers to adapt; all-linear takes every Linear of the base, never the head."""
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """Numbers of the layers to adapt, counted from 0; null takes all. Layers below the lowest adapted one run without
     dropout, and `training.frozen_cache` saves most of their time."""
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
     """Initial values of A: true draws them uniformly. B begins as 0; with orthogonal, A and B begin so that BA = 0."""
-    rank_pattern: dict[str, Positive] = {}
+    rank_pattern: dict[str, PositiveInt] = {}
     """Ends of layer names → their own r."""
-    alpha_pattern: dict[str, Positive] = {}
+    alpha_pattern: dict[str, PositiveInt] = {}
     """Ends of layer names → their own lora_alpha."""
-    trainable_token_indices: Literal["endings"] | Annotated[list[str | Count], Field(min_length=1)] | None = None
+    trainable_token_indices: Literal["endings"] | Annotated[list[str | NonNegativeInt], Field(min_length=1)] | None = (
+        None
+    )
     """causal-lm: tokens, by text or id, whose embeddings train as well; all other embeddings stay frozen. endings takes
     the tokens that end an answer: the template's ending, and the tokenizer's end of text."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -80,28 +82,28 @@ class AdaLora(Method):
         ),
     )
     type: Literal["adalora"]
-    target_r: Positive = 8
+    target_r: PositiveInt = 8
     """Average rank at the end of training."""
-    init_r: Positive = 12
+    init_r: PositiveInt = 12
     """Rank of each layer at the beginning."""
-    tinit: Count | None = None
+    tinit: NonNegativeInt | None = None
     """Steps before ranks begin to fall; null takes a tenth of all."""
-    tfinal: Count | None = None
+    tfinal: NonNegativeInt | None = None
     """Steps after ranks have stopped falling; null takes three tenths of all."""
-    deltaT: Positive = 1  # noqa: N815  # PEFT's name
+    deltaT: PositiveInt = 1  # noqa: N815  # PEFT's name
     """Steps between two distributions of the ranks."""
-    beta1: Share = 0.85
+    beta1: Fraction = 0.85
     """Decay of the moving average of a direction's importance."""
-    beta2: Share = 0.85
+    beta2: Fraction = 0.85
     """Decay of the moving average of that importance's uncertainty."""
     orth_reg_weight: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the orthogonality term in the loss."""
-    lora_alpha: Positive = 16
+    lora_alpha: PositiveInt = 16
     """The update is scaled by lora_alpha / init_r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """As for lora."""
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """As for lora."""
 
     @field_validator("init_r")
@@ -123,7 +125,7 @@ class Bottleneck(Method):
     variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     """houlsby: one after attention and one after the feed-forward network of each layer; pfeiffer: one after the
     feed-forward network; parallel: one parallel to it."""
-    reduction_factor: Positive | None = None
+    reduction_factor: PositiveInt | None = None
     """The base's hidden size divided by the bottleneck's; null takes 16 (parallel: 2)."""
     activation: Literal["relu", "gelu", "silu", "tanh"] | None = None
     """null takes relu (houlsby: silu)."""
@@ -132,7 +134,7 @@ class Bottleneck(Method):
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
     """Names, or ends of names, of the modules that get one; null takes those of the base's architecture, if it is
     known."""
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """Numbers of the layers to adapt, counted from 0; null takes all."""
 
     @property
@@ -168,16 +170,16 @@ class Prefix(Method):
         setup_code=f"{_SETUP}PEFT's own prefixes are of another kind",
     )
     type: Literal["prefix"]
-    num_virtual_tokens: Positive = 16
+    num_virtual_tokens: PositiveInt = 16
     """Trained keys, and values, in each layer."""
     prefix_projection: bool = False
     """A small network computes keys and values from embeddings; it is saved with them."""
-    encoder_hidden_size: Positive | None = None
+    encoder_hidden_size: PositiveInt | None = None
     """With prefix_projection: the hidden size of that network; null takes the size of the keys."""
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
     """Names, or ends of names, of self-attention modules; null takes those of the base's architecture, if it is
     known."""
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """Numbers of the layers to adapt, counted from 0; null takes all."""
 
     @field_validator("encoder_hidden_size")
@@ -191,7 +193,7 @@ class Prefix(Method):
 class VirtualTokens(Method):
     """Trained embeddings in front of each input."""
 
-    num_virtual_tokens: Positive = 16
+    num_virtual_tokens: PositiveInt = 16
     """Trained embeddings in front of each input; they count as tokens of it."""
 
     @property
@@ -224,7 +226,7 @@ class PTuning(VirtualTokens):
     type: Literal["p-tuning"]
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
     """MLP: three layers; LSTM: a bidirectional LSTM of two layers, and two more."""
-    encoder_hidden_size: Positive | None = None
+    encoder_hidden_size: PositiveInt | None = None
     """Hidden size of the network; null takes the size of the embeddings."""
 
 
@@ -235,7 +237,7 @@ class BitFit(Method):
         learning_rate=1e-2, setup_code=f"{_SETUP}PEFT itself has no differences to biases"
     )
     type: Literal["bitfit"]
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """Numbers of the layers to adapt, counted from 0; null takes all."""
 
 
@@ -244,7 +246,7 @@ class LnTuning(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(learning_rate=1e-2)
     type: Literal["ln-tuning"]
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """Numbers of the layers to adapt, counted from 0; null takes all."""
 
 
@@ -271,7 +273,7 @@ class LastLayers(Method):
         limits=(Limits(quantization={"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS}),),
     )
     type: Literal["last-layers"]
-    layers: Positive = 1
+    layers: PositiveInt = 1
     """Number of layers that train."""
 
     @property

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict
 
 from peftlab.recipe.method import Limits, Method, MethodInfo
-from peftlab.recipe.types import Count, Quantization
+from peftlab.recipe.types import NonNegativeInt, Quantization
 
 
 def _limits(quantization: Mapping[Quantization, str]) -> tuple[Limits, ...]:
@@ -90,7 +90,7 @@ class PeftMethod(Method):
     type: PeftMethodType
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """As for lora."""
-    layers_to_transform: list[Count] | Count | None = None
+    layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
     """As for lora."""
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Methods and tasks that other installed packages bring, by the entry points `peftlab.methods` and `peftlab.tasks`.
+"""Methods and tasks of other installed packages, found by the entry points `peftlab.methods` and `peftlab.tasks`.
 
 An entry point's name is the type that a recipe names, its value a record. A package is imported only when its type is
 used; the names alone are known from its metadata.
@@ -40,8 +40,8 @@ class Registry(Mapping[str, Record]):
     def _load(self, name: str) -> Record:
         record = load_plugin(self.group, name)
         if not isinstance(record, self.record_type):
-            kind = self.record_type.__name__
-            raise PluginError(f"{_source(self.group, name)} should be a {kind}, not {type(record).__name__}.")
+            expected_type = self.record_type.__name__
+            raise PluginError(f"{_source(self.group, name)} should be a {expected_type}, not {type(record).__name__}.")
         return record
 
     def __contains__(self, name: object) -> bool:
@@ -73,8 +73,8 @@ def load_plugin(group: str, name: str) -> Any:
     try:
         return found[0].load()
     except Exception as error:  # a package may fail in any way while it is imported
-        told = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{_source(group, name)} cannot be imported: {told}") from error
+        message = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{_source(group, name)} cannot be imported: {message}") from error
 
 
 def load_section(group: str, name: str, base: type[SectionType]) -> type[SectionType]:
@@ -108,8 +108,8 @@ def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoin
 
 def _source(group: str, name: str) -> str:
     point = _entry_points(group, tuple(sys.path))[name][0]
-    kind = {METHOD_PLUGINS: "method", TASK_PLUGINS: "task"}[group]
-    return f"the {kind} '{name}' of the package '{_package(point)}' ({point.value})"
+    expected_type = {METHOD_PLUGINS: "method", TASK_PLUGINS: "task"}[group]
+    return f"the {expected_type} '{name}' of the package '{_package(point)}' ({point.value})"
 
 
 def _package(point: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""YAML file + overrides → Recipe, with every problem found in one go."""
+"""Read a recipe from a YAML file and overrides, and report all its errors at once."""
 
 import io
 import os
@@ -15,9 +15,11 @@ from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.recipe.validation import Key, RawRecipe, validate_recipe
 
 DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
-TEMPLATE: Key = ("task", "template")
-MAYBE_FOLDERS: tuple[Key, ...] = (("base", "model"), ("data", "dataset"))
-ADAPTERS: tuple[Key, ...] = (("method", "start_from"),)  # paths where there is a slash in them, else names in the store
+TEMPLATE_FILE: Key = ("task", "template")
+OPTIONAL_FOLDERS: tuple[Key, ...] = (("base", "model"), ("data", "dataset"))
+ADAPTER_REFERENCES: tuple[Key, ...] = (
+    ("method", "start_from"),
+)  # a path if it contains a slash, else a name in the store
 
 
 def read_recipe(
@@ -25,25 +27,25 @@ def read_recipe(
 ) -> Recipe:
     """Read and check the recipe at `path`, changed by `overrides` (dotted key → value).
 
-    Paths written in the recipe are relative to its folder; paths given in `overrides`, to the current folder.
+    Paths in the recipe are relative to its folder, paths in `overrides` to the current folder.
 
-    With `errors`, what is wrong is added there and the repaired recipe is returned so that checking can go on.
+    With `errors`, issues are added there, and the repaired recipe is returned so that more can be checked.
 
     Raises:
-        RecipeError: what is wrong, all at once; with `errors`, only where too little is left to go on with.
+        RecipeError: lists every issue; with `errors`, raised only if too little is left to check.
     """
     if errors is None:
         with ErrorCollector() as errors:
             return read_recipe(path, overrides, errors)
-    draft = _read_yaml(Path(path), errors)
+    raw = _read_yaml(Path(path), errors)
     for key, value in (overrides or {}).items():
-        _override(draft, key, value, errors)
-    _resolve_paths(draft)
-    return validate_recipe(draft, errors)
+        _override(raw, key, value, errors)
+    _resolve_paths(raw)
+    return validate_recipe(raw, errors)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`training.learning_rate=5e-4` → its key and its value, read as YAML.
+    """Split an override such as `training.learning_rate=5e-4` into its key and its value, which is read as YAML.
 
     Raises:
         ValueError: `text` is not of the form key=value.
@@ -58,9 +60,9 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
-    """The recipe with every default filled in, its paths relative to `folder`, where the text is meant to lie."""
+    """The recipe as YAML with every default filled in, its paths relative to `folder`."""
     values = recipe.model_dump()
-    for section, name in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS, TEMPLATE):
+    for section, name in (*DATA_FILES, *OPTIONAL_FOLDERS, *ADAPTER_REFERENCES, TEMPLATE_FILE):
         value = values[section].get(name)
         if isinstance(value, str) and os.path.isabs(value):
             values[section][name] = os.path.relpath(value, folder)
@@ -75,11 +77,11 @@ def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
 
 
 def _read_yaml(file: Path, errors: ErrorCollector) -> RawRecipe:
-    draft = RawRecipe(file)
+    raw = RawRecipe(file)
     try:
         document = YAML(typ="rt", pure=True).load(file.read_text(encoding="utf8"))
     except FileNotFoundError:
-        errors.add("no such recipe.", where=str(file), hint=_nearby_recipes(file))
+        errors.add("no such recipe.", where=str(file), hint=_suggest_recipes(file))
     except (OSError, UnicodeDecodeError) as error:
         errors.add(f"cannot be read: {error}.", where=str(file))
     except MarkedYAMLError as error:
@@ -90,55 +92,55 @@ def _read_yaml(file: Path, errors: ErrorCollector) -> RawRecipe:
     else:
         if isinstance(document, dict):
             errors.locations[""] = str(file)
-            values = _plain(document, (), file, errors.locations)
-            draft.values = {name: value for name, value in values.items() if value is not None}  # an empty section
+            values = _to_plain_values(document, (), file, errors.locations)
+            raw.values = {name: value for name, value in values.items() if value is not None}  # an empty section
         else:
             errors.add("a recipe is a mapping, with at least name, base, task and data.", where=str(file))
     errors.raise_if_any()
-    return draft
+    return raw
 
 
-def _nearby_recipes(file: Path) -> str:
+def _suggest_recipes(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path("recipes")
     return suggest(str(file), [str(found) for found in folder.glob("*.yaml")], what="Available recipes")
 
 
-def _plain(node: Any, key: Key, file: Path, places: dict[str, str]) -> Any:
-    """Round-trip YAML nodes → plain Python values, noting the place of each key."""
+def _to_plain_values(node: Any, key: Key, file: Path, locations: dict[str, str]) -> Any:
+    """Convert round-trip YAML nodes to plain Python values, and record where each key is."""
     if isinstance(node, dict):
         plain = {}
         for name, value in node.items():
             inner = (*key, str(name))
             if name in (node.lc.data or {}):  # type: ignore[attr-defined]  # a key merged in by `<<` has no line
-                places[".".join(inner)] = f"{file}:{node.lc.key(name)[0] + 1}"  # type: ignore[attr-defined]
-            plain[str(name)] = _plain(value, inner, file, places)
+                locations[".".join(inner)] = f"{file}:{node.lc.key(name)[0] + 1}"  # type: ignore[attr-defined]
+            plain[str(name)] = _to_plain_values(value, inner, file, locations)
         return plain
     if isinstance(node, list):
-        return [_plain(value, key, file, places) for value in node]
-    for kind in (bool, int, float, str):  # ruamel's scalars are subclasses that remember their spelling
-        if isinstance(node, kind):
-            return kind(node)
+        return [_to_plain_values(value, key, file, locations) for value in node]
+    for scalar_type in (bool, int, float, str):  # ruamel's scalars are subclasses that keep their spelling
+        if isinstance(node, scalar_type):
+            return scalar_type(node)
     return node
 
 
-def _override(draft: RawRecipe, dotted: str, value: Any, errors: ErrorCollector) -> None:
-    key: Key = tuple(dotted.split("."))
-    typed = f"-o {dotted}={_yaml_line(value)}"
-    section = draft.values
+def _override(raw: RawRecipe, dotted_key: str, value: Any, errors: ErrorCollector) -> None:
+    key: Key = tuple(dotted_key.split("."))
+    override_text = f"-o {dotted_key}={_yaml_line(value)}"
+    section = raw.values
     for depth, part in enumerate(key[:-1], start=1):
         if part not in section:
-            errors.locations[".".join(key[:depth])] = typed
+            errors.locations[".".join(key[:depth])] = override_text
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            errors.add(f"'{part}' is not a section.", where=typed, key=dotted)
+            errors.add(f"'{part}' is not a section.", where=override_text, key=dotted_key)
             return
     section[key[-1]] = value
-    errors.locations[dotted] = typed
-    draft.overridden.add(key)
+    errors.locations[dotted_key] = override_text
+    raw.overridden.add(key)
 
 
 def _yaml_line(value: Any) -> str:
-    """A value as one writes it after `-o key=`."""
+    """The value as one line of YAML, as after `-o key=`."""
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.width = True, 10_000
@@ -146,16 +148,16 @@ def _yaml_line(value: Any) -> str:
     return text.getvalue().removesuffix("...\n").strip()
 
 
-def _resolve_paths(draft: RawRecipe) -> None:
-    """Make paths absolute, so that nothing after this depends on where the recipe lies."""
-    for key in (*DATA_FILES, *MAYBE_FOLDERS, *ADAPTERS, TEMPLATE):
-        value = draft.get(key)
-        if not isinstance(value, str) or (key in DATA_FILES and draft.get(("data", "dataset"))):
+def _resolve_paths(raw: RawRecipe) -> None:
+    """Make all paths absolute."""
+    for key in (*DATA_FILES, *OPTIONAL_FOLDERS, *ADAPTER_REFERENCES, TEMPLATE_FILE):
+        value = raw.get(key)
+        if not isinstance(value, str) or (key in DATA_FILES and raw.get(("data", "dataset"))):
             continue
-        typed = any(key[:depth] in draft.overridden for depth in range(1, len(key) + 1))
-        folder = Path.cwd() if typed else draft.file.parent
+        override_text = any(key[:depth] in raw.overridden for depth in range(1, len(key) + 1))
+        folder = Path.cwd() if override_text else raw.file.parent
         path = os.path.abspath(folder / Path(value).expanduser())
-        is_file = key in DATA_FILES or (key == TEMPLATE and value.endswith(TEMPLATE_ENDING))
-        is_folder = (key in ADAPTERS and "/" in value) or (key in MAYBE_FOLDERS and os.path.isdir(path))
+        is_file = key in DATA_FILES or (key == TEMPLATE_FILE and value.endswith(TEMPLATE_ENDING))
+        is_folder = (key in ADAPTER_REFERENCES and "/" in value) or (key in OPTIONAL_FOLDERS and os.path.isdir(path))
         if is_file or is_folder:
-            draft.parent(key)[key[-1]] = path
+            raw.parent(key)[key[-1]] = path

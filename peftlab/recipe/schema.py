@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from peftlab.recipe.methods import Lora, MethodSection
 from peftlab.recipe.tasks import TaskSection
-from peftlab.recipe.types import AdapterName, Labels, Positive, Quantization, Section, Share, Size
+from peftlab.recipe.types import AdapterName, ByteSize, Fraction, Labels, PositiveInt, Quantization, Section
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Optimizer = Literal[
@@ -37,9 +37,9 @@ class DataSection(Section):
     train: str
     """File, relative to the recipe; with `dataset`, the name of a split. `train.{en,de}` are two files whose lines are
     texts and their translations."""
-    validation: str | Share = 0.1
+    validation: str | Fraction = 0.1
     """File or split; a number is the share carved out of the training rows."""
-    test: str | Share | None = None
+    test: str | Fraction | None = None
     """File or split; a number is the share carved out of the training rows; null skips the final test."""
     dataset: str | None = None
     """Hub id, or a local folder, that `datasets` loads; train, validation and test then name its splits."""
@@ -68,10 +68,10 @@ class DataSection(Section):
 class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """null takes what suits the method; see `Method.usual_learning_rate`."""
-    num_train_epochs: Positive = 10
-    per_device_train_batch_size: Positive = 16
-    per_device_eval_batch_size: Positive = 32
-    gradient_accumulation_steps: Positive = 1
+    num_train_epochs: PositiveInt = 10
+    per_device_train_batch_size: PositiveInt = 16
+    per_device_eval_batch_size: PositiveInt = 32
+    gradient_accumulation_steps: PositiveInt = 1
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps in which the learning rate rises from 0."""
@@ -106,16 +106,16 @@ class TrainingSection(Section):
     """
     seed: Annotated[int, Field(ge=0)] = 42
     """Seeds the head, dropout and row order."""
-    early_stopping_patience: Positive | None = 5
+    early_stopping_patience: PositiveInt | None = 5
     """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
-    frozen_cache: Size | None = "2GiB"
+    frozen_cache: ByteSize | None = "2GiB"
     """Disk space for what the layers below the lowest adapted one make of each row: computed once instead of in every
     epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any. In either case
     these layers run without dropout."""
 
     @field_validator("fp16")
     @classmethod
-    def _one_of_both(cls, fp16: bool | None, info: ValidationInfo) -> bool | None:
+    def _check_one_precision(cls, fp16: bool | None, info: ValidationInfo) -> bool | None:
         if fp16 and info.data.get("bf16"):
             raise ValueError("should not be true beside bf16")
         return fp16
@@ -134,7 +134,7 @@ class Recipe(Section):
 
     @field_validator("training")
     @classmethod
-    def _at_the_methods_rate(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
+    def _set_default_learning_rate(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
         """A recipe that is written down says its learning rate, whatever a later version takes."""
         if training.learning_rate is not None or "method" not in info.data:
             return training

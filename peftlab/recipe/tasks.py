@@ -4,10 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from peftlab.recipe.types import Count, Labels, Positive, Section, Share
+from peftlab.recipe.types import Fraction, Labels, NonNegativeInt, PositiveInt, Section
 
 TEMPLATE_ENDING = ".jinja"
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+LABEL_SMOOTHING_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 def _template_file(path: str) -> str:
@@ -37,7 +37,7 @@ class TaskFields(Section):
     @property
     def packing_conflict(self) -> str:
         """Why texts cannot share rows of a batch; empty if they can."""
-        return f"each text of {self.type} needs a row of its own."
+        return f"each text of {self.type} needs its own row."
 
     @property
     def sharding_conflict(self) -> str:
@@ -45,7 +45,7 @@ class TaskFields(Section):
         return ""
 
     def _scored_by_generation(self) -> str:
-        return f"{self.type} is scored by what is written, and each process holds a part of the base."
+        return f"{self.type} is scored by generating text, and each process holds only a part of the base."
 
 
 class TokenClassification(TaskFields):
@@ -66,7 +66,7 @@ class TextClassification(TaskFields):
     """Class names, in order, also what numbers in the data stand for; null takes those found in the training rows."""
     multi_label: bool = False
     """A row has a list of labels, which may be empty, instead of exactly one."""
-    threshold: Share = 0.5
+    threshold: Fraction = 0.5
     """With multi_label: the probability from which on a label is given."""
     class_weights: Literal["balanced"] | None = None
     """balanced weighs each class by the inverse of its frequency in training."""
@@ -84,9 +84,9 @@ class QuestionAnswering(TaskFields):
     """The span of a context that answers a question, or none."""
 
     type: Literal["question-answering"]
-    doc_stride: Positive = 128
+    doc_stride: PositiveInt = 128
     """Tokens that one window of a long context shares with the next."""
-    max_answer_length: Positive = 30
+    max_answer_length: PositiveInt = 30
     """Longest answer, in tokens, that is looked for."""
 
 
@@ -103,9 +103,9 @@ class RelationExtraction(TaskFields):
 class Generation(Section):
     """How a text goes on when an adapter is asked: Transformers' own names."""
 
-    max_new_tokens: Positive = 128
+    max_new_tokens: PositiveInt = 128
     """The longest reply, in tokens."""
-    num_beams: Positive = 1
+    num_beams: PositiveInt = 1
     """From 2 on, beam search for the likeliest reply."""
     do_sample: bool = False
     """Draw each token by its probability, instead of taking the likeliest."""
@@ -113,11 +113,11 @@ class Generation(Section):
     """With do_sample: below 1 the likely become likelier."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """With do_sample: draw among the likeliest, which have this much probability together."""
-    top_k: Count = 0
+    top_k: NonNegativeInt = 0
     """With do_sample: draw among so many of the likeliest; 0 for all."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1, tokens that were there already become less likely."""
-    no_repeat_ngram_size: Count = 0
+    no_repeat_ngram_size: NonNegativeInt = 0
     """No run of so many tokens comes twice; 0 for no such rule."""
     length_penalty: float = 1.0
     """With num_beams: above 0 longer replies are preferred, below 0 shorter ones."""
@@ -174,18 +174,18 @@ class Preference(LanguageModelTask):
 
     @field_validator("label_smoothing")
     @classmethod
-    def _smoothed(cls, share: float, info: ValidationInfo) -> float:
+    def _check_label_smoothing(cls, share: float, info: ValidationInfo) -> float:
         loss = info.data.get("loss_type")
         if loss == "exo_pair" and not share:
             raise ValueError("should be above 0 with exo_pair, as 1e-3 is")
-        if share and loss not in SMOOTHED:
-            raise ValueError(f"should come with one of {', '.join(SMOOTHED)}")
+        if share and loss not in LABEL_SMOOTHING_LOSSES:
+            raise ValueError(f"should come with one of {', '.join(LABEL_SMOOTHING_LOSSES)}")
         return share
 
     @property
     def sharding_conflict(self) -> str:
         """See `TaskFields.sharding_conflict`."""
-        return "what the base makes of each answer is computed apart from training, where no process has all of it."
+        return "the reference scores of the base are computed before training, where no process holds the whole base."
 
 
 class Translation(TaskFields):
@@ -241,7 +241,7 @@ class DomainAdaptation(TaskFields):
     type: Literal["domain-adaptation"]
     objective: Literal["masked-lm", "causal-lm"] | None = None
     """masked-lm finds masked tokens, causal-lm foresees each next one; null takes what the base was pretrained for."""
-    mask_probability: Share | None = None
+    mask_probability: Fraction | None = None
     """masked-lm: share of a text's tokens that is masked, anew in every epoch; null takes 0.15. Scores always mask
     0.15."""
     generation: Generation | None = None
@@ -250,17 +250,17 @@ class DomainAdaptation(TaskFields):
 
     @field_validator("mask_probability", "generation")
     @classmethod
-    def _of_its_objective(cls, value: Any, info: ValidationInfo) -> Any:
-        fitting = "causal-lm" if info.field_name == "generation" else "masked-lm"
-        if value is not None and info.data.get("objective", fitting) not in (None, fitting):
-            raise ValueError(f"should come with objective: {fitting}")
+    def _check_objective(cls, value: Any, info: ValidationInfo) -> Any:
+        required = "causal-lm" if info.field_name == "generation" else "masked-lm"
+        if value is not None and info.data.get("objective", required) not in (None, required):
+            raise ValueError(f"should come with objective: {required}")
         return value
 
     @property
     def packing_conflict(self) -> str:
         """See `TaskFields.packing_conflict`."""
         if self.objective == "masked-lm":
-            return "masked tokens are found with all that is beside them, so each text needs a row of its own."
+            return "masked tokens are predicted from the whole row, so each text needs its own row."
         return ""
 
 

@@ -1,7 +1,7 @@
-"""Plain values → Recipe: held against the schema, and repaired so that the rest can be checked as well.
+"""Validate plain values against the schema, and repair wrong ones so that the rest can be checked too.
 
-A wrong value does not end the check: it is noted, then repaired (a typo by its nearest name, anything else by its
-default or a stand-in). The repaired recipe is never run: `ErrorCollector` raises first.
+A wrong value does not end the check. It is recorded, then repaired: a typo by the closest name, anything else by its
+default or a placeholder. A repaired recipe is never run, because `ErrorCollector` raises first.
 """
 
 import copy
@@ -20,8 +20,8 @@ from peftlab.recipe.schema import Recipe
 
 Key = tuple[str, ...]
 
-# Required keys have no default to fall back on while the rest of a wrong recipe is checked.
-STAND_INS: dict[Key, Any] = {
+# Required keys have no default that could replace a wrong value.
+PLACEHOLDERS: dict[Key, Any] = {
     ("name",): "unnamed",
     ("base",): {"model": "unnamed"},
     ("base", "model"): "unnamed",
@@ -32,14 +32,14 @@ STAND_INS: dict[Key, Any] = {
 
 @dataclass
 class RawRecipe:
-    """A recipe on its way in: plain values, and the keys that overrides set."""
+    """A recipe before validation: plain values, and the keys that overrides set."""
 
     file: Path
     values: dict[str, Any] = field(default_factory=dict)
     overridden: set[Key] = field(default_factory=set)
 
     def parent(self, key: Key) -> Any:
-        """The mapping that holds the last part of `key`."""
+        """The section that contains the last part of `key`."""
         node: Any = self.values
         for part in key[:-1]:
             node = node[part]
@@ -56,63 +56,70 @@ class RawRecipe:
 
 
 @dataclass
-class Fault:
-    """One of pydantic's complaints, by the key the user wrote; the branches of a union make one fault together."""
+class SchemaError:
+    """An error of pydantic at the key that the user wrote; the errors of a union's branches are merged."""
 
     key: Key
-    kind: str
+    error_type: str
     message: str
     value: Any
     expected: str
 
     @property
-    def dotted(self) -> str:
-        """The key as users write it."""
+    def dotted_key(self) -> str:
+        """The key as the user writes it, as in `training.seed`."""
         return ".".join(self.key)
 
 
-def validate_recipe(draft: RawRecipe, errors: ErrorCollector) -> Recipe:
-    """The recipe that `draft` holds, repaired where it is wrong.
+def validate_recipe(raw: RawRecipe, errors: ErrorCollector) -> Recipe:
+    """Validate `raw`, record what is wrong with it, and return the repaired recipe.
 
     Raises:
-        RecipeError: a required key is missing that nothing can stand in for.
+        RecipeError: a required key is missing and has no placeholder.
     """
-    told_before = len(errors.issues)
+    num_before = len(errors.issues)
     while True:
-        _sort_by_line(errors, told_before)
-        schema = _schema_for(draft, errors)
+        _sort_by_line(errors, num_before)
+        schema = _schema_for(raw, errors)
         try:
-            recipe = schema.model_validate(draft.values)
+            recipe = schema.model_validate(raw.values)
         except ValidationError as error:
-            faults = _faults(error, draft.values, schema)
+            _fix_all(_collect_schema_errors(error, raw.values, schema), raw, errors, schema)
         else:
             check_compatibility(recipe, errors)
-            _sort_by_line(errors, told_before)
+            _sort_by_line(errors, num_before)
             return recipe
-        for fault in sorted(faults, key=lambda fault: _line(errors.location(fault.dotted))):
-            if fault.kind == "extra_forbidden":
-                _repair_unknown_key(draft, fault, errors, schema)
-            elif fault.kind == "literal_error" and isinstance(fault.value, str):
-                _repair_unknown_name(draft, fault, errors)
-            elif fault.kind != "missing":
-                errors.add(f"{fault.message}, not {fault.value!r}.", key=fault.dotted)
-                _put_stand_in(draft, fault.key, errors)
-        for fault in faults:
-            if fault.kind == "missing" and draft.get(fault.key) is None:  # a typo may have been it
-                if _repair_type_key(draft, fault, errors):
-                    continue
-                if not errors.has_error_at(fault.dotted):  # a wrong value taken out for the check is not missing
-                    errors.add("missing, and it has no default.", key=fault.dotted)
-                if fault.key not in STAND_INS:
-                    raise RecipeError(errors.issues)
-                _put_stand_in(draft, fault.key, errors)
 
 
-def _schema_for(draft: RawRecipe, errors: ErrorCollector) -> type[Recipe]:
-    """`Recipe`, extended by the types that the draft names and another package brings."""
+def _fix_all(found: list[SchemaError], raw: RawRecipe, errors: ErrorCollector, schema: type[Recipe]) -> None:
+    for error in sorted(found, key=lambda error: _line(errors.location(error.dotted_key))):
+        if error.error_type == "extra_forbidden":
+            _fix_unknown_key(raw, error, errors, schema)
+        elif error.error_type == "literal_error" and isinstance(error.value, str):
+            _fix_unknown_value(raw, error, errors)
+        elif error.error_type != "missing":
+            errors.add(f"{error.message}, not {error.value!r}.", key=error.dotted_key)
+            _set_placeholder(raw, error.key, errors)
+    for error in found:
+        if error.error_type == "missing" and raw.get(error.key) is None:  # a fixed typo may have been this key
+            _fix_missing_key(raw, error, errors)
+
+
+def _fix_missing_key(raw: RawRecipe, error: SchemaError, errors: ErrorCollector) -> None:
+    if _fix_missing_type(raw, error, errors):
+        return
+    if not errors.has_error_at(error.dotted_key):  # a wrong value that was removed is not missing
+        errors.add("missing, and it has no default.", key=error.dotted_key)
+    if error.key not in PLACEHOLDERS:
+        raise RecipeError(errors.issues)
+    _set_placeholder(raw, error.key, errors)
+
+
+def _schema_for(raw: RawRecipe, errors: ErrorCollector) -> type[Recipe]:
+    """`Recipe`, extended by the types that `raw` names and that other packages provide."""
     types: dict[str, list[str]] = {}
-    for section, stand_in in (("task", "token-classification"), ("method", "lora")):
-        name = draft.get((section, "type"))
+    for section, placeholder in (("task", "token-classification"), ("method", "lora")):
+        name = raw.get((section, "type"))
         if not isinstance(name, str) or name in section_classes(Recipe.model_fields[section]):
             continue
         try:
@@ -122,31 +129,31 @@ def _schema_for(draft: RawRecipe, errors: ErrorCollector) -> type[Recipe]:
             del types[section]
             errors.add(f"{error}", key=f"{section}.type")
             errors.placeholders.add(f"{section}.type")
-            draft.values[section] = {"type": stand_in}
+            raw.values[section] = {"type": placeholder}
     return extended_schema(types)
 
 
-def _sort_by_line(errors: ErrorCollector, told_before: int) -> None:
-    errors.issues[told_before:] = sorted(errors.issues[told_before:], key=lambda issue: _line(issue.where))
+def _sort_by_line(errors: ErrorCollector, num_before: int) -> None:
+    errors.issues[num_before:] = sorted(errors.issues[num_before:], key=lambda issue: _line(issue.where))
 
 
-def _faults(error: ValidationError, values: dict[str, Any], schema: type[Recipe]) -> list[Fault]:
-    faults: dict[Key, Fault] = {}
+def _collect_schema_errors(error: ValidationError, values: dict[str, Any], schema: type[Recipe]) -> list[SchemaError]:
+    schema_errors: dict[Key, SchemaError] = {}
     for found in error.errors():
-        found = _about_the_type(found)
-        loc = _without_branch(tuple(map(str, found["loc"])), schema)
-        key = loc if found["type"] == "missing" else _written_part(loc, values)
+        found = _normalize_union_error(found)
+        loc = _strip_union_branch(tuple(map(str, found["loc"])), schema)
+        key = loc if found["type"] == "missing" else _strip_schema_parts(loc, values)
         message = found["msg"].removeprefix("Input ").removeprefix("Value error, ").removeprefix("Value ")
-        if key not in faults:
+        if key not in schema_errors:
             expected = str(found.get("ctx", {}).get("expected", ""))
-            faults[key] = Fault(key, found["type"], message, found["input"], expected)
-        elif message not in faults[key].message:
-            faults[key].message += f", or {message.removeprefix('should be ')}"
-    return list(faults.values())
+            schema_errors[key] = SchemaError(key, found["type"], message, found["input"], expected)
+        elif message not in schema_errors[key].message:
+            schema_errors[key].message += f", or {message.removeprefix('should be ')}"
+    return list(schema_errors.values())
 
 
-def _about_the_type(found: Any) -> Any:
-    """A section that is a union goes by its `type`: say of that key what pydantic says of the section."""
+def _normalize_union_error(found: Any) -> Any:
+    """Move an error about the type of a section to the key `type` of that section."""
     loc = (*found["loc"], "type")
     if found["type"] == "union_tag_not_found":
         return {**found, "type": "missing", "loc": loc}
@@ -157,14 +164,14 @@ def _about_the_type(found: Any) -> Any:
     return found
 
 
-def _without_branch(loc: Key, schema: type[Recipe]) -> Key:
-    """A location inside a union by `type` has that type's name after the section's."""
+def _strip_union_branch(loc: Key, schema: type[Recipe]) -> Key:
+    """Remove the type name that pydantic puts after the name of a union section."""
     field = schema.model_fields.get(loc[0]) if len(loc) > 1 else None
     return (loc[0], *loc[2:]) if field is not None and loc[1] in section_classes(field) else loc
 
 
-def _written_part(loc: Key, values: Any) -> Key:
-    """Pydantic adds names of union branches and list positions to a location; keep the key the user wrote."""
+def _strip_schema_parts(loc: Key, values: Any) -> Key:
+    """Keep the part of a location that the user wrote: pydantic appends union branches and list positions."""
     key: Key = ()
     for part in loc:
         if not isinstance(values, dict) or part not in values:
@@ -178,73 +185,71 @@ def _line(place: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def _repair_unknown_key(draft: RawRecipe, fault: Fault, errors: ErrorCollector, schema: type[Recipe]) -> None:
-    *around, name = fault.key
-    section = draft.parent(fault.key)
-    known = _keys_of(tuple(around), draft, schema)
+def _fix_unknown_key(raw: RawRecipe, error: SchemaError, errors: ErrorCollector, schema: type[Recipe]) -> None:
+    *parents, name = error.key
+    section = raw.parent(error.key)
+    known = _known_keys(tuple(parents), raw, schema)
     hint = suggest(name, known, what="Keys here")
-    if (*around, "type") in draft.overridden and fault.key not in draft.overridden:
-        kind = section["type"]
-        hint += (
-            f" If it goes with another type: -o '{around[0]}={{type: {kind}}}' takes the place of the whole section."
-        )
-    errors.add("unknown key.", key=fault.dotted, hint=hint)
+    if (*parents, "type") in raw.overridden and error.key not in raw.overridden:
+        replaced = f"-o '{parents[0]}={{type: {section['type']}}}'"
+        hint += f" If it belongs to another type, replace the whole section: {replaced}."
+    errors.add("unknown key.", key=error.dotted_key, hint=hint)
     value = section.pop(name)
-    if meant := nearest(name, known - section.keys()):
-        section[meant] = value
-        errors.add_alias(fault.dotted, ".".join((*around, meant)))
+    if closest := nearest(name, known - section.keys()):
+        section[closest] = value
+        errors.add_alias(error.dotted_key, ".".join((*parents, closest)))
 
 
-def _repair_type_key(draft: RawRecipe, fault: Fault, errors: ErrorCollector) -> bool:
-    """A section that is a union says nothing of a misspelled `type` but that there is none."""
-    if fault.key[-1] != "type":
+def _fix_missing_type(raw: RawRecipe, error: SchemaError, errors: ErrorCollector) -> bool:
+    """Repair a missing or misspelled `type`, which pydantic reports as missing; return whether `error` is about it."""
+    if error.key[-1] != "type":
         return False
-    section = draft.parent(fault.key)
+    section = raw.parent(error.key)
     if typo := nearest("type", section):
-        written = ".".join((*fault.key[:-1], typo))
-        errors.add("unknown key.", key=written, hint=suggest(typo, ["type"], what="A key here"))
+        misspelled_key = ".".join((*error.key[:-1], typo))
+        errors.add("unknown key.", key=misspelled_key, hint=suggest(typo, ["type"], what="A key here"))
         section["type"] = section.pop(typo)
-        errors.add_alias(written, fault.dotted)
+        errors.add_alias(misspelled_key, error.dotted_key)
     else:
-        errors.add("missing, and it has no default.", key=fault.dotted)
-        section.clear()  # its other keys belong to a type that nobody knows
-        _put_stand_in(draft, fault.key, errors)
+        errors.add("missing, and it has no default.", key=error.dotted_key)
+        section.clear()  # its other keys belong to an unknown type
+        _set_placeholder(raw, error.key, errors)
     return True
 
 
-def _repair_unknown_name(draft: RawRecipe, fault: Fault, errors: ErrorCollector) -> None:
-    known = re.findall(r"'([^']*)'", fault.expected)
-    if fault.key[1:] == ("type",):
-        known += plugin_types(fault.key[0])
-    message, hint = f"unknown {fault.key[-1]} '{fault.value}'.", suggest(fault.value, known)
-    section, meant = draft.parent(fault.key), nearest(fault.value, known)
-    if fault.dotted == "method.type" and (reason := UNSUPPORTED_PEFT_METHODS.get(fault.value)):
-        message, hint = f"'{fault.value}' cannot be taken: {reason}.", "Take lora, or another method."
-        meant = None
-    errors.add(message, key=fault.dotted, hint=hint)
-    if fault.key[-1] == "type" and not meant:
-        section.clear()  # its other keys belong to a type that nobody knows
-        errors.placeholders.add(fault.dotted)
-    section[fault.key[-1]] = meant or known[0]
+def _fix_unknown_value(raw: RawRecipe, error: SchemaError, errors: ErrorCollector) -> None:
+    known = re.findall(r"'([^']*)'", error.expected)
+    if error.key[1:] == ("type",):
+        known += plugin_types(error.key[0])
+    message, hint = f"unknown {error.key[-1]} '{error.value}'.", suggest(error.value, known)
+    section, closest = raw.parent(error.key), nearest(error.value, known)
+    if error.dotted_key == "method.type" and (reason := UNSUPPORTED_PEFT_METHODS.get(error.value)):
+        message, hint = f"'{error.value}' is not supported: {reason}.", "Take lora, or another method."
+        closest = None
+    errors.add(message, key=error.dotted_key, hint=hint)
+    if error.key[-1] == "type" and not closest:
+        section.clear()  # its other keys belong to an unknown type
+        errors.placeholders.add(error.dotted_key)
+    section[error.key[-1]] = closest or known[0]
 
 
-def _put_stand_in(draft: RawRecipe, key: Key, errors: ErrorCollector) -> None:
-    """What may stand at `key` while the rest is checked; where there is nothing, the default does."""
-    section = draft.parent(key)
-    if key in STAND_INS:
-        section[key[-1]] = copy.deepcopy(STAND_INS[key])
+def _set_placeholder(raw: RawRecipe, key: Key, errors: ErrorCollector) -> None:
+    """Set the placeholder for `key`, or remove the key so that its default applies."""
+    section = raw.parent(key)
+    if key in PLACEHOLDERS:
+        section[key[-1]] = copy.deepcopy(PLACEHOLDERS[key])
         errors.placeholders.add(".".join(key))
     else:
         section.pop(key[-1], None)
 
 
-def _keys_of(key: Key, draft: RawRecipe, schema: type[Recipe]) -> set[str]:
-    """The keys that the schema knows in the section at `key`, by its type where it has several."""
+def _known_keys(key: Key, raw: RawRecipe, schema: type[Recipe]) -> set[str]:
+    """The keys that the schema allows in the section at `key`, for its type."""
     if not key:
         return set(schema.model_fields)
     field = schema.model_fields[key[0]]
     classes = section_classes(field)
-    section: Any = classes[draft.get((key[0], "type")) or field.default.type] if classes else field.annotation
+    section: Any = classes[raw.get((key[0], "type")) or field.default.type] if classes else field.annotation
     for inner in key[1:]:
         section = section.model_fields[inner].annotation
     return set(section.model_fields)

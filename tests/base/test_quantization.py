@@ -181,7 +181,7 @@ REFUSED = {
     "base.quantization=8bit method.use_dora=true": "recipe.yaml:8 method.use_dora 'dora' does not go with a base in 8b",
     "base.quantization=4bit method.type=last-layers": "'last-layers' does not go with a base in 4bit: it trains the ba",
     "base.quantization=4bit method.type=loha": "'loha' does not go with a base in 4bit: PEFT takes the shape of the pa",
-    "base.quantization=8bit training.distributed=fsdp": "training.distributed fsdp cannot share out a base in 8bit. Ta",
+    "base.quantization=8bit training.distributed=fsdp": "training.distributed fsdp cannot shard a base in 8bit. Us",
     "base.quantization=4-bit": "base.quantization unknown quantization '4-bit'. Did you mean '4bit'?",
     "base.quantization=8": "base.quantization should be '8bit' or '4bit', not 8.",
     "training.optim=adamw_8bits": "unknown optim 'adamw_8bits'. Did you mean 'adamw_8bit'?",

@@ -250,7 +250,7 @@ def test_head_with_bias_raises_recipe_error(tmp_path):
 
 def test_unsupported_token_training_raises_recipe_error(tmp_path):
     recipe = chat_recipe(tmp_path, "nowhere")
-    with pytest.raises(RecipeError, match="embeddings of single tokens train for causal-lm, not for regression"):
+    with pytest.raises(RecipeError, match="single token embeddings can be trained for causal-lm, not for regression"):
         read_recipe(recipe, {"task": {"type": "regression"}})
     with pytest.raises(RecipeError, match="PEFT trains rows of whole embeddings, and each process holds a part"):
         read_recipe(recipe, {"training.distributed": "fsdp"})

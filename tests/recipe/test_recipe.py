@@ -141,7 +141,7 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ),
         (
             "method: {type: boft, r: 8}",
-            "method.type: 'boft' cannot be taken: it compiles a CUDA extension when it is used; oft is its simpler "
+            "method.type: 'boft' is not supported: it compiles a CUDA extension when it is used; oft is its simpler "
             "form. Take lora, or another method.",
         ),
         (

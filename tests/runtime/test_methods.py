@@ -125,6 +125,6 @@ def test_fields_of_another_method_are_told_with_the_way_to_replace_them(tiny_bas
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes", method={"lora_alpha": 8})
     told = run("tune", recipe, "--store", tmp_path / "store", "-o", "method.type=ia3")
     assert told.exit_code == 2
-    assert one_line(told.output).count("-o 'method={type: ia3}' takes the place of the whole section.") == 2
+    assert one_line(told.output).count("replace the whole section: -o 'method={type: ia3}'.") == 2
     done = run("tune", recipe, "--store", tmp_path / "store", "-o", "method={type: ia3}")
     assert done.exit_code == 0, done.output

@@ -478,7 +478,7 @@ def test_what_only_asks_is_asked_as_of_causal_lm(task):
         ({"task.beta": 0.0}, "should be greater than 0"),
         ({"task.bta": 0.1}, "Did you mean 'beta'?"),
         ({"method.type": "head"}, "'head' trains only a new head"),
-        ({"training.packing": True}, "each text of preference needs a row of its own"),
+        ({"training.packing": True}, "each text of preference needs its own row"),
         ({"training.distributed": "fsdp"}, "is computed apart from training, where no process has all of it"),
     ],
     ids=str,

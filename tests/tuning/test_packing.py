@@ -79,10 +79,10 @@ def test_packed_run_matches_padded_run(base, tmp_path):
 
 
 def test_unsupported_packed_batch_raises_recipe_error(base, tmp_path, monkeypatch, write_recipe):
-    with pytest.raises(RecipeError, match="each text of token-classification needs a row of its own"):
+    with pytest.raises(RecipeError, match="each text of token-classification needs its own row"):
         prepared_run(write_recipe(training={"packing": True}))
     recipe = instruction_recipe(tmp_path / "rows", base, training={"packing": True})
-    with pytest.raises(RecipeError, match="what frozen layers make of each text is kept text by text"):
+    with pytest.raises(RecipeError, match="the outputs of frozen layers are cached for each text"):
         prepared_run(recipe, {"method.layers_to_transform": 1})
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
     with pytest.raises(RecipeError, match="packed texts attend to each other: remove packing"):

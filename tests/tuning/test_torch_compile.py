@@ -103,7 +103,7 @@ def test_compile_failure_raises_recipe_error(tmp_path, tiny_base, monkeypatch):
 
 def test_torch_compile_conflicts_with_fused_lora_and_sharding(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
-    with pytest.raises(RecipeError, match="makes kernels of PEFT's layers in the place of the fused function"):
+    with pytest.raises(RecipeError, match="compiles PEFT's layers and would bypass the fused function"):
         read_recipe(recipe, COMPILED | {"training.fused_lora": True})
-    with pytest.raises(RecipeError, match=r"fsdp takes layers apart that torch\.compile has compiled as they are"):
+    with pytest.raises(RecipeError, match=r"fsdp shards layers that torch\.compile has compiled as a whole"):
         read_recipe(recipe, COMPILED | {"training.distributed": "fsdp"})
