@@ -30,6 +30,7 @@ class LazyModule(ModuleType):
 
 if TYPE_CHECKING:
     import datasets as datasets
+    import gguf as gguf
     import huggingface_hub as huggingface_hub
     import huggingface_hub.constants
     import huggingface_hub.errors
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import transformers as transformers
 else:
     datasets = LazyModule("datasets")
+    gguf = LazyModule("gguf")
     huggingface_hub = LazyModule("huggingface_hub")
     matplotlib = LazyModule("matplotlib")
     numpy = LazyModule("numpy")

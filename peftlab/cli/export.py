@@ -81,14 +81,15 @@ def print_merged(merged: "Merged", *, as_json: bool) -> None:
     """Print the folder of a merged model, and how much its logits differ from those of the adapter."""
     size = sum(file.stat().st_size for file in merged.folder.iterdir())
     if as_json:
-        numbers = {"difference": merged.difference, "largest_logit": merged.largest, "bytes": size}
+        numbers = {"difference": merged.difference, "largest_logit": merged.largest_logit, "bytes": size}
         _print_json({"adapter": str(merged.adapter), "to": "merged", "folder": str(merged.folder), **numbers})
         return
     out.print(
         f"[bold]{merged.adapter}[/] merged into its base model: {merged.folder}, {megabytes(size)}", highlight=False
     )
     out.print(
-        f"Reloaded, its logits (up to {merged.largest:.3g}) differ from the adapter's by {merged.difference:.1g}.",
+        f"Reloaded, its logits (up to {merged.largest_logit:.3g}) differ from the adapter's by "
+        f"{merged.difference:.1g}.",
         style="dim",
     )
     out.print(f'Use it: transformers.pipeline(model="{merged.folder}")', highlight=False)
@@ -103,12 +104,12 @@ def print_exported(exported: "ExportedAdapter", target: str, *, as_json: bool) -
                 "to": target,
                 "folder": str(exported.folder),
                 "command": exported.command,
-                "notes": exported.notes,
+                "notes": exported.warnings,
             }
         )
         return
     out.print(f"[bold]{exported.adapter}[/] for {target}: {exported.folder}", highlight=False)
-    for note in exported.notes:
+    for note in exported.warnings:
         out.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
     out.print(f"Use it: {exported.command}", highlight=False, markup=False, soft_wrap=True)
 

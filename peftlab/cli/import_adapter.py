@@ -86,9 +86,10 @@ def print_imported(imported: "Imported", store: str) -> None:
     out.print(f"Task      {task.type}{labels}, by {adapter.manifest.method}, not scored")
     out.print(f"Base      {escape(imported.base.model)}, from {escape(imported.base.source)}")
     out.print(
-        f"Compared  its logits (up to {imported.largest:.3g}) differ from plain PEFT's by {imported.difference:.1g}",
+        f"Compared  its logits (up to {imported.largest_logit:.3g}) differ from plain PEFT's by "
+        f"{imported.difference:.1g}",
         style="dim",
     )
-    print_notes(imported.notes)
+    print_notes(imported.warnings)
     option_text = "" if store == "adapters" else f" --store {escape(store)}"
     out.print(f"Use it    peftlab predict {adapter.name}{option_text} {escape(TASKS[task.type].example(task))}")

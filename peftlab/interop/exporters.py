@@ -1,4 +1,4 @@
-"""What others take of a published adapter: plain PEFT, vLLM's `--lora-modules`, llama.cpp's `--lora`, Ollama."""
+"""The programs that adapters are exported for, one class each: plain PEFT, vLLM, llama.cpp, Ollama."""
 
 import json
 import shutil
@@ -10,172 +10,184 @@ from transformers import AutoConfig, PretrainedConfig
 
 from peftlab.base import BaseFiles
 from peftlab.errors import IntegrityError
-from peftlab.interop.gguf import check_gguf, refused_by_llama_cpp, write_gguf
+from peftlab.interop.gguf import check_gguf_installed, unsupported_by_llama_cpp, write_gguf
 from peftlab.interop.modelfile import Modelfile
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.loaded_base import find_tuned_base
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE
 from peftlab.tasks.inputs.text import PlainTextInputs
 
-CARD = "README.md"
-TEMPLATE = "chat_template.jinja"
-GGUF = "adapter.gguf"
+CARD_FILE = "README.md"
+TEMPLATE_FILE = "chat_template.jinja"
+GGUF_FILE = "adapter.gguf"
 MODELFILE = "Modelfile"
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What its --max-lora-rank may be."""
+"""The values that vLLM's --max-lora-rank takes."""
 
 
 class PeftExporter:
-    """The adapter's PEFT files as they are. `base_name` is what the server has its base under, if it is told."""
+    """Copies the adapter's files for plain PEFT. `base_name` is the base's name in the program, if the user gave it."""
 
-    server = "PEFT"
+    program = "PEFT"
 
-    def __init__(self, read: AdapterFiles, base_name: str | None = None) -> None:
-        self.read, self.adapter, self.config, self.base_name = read, read.adapter, read.config, base_name
+    def __init__(self, files: AdapterFiles, base_name: str | None = None) -> None:
+        self.files, self.adapter, self.config, self.base_name = files, files.adapter, files.config, base_name
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What is otherwise there than here."""
+    def base_model(self) -> str:
+        """The base that the adapter was tuned on."""
+        return self.adapter.manifest.base.model
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the program does differently from peftlab."""
         return ()
 
     @property
     def template(self) -> str | None:
-        """How chats are written for it, if it chats."""
-        return self.read.task.state.get("chat_template")
+        """The adapter's chat template, if it has one."""
+        return self.files.task.state.get("chat_template")
 
-    def refused(self) -> Iterator[str]:
-        """Why it cannot be served there: what would be refused, and what would be left out without a word."""
+    def unsupported(self) -> Iterator[str]:
+        """Yield each reason why the program would refuse the adapter, or silently ignore a part of it."""
         return iter(())
 
     def write(self, folder: Path) -> None:
-        """All that is needed there."""
-        for file in (WEIGHTS_FILE, CARD):
+        """Write the files that the program needs."""
+        for file in (WEIGHTS_FILE, CARD_FILE):
             shutil.copy(self.adapter.folder / file, folder)
-        # vLLM wants none, not an empty list
-        saved = {**self.config, "modules_to_save": self.config.get("modules_to_save") or None}
-        (folder / CONFIG_FILE).write_text(json.dumps(saved, indent=2), encoding="utf8")
+        # vLLM refuses an empty list
+        config = {**self.config, "modules_to_save": self.config.get("modules_to_save") or None}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
         self._write_template(folder)
 
     def command(self, folder: Path) -> str:
-        """How it is used there."""
-        auto_class, base = self.read.task.head.auto_class, self.adapter.manifest.base.model
-        return f'PeftModel.from_pretrained({auto_class}.from_pretrained("{base}", …), "{folder}")  # see its {CARD}'
+        """The command, or Python code, that uses the exported folder."""
+        auto_class = self.files.task.head.auto_class
+        base = f'{auto_class}.from_pretrained("{self.base_model}", …)'
+        return f'PeftModel.from_pretrained({base}, "{folder}")  # see its {CARD_FILE}'
 
     def _write_template(self, folder: Path) -> None:
         if self.template:
-            (folder / TEMPLATE).write_text(self.template, encoding="utf8")
+            (folder / TEMPLATE_FILE).write_text(self.template, encoding="utf8")
 
 
 class VllmExporter(PeftExporter):
-    """The same, where it is one of vLLM's LoRA modules."""
+    """Copies the adapter's files for vLLM, which loads them by --lora-modules."""
 
-    server = "vLLM"
+    program = "vLLM"
 
-    def refused(self) -> Iterator[str]:
+    def unsupported(self) -> Iterator[str]:
         """See `PeftExporter`."""
-        yield from _beyond_lora(self.read, self.server)
+        yield from _more_than_plain_lora(self.files, self.program)
         if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
-            yield "its layers have ranks or scales of their own (rank_pattern, alpha_pattern), which it does not read."
+            yield "its layers have different ranks or scales (rank_pattern, alpha_pattern), which vLLM does not read."
         if self.config.get("r", 0) > VLLM_RANKS[-1]:
             yield f"its rank is {self.config['r']}; vLLM takes up to {VLLM_RANKS[-1]}."
 
     def command(self, folder: Path) -> str:
         """See `PeftExporter`."""
         rank = next(rank for rank in VLLM_RANKS if rank >= self.config["r"])
-        command = f"vllm serve {self.adapter.manifest.base.model} --enable-lora --max-lora-rank {rank}"
-        template = f" --chat-template {folder / TEMPLATE}" if self.template else ""
-        return f"{command} --lora-modules {self.adapter.name}={folder}{template}"
+        template = f" --chat-template {folder / TEMPLATE_FILE}" if self.template else ""
+        return (
+            f"vllm serve {self.base_model} --enable-lora --max-lora-rank {rank} "
+            f"--lora-modules {self.adapter.name}={folder}{template}"
+        )
 
 
 class GgufExporter(PeftExporter):
-    """One file for llama.cpp."""
+    """Writes one GGUF file for llama.cpp."""
 
-    server = "llama.cpp"
+    program = "llama.cpp"
 
-    def __init__(self, read: AdapterFiles, base_name: str | None = None) -> None:
-        check_gguf()
-        super().__init__(read, base_name)
+    def __init__(self, files: AdapterFiles, base_name: str | None = None) -> None:
+        check_gguf_installed()
+        super().__init__(files, base_name)
 
     @cached_property
-    def base(self) -> BaseFiles:
-        """The files of its base."""
-        files, tuned_on = find_tuned_base(self.adapter), self.adapter.manifest.base.fingerprint
-        if files.fingerprint != tuned_on:
+    def base_files(self) -> BaseFiles:
+        """The files of the adapter's base.
+
+        Raises:
+            IntegrityError: the base that is found has other weights.
+        """
+        base_files, tuned = find_tuned_base(self.adapter), self.adapter.manifest.base.fingerprint
+        if base_files.fingerprint != tuned:
             raise IntegrityError(
-                f"{self.adapter} was tuned on '{files.model}' with weights {tuned_on[:12]}…, but that from "
-                f"{files.source} has {files.fingerprint[:12]}…."
+                f"{self.adapter} was tuned on '{base_files.model}' with weights {tuned[:12]}…, but that from "
+                f"{base_files.source} has {base_files.fingerprint[:12]}…."
             )
-        return files
+        return base_files
 
     @cached_property
     def base_config(self) -> PretrainedConfig:
-        """What its base's configuration says."""
-        return AutoConfig.from_pretrained(self.base.folder)
+        """The Transformers configuration of the base."""
+        return AutoConfig.from_pretrained(self.base_files.folder)
 
-    def refused(self) -> Iterator[str]:
+    def unsupported(self) -> Iterator[str]:
         """See `PeftExporter`."""
-        reasons = [*_beyond_lora(self.read, self.server)]
+        reasons = [*_more_than_plain_lora(self.files, self.program)]
         if self.adapter.manifest.base.trust_remote_code:
-            reasons.append(f"its base comes with Python code of its own, which {self.server} does not run.")
-        yield from reasons or refused_by_llama_cpp(self.read, self.base_config)
+            reasons.append(f"its base comes with its own Python code, which {self.program} does not run.")
+        yield from reasons or unsupported_by_llama_cpp(self.files, self.base_config)
 
     def write(self, folder: Path) -> None:
         """See `PeftExporter`."""
-        write_gguf(self.read, self.base_config, folder / GGUF)
+        write_gguf(self.files, self.base_config, folder / GGUF_FILE)
         self._write_template(folder)
 
     def command(self, folder: Path) -> str:
         """See `PeftExporter`."""
-        template = f" --jinja --chat-template-file {folder / TEMPLATE}" if self.template else ""
-        return f"llama-server -m BASE.gguf --lora {folder / GGUF}{template}"
+        template = f" --jinja --chat-template-file {folder / TEMPLATE_FILE}" if self.template else ""
+        return f"llama-server -m BASE.gguf --lora {folder / GGUF_FILE}{template}"
 
 
 class OllamaExporter(GgufExporter):
-    """That file, and a Modelfile."""
+    """Writes the same GGUF file, and a Modelfile for Ollama."""
 
-    server = "Ollama"
+    program = "Ollama"
 
     @cached_property
     def modelfile(self) -> Modelfile:
-        """What is to be written beside it."""
-        return Modelfile(self.adapter, self.read.task, PlainTextInputs.load(self.base), self.base_name)
+        """The Modelfile."""
+        return Modelfile(self.adapter, self.files.task, PlainTextInputs.load(self.base_files), self.base_name)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """See `PeftExporter`."""
-        return tuple(self.modelfile.notes)
+        return tuple(self.modelfile.warnings)
 
-    def refused(self) -> Iterator[str]:
+    def unsupported(self) -> Iterator[str]:
         """See `PeftExporter`."""
-        reasons = list(super().refused())
-        yield from reasons or self.modelfile.refused()
+        reasons = list(super().unsupported())
+        yield from reasons or self.modelfile.unsupported()
 
     def write(self, folder: Path) -> None:
         """See `PeftExporter`."""
-        write_gguf(self.read, self.base_config, folder / GGUF)
-        (folder / MODELFILE).write_text(self.modelfile.text(GGUF), encoding="utf8")
+        write_gguf(self.files, self.base_config, folder / GGUF_FILE)
+        (folder / MODELFILE).write_text(self.modelfile.text(GGUF_FILE), encoding="utf8")
 
     def command(self, folder: Path) -> str:
         """See `PeftExporter`."""
         return f"ollama create {self.adapter.name} -f {folder / MODELFILE}"
 
 
-def _beyond_lora(read: AdapterFiles, server: str) -> Iterator[str]:
-    """What an adapter has that is more than a plain LoRA of a language model."""
-    config = read.config
-    if read.task.head.auto_class != "AutoModelForCausalLM":
-        yield f"it is for {read.task.type}; here adapters of causal-lm are handed over."
+EXPORTERS = {"peft": PeftExporter, "vllm": VllmExporter, "gguf-lora": GgufExporter, "ollama": OllamaExporter}
+
+
+def _more_than_plain_lora(files: AdapterFiles, program: str) -> Iterator[str]:
+    """Yield each reason why an adapter is not a plain LoRA of a language model."""
+    config, task = files.config, files.task
+    if task.head.auto_class != "AutoModelForCausalLM":
+        yield f"it is for {task.type}; {program} takes adapters of causal language models only."
     if config.get("peft_type") != "LORA":
-        yield f"its method is {read.adapter.manifest.method}; {server} takes LoRA alone."
+        yield f"its method is {files.adapter.manifest.method}; {program} takes LoRA only."
         return
     if config.get("use_dora"):
         yield "it is a DoRA."
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         yield "it has biases."
-    if whole := config.get("modules_to_save"):
-        yield f"it holds whole modules: {', '.join(whole)}."
+    if modules := config.get("modules_to_save"):
+        yield f"it replaces whole modules: {', '.join(modules)}."
     if config.get("trainable_token_indices"):
-        yield f"it has embeddings of its own for some tokens, which {server} does not take; export it --to merged."
-
-
-EXPORTERS = {"peft": PeftExporter, "vllm": VllmExporter, "gguf-lora": GgufExporter, "ollama": OllamaExporter}
+        yield f"it has its own embeddings for some tokens, which {program} does not take; export it --to merged."

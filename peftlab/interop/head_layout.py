@@ -1,7 +1,7 @@
-"""What an adapter of unknown upbringing is for: the task that the user tells, and the order of its head's outputs.
+"""The task of an adapter that was trained elsewhere, and the order of its head's outputs.
 
-A head's outputs have no names in PEFT's files. Who imports one tells them; how many there are is read off the tensors
-whose shapes follow the number of labels.
+PEFT's files do not name the outputs of a head, so the user names them. How many there are is read from the tensors
+whose shapes depend on the number of labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,33 +21,33 @@ from peftlab.tasks.labels.tag_schemes import types_of_tags
 from peftlab.tasks.record import ImportedHead
 
 ANY_TASK = (None, "FEATURE_EXTRACTION")
-SHORTEST = 8  # tokens, as of data.max_length
+MIN_LENGTH = 8  # tokens, as of data.max_length
 
 
 @dataclass(frozen=True)
-class Told:
-    """A task as the user tells it; `order` gives for each output of our head its place in the saved one."""
+class ImportTask:
+    """The task that the user names; `order` gives for each output of our head its index in the saved head."""
 
     task: Task
     order: list[int] | None = None
 
 
 @dataclass(frozen=True)
-class Blank:
-    """The task's Transformers class without weights: its modules' names, and the tensors as wide as its labels."""
+class ModelLayout:
+    """The task's model without weights: names of its modules, and of the tensors with one row for each label."""
 
     modules: list[str]
     outputs: list[str]
     max_length: int
 
 
-def told_task(
+def parse_import_task(
     kind: str, labels: Sequence[str] | None, *, multi_label: bool, threshold: float | None, saved: SavedAdapter
-) -> Told:
-    """The task of a saved adapter.
+) -> ImportTask:
+    """Build the task of a saved adapter from what the user says.
 
     Raises:
-        RecipeError: there is no such task, it has other options or other labels, or PEFT trained another one.
+        RecipeError: unknown task, wrong options or labels, or PEFT trained another task; lists every problem.
     """
     names = [label.strip() for label in labels or ()]
     with ErrorCollector() as errors:
@@ -55,20 +55,20 @@ def told_task(
         errors.raise_if_any()
         _check_options(kind, multi_label, threshold, errors)
         _check_labels(kind, names, multi_label, errors)
-        record, layout = TASKS[kind], cast(ImportedHead, _layout(kind))
-        types = _types(names, errors) if layout.labels == "tags" and names else []
-    if layout.labels == "tags":
+        record, head = TASKS[kind], cast(ImportedHead, _imported_head(kind))
+        types = _types(names, errors) if head.labels == "tags" and names else []
+    if head.labels == "tags":
         task = record.build(labels=types)
-        return Told(task, [names.index(tag) for tag in task.head.labels])
-    return Told(record.build(**layout.options(names, multi_label, threshold, saved.config)))
+        return ImportTask(task, [names.index(tag) for tag in task.head.labels])
+    return ImportTask(record.build(**head.options(names, multi_label, threshold, saved.config)))
 
 
-def _layout(kind: str) -> ImportedHead | None:
+def _imported_head(kind: str) -> ImportedHead | None:
     return TASKS[kind].imported if kind in TASKS else None
 
 
 def _check_kind(kind: str, trained_as: Any, errors: ErrorCollector) -> None:
-    importable = {name: layout.peft_task_type for name in TASKS if (layout := _layout(name))}
+    importable = {name: head.peft_task_type for name in TASKS if (head := _imported_head(name))}
     refusal = TASKS[kind].import_refusal if kind in TASKS else ""
     if refusal:
         errors.add(f"{kind} cannot be imported: {refusal}.", key="task", hint="Tune it anew: peftlab tune.")
@@ -81,7 +81,7 @@ def _check_kind(kind: str, trained_as: Any, errors: ErrorCollector) -> None:
 
 
 def _check_options(kind: str, multi_label: bool, threshold: float | None, errors: ErrorCollector) -> None:
-    if multi_label and cast(ImportedHead, _layout(kind)).labels != "labels":
+    if multi_label and cast(ImportedHead, _imported_head(kind)).labels != "labels":
         errors.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Remove it.")
     if threshold is not None and not multi_label:
         errors.add("a threshold is for several labels.", key="threshold", hint="Remove it, or say --multi-label.")
@@ -90,7 +90,7 @@ def _check_options(kind: str, multi_label: bool, threshold: float | None, errors
 
 
 def _check_labels(kind: str, names: Sequence[str], multi_label: bool, errors: ErrorCollector) -> None:
-    label_kind = cast(ImportedHead, _layout(kind)).labels
+    label_kind = cast(ImportedHead, _imported_head(kind)).labels
     if label_kind == "none":
         if names:
             errors.add(f"{kind} has none.", key="labels", hint="Take them out.")
@@ -121,46 +121,46 @@ def _types(names: Sequence[str], errors: ErrorCollector) -> list[str]:
         return []
 
 
-def blank_model(task: Task, files: BaseFiles, inputs: Inputs, *, trust_remote_code: bool) -> Blank:
-    """What is known of the task's model before any weight is read; a question's head always has two outputs."""
+def inspect_model(task: Task, files: BaseFiles, inputs: Inputs, *, trust_remote_code: bool) -> ModelLayout:
+    """Read the layout of the task's model from its configuration; no weights are loaded."""
     trusted = {"trust_remote_code": trust_remote_code}
     model_class, shapes = getattr(transformers, task.head.auto_class), []
-    for outputs in cast(ImportedHead, _layout(task.type)).num_outputs:
+    for outputs in cast(ImportedHead, _imported_head(task.type)).num_outputs:
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, num_labels=outputs)
         with torch.device("meta"):
             model = model_class.from_config(config, **trusted)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
     wide = [name for name, shape in shapes[0].items() if shape != shapes[-1][name]]
-    return Blank([name for name, _ in model.named_modules() if name], wide, inputs.max_length(model))
+    return ModelLayout([name for name, _ in model.named_modules() if name], wide, inputs.max_length(model))
 
 
-def check_widths(task: Task, saved: Mapping[str, torch.Tensor], blank: Blank, errors: ErrorCollector) -> None:
-    """A problem where the head has more or fewer outputs than the task; an absent head is told later."""
+def check_widths(task: Task, saved: Mapping[str, torch.Tensor], layout: ModelLayout, errors: ErrorCollector) -> None:
+    """Add an error if the head has more or fewer outputs than the task; a missing head is reported later."""
     expected = len(task.head.labels)
-    found = {len(saved[f"{PEFT_PREFIX}{name}"]): name for name in blank.outputs if f"{PEFT_PREFIX}{name}" in saved}
+    found = {len(saved[f"{PEFT_PREFIX}{name}"]): name for name in layout.outputs if f"{PEFT_PREFIX}{name}" in saved}
     for width, name in found.items():
         if width == expected:
             continue
-        told = f"the head has {_counted(width)} ({name.rpartition('.')[0]})"
+        found_outputs = f"the head has {_counted(width)} ({name.rpartition('.')[0]})"
         if task.labels:
-            errors.add(f"{told}, and {expected} labels are named: {', '.join(task.head.labels)}.", key="labels")
+            errors.add(f"{found_outputs}, and {expected} labels are named: {', '.join(task.head.labels)}.", key="labels")
         else:
-            errors.add(f"{told}, and {task.type} takes {_counted(expected)}.", key="task")
+            errors.add(f"{found_outputs}, and {task.type} takes {_counted(expected)}.", key="task")
 
 
-def check_length(asked: int | None, blank: Blank, errors: ErrorCollector) -> None:
-    """A problem where inputs are to be longer than the base takes, or too short for anything."""
-    if asked is not None and not SHORTEST <= asked <= blank.max_length:
-        message = f"should be {SHORTEST} to {blank.max_length} tokens, which this base takes, not {asked}."
+def check_length(max_length: int | None, layout: ModelLayout, errors: ErrorCollector) -> None:
+    """Add an error if `max_length` is longer than the base takes, or shorter than any useful input."""
+    if max_length is not None and not MIN_LENGTH <= max_length <= layout.max_length:
+        message = f"should be {MIN_LENGTH} to {layout.max_length} tokens, which this base takes, not {max_length}."
         errors.add(message, key="max_length")
 
 
-def in_our_order(
+def reorder_outputs(
     tensors: Mapping[str, torch.Tensor], outputs: Iterable[str], order: list[int] | None
 ) -> dict[str, torch.Tensor]:
-    """The same tensors, the outputs of the head in the order that its task has for them."""
-    theirs = {f"{PEFT_PREFIX}{name}" for name in outputs} if order else set()
-    return {name: tensor[order].contiguous() if name in theirs else tensor for name, tensor in tensors.items()}
+    """Reorder the outputs of the head as its task orders its labels; all other tensors stay."""
+    head_names = {f"{PEFT_PREFIX}{name}" for name in outputs} if order else set()
+    return {name: tensor[order].contiguous() if name in head_names else tensor for name, tensor in tensors.items()}
 
 
 def _counted(outputs: int) -> str:

@@ -1,4 +1,4 @@
-"""README.md of an imported adapter: where it comes from, and what is and is not known of it."""
+"""The model card (README.md) of an imported adapter: where it comes from, and what is known about it."""
 
 import json
 import re
@@ -17,7 +17,7 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, imported with peftlab {peftlab} on {created} from `{source}`{made_by}.
-It was trained elsewhere: how, and on what data, is not known here, and it was not scored.
+It was trained elsewhere. Its training data is not known here, and it was not scored.
 
 {labels}
 
@@ -47,7 +47,7 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 
 
 def imported_card(manifest: Manifest, imported: ImportInfo) -> str:
-    """Markdown from the manifest."""
+    """Write the card as Markdown from the manifest."""
     task = manifest.task.build()
     record = TASKS[task.type]
     card = _CARD.format(

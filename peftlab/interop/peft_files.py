@@ -1,4 +1,4 @@
-"""An adapter as plain PEFT saved it: found in a folder or on the Hub, read, and refused where it cannot be served."""
+"""Find and read an adapter that plain PEFT saved, in a folder or on the Hub; refuse it if it cannot be served."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,24 +14,25 @@ from torch import Tensor
 
 from peftlab.base import INCOMPLETE, find_hub_snapshot
 from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
+from peftlab.imports import huggingface_hub
 from peftlab.methods.registry import METHODS
 from peftlab.runtime.adapter_files import as_float32
 from peftlab.store import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 
-PICKLED = "adapter_model.bin"
-AS_SAFETENSORS = (
-    "that is a pickle, which peftlab does not open. Where you trust it, load it with PEFT and save it with "
+PICKLE_FILE = "adapter_model.bin"
+PICKLE_ADVICE = (
+    "that is a pickle, which peftlab does not open. If you trust it, load it with PEFT and save it with "
     "`model.save_pretrained(folder)`, which writes safetensors."
 )
-PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
-SERVED_TYPES = {str(kind.value): kind.value.lower() for kind in PeftType if kind.value.lower() in METHODS}
-"""PEFT's types → the names of these methods here."""
-KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` by which A and B begin beside the base's weights, and not as a part of them."""
-REFUSED_KEYS = {
-    "layer_replication": "it doubles layers of the base",
-    "alora_invocation_tokens": "it is active from certain tokens on, and peftlab's adapters are on every token",
-    "trainable_token_indices": "it changes single rows of the embeddings, which peftlab serves of its own adapters",
+PROMPT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
+METHODS_BY_TYPE = {str(kind.value): kind.value.lower() for kind in PeftType if kind.value.lower() in METHODS}
+"""PEFT's types → our names of these methods."""
+UNCHANGED_BASE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that leave the base's weights as they are; others subtract A and B from them."""
+UNSUPPORTED_KEYS = {
+    "layer_replication": "it repeats layers of the base",
+    "alora_invocation_tokens": "it is active after certain tokens only, peftlab's adapters for all tokens",
+    "trainable_token_indices": "it changes the embeddings of single tokens, which only peftlab's own adapters may",
     "arrow_config": "it chooses among other adapters",
     "megatron_config": "it needs Megatron's layers",
 }
@@ -39,7 +40,7 @@ REFUSED_KEYS = {
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """What lies in `folder`; `place` tells where `source` was found, `commit` which one if it is of the Hub."""
+    """A saved adapter in `folder`; `place` says where `source` was found, `commit` is that of the Hub, if any."""
 
     source: str
     place: str
@@ -50,59 +51,58 @@ class SavedAdapter:
 
     @property
     def origin(self) -> str:
-        """`source`, told so that it means the same in any folder."""
+        """`source`, or the absolute path of a local folder."""
         return str(self.folder.absolute()) if self.commit is None else self.source
 
     @property
     def method(self) -> str:
-        """Our name for PEFT's type."""
-        return SERVED_TYPES[self.config["peft_type"]]
+        """Our name of its method."""
+        return METHODS_BY_TYPE[self.config["peft_type"]]
 
     @property
     def unknown_keys(self) -> list[str]:
-        """Of its configuration, those that this version of PEFT does not know."""
+        """Keys of its configuration that the installed version of PEFT does not know."""
         known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.config["peft_type"])])}
         return sorted(self.config.keys() - known)
 
 
-def find_saved(source: str, revision: str | None = None) -> SavedAdapter:
-    """An adapter that PEFT saved: a local folder, or a Hub id, from the Hub's cache first.
+def find_saved_adapter(source: str, revision: str | None = None) -> SavedAdapter:
+    """Find and read an adapter that PEFT saved: a local folder, or a Hub id, from the Hub's cache first.
 
     Raises:
-        AdapterNotFoundError: it is nowhere; the message lists the places looked in.
-        IntegrityError: it cannot be read, or cannot be served; tells every reason.
+        AdapterNotFoundError: it is not found; lists the places that were searched.
+        IntegrityError: it cannot be read or served; lists every reason.
     """
-    folder, place, commit = _found(source, revision)
+    folder, place, commit = _find_folder(source, revision)
     _check_files(source, folder)
     config = _read_config(folder / CONFIG_FILE)
-    if faults := list(_unservable(config)):
-        raise IntegrityError("\n".join([f"'{source}' cannot be imported:", *(f"  {fault}" for fault in faults)]))
+    if reasons := list(_unsupported(config)):
+        raise IntegrityError("\n".join([f"'{source}' cannot be imported:", *(f"  {reason}" for reason in reasons)]))
     return SavedAdapter(source, place, folder, commit, config, _read_tensors(folder / WEIGHTS_FILE))
 
 
-def _found(source: str, revision: str | None) -> tuple[Path, str, str | None]:
-    """Folder, place and commit."""
-    from huggingface_hub import constants
-
-    looked = []
+def _find_folder(source: str, revision: str | None) -> tuple[Path, str, str | None]:
+    """Return the folder, where it was found, and the commit."""
+    searched = []
     local = Path(source).expanduser()
     if local.is_dir() and not revision:
         return local, "local folder", None
-    looked.append(f"local folder {local}: {'a folder has no revision' if local.is_dir() else 'it does not exist'}")
-    for place, cached in ((f"Hub cache {constants.HF_HUB_CACHE}", True), (f"the Hub ({constants.ENDPOINT})", False)):
+    searched.append(f"local folder {local}: {'a folder has no revision' if local.is_dir() else 'it does not exist'}")
+    for place, cached in (
+        (f"Hub cache {huggingface_hub.constants.HF_HUB_CACHE}", True),
+        (f"the Hub ({huggingface_hub.constants.ENDPOINT})", False),
+    ):
         folder = _snapshot(source, revision, cached=cached)
         if isinstance(folder, Path):
             return folder, "Hub cache" if cached else "Hub", folder.name
-        looked.append(f"{place}: {folder}")
-    lines = "\n".join(f"  - {place}" for place in looked)
+        searched.append(f"{place}: {folder}")
+    lines = "\n".join(f"  - {place}" for place in searched)
     raise AdapterNotFoundError(f"adapter '{source}' is in none of these places:\n{lines}")
 
 
 def _snapshot(source: str, revision: str | None, *, cached: bool) -> Path | str:
-    """The folder of a snapshot with the two files, or why there is none."""
-    from huggingface_hub import constants
-
-    if not cached and constants.HF_HUB_OFFLINE:
+    """Return the folder of a snapshot with both files, or the reason why there is none."""
+    if not cached and huggingface_hub.constants.HF_HUB_OFFLINE:
         return "skipped, because HF_HUB_OFFLINE is set"
     folder = find_hub_snapshot(source, revision, [CONFIG_FILE, WEIGHTS_FILE], local_files_only=cached)
     if isinstance(folder, str) or not cached:
@@ -111,7 +111,7 @@ def _snapshot(source: str, revision: str | None, *, cached: bool) -> Path | str:
 
 
 def _check_files(source: str, folder: Path) -> None:
-    """Raises IntegrityError unless both files are there, and no manifest."""
+    """Raise IntegrityError unless the folder has both files, and no manifest."""
     if (folder / MANIFEST_FILE).is_file():
         raise IntegrityError(
             f"'{source}' was published by peftlab: its {MANIFEST_FILE} holds task, labels and base. There is nothing "
@@ -120,13 +120,13 @@ def _check_files(source: str, folder: Path) -> None:
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if not missing:
         return
-    reason = f"'{source}' is no adapter as PEFT saves it: there is no {' and no '.join(missing)} in {folder}."
-    if WEIGHTS_FILE in missing and (folder / PICKLED).exists():
-        raise IntegrityError(f"{reason} There is an {PICKLED}: {AS_SAFETENSORS}")
+    reason = f"'{source}' is not an adapter saved by PEFT: there is no {' and no '.join(missing)} in {folder}."
+    if WEIGHTS_FILE in missing and (folder / PICKLE_FILE).exists():
+        raise IntegrityError(f"{reason} There is an {PICKLE_FILE}: {PICKLE_ADVICE}")
     inside = sorted(inner.name for inner in folder.iterdir() if (inner / CONFIG_FILE).is_file())
     advice = f" There are adapters inside: {', '.join(inside)}." if inside else ""
     if WEIGHTS_FILE in missing and CONFIG_FILE not in missing:
-        advice = f" If it has an {PICKLED}: {AS_SAFETENSORS}"
+        advice = f" If it has an {PICKLE_FILE}: {PICKLE_ADVICE}"
     raise IntegrityError(f"{reason}{advice}")
 
 
@@ -141,31 +141,31 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """Floating ones in fp32, in which heads and deltas are served."""
+    """Read tensors; floating-point ones are converted to fp32, in which heads and deltas are served."""
     try:
         tensors = load(file.read_bytes())
     except SafetensorError as error:
-        raise IntegrityError(f"{file} is not a whole safetensors file: {error}.") from None
+        raise IntegrityError(f"{file} is not a complete safetensors file: {error}.") from None
     return as_float32(tensors)
 
 
-def _unservable(config: Mapping[str, Any]) -> Iterator[str]:
-    """Every reason for which an adapter of this configuration cannot be served."""
-    kind, held = config.get("peft_type"), config.get("modules_to_save")
-    if kind in PROMPTS:
+def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each reason why an adapter of this configuration cannot be served."""
+    peft_type, modules = config.get("peft_type"), config.get("modules_to_save")
+    if peft_type in PROMPT_TYPES:
         yield (
-            f"{kind}: PEFT adds its virtual tokens in a forward of its own around the whole model, which rows of other "
-            "adapters cannot share. Tune it anew with method prompt, p-tuning or prefix."
+            f"{peft_type}: PEFT adds virtual tokens in its own forward around the whole model, which rows of other "
+            "adapters cannot share. Tune a new adapter with method prompt, p-tuning or prefix."
         )
-    elif not isinstance(kind, str) or kind not in SERVED_TYPES:
-        yield f"peft_type is {kind!r}, which peftlab does not serve. {suggest(str(kind), SERVED_TYPES)}"
-    if config.get("init_lora_weights") not in KEEPS_THE_BASE:
+    elif not isinstance(peft_type, str) or peft_type not in METHODS_BY_TYPE:
+        yield f"peft_type is {peft_type!r}, which peftlab does not serve. {suggest(str(peft_type), METHODS_BY_TYPE)}"
+    if config.get("init_lora_weights") not in UNCHANGED_BASE_INITS:
         yield (
-            f"init_lora_weights is {config['init_lora_weights']!r}: it was trained on a base with other weights, made "
-            "for it. Have PEFT convert it: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
+            f"init_lora_weights is {config['init_lora_weights']!r}: it was trained on a base whose weights were "
+            "changed for it. Let PEFT convert it: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
         )
-    if held is not None and not (isinstance(held, list) and all(isinstance(name, str) for name in held)):
-        yield f"modules_to_save should be a list of names, not {held!r}."
-    for key, reason in REFUSED_KEYS.items():
+    if modules is not None and not (isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
+        yield f"modules_to_save should be a list of names, not {modules!r}."
+    for key, reason in UNSUPPORTED_KEYS.items():
         if config.get(key):
             yield f"{key}: {reason}."

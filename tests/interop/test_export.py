@@ -40,7 +40,7 @@ def store(base, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", ["peft", "vllm"])
-def test_plain_peft_loads_the_copy_with_every_tensor(store, base, tmp_path, form):
+def test_plain_peft_loads_all_exported_tensors(store, base, tmp_path, form):
     handed = export_adapter("lora", tmp_path / "copy", form, store=store)
     tokens = torch.randint(20, 100, (2, 9))
     given = []
@@ -52,7 +52,7 @@ def test_plain_peft_loads_the_copy_with_every_tensor(store, base, tmp_path, form
     assert (handed.folder / "chat_template.jinja").read_text().startswith("{#- Headings in words")
 
 
-def test_the_copy_is_what_vllm_asks_for(store, base, tmp_path):
+def test_exported_files_pass_vllm_checks(store, base, tmp_path):
     handed = export_adapter("lora", tmp_path / "copy", "vllm", store=store)
     config = json.loads((handed.folder / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["modules_to_save"], config["bias"]) == ("LORA", 4, None, "none")
@@ -66,25 +66,25 @@ def test_the_copy_is_what_vllm_asks_for(store, base, tmp_path):
     ("name", "reason"),
     [
         ("dora", "it is a DoRA"),
-        ("uneven", "its layers have ranks or scales of their own"),
-        ("ia3", "its method is ia3; vLLM takes LoRA alone"),
-        ("ner-tiny", "it is for token-classification; here adapters of causal-lm are handed over"),
+        ("uneven", "its layers have different ranks or scales"),
+        ("ia3", "its method is ia3; vLLM takes LoRA only"),
+        ("ner-tiny", "it is for token-classification; vLLM takes adapters of causal language models only"),
     ],
 )
-def test_what_vllm_would_refuse_or_misread_is_refused_here(store, tmp_path, name, reason):
+def test_adapter_unsupported_by_vllm_raises_integrity_error(store, tmp_path, name, reason):
     with pytest.raises(IntegrityError, match=reason):
         export_adapter(name, tmp_path / "copy", "vllm", store=store)
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(store, tmp_path):
+def test_nonempty_folder_is_not_changed(store, tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(StoreError, match="is there already"):
         export_adapter("lora", tmp_path, "peft", store=store)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_command_tells_how_to_use_it(store, tmp_path):
+def test_export_command_prints_usage(store, tmp_path):
     told = run("export", "lora", "--to", "vllm", "--output", tmp_path / "copy", "--store", store)
     assert told.exit_code == 0, told.output
     assert "--chat-template" in told.output

@@ -118,18 +118,18 @@ def check_file(handed, base, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_weight_changes_as_peft_merges_it(store, bases, tmp_path, kind):
+def test_gguf_update_equals_peft_merge(store, bases, tmp_path, kind):
     handed = export_adapter(kind.replace("_", "-"), tmp_path / "gguf", "gguf-lora", store=store)
     check_file(handed, bases[kind], kind)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "plain"])
-def test_scales_of_layers_are_in_the_numbers(store, bases, tmp_path, name):
+def test_layer_scales_are_multiplied_into_lora_b(store, bases, tmp_path, name):
     check_file(export_adapter(name, tmp_path / "gguf", "gguf-lora", store=store), bases["llama"], "llama")
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("plain", 16), ("stabilized", 16 * math.sqrt(4))])
-def test_one_scale_for_all_is_told_as_alpha_and_the_numbers_stay_exact(store, tmp_path, name, alpha):
+def test_single_scale_is_written_as_alpha_with_exact_tensors(store, tmp_path, name, alpha):
     handed = export_adapter(name, tmp_path / "gguf", "gguf-lora", store=store)
     read = GGUFReader(handed.folder / "adapter.gguf")
     assert read.get_field("adapter.lora.alpha").contents() == alpha
@@ -140,7 +140,7 @@ def test_one_scale_for_all_is_told_as_alpha_and_the_numbers_stay_exact(store, tm
         assert torch.equal(torch.tensor(written.data), tensors[f"{module}.{ours}.weight"])
 
 
-def test_where_the_scale_is_zero_nothing_is_added(store, bases, tmp_path):
+def test_zero_scale_adds_no_update(store, bases, tmp_path):
     """llama.cpp takes an alpha of 0 for no scale at all."""
     publish_changed(store, "plain", name="silent", configured=lambda config: config.update(lora_alpha=0))
     handed = export_adapter("silent", tmp_path / "gguf", "gguf-lora", store=store)
@@ -149,7 +149,7 @@ def test_where_the_scale_is_zero_nothing_is_added(store, bases, tmp_path):
     check_file(handed, bases["llama"], "llama")
 
 
-def test_the_command_tells_how_to_use_it(store, tmp_path):
+def test_export_command_prints_usage(store, tmp_path):
     told = run("export", "plain", "--to", "gguf-lora", "--output", tmp_path / "gguf", "--store", store, "--json")
     fields = json.loads(told.stdout)
     assert f"llama-server -m BASE.gguf --lora {tmp_path}/gguf/adapter.gguf --jinja" in fields["command"]
@@ -158,7 +158,7 @@ def test_the_command_tells_how_to_use_it(store, tmp_path):
 
 REFUSED = {
     "dora": ({"type": "lora", "use_dora": True}, "it is a DoRA"),
-    "ia3": ({"type": "ia3"}, "its method is ia3; llama.cpp takes LoRA alone"),
+    "ia3": ({"type": "ia3"}, "its method is ia3; llama.cpp takes LoRA only"),
 }
 
 
@@ -179,10 +179,10 @@ def refused(store, bases, tmp_path_factory):
     [
         *((name, reason) for name, (_, reason) in REFUSED.items()),
         ("ner-tiny", "it is for token-classification"),
-        ("phi", "its base is of the architecture phi; peftlab knows how llama.cpp has gemma, gemma2,"),
+        ("phi", "its base has the architecture phi; peftlab writes GGUF files for gemma, gemma2,"),
     ],
 )
-def test_what_llama_cpp_cannot_take_is_refused_in_words(refused, tmp_path, name, reason):
+def test_unsupported_adapter_raises_integrity_error(refused, tmp_path, name, reason):
     told = run("export", name, "--to", "gguf-lora", "--output", tmp_path / "gguf", "--store", refused)
     assert told.exit_code == 4
     assert f"{name}@1 cannot be served by llama.cpp: {reason}" in one_line(told.output)
@@ -191,18 +191,18 @@ def test_what_llama_cpp_cannot_take_is_refused_in_words(refused, tmp_path, name,
 
 CHANGED = {
     "biases": ({"bias": "lora_only"}, None, "it has biases"),
-    "whole": ({"modules_to_save": ["lm_head"]}, None, "it holds whole modules: lm_head"),
+    "whole": ({"modules_to_save": ["lm_head"]}, None, "it replaces whole modules: lm_head"),
     "code": (
         {},
         lambda manifest: manifest["base"].update(trust_remote_code=True),
-        "its base comes with Python code of its own",
+        "its base comes with its own Python code",
     ),
-    "head": ({}, None, "it changes lm_head, and llama.cpp adapts Linear layers of llama's blocks alone"),
+    "head": ({}, None, "it changes lm_head, and llama.cpp adapts only Linear layers in the blocks of llama"),
 }
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_what_is_more_than_lora_is_refused(store, tmp_path, case):
+def test_more_than_plain_lora_raises_integrity_error(store, tmp_path, case):
     config, told, reason = CHANGED[case]
 
     def change(tensors):
@@ -221,7 +221,7 @@ def test_what_is_more_than_lora_is_refused(store, tmp_path, case):
         export_adapter(f"with-{case}", tmp_path / "gguf", "gguf-lora", store=store)
 
 
-def test_its_base_must_be_there_as_it_was(store, tmp_path):
+def test_missing_or_changed_base_raises_error(store, tmp_path):
     def elsewhere(manifest):
         manifest["base"]["model"] = str(tmp_path / "nowhere")
 
@@ -233,13 +233,13 @@ def test_its_base_must_be_there_as_it_was(store, tmp_path):
         export_adapter("homeless", tmp_path / "gguf", "gguf-lora", store=store)
 
 
-def test_without_the_package_the_command_to_install_it_is_told(store, tmp_path, monkeypatch):
+def test_missing_gguf_package_raises_package_not_found_error(store, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PackageNotFoundError, match=r"pip install 'peftlab\[gguf\]'"):
         export_adapter("plain", tmp_path / "gguf", "gguf-lora", store=store)
 
 
-def test_where_ollama_has_the_base_is_not_for_others(store, tmp_path):
+def test_base_name_is_refused_for_other_targets(store, tmp_path):
     asked = ("export", "plain", "--output", tmp_path / "gguf", "--store", store, "--from", "llama3.2")
     told = run(*asked, "--to", "gguf-lora")
     assert told.exit_code == 2

@@ -100,12 +100,12 @@ def bases(tiny_base, tmp_path_factory):
 @pytest.mark.parametrize("method", ["lora", "ia3", "dora", "saved"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", PLACES)
-def test_it_answers_as_plain_peft_does(bases, tmp_path, architecture, kind, method):
+def test_imported_logits_match_plain_peft(bases, tmp_path, architecture, kind, method):
     base = bases[architecture]
     saved = save_kind(base, tmp_path / "saved", kind, method, architecture)
     imported = import_kind(saved, tmp_path / "store", kind)
     assert imported.difference <= 1e-5
-    assert imported.largest > 0
+    assert imported.largest_logit > 0
     bank = peftlab.load(kind, store=tmp_path / "store", device="cpu", precision="fp32")
     (feature,) = features_of(bank, kind, KINDS[kind][-1])
     assert "token_type_ids" in feature.inputs or architecture == "llama"
@@ -119,12 +119,12 @@ def test_it_answers_as_plain_peft_does(bases, tmp_path, architecture, kind, meth
     assert bank.predict(KINDS[kind][-1])[0].adapter == kind
 
 
-def test_question_answering_gives_no_token_types_as_peft_gives_none(bases, tmp_path):
+def test_question_answering_uses_no_token_types_like_peft(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved", "answers")
     inputs = transformers.AutoTokenizer.from_pretrained(bases["bert"])(*ASKED.values(), return_tensors="pt")
     assert inputs["token_type_ids"].any()
     imported = import_kind(saved, tmp_path / "store", "answers")
-    assert any("no token types" in note for note in imported.notes)
+    assert any("no token types" in note for note in imported.warnings)
     bank = peftlab.load("answers", store=tmp_path / "store", device="cpu", precision="fp32")
     (feature,) = features_of(bank, "answers", ASKED)
     (logits,) = served(bank, [("answers", feature)])
@@ -132,7 +132,7 @@ def test_question_answering_gives_no_token_types_as_peft_gives_none(bases, tmp_p
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_trained_without_peft_s_class_it_gets_its_token_types(bases, tmp_path):
+def test_question_answering_without_peft_class_uses_token_types(bases, tmp_path):
     config = LoraConfig(r=4, target_modules=["query"], modules_to_save=["qa_outputs"])
     saved = save_plain(bases["bert"], tmp_path / "saved", config, "AutoModelForQuestionAnswering", 2)
     import_kind(saved, tmp_path / "store", "answers")
@@ -141,7 +141,7 @@ def test_trained_without_peft_s_class_it_gets_its_token_types(bases, tmp_path):
     assert any(feature.inputs["token_type_ids"])
 
 
-def test_files_are_a_plain_peft_adapter_in_our_order(bases, tmp_path):
+def test_published_files_load_in_plain_peft_with_our_output_order(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved", "tags", "saved")
     imported = import_kind(saved, tmp_path / "store", "tags")
     folder = imported.adapter.folder
@@ -156,7 +156,7 @@ def test_files_are_a_plain_peft_adapter_in_our_order(bases, tmp_path):
     assert config["base_model_name_or_path"] == str(bases["bert"])
 
 
-def test_the_manifest_tells_what_is_known(bases, tmp_path):
+def test_manifest_records_import_details(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved", "tags")
     manifest = import_kind(saved, tmp_path / "store", "tags").adapter.manifest
     assert manifest.imported.source == str(saved)
@@ -171,7 +171,7 @@ def test_the_manifest_tells_what_is_known(bases, tmp_path):
     assert Store(tmp_path / "store").versions("tags") == [1, 2]
 
 
-def test_everything_else_works_with_it(bases, store_copy, tmp_path):
+def test_imported_adapter_works_with_predict_stack_merge_and_export(bases, store_copy, tmp_path):
     """Beside tuned adapters: mixed batches, scores, versions, exports."""
     for kind in ("tags", "classes", "rating"):
         import_kind(save_kind(bases["bert"], tmp_path / kind, kind), store_copy, kind)
@@ -199,12 +199,12 @@ def test_everything_else_works_with_it(bases, store_copy, tmp_path):
     assert run("adapters", "verify", "tags", "--store", store_copy).exit_code == 0
 
 
-def test_the_command_tells_what_it_did(bases, tmp_path):
+def test_import_command_prints_summary(bases, tmp_path):
     saved, store = save_kind(bases["bert"], tmp_path / "saved", "tags"), tmp_path / "store"
     command = ["adapters", "import", saved, "--name", "mine", "--task", "token-classification", "--store", store]
     told = run(*command, "--labels", ", ".join(SHUFFLED))
     assert told.exit_code == 0, told.output
-    for words in ("Published mine@1", "LOC, PER, by lora, not scored", "does not tell which weights", "plain PEFT's",
+    for words in ("Published mine@1", "LOC, PER, by lora, not scored", "does not say which weights", "plain PEFT's",
                   f'peftlab predict mine --store {store} "Your text"'):  # fmt: skip
         assert words in told.output
     as_json = json.loads(run(*command, "--labels", ",".join(SHUFFLED), "--json").stdout)
@@ -255,7 +255,7 @@ def refused(folder, tmp_path, kind="classes", **changes):
         ("classes", {"revision": "main"}, "a folder has no revision"),
     ],
 )  # fmt: skip
-def test_what_the_user_tells_wrong_is_told_in_words(bases, tmp_path, kind, changes, message):
+def test_wrong_arguments_raise_recipe_error(bases, tmp_path, kind, changes, message):
     saved = save_kind(bases["bert"], tmp_path / "saved", kind)
     assert message in refused(saved, tmp_path, kind, **changes)
 
@@ -266,9 +266,9 @@ def test_what_the_user_tells_wrong_is_told_in_words(bases, tmp_path, kind, chang
         ({"peft_type": "LORRA"}, "peft_type is 'LORRA', which peftlab does not serve. Did you mean 'LORA'?"),
         ({"peft_type": ["LORA"]}, "peft_type is ['LORA'], which peftlab does not serve"),
         ({"peft_type": "XLORA"}, "peft_type is 'XLORA', which peftlab does not serve"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': it was trained on a base with other weights"),
-        ({"trainable_token_indices": [5]}, "trainable_token_indices: it changes single rows of the embeddings"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication: it doubles layers of the base"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa': it was trained on a base whose"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices: it changes the embeddings of single tokens"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication: it repeats layers of the base"),
         ({"modules_to_save": "classifier"}, "modules_to_save should be a list of names"),
         ({"task_type": "CAUSAL_LM"}, "PEFT trained it as CAUSAL_LM, which is not text-classification. Such an adapter"),
         ({"r": "eight"}, "does not fit its base: "),
@@ -277,22 +277,22 @@ def test_what_the_user_tells_wrong_is_told_in_words(bases, tmp_path, kind, chang
         ({"base_model_name_or_path": "a/b"}, "names it as its base; name another place with --base"),
     ],
 )  # fmt: skip
-def test_a_configuration_that_cannot_be_served_is_refused(bases, tmp_path, changes, message):
+def test_unsupported_configuration_raises_integrity_error(bases, tmp_path, changes, message):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, **changes)
     assert message in refused(saved, tmp_path)
 
 
 @pytest.mark.parametrize("config", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
-def test_virtual_tokens_of_peft_s_own_are_refused_with_the_reason(bases, tmp_path, config):
+def test_peft_prompt_methods_raise_integrity_error(bases, tmp_path, config):
     made = config(task_type="SEQ_CLS", num_virtual_tokens=4)
     saved = save_plain(bases["bert"], tmp_path / "saved", made, "AutoModelForSequenceClassification", 3)
     message = refused(saved, tmp_path)
-    assert "PEFT adds its virtual tokens in a forward of its own" in message
-    assert "Tune it anew with method prompt, p-tuning or prefix" in message
+    assert "PEFT adds virtual tokens in its own forward" in message
+    assert "Tune a new adapter with method prompt, p-tuning or prefix" in message
 
 
-def test_all_reasons_are_told_at_once(bases, tmp_path):
+def test_all_reasons_are_listed_together(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, init_lora_weights="olora", arrow_config={}, alora_invocation_tokens=[1])
     message = refused(saved, tmp_path)
@@ -307,7 +307,7 @@ def change_tensors(folder, change):
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def test_every_tensor_that_does_not_fit_is_named(bases, tmp_path):
+def test_mismatched_tensors_are_listed(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     gone = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
 
@@ -323,7 +323,7 @@ def test_every_tensor_that_does_not_fit_is_named(bases, tmp_path):
     assert "PEFT saves what modules_to_save names" in message
 
 
-def test_another_base_is_refused(bases, tmp_path):
+def test_wrong_base_raises_integrity_error(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     shallow = build_tiny_bert(tmp_path / "shallow", layers=1)
     assert "layer.1.attention.self.query.lora_A.weight: not in this model" in refused(
@@ -331,16 +331,16 @@ def test_another_base_is_refused(bases, tmp_path):
     )
 
 
-def test_what_neither_base_nor_adapter_holds_is_told(tmp_path):
+def test_missing_tensors_raise_integrity_error(tmp_path):
     base = build("bert-without-pooler", tmp_path / "base")
     saved = save_kind(base, tmp_path / "saved")
     message = refused(saved, tmp_path)
-    assert "holds bert.pooler.dense.bias, bert.pooler.dense.weight, which was made anew" in message
+    assert "has bert.pooler.dense.bias, bert.pooler.dense.weight, which was newly initialized" in message
     whole = save_kind(base, tmp_path / "whole", modules_to_save=["pooler"])
     assert import_kind(whole, tmp_path / "store").difference <= 1e-5
 
 
-def test_what_the_checkpoint_holds_of_the_head_goes_with_the_adapter(tmp_path):
+def test_pretrained_head_tensors_are_saved_with_adapter(tmp_path):
     """PEFT saves ModernBERT's classifier alone; the rest of its head is in checkpoints of its masked language model."""
     build("modernbert", tmp_path / "base")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "base")
@@ -354,17 +354,17 @@ def test_what_the_checkpoint_holds_of_the_head_goes_with_the_adapter(tmp_path):
     assert peftlab.load("classes", store=tmp_path / "store", device="cpu").predict("Ada left .")
 
 
-def test_an_adapter_that_would_answer_otherwise_is_not_published(bases, tmp_path, monkeypatch):
+def test_adapter_with_different_logits_is_not_published(bases, tmp_path, monkeypatch):
     saved = save_kind(bases["bert"], tmp_path / "saved", "tags")
 
     def unchanged(tensors, outputs, order):
         return dict(tensors)
 
-    monkeypatch.setattr("peftlab.interop.importer.in_our_order", unchanged)
+    monkeypatch.setattr("peftlab.interop.import_writer.reorder_outputs", unchanged)
     assert "was not imported: its logits" in refused(saved, tmp_path, "tags")
 
 
-def test_a_pickle_is_not_opened(bases, tmp_path):
+def test_pickle_is_not_loaded(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
     message = refused(saved, tmp_path)
@@ -373,30 +373,30 @@ def test_a_pickle_is_not_opened(bases, tmp_path):
     assert "`model.save_pretrained(folder)`, which writes safetensors" in message
 
 
-def test_files_that_are_none_are_told(bases, tmp_path):
+def test_invalid_files_raise_integrity_error(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "runs" / "checkpoint-7")
     message = refused(tmp_path / "runs", tmp_path)
     assert "There are adapters inside: checkpoint-7" in message
     (saved / "adapter_model.safetensors").write_bytes(b"0" * 40)
-    assert "is not a whole safetensors file" in refused(saved, tmp_path)
+    assert "is not a complete safetensors file" in refused(saved, tmp_path)
     (saved / "adapter_config.json").write_text("[1]")
     assert "should hold a JSON object" in refused(saved, tmp_path)
     (saved / "adapter_config.json").write_text("{")
     assert "is not JSON" in refused(saved, tmp_path)
 
 
-def test_what_peftlab_published_needs_no_import(tuned_store, tmp_path):
+def test_published_adapter_is_not_imported(tuned_store, tmp_path):
     message = refused(tuned_store / "ner-tiny" / "1", tmp_path, "tags")
     assert "was published by peftlab" in message
     assert "--store" in message
 
 
-def test_what_cannot_be_a_name_is_told_before_anything_is_looked_for(tmp_path):
+def test_invalid_name_is_refused_before_search(tmp_path):
     with pytest.raises(AdapterNotFoundError, match=r"'\.\./up' cannot be an adapter's name"):
         import_adapter(tmp_path / "nowhere", "../up", task="regression", store=tmp_path / "store")
 
 
-def test_a_miss_lists_every_place_looked_in(tmp_path, monkeypatch):
+def test_missing_adapter_lists_searched_places(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refused("nobody/nothing", tmp_path)
     assert "local folder nobody/nothing: it does not exist" in message
@@ -404,7 +404,7 @@ def test_a_miss_lists_every_place_looked_in(tmp_path, monkeypatch):
     assert "skipped, because HF_HUB_OFFLINE is set" in message
 
 
-def test_from_the_cache_of_the_hub_on_a_base_of_the_hub(bases, tmp_path, hub_cache):
+def test_import_from_hub_cache(bases, tmp_path, hub_cache):
     commit = "89abcdef0123456789abcdef0123456789abcdef"
     home = tmp_path / "hub" / "models--someone--classes"
     saved = save_kind(bases["bert"], home / "snapshots" / commit)
@@ -419,7 +419,7 @@ def test_from_the_cache_of_the_hub_on_a_base_of_the_hub(bases, tmp_path, hub_cac
     assert "incomplete, some files are missing" in refused("someone/classes", tmp_path / "other")
 
 
-def test_from_the_hub_only_the_two_files_are_asked_for(bases, tmp_path, monkeypatch):
+def test_hub_download_requests_two_files(bases, tmp_path, monkeypatch):
     saved = save_kind(bases["bert"], tmp_path / "0123abc")
     asked = []
 
@@ -439,22 +439,22 @@ def test_from_the_hub_only_the_two_files_are_asked_for(bases, tmp_path, monkeypa
     assert "If it has an adapter_model.bin: that is a pickle" in refused("someone/classes", tmp_path / "other")
 
 
-def test_a_revision_of_the_base_that_is_not_here_is_noted(bases, tmp_path, hub_cache):
+def test_other_base_revision_adds_warning(bases, tmp_path, hub_cache):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, base_model_name_or_path=HUB_ID, revision="v2")
     imported = import_kind(saved, tmp_path / "store")
-    assert f"it names revision 'v2' of its base; found was {hub_cache.name}." in imported.notes
+    assert f"it names revision 'v2' of its base; found was {hub_cache.name}." in imported.warnings
 
 
-def test_what_this_peft_does_not_know_is_noted_and_left_out(bases, tmp_path):
+def test_unknown_configuration_keys_are_removed_with_warning(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, of_the_future=1)
     imported = import_kind(saved, tmp_path / "store")
-    assert any("does not know of_the_future" in note for note in imported.notes)
+    assert any("does not know of_the_future" in note for note in imported.warnings)
     assert "of_the_future" not in (imported.adapter.folder / "adapter_config.json").read_text()
 
 
-def test_half_precision_is_served_whole(bases, tmp_path):
+def test_half_precision_tensors_are_served_in_float32(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_tensors(saved, lambda tensors: tensors.update({name: t.half() for name, t in tensors.items()}))
     imported = import_kind(saved, tmp_path / "store")
@@ -463,16 +463,16 @@ def test_half_precision_is_served_whole(bases, tmp_path):
     assert imported.difference <= 1e-5
 
 
-def test_the_base_may_lie_elsewhere(bases, tmp_path):
+def test_base_can_be_moved(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, base_model_name_or_path="/home/someone/bert")
     moved = shutil.copytree(bases["bert"], tmp_path / "moved")
     imported = import_kind(saved, tmp_path / "store", base=str(moved))
-    assert "it names another base, '/home/someone/bert'." in imported.notes
+    assert "it names another base, '/home/someone/bert'." in imported.warnings
     assert imported.adapter.manifest.base.model == str(moved)
 
 
-def test_a_base_that_transformers_cannot_read_is_told(bases, tmp_path):
+def test_unreadable_base_raises_integrity_error(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     strange = shutil.copytree(bases["bert"], tmp_path / "strange")
     (strange / "config.json").write_text('{"model_type": "nothing"}')

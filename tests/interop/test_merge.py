@@ -28,7 +28,7 @@ def store(tiny_base, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_a_plain_model_with_the_logits_of_plain_peft(store, tmp_path, kind):
+def test_merged_model_matches_plain_peft(store, tmp_path, kind):
     merged = merge(kind, tmp_path / "model", store=store)
     bank = peftlab.load(kind, store=store)
     task = bank.task(kind)
@@ -41,18 +41,18 @@ def test_it_is_a_plain_model_with_the_logits_of_plain_peft(store, tmp_path, kind
     with torch.no_grad():
         one, other = (task.head.logits(m.eval()(input_ids=tokens)) for m in (model, plain))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-    assert merged.difference <= 1e-4 * merged.largest
+    assert merged.difference <= 1e-4 * merged.largest_logit
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in merged.folder.iterdir())
 
 
-def test_labels_go_with_it(store, tmp_path):
+def test_merged_model_keeps_labels(store, tmp_path):
     merge("classes", tmp_path / "model", store=store)
     answer = peftlab.load("classes", store=store).predict("it rained .")[0].prediction
     pipe = transformers.pipeline("text-classification", model=str(tmp_path / "model"))
     assert pipe("it rained .")[0]["label"] == answer.label
 
 
-def test_the_command_says_what_it_made(store, tmp_path):
+def test_export_command_prints_folder_and_size(store, tmp_path):
     told = run("export", "topics", "--output", tmp_path / "model", "--store", store)
     assert told.exit_code == 0, told.output
     assert "topics@1 merged into its base" in one_line(told.output)
@@ -61,7 +61,7 @@ def test_the_command_says_what_it_made(store, tmp_path):
     assert (written["adapter"], written["folder"]) == ("topics@1", str(tmp_path / "again"))
 
 
-def test_a_folder_with_something_in_it_stays_as_it_is(store, tmp_path):
+def test_nonempty_folder_raises_store_error(store, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     told = run("export", "topics", "--output", tmp_path / "mine", "--store", store)
@@ -70,14 +70,14 @@ def test_a_folder_with_something_in_it_stays_as_it_is(store, tmp_path):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_where_nothing_can_be_written_is_told_before_the_work(store, tmp_path):
+def test_unwritable_folder_is_refused_before_merging(store, tmp_path):
     (tmp_path / "file").write_text("")
     told = run("export", "topics", "--output", tmp_path / "file" / "model", "--store", store)
     assert told.exit_code == 5
     assert "cannot be written" in one_line(told.output)
 
 
-def test_what_is_not_linear_is_refused_in_words_and_leaves_nothing(store, tmp_path):
+def test_unmergeable_method_raises_integrity_error(store, tmp_path):
     told = run("export", "bottleneck", "--output", tmp_path / "model", "--store", store)
     assert told.exit_code == 4
     assert "bottleneck@1 (bottleneck) cannot be merged into its base: a bottleneck is not linear" in one_line(
@@ -86,7 +86,7 @@ def test_what_is_not_linear_is_refused_in_words_and_leaves_nothing(store, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_merged_model_that_answers_otherwise_is_not_exported(store, tmp_path, monkeypatch):
+def test_merged_model_with_different_logits_is_not_exported(store, tmp_path, monkeypatch):
     def wrong(model, *args, **kwargs):
         merged = merge_and_unload(model, *args, **kwargs)
         merged.classifier.weight.data.mul_(2)
@@ -99,7 +99,7 @@ def test_a_merged_model_that_answers_otherwise_is_not_exported(store, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exporting_leaves_the_bank_as_it_was(store):
+def test_export_does_not_change_bank(store):
     bank = peftlab.load("topics", store=store)
     before = {name: tensor.clone() for name, tensor in bank.model("topics").state_dict().items()}
     bank.full_precision_copy("topics").merge_and_unload()
@@ -108,7 +108,7 @@ def test_exporting_leaves_the_bank_as_it_was(store):
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_from_a_quantized_base_it_is_that_base_made_whole(store, tmp_path, quantization):
+def test_quantized_base_is_dequantized_before_merging(store, tmp_path, quantization):
     recipe, changes = store.parent / "classes" / "recipe.yaml", {"name": "rounded", "base.quantization": quantization}
     peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
     merged = merge("rounded", tmp_path / "model", store=tmp_path / "store", device="cpu")
@@ -123,4 +123,4 @@ def test_from_a_quantized_base_it_is_that_base_made_whole(store, tmp_path, quant
     with torch.no_grad():
         expected = plain.eval()(input_ids=tokens).logits
         torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=0, atol=1e-6)
-    assert 0 < merged.difference < 0.05 * merged.largest  # 8-bit layers round what they are given as well
+    assert 0 < merged.difference < 0.05 * merged.largest_logit  # 8-bit layers round what they are given as well

@@ -10,10 +10,11 @@ from transformers import AutoTokenizer
 
 from peftlab.errors import IntegrityError
 from peftlab.interop.export import export_adapter
-from peftlab.interop.modelfile import Modelfile, same_template
+from peftlab.interop.modelfile import Modelfile, find_same_template
 from peftlab.store import Store
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.chat.template import CHAT_TEMPLATES, ChatTemplate, go_template
+from peftlab.tasks.inputs.text import PlainTextInputs
 from tests.go_templates import collate, render
 from tests.language_models import build_language_model, instruction_recipe, save_byte_tokenizer
 from tests.task_stores import one_line, run
@@ -87,13 +88,13 @@ def modelfile(store, tokenizer, template=None, name="chat", **generation):
     adapter = Store(store).verify(name)
     task = CausalLmTask(template="base", system="Be brief.", generation=generation)
     task.state = {"asked by": "instruction", "chat_template": template or CHAT_TEMPLATES["chatml"].read_text()}
-    return Modelfile(adapter, task, tokenizer)
+    return Modelfile(adapter, task, PlainTextInputs(tokenizer))
 
 
 @pytest.mark.parametrize("chat", range(len(CHATS)))
 @pytest.mark.parametrize("kind", ["begins", "none", "leaves-out"])
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_ollama_reads_the_tokens_that_were_tuned(store, tokenizers, name, kind, chat):
+def test_go_template_writes_tuned_tokens(store, tokenizers, name, kind, chat):
     tokenizer = tokenizers[kind]
     source = CHAT_TEMPLATES[name].read_text()
     made = modelfile(store, tokenizer, source)
@@ -104,13 +105,13 @@ def test_ollama_reads_the_tokens_that_were_tuned(store, tokenizers, name, kind, 
     theirs = tokenizer(written).input_ids  # llama.cpp begins texts as the tokenizer does
     if name == "chatml" and kind == "begins":
         assert theirs == [tokenizer.bos_token_id, *ours]
-        assert any("Ollama begins each chat with <s>" in note for note in made.notes)
+        assert any("Ollama begins each chat with <s>" in note for note in made.warnings)
     else:
         assert theirs == ours
-        assert not any("begins each chat" in note for note in made.notes)
+        assert not any("begins each chat" in note for note in made.warnings)
 
 
-def test_go_templates_are_beside_all_of_ours_and_name_no_other_token():
+def test_all_chat_templates_have_go_templates():
     for name, file in CHAT_TEMPLATES.items():
         assert ("bos_token" in go_template(name)) == ("bos_token" in file.read_text())
         assert "_token" not in go_template(name, bos_token="<s>", eos_token="</s>")
@@ -127,19 +128,19 @@ def test_go_templates_are_beside_all_of_ours_and_name_no_other_token():
         *((file.read_text(), name) for name, file in CHAT_TEMPLATES.items()),
     ],
 )
-def test_a_template_is_known_by_what_it_writes(tokenizers, source, name):
-    assert same_template(source, tokenizers["begins"].special_tokens_map) == name
+def test_template_is_recognized_by_its_output(tokenizers, source, name):
+    assert find_same_template(source, tokenizers["begins"].special_tokens_map) == name
 
 
-def test_a_template_of_another_kind_is_refused_with_the_ways_out(store, tokenizers):
-    (reason,) = modelfile(store, tokenizers["none"], WITH_DEFAULT).refused()
-    assert "its chat template is none of those that peftlab can say" in reason
+def test_unknown_template_is_unsupported(store, tokenizers):
+    (reason,) = modelfile(store, tokenizers["none"], WITH_DEFAULT).unsupported()
+    assert "its chat template is none of those that peftlab can translate" in reason
     assert "chatml, gemma, llama-3, mistral, plain" in reason
     assert "take gguf-lora" in reason
-    assert not list(modelfile(store, tokenizers["none"], OWN_CHATML).refused())
+    assert not list(modelfile(store, tokenizers["none"], OWN_CHATML).unsupported())
 
 
-def test_greedy_replies_are_greedy_there(store, tokenizers):
+def test_greedy_decoding_sets_zero_temperature(store, tokenizers):
     found = settings(modelfile(store, tokenizers["none"], temperature=0.5, max_new_tokens=7).text("a.gguf"))
     assert {name: found[name] for name in ("temperature", "num_predict", "repeat_penalty")} == {
         "temperature": "0",
@@ -149,37 +150,37 @@ def test_greedy_replies_are_greedy_there(store, tokenizers):
     assert not {"top_p", "top_k", "repeat_last_n"} & found.keys()
 
 
-def test_what_is_drawn_is_drawn_there_by_the_same_settings(store, tokenizers):
+def test_sampling_settings_are_written(store, tokenizers):
     asked = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.2}
     found = settings(modelfile(store, tokenizers["none"], **asked).text("a.gguf"))
     drawn = {name: float(found[name]) for name in ("temperature", "top_p", "top_k", "repeat_penalty", "repeat_last_n")}
     assert drawn == {"temperature": 0.5, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.2, "repeat_last_n": -1}
 
 
-def test_beams_are_told_to_be_left_out(store, tokenizers):
+def test_beam_search_adds_warning(store, tokenizers):
     made = modelfile(store, tokenizers["none"], num_beams=4)
-    assert any("It searches by 4 beams here, and Ollama knows none" in note for note in made.notes)
-    assert all(f"# {note}\n" in made.text("a.gguf") for note in made.notes)
+    assert any("peftlab searches with 4 beams, and Ollama has no beam search" in note for note in made.warnings)
+    assert all(f"# {note}\n" in made.text("a.gguf") for note in made.warnings)
 
 
-def test_a_rule_against_repeating_is_told_to_be_left_out(store, tokenizers):
+def test_no_repeat_ngram_adds_warning(store, tokenizers):
     made = modelfile(store, tokenizers["none"], no_repeat_ngram_size=3)
-    assert any("No run of 3 tokens comes twice here, and Ollama knows no such rule" in note for note in made.notes)
+    assert any("peftlab repeats no sequence of 3 tokens, and Ollama has no such rule" in note for note in made.warnings)
 
 
-def test_replies_end_where_they_end_here(store, tokenizers):
+def test_stop_strings_are_written(store, tokenizers):
     text = modelfile(store, tokenizers["none"], stop_strings=["\n\n", 'say "so"']).text("a.gguf")
     stops = [value for name, value in commands(text) if name == "PARAMETER stop"]
     assert stops == ["<|im_end|>", "</s>", "\n\n", 'say "so"']
 
 
 @pytest.mark.parametrize("stop", ['a """ b', "zero\u200bwidth"])
-def test_what_a_modelfile_would_lose_is_refused(store, tokenizers, stop):
-    (reason,) = modelfile(store, tokenizers["none"], stop_strings=[stop]).refused()
-    assert "an ending has three quotes in a row, or letters that a Modelfile loses" in reason
+def test_unquotable_stop_string_is_unsupported(store, tokenizers, stop):
+    (reason,) = modelfile(store, tokenizers["none"], stop_strings=[stop]).unsupported()
+    assert "a stop string has three quotes in a row, or characters that a Modelfile loses" in reason
 
 
-def test_the_folder_holds_all_that_ollama_needs(store, base, tmp_path):
+def test_folder_has_modelfile_and_adapter(store, base, tmp_path):
     handed = export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="llama3.2")
     assert sorted(file.name for file in handed.folder.iterdir()) == ["Modelfile", "adapter.gguf"]
     found = dict(commands((handed.folder / "Modelfile").read_text()))
@@ -191,7 +192,7 @@ def test_the_folder_holds_all_that_ollama_needs(store, base, tmp_path):
     assert (handed.folder / "adapter.gguf").read_bytes() == (plain.folder / "adapter.gguf").read_bytes()
 
 
-def test_without_a_name_the_place_of_the_base_is_left_open_and_told(store, base, tmp_path):
+def test_missing_base_name_leaves_from_open_with_warning(store, base, tmp_path):
     told = run("export", "chat", "--to", "ollama", "--output", tmp_path / "made", "--store", store)
     assert told.exit_code == 0, told.output
     assert "FROM is left open: name the base as Ollama has it (peftlab export … --from NAME)" in one_line(told.output)
@@ -203,21 +204,21 @@ def test_without_a_name_the_place_of_the_base_is_left_open_and_told(store, base,
     assert "FROM is left open" in json.loads(run(*fields).stdout)["notes"][0]
 
 
-def test_a_name_that_a_modelfile_cannot_say_is_refused(store, tmp_path):
-    with pytest.raises(IntegrityError, match=r"'a\\nb' is no name in its library"):
+def test_unquotable_base_name_raises_integrity_error(store, tmp_path):
+    with pytest.raises(IntegrityError, match=r"'a\\nb' is neither a name in its library"):
         export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="a\nb")
     assert not (tmp_path / "made").exists()
 
 
-def test_an_adapter_that_goes_on_with_prompts_has_no_template(store, tmp_path):
+def test_completion_adapter_has_plain_prompt_template(store, tmp_path):
     handed = export_adapter("prompts", tmp_path / "made", "ollama", store=store, base_name="x")
     found = dict(commands((handed.folder / "Modelfile").read_text()))
     assert found["TEMPLATE"] == "{{ .Prompt }}"
     assert "SYSTEM" not in found
-    assert not handed.notes
+    assert not handed.warnings
 
 
-def test_where_its_base_is_gone_that_is_told(store, base, tmp_path):
+def test_missing_base_raises_base_not_found_error(store, base, tmp_path):
     shutil.copytree(base, tmp_path / "elsewhere")
     moved = {"model": str(tmp_path / "elsewhere")}
     publish_changed(store, "chat", name="moved", told=lambda manifest: manifest["base"].update(moved))
