@@ -143,7 +143,9 @@ def check_widths(task: Task, saved: Mapping[str, torch.Tensor], layout: ModelLay
             continue
         found_outputs = f"the head has {_counted(width)} ({name.rpartition('.')[0]})"
         if task.labels:
-            errors.add(f"{found_outputs}, and {expected} labels are named: {', '.join(task.head.labels)}.", key="labels")
+            errors.add(
+                f"{found_outputs}, and {expected} labels are named: {', '.join(task.head.labels)}.", key="labels"
+            )
         else:
             errors.add(f"{found_outputs}, and {task.type} takes {_counted(expected)}.", key="task")
 
