@@ -9,7 +9,7 @@ from typing import Any
 
 from peftlab.recipe import Generation
 from peftlab.store import Adapter
-from peftlab.tasks import TASKS, Task
+from peftlab.tasks import TASKS, Feature, Task
 from peftlab.tasks.chat.template import ASSISTANT, CHAT_TEMPLATES, ChatError, ChatTemplate, go_template
 from peftlab.tasks.inputs.text import PlainTextInputs
 
@@ -33,7 +33,8 @@ class Modelfile:
 
     def __init__(self, adapter: Adapter, task: Task, inputs: PlainTextInputs, base_name: str | None = None) -> None:
         self._adapter, self._base_name, self._tokenizer = adapter, base_name, inputs.tokenizer
-        generation = task.outputs.chat_generation(str(adapter), task.type)
+        generation = task.outputs.generation(Feature({}, labels=None))
+        assert generation  # causal language models generate
         self._generation: Mapping[str, Any] = {**Generation().model_dump(), **generation.settings}
         self._has_chats = TASKS[task.type].input_columns(task)[0] == "instruction"
         self._system = task.options["system"] if self._has_chats else None
