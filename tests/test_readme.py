@@ -12,6 +12,7 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
+import peftlab
 from peftlab.cli import cli
 from peftlab.data import load_rows
 from peftlab.errors import ErrorCollector
@@ -225,7 +226,7 @@ SHOWN = {
 def test_python_runs(code, shown_adapters, monkeypatch, capsys):
     monkeypatch.chdir(shown_adapters)
     exec(compile(code, "README.md", "exec"), names := {"__name__": "shown"})
-    assert capsys.readouterr().out or {"model", "METHOD"} & names.keys()
+    assert capsys.readouterr().out or {"model", "METHOD", "TASK"} & names.keys()
 
 
 def test_python_of_the_readme_tunes_and_mixes(shown_adapters, monkeypatch, capsys):
@@ -243,23 +244,38 @@ def test_exit_codes_are_generated_from_error_classes():
     assert "<!-- generated: exit codes -->" in text_of(ROOT / "docs" / "command-line.md")
 
 
-def test_method_of_another_package_is_tuned(shown_adapters, tmp_path, monkeypatch):
-    """The files of the page, beside what pip would write for the package."""
-    page = ROOT / "docs" / "extend.md"
-    (tmp_path / "value_lora.py").write_text(blocks(page, "python")[0])
-    (tmp_path / "value_lora-1.dist-info").mkdir()
-    (tmp_path / "value_lora-1.dist-info" / "METADATA").write_text("Name: value-lora\nVersion: 1\n")
-    groups = tomllib.loads(blocks(page, "toml")[0])["project"]["entry-points"]
+def shown_package(section, folder):
+    """Write the files of a package that the page shows, beside what pip would write; give the recipe section shown."""
+    page = text_of(ROOT / "docs" / "extend.md").partition(f"## A {section}\n")[2].partition("\n## ")[0]
+    shown = dict(BLOCK.findall(page))
+    name = re.match(r"# (\w+)\.py\n", shown["python"])[1]
+    (folder / f"{name}.py").write_text(shown["python"])
+    (folder / f"{name}-1.dist-info").mkdir()
+    (folder / f"{name}-1.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+    groups = tomllib.loads(shown["toml"])["project"]["entry-points"]
     lines = [f"[{group}]\n{name} = {value}\n" for group, names in groups.items() for name, value in names.items()]
-    (tmp_path / "value_lora-1.dist-info" / "entry_points.txt").write_text("".join(lines))
+    (folder / f"{name}-1.dist-info" / "entry_points.txt").write_text("".join(lines))
+    return YAML(typ="safe", pure=True).load(shown["text"])
+
+
+def test_method_of_another_package_is_tuned(shown_adapters, tmp_path, monkeypatch):
+    overrides = shown_package("method", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(shown_adapters)
-    (section,) = [code for code in blocks(page, "text") if code.startswith("method:")]
-    overrides = {"name": "ner-value", **YAML(typ="safe", pure=True).load(section)}
-    result = tune("recipes/ner-lora.yaml", overrides=overrides)
+    result = tune("recipes/ner-lora.yaml", overrides={"name": "ner-value", **overrides})
     config = json.loads((result.adapter.folder / "adapter_config.json").read_text())
     assert config["r"] == 8
     assert len(config["target_modules"]) == 2  # of two layers
+
+
+def test_task_of_another_package_is_tuned(tiny_base, tmp_path, monkeypatch):
+    overrides = shown_package("task", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_for(tmp_path / "rating", tiny_base, "rating")
+    tune(recipe, overrides={"name": "stars", **overrides})
+    (answer,) = peftlab.load("stars").predict("the train was quiet .")
+    assert answer.prediction.value in (1, 2, 3, 4, 5)
 
 
 def test_house_lists_every_file_of_the_package():
@@ -311,7 +327,7 @@ def test_links_resolve(page):
 
 
 # files of llama.cpp, and of an example
-ELSEWHERE = {"conversion/gpt2.py", "conversion/llama.py", "convert_lora_to_gguf.py", "value_lora.py"}
+ELSEWHERE = {"conversion/gpt2.py", "conversion/llama.py", "convert_lora_to_gguf.py", "value_lora.py", "stars.py"}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda page: page.name)
