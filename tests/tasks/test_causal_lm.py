@@ -78,14 +78,14 @@ def plain_reply(base, adapter, question, **settings):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_greedy_reply_is_that_of_plain_peft(bank, base, name):
+def test_greedy_reply_matches_peft(bank, base, name):
     for question in QUESTIONS:
         reply = bank.predict(question, adapters=name)[0].prediction.reply
         assert reply == plain_reply(base, bank.adapter(name), question)
 
 
 @pytest.mark.parametrize("name", ["prompt", "p-tuning", "prefix"])
-def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, base, name):
+def test_cached_generation_matches_uncached(bank, base, name):
     """The same code writes in the bank and through plain PEFT; without a cache each step computes all anew."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, bank.adapter(name).folder).eval()
@@ -103,7 +103,7 @@ def test_what_a_method_keeps_in_the_cache_is_what_it_computes_without_one(bank, 
         assert bank.predict(question, adapters=name)[0].prediction.reply == expected
 
 
-def test_the_bare_base_replies_in_the_place_of_any_adapter(bank, base):
+def test_base_only_reply_matches_transformers(bank, base):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for name in METHODS:
         template = bank.task(name).state["chat_template"]
@@ -111,12 +111,12 @@ def test_the_bare_base_replies_in_the_place_of_any_adapter(bank, base):
         assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, base_only=True)).strip() == expected
 
 
-def test_adapters_reply_differently(bank):
+def test_adapters_return_different_text(bank):
     assert len({bank.predict(QUESTIONS[0], adapters=name)[0].prediction.reply for name in METHODS}) > 4
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_in_a_mixed_batch_each_replies_as_alone(store, beams):
+def test_mixed_batch_matches_single_rows(store, beams):
     bank = peftlab.load(*METHODS, store=store, device="cpu")
     for name in METHODS:
         bank.task(name).generation["num_beams"] = beams
@@ -131,7 +131,7 @@ def test_in_a_mixed_batch_each_replies_as_alone(store, beams):
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("qwen2", True), ("gpt2", True)])
-def test_other_bases_reply_as_plain_peft_does(kind, tied, tmp_path):
+def test_other_architectures_match_peft(kind, tied, tmp_path):
     base = build_language_model(tmp_path / kind, kind, tied=tied)
     recipe = instruction_recipe(tmp_path / "rows", base)
     adapter = publish_fresh(tmp_path / "store", recipe, {})
@@ -140,7 +140,7 @@ def test_other_bases_reply_as_plain_peft_does(kind, tied, tmp_path):
         assert bank.predict(question)[0].prediction.reply == plain_reply(base, adapter, question)
 
 
-def test_drawing_follows_the_seed(store):
+def test_sampling_is_deterministic_for_seed(store):
     bank = peftlab.load("lora", store=store, device="cpu")
     bank.task("lora").generation.update(do_sample=True, temperature=1.5, top_k=20)
     told = []
@@ -150,7 +150,7 @@ def test_drawing_follows_the_seed(store):
     assert told[0] == told[1] != told[2]
 
 
-def test_a_reply_stops_before_a_stop_string_and_says_whether_it_ended(store):
+def test_stop_string_ends_reply_as_finished(store):
     bank = peftlab.load("lora", store=store, device="cpu")
     whole = bank.predict(QUESTIONS[0])[0].prediction
     assert not whole.finished
@@ -161,14 +161,14 @@ def test_a_reply_stops_before_a_stop_string_and_says_whether_it_ended(store):
     assert ended.reply == whole.reply[: whole.reply.index(stop)].strip()
 
 
-def test_a_question_longer_than_the_base_takes_is_cut_at_its_beginning_and_says_so(bank):
+def test_long_question_is_truncated(bank):
     long = bank.predict("Who came? " * 100, adapters="lora")[0].prediction
     assert long.truncated
     assert long.as_dict()["cut"] is True
     assert not bank.predict("Who came?", adapters="lora")[0].prediction.truncated
 
 
-def test_chats_and_prompts_are_asked_by_their_columns(bank):
+def test_input_columns_select_chat_or_prompt(bank):
     chat = [{"role": "user", "content": QUESTIONS[0]}]
     plain = bank.predict(QUESTIONS[0], adapters="lora")[0].prediction
     assert bank.predict({"messages": chat}, adapters="lora")[0].prediction == plain
@@ -176,7 +176,7 @@ def test_chats_and_prompts_are_asked_by_their_columns(bank):
     assert bank.predict({"prompt": QUESTIONS[0]}, adapters="lora")[0].prediction.reply != plain.reply
 
 
-def test_other_tasks_on_the_same_base_keep_their_words(base, tmp_path):
+def test_chat_and_token_classification_share_base(base, tmp_path):
     """Chats are tokenized as they stand, tagged words one by one, from one bank and in one batch."""
     from tests.conftest import recipe_in
 
@@ -191,7 +191,7 @@ def test_other_tasks_on_the_same_base_keep_their_words(base, tmp_path):
         assert alone.predict(answer.prediction.text)[0] == answer
 
 
-def test_tuned_and_scored_as_plain_peft_scores(base, tmp_path):
+def test_validation_loss_matches_peft(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, training={"num_train_epochs": 10, "learning_rate": 5e-2})
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     curve = result.adapter.manifest.scores["validation"].values
@@ -225,7 +225,7 @@ def plain_loss(model, base, template):
     return nll / tokens
 
 
-def test_padding_that_the_base_has_no_embedding_for_is_replaced(tmp_path):
+def test_padding_token_without_embedding_is_mapped(tmp_path):
     """Qwen2's tokenizer class adds a padding token to a vocabulary that has none."""
     base = build_language_model(tmp_path / "qwen2", "qwen2")
     run = prepared_run(instruction_recipe(tmp_path / "rows", base))
@@ -250,7 +250,7 @@ def read(task, **fields):
     return task.read(Row(fields, "rows.jsonl:1"))
 
 
-def test_plain_text_is_learnt_whole_in_pieces_that_share_one_token(task, tokenizer):
+def test_plain_text_chunks_overlap_by_one_token(task, tokenizer):
     example = read(task, text="Nobody came to Rome by train. " * 12)
     (whole,) = task.encode([example], TextInputs(tokenizer), 10_000, training=True)[0]
     pieces = task.encode([example], TextInputs(tokenizer), 16, training=True)[0]
@@ -270,7 +270,7 @@ def test_windows_score_each_token_once(task, tokenizer, length):
         assert all(len(window) <= length for window in windows)
 
 
-def test_an_answer_that_is_cut_is_counted_and_one_that_is_out_of_reach_dropped(task, tokenizer):
+def test_truncated_answer_is_lost_target(task, tokenizer):
     chat = read(task, messages=[*turn("Who?", "Ada."), *turn("Why?", "It rained in Rome and Paris." * 4)])
     (whole,) = task.encode([chat], TextInputs(tokenizer), 10_000, training=True)[0]
     (truncated,) = task.encode([chat], TextInputs(tokenizer), len(whole) - 3, training=True)[0]
@@ -288,7 +288,7 @@ def turn(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def test_prompt_and_completion_stand_without_a_template_and_the_end_is_learnt(task, tokenizer):
+def test_prompt_completion_has_no_template(task, tokenizer):
     (feature,) = task.encode(
         [read(task, prompt="Ada ", completion="wrote.")], TextInputs(tokenizer), 64, training=True
     )[0]
@@ -296,7 +296,7 @@ def test_prompt_and_completion_stand_without_a_template_and_the_end_is_learnt(ta
     assert tokenizer.decode([label for label in feature.labels if label != IGNORED]).strip() == "wrote." + END
 
 
-def test_a_system_message_of_the_recipe_opens_chats_that_have_none(tokenizer):
+def test_recipe_system_message_is_added_once(tokenizer):
     made = CausalLmTask(system="Be brief.")
     assert read(made, messages=turn("Who?", "Ada."))
     assert read(made, instruction="Who?", output="Ada.").messages[0] == {"role": "system", "content": "Be brief."}
@@ -304,7 +304,7 @@ def test_a_system_message_of_the_recipe_opens_chats_that_have_none(tokenizer):
     assert read(made, messages=own).messages == tuple(own)
 
 
-def test_messages_after_the_last_answer_are_left_out_and_counted(task):
+def test_messages_after_last_answer_are_dropped(task):
     example = read(task, messages=[*turn("Who?", "Ada."), {"role": "user", "content": "Thanks."}])
     assert [message["role"] for message in example.messages] == ["user", "assistant"]
     assert example.warnings == {"message after the last answer": 1}
@@ -325,18 +325,18 @@ def test_messages_after_the_last_answer_are_left_out_and_counted(task):
         ({"text": 3}, "expected text to be a string, found 3"),
     ],
 )
-def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message):
+def test_invalid_row_raises_row_error(task, fields, message):
     with pytest.raises(RowError, match=message):
         read(task, **fields)
 
 
-def test_a_chat_that_ends_with_an_answer_asks_nothing(bank):
+def test_input_with_final_answer_raises_recipe_error(bank):
     with pytest.raises(RecipeError, match="expected the last message to be another's than the assistant's"):
         bank.predict({"messages": turn("Who?", "Ada.")}, adapters="lora")
 
 
 @pytest.mark.parametrize(("by", "main"), [("rouge", "rougeL"), ("bleu", "bleu")])
-def test_scored_by_replies_it_is_compared_with_the_last_answers(base, tmp_path, by, main):
+def test_generation_metric_uses_last_answers(base, tmp_path, by, main):
     recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": by}, method={"type": "lora", "r": 16})
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
@@ -355,14 +355,14 @@ def test_scored_by_replies_it_is_compared_with_the_last_answers(base, tmp_path, 
     assert again.scores == result.scores["validation"]
 
 
-def test_plain_text_has_no_reply_to_be_scored_by(base, tmp_path):
+def test_generation_metric_requires_prompts(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": "rouge"})
     (tmp_path / "rows" / "rows.jsonl").write_text('{"text": "It rained in Rome."}\n' * 4)
     with pytest.raises(RecipeError, match="4 rows of validation are plain text, which asks nothing that could be"):
         peftlab.tune(recipe, store=tmp_path / "store")
 
 
-def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base):
+def test_invalid_base_or_option_raises_recipe_error(tmp_path, tiny_base, base):
     recipe = instruction_recipe(tmp_path / "rows", tiny_base)
     with pytest.raises(RecipeError, match=r"has no head for causal-lm: its checkpoint lacks "):
         peftlab.tune(recipe, store=tmp_path / "store")
@@ -378,7 +378,7 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
             peftlab.tune(recipe, overrides={**own, key: value}, store=tmp_path / "store")
 
 
-def test_rows_that_the_template_refuses_are_told_with_their_place(tmp_path):
+def test_template_error_names_row(tmp_path):
     template = "{{ raise_exception('Only one turn') if messages | length > 2 else 'x' }}"
     base = build_language_model(tmp_path / "strict", template=template)
     recipe = instruction_recipe(tmp_path / "rows", base)
@@ -388,7 +388,7 @@ def test_rows_that_the_template_refuses_are_told_with_their_place(tmp_path):
         peftlab.tune(recipe, store=tmp_path / "store")
 
 
-def test_an_ensemble_cannot_write_but_an_average_can(store):
+def test_only_average_composition_is_supported(store):
     bank = peftlab.load("lora", "wide", store=store, device="cpu")
     with pytest.raises(IntegrityError, match="a text cannot go on by several adapters"):
         bank.compose("both", "ensemble", ["lora", "wide"])
@@ -396,7 +396,7 @@ def test_an_ensemble_cannot_write_but_an_average_can(store):
     assert bank.predict(QUESTIONS[0], adapters="mean")[0].prediction.reply
 
 
-def test_the_command_line_tunes_replies_and_scores(base, tmp_path):
+def test_cli_tune_predict_and_evaluate(base, tmp_path):
     recipe, store = instruction_recipe(tmp_path / "rows", base), tmp_path / "store"
     told = task_stores.run("tune", recipe, "--store", store)
     assert told.exit_code == 0, told.output
@@ -411,7 +411,7 @@ def test_the_command_line_tunes_replies_and_scores(base, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_in_bf16_it_writes_and_scores_nearly_as_in_fp32(tmp_path, tied):
+def test_bf16_scores_are_close_to_fp32(tmp_path, tied):
     base = build_language_model(tmp_path / "base", tied=tied)
     publish_fresh(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
     rows = tmp_path / "rows" / "rows.jsonl"
@@ -426,7 +426,7 @@ def test_in_bf16_it_writes_and_scores_nearly_as_in_fp32(tmp_path, tied):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quantization, tied):
+def test_quantized_base_matches_peft(tmp_path, quantization, tied):
     base = build_language_model(tmp_path / "base", tied=tied, hidden_size=64, intermediate_size=128)
     recipe = instruction_recipe(tmp_path / "rows", base, base={"quantization": quantization})
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
@@ -443,7 +443,7 @@ def test_on_a_quantized_base_it_learns_and_writes_as_plain_peft(tmp_path, quanti
     assert scored.scores.values["loss"] == pytest.approx(result.scores["validation"].values["loss"], rel=0.02)
 
 
-def test_merged_it_writes_the_same_by_its_own_template(store, tmp_path):
+def test_merged_model_matches_adapter(store, tmp_path):
     merged = merge("lora", tmp_path / "model", store=store, device="cpu")
     model = AutoModelForCausalLM.from_pretrained(merged.folder)
     tokenizer = AutoTokenizer.from_pretrained(merged.folder)

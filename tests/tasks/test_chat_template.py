@@ -52,11 +52,11 @@ WITH_GENERATION = (
 )
 
 
-def named(name):
+def load_template(name):
     return ChatTemplate(CHAT_TEMPLATES[name].read_text(encoding="utf8"), SPECIAL)
 
 
-def read_marks(marked):
+def parse_spans(marked):
     """The text without its marks, and the spans that they stand around."""
     spans, text = [], ""
     for part in re.split("(«[^»]*»)", marked):
@@ -67,45 +67,45 @@ def read_marks(marked):
     return text, spans
 
 
-def test_every_template_is_marked_by_hand_here():
+def test_every_template_has_expected_text():
     assert set(MARKED) == set(ENDINGS) == set(CHAT_TEMPLATES)
 
 
 @pytest.mark.parametrize("name", MARKED)
-def test_a_chat_and_what_is_learnt_of_it_are_as_marked_by_hand(name):
-    text, spans = read_marks(MARKED[name])
-    assert named(name).write(CHAT) == (text, spans)
-    assert named(name).ending == ENDINGS[name]
+def test_chat_text_and_target_spans(name):
+    text, spans = parse_spans(MARKED[name])
+    assert load_template(name).write(CHAT) == (text, spans)
+    assert load_template(name).ending == ENDINGS[name]
 
 
 @pytest.mark.parametrize("name", MARKED)
-def test_a_prompt_is_the_chat_up_to_the_answer(name):
-    text, spans = read_marks(MARKED[name])
-    assert named(name).prompt(CHAT[:4]) == text[: spans[-1][0]]
-    assert named(name).prompt(CHAT[:2]) == text[: spans[0][0]]
+def test_prompt_is_chat_before_answer(name):
+    text, spans = parse_spans(MARKED[name])
+    assert load_template(name).prompt(CHAT[:4]) == text[: spans[-1][0]]
+    assert load_template(name).prompt(CHAT[:2]) == text[: spans[0][0]]
 
 
 @pytest.mark.parametrize("name", MARKED)
-def test_the_learnt_tokens_say_the_marked_text_and_nothing_else(name, tmp_path):
+def test_labels_decode_to_target_spans(name, tmp_path):
     tokenizer = save_byte_tokenizer(tmp_path)
     task = CausalLmTask(template=name)
     task.bind_to_base(ModelContext(TextInputs(tokenizer), None, 256), {}, None)
     example = task.read(Row({"messages": CHAT}, "rows.jsonl:1"))
     (feature,) = task.encode([example], TextInputs(tokenizer), 256, training=True)[0]
-    text, spans = read_marks(MARKED[name])
+    text, spans = parse_spans(MARKED[name])
     assert tokenizer.decode(feature.inputs["input_ids"]) == text
     learnt = [token for token in feature.labels if token != IGNORED]
     assert tokenizer.decode(learnt) == "".join(text[start:end] for start, end in spans)
     assert learnt[-1] == tokenizer.convert_tokens_to_ids(ENDINGS[name])  # the end is learnt
 
 
-def test_generation_marks_in_a_template_say_what_is_learnt():
+def test_generation_blocks_select_target_spans():
     written = ChatTemplate(WITH_GENERATION, SPECIAL).write(CHAT)
     assert [written.text[start:end] for start, end in written.learnt] == ["Nobody.</s>", "It rained.</s>"]
     assert ChatTemplate(WITH_GENERATION, SPECIAL).ending == END
 
 
-def test_a_template_that_ends_no_answer_gets_the_end_of_the_tokenizer():
+def test_template_without_end_uses_eos_token():
     bare = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
     prompted = bare + "{% if add_generation_prompt %}assistant: {% endif %}"
     written = ChatTemplate(prompted, SPECIAL).write(CHAT[:3])
@@ -113,7 +113,7 @@ def test_a_template_that_ends_no_answer_gets_the_end_of_the_tokenizer():
     assert [written.text[start:end] for start, end in written.learnt] == ["Nobody.</s>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_in_words():
+def test_template_that_changes_past_turn_raises_chat_error():
     rewriting = (
         "{% for message in messages %}{{ message['role'] + ': ' + (message['content'] if loop.last else '…') + '\n' }}"
         "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -122,13 +122,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_in_words():
         ChatTemplate(rewriting, SPECIAL).write(CHAT)
 
 
-def test_what_a_template_raises_is_told():
+def test_template_exception_raises_chat_error():
     raising = "{{ raise_exception('Roles must alternate') }}"
     with pytest.raises(ChatError, match="refuses these messages: Roles must alternate"):
         ChatTemplate(raising, SPECIAL).prompt(CHAT)
 
 
-def test_tokens_are_learnt_that_have_a_learnt_character():
+def test_tokens_in_spans_include_partial_overlap():
     offsets = [(0, 0), (0, 2), (2, 5), (5, 5), (5, 8), (8, 9)]
     assert list(tokens_in_spans([(3, 6)], offsets)) == [False, False, True, False, True, False]
     assert list(tokens_in_spans([(0, 1), (8, 9)], offsets)) == [False, True, False, False, False, True]

@@ -65,15 +65,15 @@ def plain_model(base, adapter):
     return PeftModel.from_pretrained(model, adapter.folder).eval()
 
 
-def pairs(mask):
+def token_scores(mask):
     return [(one.token, pytest.approx(one.score, abs=1e-6)) for one in mask]
 
 
-def encoded(task, tokenizer, text, length=64, *, training=False):
+def encode_text(task, tokenizer, text, length=64, *, training=False):
     return task.encode([task.read(Row({"text": text}, "f:1"))], TextInputs(tokenizer), length, training=training)[0]
 
 
-def restored(feature):
+def original_tokens(feature):
     """The tokens of a feature without its masks."""
     shown = feature.inputs["input_ids"]
     return [token if label == IGNORED else label for token, label in zip(shown, feature.labels, strict=True)]
@@ -83,18 +83,18 @@ def restored(feature):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fillings_and_losses_are_those_of_plain_transformers(kind, tmp_path):
+def test_predictions_and_loss_match_transformers(kind, tmp_path):
     base = build_masked_model(tmp_path / "base", kind)
     adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     bank = peftlab.load("letters", store=tmp_path / "store", device="cpu")
     model, tokenizer = plain_model(base, adapter), AutoTokenizer.from_pretrained(base)
     text = ASKED.format(mask=tokenizer.mask_token)
     fillings = bank.predict(text)[0].prediction
-    assert [pairs(mask) for mask in fillings.masks] == plain_fillings(model.get_base_model(), tokenizer)(text)
+    assert [token_scores(mask) for mask in fillings.masks] == plain_fillings(model.get_base_model(), tokenizer)(text)
 
     task, nll, tokens = bank.task("letters"), 0.0, 0
     for line in TEXTS["test"]:
-        for feature in encoded(task, tokenizer, line):
+        for feature in encode_text(task, tokenizer, line):
             batch = task.head.collate([feature], TextInputs(tokenizer))
             with torch.inference_mode():
                 nll += float(model(**batch).loss) * task.head.loss_terms(feature)
@@ -104,7 +104,7 @@ def test_fillings_and_losses_are_those_of_plain_transformers(kind, tmp_path):
     assert scores.values["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
 
 
-def test_in_a_mixed_batch_each_fills_as_with_plain_peft(store, base):
+def test_mixed_batch_matches_peft(store, base):
     bank = peftlab.load(*METHODS, "ner-tiny", store=store, device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(base)
     texts = [ASKED.format(mask="[MASK]"), "[MASK] ."]
@@ -123,7 +123,7 @@ def test_in_a_mixed_batch_each_fills_as_with_plain_peft(store, base):
         assert [[one.token for one in mask] for mask in answer.prediction.masks] == words
 
 
-def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
+def test_long_text_uses_window_with_most_context(store, base):
     bank, tokenizer = peftlab.load("lora", store=store, device="cpu"), AutoTokenizer.from_pretrained(base)
     task = bank.task("lora")
     words = " ".join(TEXTS["train"]).split() * 2
@@ -146,10 +146,10 @@ def test_a_long_text_is_filled_where_most_stands_around_each_mask(store, base):
         for token, number in feature.positions:
             expected = probabilities[token].topk(5)
             words = [tokenizer.decode([word]) for word in expected.indices.tolist()]
-            assert pairs(masks[number]) == list(zip(words, expected.values.tolist(), strict=True))
+            assert token_scores(masks[number]) == list(zip(words, expected.values.tolist(), strict=True))
 
 
-def test_a_head_under_old_names_is_read_as_transformers_reads_it(tmp_path):
+def test_legacy_head_weight_names_are_loaded(tmp_path):
     """Google's BERT, as it lies on the Hub, calls weights of norms gamma and beta."""
     base = build_masked_model(tmp_path / "base")
     weights = {
@@ -164,10 +164,10 @@ def test_a_head_under_old_names_is_read_as_transformers_reads_it(tmp_path):
     )
     text = ASKED.format(mask="[MASK]")
     expected = plain_fillings(plain_model(base, adapter).get_base_model(), tokenizer)(text)
-    assert [pairs(mask) for mask in bank.predict(text)[0].prediction.masks] == expected
+    assert [token_scores(mask) for mask in bank.predict(text)[0].prediction.masks] == expected
 
 
-def test_a_classifier_upon_a_head_of_the_checkpoint_is_one_head_with_it(tmp_path):
+def test_classifier_includes_pretrained_head(tmp_path):
     """ModernBERT's, whose own `head` stands below a tagger's classifier as well."""
     base = build_masked_model(tmp_path / "base", "modernbert")
     (tmp_path / "tags").mkdir()
@@ -182,7 +182,7 @@ def test_a_classifier_upon_a_head_of_the_checkpoint_is_one_head_with_it(tmp_path
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_on_a_quantized_base_the_whole_head_stays_whole(tmp_path, quantization):
+def test_quantized_base_excludes_head(tmp_path, quantization):
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     base = build_masked_model(tmp_path / "base", **sizes)
     recipe = text_recipe(tmp_path / "rows", base, base={"quantization": quantization})
@@ -200,14 +200,14 @@ def test_on_a_quantized_base_the_whole_head_stays_whole(tmp_path, quantization):
 # --- masks
 
 
-def test_a_share_of_each_text_is_masked_as_bert_does(base):
+def test_mask_ratios_match_bert(base):
     tokenizer, fates = AutoTokenizer.from_pretrained(base), Counter()
     task = DomainMaskedLmTask(mask_probability=0.3)
     masks = TokenMasker(tokenizer, 0.3)
     tokens = tokenizer(" ".join(TEXTS["train"]))["input_ids"]
     for number in range(200):
         feature = masks.masked({"input_ids": tokens, "attention_mask": [1] * len(tokens)}, str(number))
-        assert restored(feature) == tokens
+        assert original_tokens(feature) == tokens
         assert task.head.loss_terms(feature) == round(0.3 * (len(tokens) - 2))
         for shown, label, token in zip(feature.inputs["input_ids"], feature.labels, tokens, strict=True):
             assert token not in tokenizer.all_special_ids or (shown, label) == (token, IGNORED)
@@ -218,28 +218,28 @@ def test_a_share_of_each_text_is_masked_as_bert_does(base):
         assert fates[fate] / sum(fates.values()) == pytest.approx(share, abs=0.02)
 
 
-def test_masks_hang_on_their_chance_alone(base):
+def test_masks_are_deterministic_for_seed(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     task = DomainMaskedLmTask()
-    (feature,) = encoded(task, tokenizer, " ".join(TEXTS["train"][:3]), training=True)
+    (feature,) = encode_text(task, tokenizer, " ".join(TEXTS["train"][:3]), training=True)
     again = task.dynamic_masking(TextInputs(tokenizer))
     assert again(feature, "1 0 3") == again(again(feature, "2 5 7"), "1 0 3") != again(feature, "1 1 3")
-    assert restored(again(feature, "1 1 3")) == restored(feature)
+    assert original_tokens(again(feature, "1 1 3")) == original_tokens(feature)
     assert task.head.loss_terms(again(feature, "1 1 3")) == task.head.loss_terms(feature)
 
 
-def test_all_of_a_long_text_is_there_in_pieces_and_a_short_one_has_a_mask(base):
+def test_chunks_include_all_tokens_of_text(base):
     tokenizer, task = AutoTokenizer.from_pretrained(base), DomainMaskedLmTask()
     text = " ".join(TEXTS["train"])
-    pieces = encoded(task, tokenizer, text, 16, training=True)
+    pieces = encode_text(task, tokenizer, text, 16, training=True)
     assert len(pieces) > 3
     assert not any(piece.truncated for piece in pieces)
-    assert [token for piece in pieces for token in restored(piece)[1:-1]] == tokenizer(text)["input_ids"][1:-1]
-    assert [task.head.loss_terms(piece) for piece in encoded(task, tokenizer, "Rome", training=True)] == [1]
-    assert encoded(task, tokenizer, "[MASK] [SEP]", training=True) == []
+    assert [token for piece in pieces for token in original_tokens(piece)[1:-1]] == tokenizer(text)["input_ids"][1:-1]
+    assert [task.head.loss_terms(piece) for piece in encode_text(task, tokenizer, "Rome", training=True)] == [1]
+    assert encode_text(task, tokenizer, "[MASK] [SEP]", training=True) == []
 
 
-def test_a_text_without_anything_to_mask_is_dropped_and_counted(base, tmp_path):
+def test_text_with_no_mask_candidates_is_dropped(base, tmp_path):
     recipe = text_recipe(tmp_path / "rows", base)
     with (tmp_path / "rows" / "train.txt").open("a") as file:
         file.write("\n[MASK]\n")
@@ -247,7 +247,7 @@ def test_a_text_without_anything_to_mask_is_dropped_and_counted(base, tmp_path):
     assert ledger.dropped == {"nothing in it that can be masked": 1}
 
 
-def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
+def test_evaluation_masks_are_deterministic(base, tmp_path):
     rows = tmp_path / "rows"
     told = []
     for number, changes in enumerate(
@@ -263,7 +263,7 @@ def test_scores_mask_the_same_tokens_whatever_was_trained(base, tmp_path):
     assert told[0] == told[1] == told[2] == told[3]
 
 
-def test_a_step_costs_what_transformers_computes_for_its_masks(base, tmp_path):
+def test_training_loss_matches_transformers(base, tmp_path):
     run_ = prepared_run(text_recipe(tmp_path / "rows", base))
     again = run_.task.dynamic_masking(run_.base.inputs)
     drawn = [again(feature, f"42 0 {i}") for i, feature in enumerate(run_.train_features)]
@@ -279,12 +279,12 @@ def weights(result):
     return load_file(result.adapter.folder / WEIGHTS_FILE)
 
 
-def equal(one, other):
+def equal_weights(one, other):
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize("strategy", ["tokens", "random"])
-def test_an_interrupted_run_resumes_to_the_same_adapter(base, tmp_path, strategy):
+def test_resume_matches_full_run(base, tmp_path, strategy):
     """In the middle of an epoch, whose masks the rest of it has to have."""
     training = {"train_sampling_strategy": strategy, "num_train_epochs": 3, "early_stopping_patience": None}
     recipe = text_recipe(tmp_path / "rows", base, training=training)
@@ -292,12 +292,12 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(base, tmp_path, strategy
     with pytest.raises(TuningInterrupted, match="after step 5 of 9"):
         peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=Stopping(at=5))
     resumed = peftlab.tune(recipe, store=tmp_path / "store", device="cpu", resume=True)
-    assert equal(weights(straight), weights(resumed))
+    assert equal_weights(weights(straight), weights(resumed))
     assert resumed.scores == straight.scores
 
 
 @pytest.mark.parametrize("strategy", ["tokens", "random"])
-def test_each_epoch_has_masks_of_its_own_and_each_row_the_same_in_any_batch(base, tmp_path, monkeypatch, strategy):
+def test_masks_change_per_epoch_not_per_batch(base, tmp_path, monkeypatch, strategy):
     seen = []
     draw = TokenMasker.again
     monkeypatch.setattr(TokenMasker, "again", lambda *how: seen.append(how[-1]) or draw(*how))
@@ -307,12 +307,12 @@ def test_each_epoch_has_masks_of_its_own_and_each_row_the_same_in_any_batch(base
     assert sorted(seen) == sorted(f"42 {epoch} {row}" for epoch in range(2) for row in rows)
 
 
-def test_what_frozen_layers_make_of_masked_rows_is_not_kept(base, tmp_path):
-    class Notes(Losses):
+def test_no_frozen_layer_cache_with_dynamic_masking(base, tmp_path):
+    class InfoMessages(Losses):
         def info(self, message):
             self.warnings.append(message)
 
-    warnings = Notes()
+    warnings = InfoMessages()
     recipe = text_recipe(tmp_path / "rows", base, method={"layers_to_transform": 1}, training={"num_train_epochs": 1})
     peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=warnings)
     assert any("again in every epoch: rows are masked again in every epoch" in told for told in warnings.warnings)
@@ -326,7 +326,7 @@ def writer(tmp_path_factory):
     return build_language_model(tmp_path_factory.mktemp("llama"))
 
 
-def test_the_objective_is_what_the_base_was_pretrained_for(base, writer, tmp_path):
+def test_objective_is_inferred_from_base(base, writer, tmp_path):
     for model, objective, auto_class in (
         (base, "masked-lm", "AutoModelForMaskedLM"),
         (writer, "causal-lm", "AutoModelForCausalLM"),
@@ -341,13 +341,13 @@ def test_the_objective_is_what_the_base_was_pretrained_for(base, writer, tmp_pat
             (model / "config.json").write_text(json.dumps(config))
 
 
-def test_an_adapter_of_foreseen_text_is_that_of_causal_lm(writer, tmp_path):
+def test_causal_objective_matches_causal_lm_task(writer, tmp_path):
     packed = {"training": {"packing": True, "num_train_epochs": 2, "learning_rate": 1e-2}}
     recipe = text_recipe(tmp_path / "rows", writer, **packed)
     domain = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     other = {"name": "plain", "task": {"type": "causal-lm"}}
     plain = peftlab.tune(recipe, overrides=other, store=tmp_path / "store", device="cpu")
-    assert equal(weights(domain), weights(plain))
+    assert equal_weights(weights(domain), weights(plain))
     assert domain.scores["test"].values == plain.scores["test"].values
     bank = peftlab.load("letters", "plain", store=tmp_path / "store", device="cpu")
     replies = [
@@ -368,7 +368,7 @@ def test_an_adapter_of_foreseen_text_is_that_of_causal_lm(writer, tmp_path):
         list(bank.reply([{"role": "user", "content": "Ada"}], adapter="letters"))
 
 
-def test_a_reply_leaves_half_of_a_short_input_where_the_recipe_does_not_say(writer, tmp_path):
+def test_default_max_new_tokens_is_half_max_length(writer, tmp_path):
     recipe = text_recipe(tmp_path / "rows", writer, data={"max_length": 32})
     assert prepared_run(recipe).task.options["generation"]["max_new_tokens"] == 16
     with pytest.raises(RecipeError, match="a reply of 30 tokens leaves 2 of 32"):
@@ -407,7 +407,7 @@ def encoder_with_decoder(folder):
         ("unmasked", {}, "task.objective: the tokenizer of this base has no mask token"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_refused_before_training(base, writer, tmp_path, model, changes, message):
+def test_invalid_options_raise_recipe_error(base, writer, tmp_path, model, changes, message):
     folder = {"masked": base, "written": writer}.get(model, tmp_path / "base")
     if model == "headless":
         build("bert", folder)
@@ -421,7 +421,7 @@ def test_what_does_not_go_together_is_refused_before_training(base, writer, tmp_
     assert not (tmp_path / "store").exists()
 
 
-def test_rows_have_a_text_and_what_is_asked_has_a_mask():
+def test_row_requires_text_and_input_requires_mask():
     task = DomainMaskedLmTask()
     with pytest.raises(RowError, match=r"expected column text; found tekst\. Is 'tekst' the text"):
         task.read(Row({"tekst": "Ada"}, "f:1"))
@@ -431,7 +431,7 @@ def test_rows_have_a_text_and_what_is_asked_has_a_mask():
         task.read_input(Row({"text": "Ada"}, "f:1"))
 
 
-def test_plain_text_reads_for_causal_lm_too(writer, tmp_path):
+def test_plain_text_file_is_valid_for_causal_lm(writer, tmp_path):
     recipe = text_recipe(tmp_path / "rows", writer, task={"type": "causal-lm"})
     (tmp_path / "rows" / "train.txt").write_text("Ada [wrote] to x-\n\nRome O\n")
     run_ = prepared_run(recipe)
@@ -442,16 +442,18 @@ def test_plain_text_reads_for_causal_lm_too(writer, tmp_path):
 # --- in the bank and from the command line
 
 
-def test_an_ensemble_is_refused_and_an_average_fills(store):
+def test_only_average_composition_is_supported(store):
     bank = peftlab.load("lora", "pfeiffer", store=store, device="cpu")
     with pytest.raises(IntegrityError, match="a vocabulary is not averaged"):
         bank.compose("both", "ensemble", ["lora", "pfeiffer"])
     bank.compose("mean", "average", ["lora", "lora"])
     alone, mean = (bank.predict("Ada [MASK] .", adapters=name)[0].prediction for name in ("lora", "mean"))
-    assert [pairs(mask) for mask in mean.masks] == [[(one.token, one.score) for one in mask] for mask in alone.masks]
+    assert [token_scores(mask) for mask in mean.masks] == [
+        [(one.token, one.score) for one in mask] for mask in alone.masks
+    ]
 
 
-def test_merged_it_fills_the_same(store, tmp_path):
+def test_merged_model_matches_adapter(store, tmp_path):
     merged = merge("lora", tmp_path / "model", store=store, device="cpu")
     bank = peftlab.load("lora", store=store, device="cpu")
     filled = plain_fillings(
@@ -463,7 +465,7 @@ def test_merged_it_fills_the_same(store, tmp_path):
         assert [one.score for one in found] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
-def test_the_command_line_checks_tunes_fills_scores_and_exports(base, tmp_path):
+def test_cli_check_tune_predict_evaluate_and_export(base, tmp_path):
     recipe, store = text_recipe(tmp_path / "rows", base), tmp_path / "store"
     shown = run("check", recipe, "--show-mask", "12", "--device", "cpu")
     assert shown.exit_code == 0, shown.output

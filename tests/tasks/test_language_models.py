@@ -20,7 +20,7 @@ SIZES |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 CODES = {"nllb": ("eng_Latn", "deu_Latn"), "mbart50": ("en_XX", "de_DE"), "mbart": ("en_XX", "de_DE")}
 
 
-def build_many_languages(folder, kind):
+def build_multilingual_model(folder, kind):
     """A tiny base of many languages, with the tokenizer class of its kind."""
     torch.manual_seed(0)
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS]
@@ -47,8 +47,8 @@ def recipe_for(folder, base, kind, **task):
 
 
 @pytest.mark.parametrize("kind", CODES)
-def test_texts_and_translations_are_marked_and_shifted_as_transformers_does(kind, tmp_path):
-    base = build_many_languages(tmp_path / "base", kind)
+def test_inputs_and_loss_match_transformers(kind, tmp_path):
+    base = build_multilingual_model(tmp_path / "base", kind)
     run = prepared_run(recipe_for(tmp_path / "rows", base, kind))
     source, target = CODES[kind]
     tokenizer = AutoTokenizer.from_pretrained(base, src_lang=source, tgt_lang=target)
@@ -67,8 +67,8 @@ def test_texts_and_translations_are_marked_and_shifted_as_transformers_does(kind
 
 
 @pytest.mark.parametrize("kind", CODES)
-def test_each_adapter_writes_in_its_own_language(kind, tmp_path):
-    base = build_many_languages(tmp_path / "base", kind)
+def test_adapters_generate_different_languages(kind, tmp_path):
+    base = build_multilingual_model(tmp_path / "base", kind)
     recipe, other = recipe_for(tmp_path / "rows", base, kind), {"nllb": "fra_Latn"}.get(kind, "fr_XX")
     for name, target in (("german", CODES[kind][1]), ("french", other)):
         publish_fresh(tmp_path / "store", recipe, {"name": name, "task.target_language": target})
@@ -86,8 +86,8 @@ def test_each_adapter_writes_in_its_own_language(kind, tmp_path):
     assert len({answer.prediction.written for answer in answers}) > len(PAIRS)
 
 
-def test_a_base_of_many_languages_has_to_know_which(tmp_path):
-    base = build_many_languages(tmp_path / "base", "nllb")
+def test_missing_or_unknown_language_raises_recipe_error(tmp_path):
+    base = build_multilingual_model(tmp_path / "base", "nllb")
     recipe = translation_recipe(tmp_path / "rows", base, task={"target_language": "deu_Latm"})
     with pytest.raises(RecipeError) as fault:
         peftlab.tune(recipe, store=tmp_path / "store")

@@ -16,7 +16,7 @@ REFERENCES = ["der Zug war alt", "es regnete in Rom", "Ada schrieb den Brief", "
 WRITTEN = ["der Zug war neu", "es regnete in Rom", "Ada schrieb", "jemand kam nicht"]
 
 
-def by_command(tmp_path, written, references, *options):
+def sacrebleu_output(tmp_path, written, references, *options):
     """What `sacrebleu` prints of a file."""
     (tmp_path / "written.txt").write_text("".join(f"{line}\n" for line in written), encoding="utf8")
     (tmp_path / "references.txt").write_text("".join(f"{line}\n" for line in references), encoding="utf8")
@@ -25,7 +25,7 @@ def by_command(tmp_path, written, references, *options):
     return {one["name"].lower().rstrip("2"): one for one in json.loads(said)}
 
 
-def spoiled(sentences, seed=0):
+def add_noise(sentences, seed=0):
     """Sentences as a middling translator might write them: words left out, doubled and swapped."""
     dice, made = random.Random(seed), []
     for sentence in sentences:
@@ -37,8 +37,8 @@ def spoiled(sentences, seed=0):
     return made
 
 
-def assert_as_by_command(tmp_path, written, references, tokenize="13a"):
-    told = by_command(tmp_path, written, references, "-m", "bleu", "chrf", "-tok", tokenize)
+def assert_matches_sacrebleu(tmp_path, written, references, tokenize="13a"):
+    told = sacrebleu_output(tmp_path, written, references, "-m", "bleu", "chrf", "-tok", tokenize)
     scores = bleu_and_chrf(written, [[line] for line in references], tokenize)
     for name in ("bleu", "chrf"):
         assert scores.values[name] == pytest.approx(told[name]["score"], abs=1e-6)
@@ -47,18 +47,18 @@ def assert_as_by_command(tmp_path, written, references, tokenize="13a"):
 
 
 @pytest.mark.parametrize("tokenize", ["13a", "intl", "zh", "char", "none"])
-def test_bleu_and_chrf_are_those_of_the_command(tmp_path, tokenize):
-    assert_as_by_command(tmp_path, WRITTEN, REFERENCES, tokenize)
+def test_bleu_and_chrf_match_sacrebleu(tmp_path, tokenize):
+    assert_matches_sacrebleu(tmp_path, WRITTEN, REFERENCES, tokenize)
 
 
 @pytest.mark.parametrize("language", ["de", "fr", "cs"])
-def test_on_multi30k_they_are_those_of_the_command(tmp_path, language):
+def test_multi30k_scores_match_sacrebleu(tmp_path, language):
     with gzip.open(shared_data("mt_multi30k") / f"raw/test_2016_flickr.{language}.gz", "rt", encoding="utf8") as lines:
         references = [line.rstrip("\n") for line in lines]
-    assert_as_by_command(tmp_path, spoiled(references), references)
+    assert_matches_sacrebleu(tmp_path, add_noise(references), references)
 
 
-def test_a_row_may_have_more_references_than_others():
+def test_variable_number_of_references():
     several = [[REFERENCES[0], WRITTEN[0]], *([line] for line in REFERENCES[1:])]
     assert (
         bleu_and_chrf(WRITTEN, several, "13a").values["bleu"]
@@ -66,15 +66,15 @@ def test_a_row_may_have_more_references_than_others():
     )
 
 
-def papers():
+def load_summary_rows():
     """Abstracts' sentences and the references of SciTLDR's test split."""
     file = shared_data("sum_scitldr") / "SciTLDR-A/test.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf8").splitlines()]
     return [row["source"][0] for row in rows], [row["target"] for row in rows]
 
 
-def test_on_scitldr_rouge_is_that_of_rouge_score():
-    written, references = papers()
+def test_rouge_matches_rouge_score():
+    written, references = load_summary_rows()
     assert max(map(len, references)) > 1
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     told = [scorer.score_multi(row, text) for row, text in zip(references, written, strict=True)]
@@ -85,13 +85,13 @@ def test_on_scitldr_rouge_is_that_of_rouge_score():
         assert value == pytest.approx(plain[name], abs=2e-3)  # but for letters with accents
 
 
-def test_rouge_reads_every_script():
+def test_rouge_supports_unicode_text():
     for text in ("它今天下雨了", "шёл дождь весь день", "आज बारिश हुई थी", "วันนี้ฝนตก", "雨が降った"):
         assert rouge([text], [[text]], "unicode").values == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
         assert rouge([text], [[text]], "rouge-score").values["rouge1"] == 0.0
     assert _WORD.findall("naïve 东京2020, हिन्दी x_y") == ["naïve", "东", "京", "2020", "हिन्दी", "x", "y"]
 
 
-def test_nothing_written_scores_nothing():
+def test_empty_input_scores_zero():
     assert set(bleu_and_chrf([], [], "13a").values.values()) == {0.0}
     assert set(rouge([], [], "unicode").values.values()) == {0.0}

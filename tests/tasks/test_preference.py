@@ -82,7 +82,7 @@ def pair_recipe(folder, base, rows=PAIRS, **changes):
     return recipe
 
 
-def stir(model):
+def perturb_trainable_parameters(model):
     """Move all that trains, as training does."""
     random = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -100,7 +100,7 @@ def conversational(row):
 # --- training, beside plain TRL
 
 
-def plain_trl(folder, base, start, **settings):
+def train_with_dpo_trainer(folder, base, start, **settings):
     """What TRL alone makes of PAIRS from the weights `start`: the losses of its steps, and its trainer."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template, tokenizer.pad_token = LLAMA, END
@@ -120,7 +120,7 @@ def plain_trl(folder, base, start, **settings):
 
 
 @pytest.mark.parametrize(
-    ("told", "settings"),
+    ("task_options", "settings"),
     [
         ({}, {}),
         ({"loss_type": "ipo", "beta": 0.3}, {}),
@@ -128,12 +128,12 @@ def plain_trl(folder, base, start, **settings):
     ],
     ids=["sigmoid", "ipo", "robust, accumulated"],
 )
-def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, monkeypatch, told, settings):
+def test_loss_curve_matches_dpo_trainer(base, tmp_path, monkeypatch, task_options, settings):
     monkeypatch.setenv("CI", "1")  # TRL alone would send telemetry
     training = {"train_sampling_strategy": "random", **settings}
-    recipe = pair_recipe(tmp_path / "rows", base, task=told, training=training)
+    recipe = pair_recipe(tmp_path / "rows", base, task=task_options, training=training)
     start = prepared_run(recipe).model
-    expected, trainer = plain_trl(tmp_path / "trl", base, start, **told, **settings)
+    expected, trainer = train_with_dpo_trainer(tmp_path / "trl", base, start, **task_options, **settings)
     losses = Losses()
     tuned = peftlab.tune(recipe, store=tmp_path / "store", device="cpu", progress=losses)
     assert losses.losses == pytest.approx(expected, abs=1e-5)
@@ -146,7 +146,7 @@ def test_the_loss_curve_is_that_of_plain_trl(base, tmp_path, monkeypatch, told, 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns_and_is_published(base, tmp_path, name):
+def test_every_method_can_reduce_loss(base, tmp_path, name):
     recipe = pair_recipe(tmp_path / "rows", base, training={"num_train_epochs": 6})
     losses, rate = Losses(), {"full": 1e-3, "vera": 0.2, "adalora": 0.2}.get(name, 3e-2)
     changes = {"method": METHODS[name], "training.learning_rate": rate}
@@ -161,7 +161,7 @@ def test_every_method_learns_and_is_published(base, tmp_path, name):
 # --- the base that rewards are held against
 
 
-def plain_nats(model, feature):
+def target_loss(model, feature):
     """What the learnt tokens of a feature cost together, by Transformers' loss."""
     ids, labels = torch.tensor([feature.inputs["input_ids"]]), torch.tensor([feature.labels])
     with torch.inference_mode():
@@ -171,10 +171,10 @@ def plain_nats(model, feature):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_reference_is_the_bare_base_to_the_bit_and_what_trains_stays(base, tmp_path, name):
+def test_reference_log_probs_match_base_exact(base, tmp_path, name):
     recipe = pair_recipe(tmp_path / "rows", base, training={"per_device_eval_batch_size": 1})
     made = prepared_run(recipe, {"method": METHODS[name]})
-    stir(made.model)
+    perturb_trainable_parameters(made.model)
     before = [(parameter, parameter.requires_grad) for parameter in made.model.parameters()]
     told = attach_references(made, made.dataset.features["train"])
     assert [(p, p.requires_grad) for p in made.model.parameters()] == before
@@ -184,11 +184,11 @@ def test_the_reference_is_the_bare_base_to_the_bit_and_what_trains_stays(base, t
         for answer in pair:
             (outcome,) = forward(made.task, plain, made.base.inputs, [answer])
             assert answer.reference == float(outcome[:, 0].double().sum())
-            assert answer.reference == pytest.approx(plain_nats(plain, answer), abs=1e-5)
-            assert answer.reference != pytest.approx(plain_nats(made.model, answer), abs=1e-3)
+            assert answer.reference == pytest.approx(target_loss(plain, answer), abs=1e-5)
+            assert answer.reference != pytest.approx(target_loss(made.model, answer), abs=1e-3)
 
 
-def test_scores_are_those_of_plain_peft(base, tmp_path):
+def test_scores_match_peft(base, tmp_path):
     recipe = pair_recipe(tmp_path / "rows", base, task={"beta": 0.4})
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -196,8 +196,10 @@ def test_scores_are_those_of_plain_peft(base, tmp_path):
     rewards = []
     for pair in prepared_run(recipe).dataset.features["train"]:
         with model.disable_adapter():
-            reference = [plain_nats(model, answer) for answer in pair]
-        rewards.append([0.4 * (bare - plain_nats(model, answer)) for bare, answer in zip(reference, pair, strict=True)])
+            reference = [target_loss(model, answer) for answer in pair]
+        rewards.append(
+            [0.4 * (bare - target_loss(model, answer)) for bare, answer in zip(reference, pair, strict=True)]
+        )
     margins = torch.tensor([chosen - rejected for chosen, rejected in rewards])
     expected = {
         "reward_accuracy": float((margins > 0).float().mean()),
@@ -210,7 +212,7 @@ def test_scores_are_those_of_plain_peft(base, tmp_path):
     assert result.adapter.manifest.main_score == "reward_accuracy"
 
 
-def test_a_mixed_file_scores_each_adapter_by_its_own_reference(base, tmp_path):
+def test_mixed_evaluation_uses_reference_per_adapter(base, tmp_path):
     recipe = pair_recipe(tmp_path / "rows", base)
     alone = {}
     for name, method in (("first", METHODS["lora"]), ("second", METHODS["ia3"])):
@@ -227,7 +229,7 @@ def test_a_mixed_file_scores_each_adapter_by_its_own_reference(base, tmp_path):
 # --- what is published
 
 
-def test_replies_are_those_of_plain_peft(base, tmp_path):
+def test_reply_matches_peft(base, tmp_path):
     recipe = pair_recipe(tmp_path / "rows", base, training={"learning_rate": 5e-2})
     adapter = peftlab.tune(recipe, store=tmp_path / "store", device="cpu").adapter
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
@@ -259,7 +261,7 @@ class Stopping(Progress):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_resumed_run_ends_with_the_very_adapter(base, tmp_path):
+def test_resume_matches_full_run(base, tmp_path):
     recipe = pair_recipe(tmp_path / "rows", base)
     whole = peftlab.tune(recipe, store=tmp_path / "whole", device="cpu").adapter
     with pytest.raises(TuningInterrupted):
@@ -270,7 +272,7 @@ def test_a_resumed_run_ends_with_the_very_adapter(base, tmp_path):
     assert resumed.manifest.scores == whole.manifest.scores
 
 
-def test_two_processes_learn_what_one_learns(base, tmp_path):
+def test_two_processes_match_single_process(base, tmp_path):
     recipe = pair_recipe(tmp_path / "rows", base, training={"train_sampling_strategy": "random"})
     shared = ["tune", recipe, "--device", "cpu"]
     two = [*shared, "--store", tmp_path / "two", "--launch", "torchrun --nproc-per-node 2"]
@@ -286,7 +288,7 @@ def test_two_processes_learn_what_one_learns(base, tmp_path):
     )
 
 
-def test_two_processes_with_batches_by_tokens_are_refused(base, tmp_path):
+def test_token_batches_require_single_process(base, tmp_path):
     recipe = read_recipe(pair_recipe(tmp_path / "rows", base))
     errors = ErrorCollector()
     check_dpo(recipe, ProcessGroup(world_size=2), errors)
@@ -306,7 +308,7 @@ def test_two_processes_with_batches_by_tokens_are_refused(base, tmp_path):
     ],
     ids=str,
 )
-def test_it_learns_in_other_ways_to_compute(tmp_path, changes):
+def test_precision_and_training_options(tmp_path, changes):
     wide = build_language_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)
     recipe = pair_recipe(tmp_path / "rows", wide, training={"num_train_epochs": 5})
     result = peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
@@ -315,7 +317,7 @@ def test_it_learns_in_other_ways_to_compute(tmp_path, changes):
     assert dtypes == {torch.float32}
 
 
-def test_real_preferences_are_learnt(tmp_path):
+def test_reward_accuracy_after_training_on_real_data(tmp_path):
     """The demo preferences on stories260K; of its tokens a word takes several, so most answers are cut, and told so."""
     stories, rows = shared_data("stories260K"), shared_data("inst_demos", "dpo_en_demo.json")
     changes = {"data.train": str(rows), "data.validation": 0.01, "data.max_length": 192, "data.max_lost": 1.0}
@@ -332,7 +334,7 @@ def test_real_preferences_are_learnt(tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
     pair = next(pair for pair in made.dataset.features["train"] if pair)
     (told,) = attach_references(made, [pair])
-    assert [answer.reference for answer in told] == pytest.approx([plain_nats(plain, one) for one in pair], abs=1e-3)
+    assert [answer.reference for answer in told] == pytest.approx([target_loss(plain, one) for one in pair], abs=1e-3)
 
 
 # --- rows
@@ -354,13 +356,13 @@ def read(task, **fields):
     return task.read(Row(fields, "rows.jsonl:1"))
 
 
-def said(*contents, first="user"):
+def make_messages(*contents, first="user"):
     roles = ["user", "assistant"] if first == "user" else ["assistant", "user"]
     return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
-ASKED = said("Who?", "Ada.", "Why?")
-GOOD, BAD = said("It rained.", first="assistant"), said("No.", first="assistant")
+ASKED = make_messages("Who?", "Ada.", "Why?")
+GOOD, BAD = make_messages("It rained.", first="assistant"), make_messages("No.", first="assistant")
 
 
 @pytest.mark.parametrize(
@@ -383,7 +385,7 @@ GOOD, BAD = said("It rained.", first="assistant"), said("No.", first="assistant"
     ],
     ids=["TRL", "cells", "messages", "whole", "whole with prompt", "ShareGPT"],
 )
-def test_chats_are_read_in_every_form_and_only_the_answers_are_learnt(task, tokenizer, fields):
+def test_labels_are_same_for_all_chat_formats(task, tokenizer, fields):
     pair = read(task, **fields)
     assert (pair.text, task.count(pair), pair.chosen.messages[:3]) == ("Why?", 2, tuple(ASKED))
     chosen, rejected = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
@@ -392,8 +394,8 @@ def test_chats_are_read_in_every_form_and_only_the_answers_are_learnt(task, toke
         assert "Ada.<|im_end|>" in tokenizer.decode(feature.inputs["input_ids"])
 
 
-def test_several_answers_after_the_same_are_all_learnt(task, tokenizer):
-    long = said("It rained.", "Where?", "In Rome.", first="assistant")
+def test_multiple_answers_are_all_targets(task, tokenizer):
+    long = make_messages("It rained.", "Where?", "In Rome.", first="assistant")
     pair = read(task, prompt=asking("Why?"), chosen=long, rejected=BAD)
     chosen, _ = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
     learnt = tokenizer.decode([label for label in chosen.labels if label != IGNORED])
@@ -401,7 +403,7 @@ def test_several_answers_after_the_same_are_all_learnt(task, tokenizer):
     assert task.count(pair) == 3
 
 
-def test_strings_stand_without_a_template_and_instructions_with_one(task, tokenizer):
+def test_template_is_used_for_instructions_only(task, tokenizer):
     plain = read(task, prompt="Ada ", chosen="wrote.", rejected="left.")
     assert plain.chosen == Passage("Ada ", completion="wrote.")
     chosen, _ = task.encode([plain], TextInputs(tokenizer), 256, training=True)[0]
@@ -439,12 +441,12 @@ def test_strings_stand_without_a_template_and_instructions_with_one(task, tokeni
         ({"messages": ASKED, "chosen": {"from": [1], "value": "a"}, "rejected": "b"}, "expected a message from system"),
     ],
 )
-def test_a_row_that_cannot_be_read_says_what_was_expected(task, fields, message):
+def test_invalid_row_raises_row_error(task, fields, message):
     with pytest.raises(RowError, match=message):
         read(task, **fields)
 
 
-def test_what_is_cut_is_counted_and_answers_without_a_difference_are_dropped(task, tokenizer):
+def test_truncated_and_equal_answers_are_lost(task, tokenizer):
     pair = read(task, prompt=ASKED, chosen="It rained in Rome. " * 4, rejected="No.")
     whole, short = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
     truncated = task.encode([pair], TextInputs(tokenizer), len(whole) - 3, training=True)[0]
@@ -462,7 +464,7 @@ def test_what_is_cut_is_counted_and_answers_without_a_difference_are_dropped(tas
     assert sum(map(task.head.loss_terms, windows)) == sum(map(task.head.loss_terms, (whole, short)))
 
 
-def test_what_only_asks_is_asked_as_of_causal_lm(task):
+def test_input_row_matches_causal_lm(task):
     assert task.read_input(Row({"instruction": "Who?"}, "row 1")).messages == tuple(asking("Who?"))
 
 
@@ -483,28 +485,30 @@ def test_what_only_asks_is_asked_as_of_causal_lm(task):
     ],
     ids=str,
 )
-def test_what_does_not_go_together_is_refused_before_training(base, tmp_path, changes, message):
+def test_invalid_options_raise_recipe_error(base, tmp_path, changes, message):
     recipe = pair_recipe(tmp_path / "rows", base)
     with pytest.raises(RecipeError) as caught:
         peftlab.tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
     assert message in one_line(str(caught.value))
 
 
-@pytest.mark.parametrize("there", [None, "0.9.6"])
-def test_trl_is_asked_for_in_words(base, tmp_path, monkeypatch, there):
+@pytest.mark.parametrize("version_found", [None, "0.9.6"])
+def test_missing_package_error_includes_install_command(base, tmp_path, monkeypatch, version_found):
     version = metadata.version
 
     def other(name):
         if name != "trl":
             return version(name)
-        if there is None:
+        if version_found is None:
             raise metadata.PackageNotFoundError(name)
-        return there
+        return version_found
 
     monkeypatch.setattr(metadata, "version", other)
     recipe = pair_recipe(tmp_path / "rows", base)
     message = (
-        "trl 0.9.6 is installed; this needs 1.16" if there else "the package trl, which computes the loss, is not in"
+        "trl 0.9.6 is installed; this needs 1.16"
+        if version_found
+        else "the package trl, which computes the loss, is not in"
     )
     for command in ("tune", "check"):
         told = run(command, recipe, "--device", "cpu")
@@ -513,7 +517,7 @@ def test_trl_is_asked_for_in_words(base, tmp_path, monkeypatch, there):
         assert "pip install 'peftlab[align]'" in one_line(told.output)
 
 
-def test_the_command_line_shows_both_answers_tunes_scores_and_talks(base, tmp_path):
+def test_cli_check_tune_evaluate_predict_and_export(base, tmp_path):
     recipe, store = pair_recipe(tmp_path / "rows", base, task={"template": "chatml"}), tmp_path / "store"
     shown = run("check", recipe, "--show-mask", "1", "--device", "cpu")
     assert shown.exit_code == 0, shown.output

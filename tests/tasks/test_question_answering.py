@@ -34,7 +34,7 @@ def read(fields):
     return QuestionAnsweringTask().read(Row(fields, "f:1"))
 
 
-def asked(context, *answers, question="who ?"):
+def make_question(context, *answers, question="who ?"):
     return Question(context, "f:1", question=question, answers=answers)
 
 
@@ -69,7 +69,7 @@ CONTEXT = "Rome is not Paris, and Rome is old."
         ({"answer": None}, ()),
     ],
 )
-def test_every_shape_of_a_row_gives_its_answers_in_place(fields, answers):
+def test_answer_formats_are_parsed_to_spans(fields, answers):
     example = read({"question": "which ?", "context": CONTEXT, "id": 7, **fields})
     assert (example.question, example.text, example.where) == ("which ?", CONTEXT, "f:1")
     assert example.answers == answers
@@ -106,13 +106,13 @@ ANSWERS = "expected answers as a list of {text, answer_start}, found "
         ({"context": "a b a", "answers": [{"text": "a", "answer_start": "four"}]}, "expected 'a' at character 'four'"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+def test_invalid_row_raises_row_error(fields, message):
     with pytest.raises(RowError) as caught:
         read({"question": "which ?", **fields})
     assert str(caught.value).startswith(message)
 
 
-def test_a_question_needs_no_answer_but_a_context():
+def test_input_requires_context_not_answer():
     task = QuestionAnsweringTask()
     question = task.read_input(Row({"question": "", "context": "a"}, "f:1"))
     assert (question.question, question.text, question.answers) == ("", "a", ())
@@ -133,10 +133,10 @@ def context_tokens(window):
 
 @pytest.mark.parametrize("max_length", [8, 16, 33, 64])
 @pytest.mark.parametrize("doc_stride", [1, 5, 12, 128])
-def test_windows_cover_the_context_and_share_doc_stride_tokens(bert, max_length, doc_stride):
+def test_windows_overlap_by_doc_stride(bert, max_length, doc_stride):
     for seed in range(8):
         rng = random.Random(seed)
-        example = asked(random_context(rng), question=" ".join(["who"] * rng.randrange(1, 12)))
+        example = make_question(random_context(rng), question=" ".join(["who"] * rng.randrange(1, 12)))
         windows = QuestionAnsweringTask(doc_stride=doc_stride).encode(
             [example], TextInputs(bert), max_length, training=False
         )[0]
@@ -150,30 +150,30 @@ def test_windows_cover_the_context_and_share_doc_stride_tokens(bert, max_length,
             assert len(set(one) & set(after)) == shared
 
 
-def test_a_question_longer_than_half_the_room_is_cut_and_says_so(bert):
-    example = asked("ada came to london", (0, 3), question="letter " * 50)
+def test_long_question_is_truncated(bert):
+    example = make_question("ada came to london", (0, 3), question="letter " * 50)
     windows = QuestionAnsweringTask(doc_stride=2).encode([example], TextInputs(bert), 19, training=True)[0]
     for window in windows:
         assert window.truncated
         assert window.inputs["input_ids"].index(bert.sep_token_id) == 1 + 8
     [short] = QuestionAnsweringTask().encode(
-        [asked("ada came", question="letter " * 8)], TextInputs(bert), 40, training=True
+        [make_question("ada came", question="letter " * 8)], TextInputs(bert), 40, training=True
     )[0]
     assert not short.truncated
 
 
 @pytest.mark.parametrize("question", ["👩‍🚀👋🏽 🇫🇷", "ꙮꙮ", "哪里哪里", "who wrote the letter"])
-def test_any_question_leaves_room_for_the_context(other, question):
+def test_every_window_includes_context(other, question):
     for max_length in (8, 9, 12):
         windows = QuestionAnsweringTask(doc_stride=4).encode(
-            [asked("Ada came to London", question=question)], TextInputs(other), max_length, training=False
+            [make_question("Ada came to London", question=question)], TextInputs(other), max_length, training=False
         )[0]
         assert all(len(window) <= max_length for window in windows)
         covered = {place for w in windows for n in context_tokens(w) for place in range(*w.offsets[n])}
         assert covered >= {place for place, letter in enumerate("Ada came to London") if letter != " "}
 
 
-def test_an_answer_is_marked_in_every_window_that_holds_all_of_it(bert):
+def test_labels_are_set_in_windows_with_full_answer(bert):
     found = 0
     for seed in range(60):
         rng = random.Random(seed)
@@ -182,7 +182,7 @@ def test_an_answer_is_marked_in_every_window_that_holds_all_of_it(bert):
         first = rng.randrange(len(words) - 3)
         answer = (words[first][0], words[first + rng.randrange(3)][1])
         task = QuestionAnsweringTask(doc_stride=6)
-        example = asked(text, answer)
+        example = make_question(text, answer)
         windows = task.encode([example], TextInputs(bert), 24, training=True)[0]
         for window in windows:
             inside = [window.offsets[n] for n in context_tokens(window)]
@@ -197,10 +197,10 @@ def test_an_answer_is_marked_in_every_window_that_holds_all_of_it(bert):
     assert found > 60
 
 
-def test_an_answer_longer_than_any_window_is_lost(bert):
-    task, example = QuestionAnsweringTask(), asked("rain " * 40, (0, 199))
+def test_answer_over_window_length_is_lost(bert):
+    task, example = QuestionAnsweringTask(), make_question("rain " * 40, (0, 199))
     assert task.lost(example, task.encode([example], TextInputs(bert), 16, training=True)[0]) == 1
-    nothing = asked("rain " * 40)
+    nothing = make_question("rain " * 40)
     assert (
         task.lost(nothing, task.encode([nothing], TextInputs(bert), 16, training=True)[0]),
         task.count(nothing),
@@ -211,35 +211,37 @@ def test_an_answer_longer_than_any_window_is_lost(bert):
 
 
 @pytest.mark.parametrize("answer", [" ada ", " london "])
-def test_blanks_around_an_answer_do_not_hide_it(bert, answer):
+def test_answer_whitespace_is_ignored(bert, answer):
     example = read({"question": "who ?", "context": " ada in london ", "answer": answer})
     [window] = QuestionAnsweringTask().encode([example], TextInputs(bert), 64, training=True)[0]
     start, end = window.labels
     assert example.text[window.offsets[start][0] : window.offsets[end][1]] == answer.strip()
 
 
-def test_a_token_of_blanks_is_no_answer(other):
+def test_whitespace_token_has_no_offsets(other):
     text = "Ada came to   London"
-    [window] = QuestionAnsweringTask().encode([asked(text)], TextInputs(other), 64, training=False)[0]
+    [window] = QuestionAnsweringTask().encode([make_question(text)], TextInputs(other), 64, training=False)[0]
     assert all(text[slice(*span)].strip() == text[slice(*span)] != "" for span in window.offsets if span)
 
 
-def test_tokens_that_hold_the_blank_before_a_word_give_answers_without_it(other):
+def test_answer_excludes_leading_space_of_token(other):
     text = "Ada came to London , then to Paris"
     task = QuestionAnsweringTask()
     for word in re.finditer(r"\w+", text):
-        [window] = task.encode([asked(text, word.span(), question="who")], TextInputs(other), 64, training=False)[0]
+        [window] = task.encode(
+            [make_question(text, word.span(), question="who")], TextInputs(other), 64, training=False
+        )[0]
         output = torch.zeros(len(window), 2)
         output[window.labels, [0, 1]] = 20.0
-        told = task.decode(asked(text), [window], [output])
+        told = task.decode(make_question(text), [window], [output])
         assert (told.start, told.end, told.answer) == (*word.span(), word[0])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_answers_move_with_the_padding(bert, side):
+def test_labels_shift_with_padding_side(bert, side):
     task = QuestionAnsweringTask()
     windows = [
-        task.encode([asked(text, (0, 3))], TextInputs(bert), 64, training=True)[0][0]
+        task.encode([make_question(text, (0, 3))], TextInputs(bert), 64, training=True)[0][0]
         for text in ("ada", "ada came to london late")
     ]
     bert.padding_side = side
@@ -253,7 +255,7 @@ def test_answers_move_with_the_padding(bert, side):
         assert told == window.inputs["input_ids"][window.labels[0] : window.labels[1] + 1]
 
 
-def test_the_loss_is_the_mean_of_torchs_for_start_and_end():
+def test_loss_is_mean_of_start_and_end_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 11, 2, generator=generator)
     labels = torch.randint(11, (6, 2), generator=generator)
@@ -265,12 +267,12 @@ def test_the_loss_is_the_mean_of_torchs_for_start_and_end():
 
 
 @pytest.mark.parametrize("max_answer_length", [1, 4, 30])
-def test_the_answer_is_that_of_a_search_through_every_span_of_every_window(bert, max_answer_length):
+def test_best_span_matches_full_search(bert, max_answer_length):
     for seed in range(60):
         rng = random.Random(seed)
         generator = torch.Generator().manual_seed(seed)
         task = QuestionAnsweringTask(doc_stride=rng.randrange(1, 9), max_answer_length=max_answer_length)
-        example = asked(random_context(rng, rng.randrange(1, 40)))
+        example = make_question(random_context(rng, rng.randrange(1, 40)))
         windows = task.encode([example], TextInputs(bert), rng.choice([12, 20, 40]), training=False)[0]
         outputs = [torch.randn(len(window), 2, generator=generator) for window in windows]
         spans = [
@@ -289,7 +291,7 @@ def test_the_answer_is_that_of_a_search_through_every_span_of_every_window(bert,
         assert told.given == (told.gap <= 0)
 
 
-def test_an_answer_is_plain_values_and_so_is_none():
+def test_prediction_as_dict_with_and_without_answer():
     answer = AnswerPrediction("Ada came", "who ?", 0, 3, 0.9, -2.0, True)
     asked_for = {"question": "who ?", "context": "Ada came"}
     assert answer.as_dict() == {**asked_for, "answer": "Ada", "start": 0, "end": 3, "score": 0.9}
@@ -329,8 +331,8 @@ def compute_f1(a_gold, a_pred):
     return (2 * precision * recall) / (precision + recall)
 
 
-def official(golds, answer):
-    gold_answers = [gold for gold in golds if normalize_answer(gold)] or [""]
+def squad_scores(gold_spans, answer):
+    gold_answers = [gold for gold in gold_spans if normalize_answer(gold)] or [""]
     return tuple(max(compute(gold, answer) for gold in gold_answers) for compute in (compute_exact, compute_f1))
 
 
@@ -340,7 +342,7 @@ def find_best_f1(examples, predictions):
     best = cur
     for prediction, example in sorted(zip(predictions, examples, strict=True), key=lambda pair: pair[0].gap):
         words = prediction.text[prediction.start : prediction.end]
-        cur += official(example.answer_texts, words)[1] if example.answers else -bool(words)
+        cur += squad_scores(example.answer_texts, words)[1] if example.answers else -bool(words)
         best = max(best, cur)
     return best / len(examples)
 
@@ -359,18 +361,18 @@ def random_case(rng, words, rows):
             first = rng.randrange(len(places))
             return places[first][0], places[min(len(places) - 1, first + rng.randrange(3))][1]
 
-        golds = tuple(span() for _ in range(rng.choice([0, 1, 1, 3])))
-        start, end = rng.choice(golds) if golds and rng.random() < 0.5 else span()
-        examples.append(asked(text, *golds))
+        gold_spans = tuple(span() for _ in range(rng.choice([0, 1, 1, 3])))
+        start, end = rng.choice(gold_spans) if gold_spans and rng.random() < 0.5 else span()
+        examples.append(make_question(text, *gold_spans))
         predictions.append(AnswerPrediction(text, "who ?", start, end, 0.5, rng.gauss(0, 3), rng.random() < 0.7))
     return examples, predictions
 
 
-def test_scores_are_those_of_the_official_script():
+def test_scores_match_squad_script():
     for seed in range(100):
         examples, predictions = random_case(random.Random(seed), WORDS, 20)
         rows = [
-            (bool(example.answers), *official(example.answer_texts, told.answer))
+            (bool(example.answers), *squad_scores(example.answer_texts, told.answer))
             for example, told in zip(examples, predictions, strict=True)
         ]
         scores = QuestionAnsweringTask().score(examples, predictions)
@@ -383,20 +385,20 @@ def test_scores_are_those_of_the_official_script():
         }
 
 
-def test_an_accepted_answer_of_articles_alone_counts_for_nothing_beside_another():
-    example = asked("the cat", (0, 3), (4, 7))
+def test_answer_of_only_articles_is_ignored():
+    example = make_question("the cat", (0, 3), (4, 7))
     nothing = AnswerPrediction("the cat", "who ?", 0, 0, 0.0, 9.0, False)
     assert QuestionAnsweringTask().score([example], [nothing]).values == {"exact": 0.0, "f1": 0.0}
 
 
-def test_nothing_to_score_scores_zero():
+def test_empty_input_scores_zero():
     assert QuestionAnsweringTask().score([], []).values == {"exact": 0.0, "f1": 0.0}
 
 
 # --- the threshold
 
 
-def test_after_calibrating_f1_is_the_best_that_the_official_script_finds():
+def test_calibration_matches_squad_best_f1():
     for seed in range(150):
         rng = random.Random(seed)
         examples, predictions = random_case(rng, ["cat", "dog", "rain", "London", "came", "late"], rng.randrange(1, 30))
@@ -410,7 +412,7 @@ def test_after_calibrating_f1_is_the_best_that_the_official_script_finds():
         assert [again._decided(answer) for answer in predictions] == list(told)
 
 
-def test_equal_gaps_are_decided_together():
+def test_tied_predictions_share_decision():
     for seed in range(150):
         rng = random.Random(seed)
         examples, predictions = random_case(rng, ["cat", "dog", "rain"], 12)
@@ -430,9 +432,9 @@ def test_equal_gaps_are_decided_together():
         assert task.score(examples, task.metric.calibrate(examples, tied)).values["f1"] == pytest.approx(best)
 
 
-def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
+def test_threshold_is_finite_for_empty_context(bert):
     task = QuestionAnsweringTask()
-    examples = [asked("\u200b"), asked("Ada came", (0, 3))]
+    examples = [make_question("\u200b"), make_question("Ada came", (0, 3))]
     features = [task.encode([example], TextInputs(bert), 16, training=False)[0] for example in examples]
     outputs = [[torch.zeros(len(window), 2) for window in windows] for windows in features]
     outputs[1][0][features[1][0].labels, [0, 1]] = 9.0
@@ -441,27 +443,29 @@ def test_a_context_without_tokens_leaves_the_threshold_a_number(bert):
     assert math.isfinite(task.state["null_threshold"])
 
 
-def test_where_every_question_has_an_answer_one_is_always_given():
+def test_no_threshold_if_every_question_has_answer():
     task = QuestionAnsweringTask()
-    example = asked("Ada came", (0, 3))
+    example = make_question("Ada came", (0, 3))
     assert fit_labels(task, example) == []
     assert task.state == {"null_threshold": None}
     assert "Every question has an answer" in task.output_help()
     unsure = AnswerPrediction("Ada came", "", 4, 8, 0.0, 50.0, False)
-    [told, _] = task.metric.calibrate([example, asked("Ada came")], [unsure, unsure])
+    [told, _] = task.metric.calibrate([example, make_question("Ada came")], [unsure, unsure])
     assert (told.answer, task.state) == ("came", {"null_threshold": None})
 
 
-def test_questions_without_an_answer_give_a_threshold_and_without_any_answer_a_problem():
+def test_threshold_requires_an_answer_in_training_data():
     task = QuestionAnsweringTask()
-    assert fit_labels(task, asked("Ada came", (0, 3)), asked("Ada came")) == []
+    assert fit_labels(task, make_question("Ada came", (0, 3)), make_question("Ada came")) == []
     assert task.state == {"null_threshold": 0.0}
     assert "by more than 0" in task.output_help()
-    assert fit_labels(QuestionAnsweringTask(), asked("Ada came")) == ["data.train: no training row has an answer."]
+    assert fit_labels(QuestionAnsweringTask(), make_question("Ada came")) == [
+        "data.train: no training row has an answer."
+    ]
     assert fit_labels(QuestionAnsweringTask()) == []
 
 
-def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
+def test_task_info_build_returns_same_task():
     for threshold in (None, -1.25):
         task = QuestionAnsweringTask(doc_stride=7, max_answer_length=3)
         task.state = {"null_threshold": threshold}
