@@ -41,25 +41,25 @@ def store(base, tmp_path_factory):
 
 @pytest.mark.parametrize("form", ["peft", "vllm"])
 def test_plain_peft_loads_all_exported_tensors(store, base, tmp_path, form):
-    handed = export_adapter("lora", tmp_path / "copy", form, store=store)
+    exported = export_adapter("lora", tmp_path / "copy", form, store=store)
     tokens = torch.randint(20, 100, (2, 9))
     given = []
-    for folder in (handed.folder, handed.adapter.folder):
+    for folder in (exported.folder, exported.adapter.folder):
         model = AutoModelForCausalLM.from_pretrained(base)
         with torch.no_grad():
             given.append(PeftModel.from_pretrained(model, folder).eval()(input_ids=tokens).logits)
     torch.testing.assert_close(given[0], given[1], rtol=0, atol=0)
-    assert (handed.folder / "chat_template.jinja").read_text().startswith("{#- Headings in words")
+    assert (exported.folder / "chat_template.jinja").read_text().startswith("{#- Headings in words")
 
 
 def test_exported_files_pass_vllm_checks(store, base, tmp_path):
-    handed = export_adapter("lora", tmp_path / "copy", "vllm", store=store)
-    config = json.loads((handed.folder / "adapter_config.json").read_text())
+    exported = export_adapter("lora", tmp_path / "copy", "vllm", store=store)
+    config = json.loads((exported.folder / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["modules_to_save"], config["bias"]) == ("LORA", 4, None, "none")
-    for name in load_file(handed.folder / "adapter_model.safetensors"):
+    for name in load_file(exported.folder / "adapter_model.safetensors"):
         assert name.startswith("base_model.model.model.layers.")
         assert name.endswith((".lora_A.weight", ".lora_B.weight"))
-    assert handed.command.startswith(f"vllm serve {base} --enable-lora --max-lora-rank 8 --lora-modules lora=")
+    assert exported.command.startswith(f"vllm serve {base} --enable-lora --max-lora-rank 8 --lora-modules lora=")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_exported_files_pass_vllm_checks(store, base, tmp_path):
         ("ner-tiny", "it is for token-classification; vLLM takes adapters of causal language models only"),
     ],
 )
-def test_adapter_unsupported_by_vllm_raises_integrity_error(store, tmp_path, name, reason):
+def test_adapter_unsupported_by_vllm_raises_error(store, tmp_path, name, reason):
     with pytest.raises(IntegrityError, match=reason):
         export_adapter(name, tmp_path / "copy", "vllm", store=store)
     assert not (tmp_path / "copy").exists()
@@ -85,9 +85,9 @@ def test_nonempty_folder_is_not_changed(store, tmp_path):
 
 
 def test_export_command_prints_usage(store, tmp_path):
-    told = run("export", "lora", "--to", "vllm", "--output", tmp_path / "copy", "--store", store)
-    assert told.exit_code == 0, told.output
-    assert "--chat-template" in told.output
+    result = run("export", "lora", "--to", "vllm", "--output", tmp_path / "copy", "--store", store)
+    assert result.exit_code == 0, result.output
+    assert "--chat-template" in result.output
     fields = json.loads(
         run("export", "ia3", "--to", "peft", "--output", tmp_path / "more", "--store", store, "--json").stdout
     )

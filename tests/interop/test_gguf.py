@@ -99,11 +99,11 @@ def peft_deltas(base, folder):
     return {name: delta.T if layers[name].fan_in_fan_out else delta for name, delta in deltas.items()}
 
 
-def check_file(handed, base, kind):
-    read, config = GGUFReader(handed.folder / "adapter.gguf"), AutoConfig.from_pretrained(base)
-    told = {name: read.get_field(name).contents() for name in ("general.type", "adapter.type", "general.architecture")}
-    assert list(told.values()) == ["adapter", "lora", LLAMA_CPP.get(kind, kind)]
-    expected = peft_deltas(base, handed.adapter.folder)
+def check_file(exported, base, kind):
+    read, config = GGUFReader(exported.folder / "adapter.gguf"), AutoConfig.from_pretrained(base)
+    facts = {name: read.get_field(name).contents() for name in ("general.type", "adapter.type", "general.architecture")}
+    assert list(facts.values()) == ["adapter", "lora", LLAMA_CPP.get(kind, kind)]
+    expected = peft_deltas(base, exported.adapter.folder)
     assert len(read.tensors) == 2 * len(expected) > 0
     for module, delta in expected.items():
         layer = next(part for part in module.split(".") if part.isdigit())
@@ -119,8 +119,8 @@ def check_file(handed, base, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gguf_update_equals_peft_merge(store, bases, tmp_path, kind):
-    handed = export_adapter(kind.replace("_", "-"), tmp_path / "gguf", "gguf-lora", store=store)
-    check_file(handed, bases[kind], kind)
+    exported = export_adapter(kind.replace("_", "-"), tmp_path / "gguf", "gguf-lora", store=store)
+    check_file(exported, bases[kind], kind)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "plain"])
@@ -130,10 +130,10 @@ def test_layer_scales_are_multiplied_into_lora_b(store, bases, tmp_path, name):
 
 @pytest.mark.parametrize(("name", "alpha"), [("plain", 16), ("stabilized", 16 * math.sqrt(4))])
 def test_single_scale_is_written_as_alpha_with_exact_tensors(store, tmp_path, name, alpha):
-    handed = export_adapter(name, tmp_path / "gguf", "gguf-lora", store=store)
-    read = GGUFReader(handed.folder / "adapter.gguf")
+    exported = export_adapter(name, tmp_path / "gguf", "gguf-lora", store=store)
+    read = GGUFReader(exported.folder / "adapter.gguf")
     assert read.get_field("adapter.lora.alpha").contents() == alpha
-    tensors = load_file(handed.adapter.folder / "adapter_model.safetensors")
+    tensors = load_file(exported.adapter.folder / "adapter_model.safetensors")
     module = "base_model.model.model.layers.1.mlp.up_proj"
     for theirs, ours in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
         written = next(tensor for tensor in read.tensors if tensor.name == f"blk.1.ffn_up.weight.{theirs}")
@@ -143,15 +143,15 @@ def test_single_scale_is_written_as_alpha_with_exact_tensors(store, tmp_path, na
 def test_zero_scale_adds_no_update(store, bases, tmp_path):
     """llama.cpp takes an alpha of 0 for no scale at all."""
     publish_changed(store, "plain", name="silent", configured=lambda config: config.update(lora_alpha=0))
-    handed = export_adapter("silent", tmp_path / "gguf", "gguf-lora", store=store)
-    read = GGUFReader(handed.folder / "adapter.gguf")
+    exported = export_adapter("silent", tmp_path / "gguf", "gguf-lora", store=store)
+    read = GGUFReader(exported.folder / "adapter.gguf")
     assert read.get_field("adapter.lora.alpha").contents() != 0
-    check_file(handed, bases["llama"], "llama")
+    check_file(exported, bases["llama"], "llama")
 
 
 def test_export_command_prints_usage(store, tmp_path):
-    told = run("export", "plain", "--to", "gguf-lora", "--output", tmp_path / "gguf", "--store", store, "--json")
-    fields = json.loads(told.stdout)
+    result = run("export", "plain", "--to", "gguf-lora", "--output", tmp_path / "gguf", "--store", store, "--json")
+    fields = json.loads(result.stdout)
     assert f"llama-server -m BASE.gguf --lora {tmp_path}/gguf/adapter.gguf --jinja" in fields["command"]
     assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == ["adapter.gguf", "chat_template.jinja"]
 
@@ -182,10 +182,10 @@ def refused(store, bases, tmp_path_factory):
         ("phi", "its base has the architecture phi; peftlab writes GGUF files for gemma, gemma2,"),
     ],
 )
-def test_unsupported_adapter_raises_integrity_error(refused, tmp_path, name, reason):
-    told = run("export", name, "--to", "gguf-lora", "--output", tmp_path / "gguf", "--store", refused)
-    assert told.exit_code == 4
-    assert f"{name}@1 cannot be served by llama.cpp: {reason}" in one_line(told.output)
+def test_unsupported_adapter_raises_error(refused, tmp_path, name, reason):
+    result = run("export", name, "--to", "gguf-lora", "--output", tmp_path / "gguf", "--store", refused)
+    assert result.exit_code == 4
+    assert f"{name}@1 cannot be served by llama.cpp: {reason}" in one_line(result.output)
     assert not (tmp_path / "gguf").exists()
 
 
@@ -202,8 +202,8 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_more_than_plain_lora_raises_integrity_error(store, tmp_path, case):
-    config, told, reason = CHANGED[case]
+def test_more_than_plain_lora_raises_error(store, tmp_path, case):
+    config, change_manifest, reason = CHANGED[case]
 
     def change(tensors):
         added = {f"base_model.model.lm_head.lora_{part}.weight": torch.ones(4, 32) for part in "AB"}
@@ -215,7 +215,7 @@ def test_more_than_plain_lora_raises_integrity_error(store, tmp_path, case):
         change,
         name=f"with-{case}",
         configured=lambda saved: saved.update(config),
-        told=told or (lambda manifest: None),
+        told=change_manifest or (lambda manifest: None),
     )
     with pytest.raises(IntegrityError, match=reason):
         export_adapter(f"with-{case}", tmp_path / "gguf", "gguf-lora", store=store)
@@ -241,8 +241,8 @@ def test_missing_gguf_package_raises_package_not_found_error(store, tmp_path, mo
 
 def test_base_name_is_refused_for_other_targets(store, tmp_path):
     asked = ("export", "plain", "--output", tmp_path / "gguf", "--store", store, "--from", "llama3.2")
-    told = run(*asked, "--to", "gguf-lora")
-    assert told.exit_code == 2
-    assert "--from is for --to ollama, not for --to gguf-lora" in one_line(told.output)
+    result = run(*asked, "--to", "gguf-lora")
+    assert result.exit_code == 2
+    assert "--from is for --to ollama, not for --to gguf-lora" in one_line(result.output)
     with pytest.raises(ValueError, match="not for vllm"):
         export_adapter("plain", tmp_path / "gguf", "vllm", store=store, base_name="llama3.2")

@@ -202,11 +202,11 @@ def test_imported_adapter_works_with_predict_stack_merge_and_export(bases, store
 def test_import_command_prints_summary(bases, tmp_path):
     saved, store = save_kind(bases["bert"], tmp_path / "saved", "tags"), tmp_path / "store"
     command = ["adapters", "import", saved, "--name", "mine", "--task", "token-classification", "--store", store]
-    told = run(*command, "--labels", ", ".join(SHUFFLED))
-    assert told.exit_code == 0, told.output
+    result = run(*command, "--labels", ", ".join(SHUFFLED))
+    assert result.exit_code == 0, result.output
     for words in ("Published mine@1", "LOC, PER, by lora, not scored", "does not say which weights", "plain PEFT's",
                   f'peftlab predict mine --store {store} "Your text"'):  # fmt: skip
-        assert words in told.output
+        assert words in result.output
     as_json = json.loads(run(*command, "--labels", ",".join(SHUFFLED), "--json").stdout)
     assert (as_json["adapter"], as_json["source"]) == ("mine@2", str(saved))
     card = (store / "mine" / "1" / "README.md").read_text()
@@ -277,14 +277,14 @@ def test_wrong_arguments_raise_recipe_error(bases, tmp_path, kind, changes, mess
         ({"base_model_name_or_path": "a/b"}, "names it as its base; name another place with --base"),
     ],
 )  # fmt: skip
-def test_unsupported_configuration_raises_integrity_error(bases, tmp_path, changes, message):
+def test_unsupported_configuration_raises_error(bases, tmp_path, changes, message):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, **changes)
     assert message in refused(saved, tmp_path)
 
 
 @pytest.mark.parametrize("config", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
-def test_peft_prompt_methods_raise_integrity_error(bases, tmp_path, config):
+def test_peft_prompt_methods_raise_error(bases, tmp_path, config):
     made = config(task_type="SEQ_CLS", num_virtual_tokens=4)
     saved = save_plain(bases["bert"], tmp_path / "saved", made, "AutoModelForSequenceClassification", 3)
     message = refused(saved, tmp_path)
@@ -323,7 +323,7 @@ def test_mismatched_tensors_are_listed(bases, tmp_path):
     assert "PEFT saves what modules_to_save names" in message
 
 
-def test_wrong_base_raises_integrity_error(bases, tmp_path):
+def test_wrong_base_raises_error(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     shallow = build_tiny_bert(tmp_path / "shallow", layers=1)
     assert "layer.1.attention.self.query.lora_A.weight: not in this model" in refused(
@@ -331,7 +331,7 @@ def test_wrong_base_raises_integrity_error(bases, tmp_path):
     )
 
 
-def test_missing_tensors_raise_integrity_error(tmp_path):
+def test_missing_tensors_raise_error(tmp_path):
     base = build("bert-without-pooler", tmp_path / "base")
     saved = save_kind(base, tmp_path / "saved")
     message = refused(saved, tmp_path)
@@ -373,7 +373,7 @@ def test_pickle_is_not_loaded(bases, tmp_path):
     assert "`model.save_pretrained(folder)`, which writes safetensors" in message
 
 
-def test_invalid_files_raise_integrity_error(bases, tmp_path):
+def test_invalid_files_raise_error(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "runs" / "checkpoint-7")
     message = refused(tmp_path / "runs", tmp_path)
     assert "There are adapters inside: checkpoint-7" in message
@@ -472,7 +472,7 @@ def test_base_can_be_moved(bases, tmp_path):
     assert imported.adapter.manifest.base.model == str(moved)
 
 
-def test_unreadable_base_raises_integrity_error(bases, tmp_path):
+def test_unreadable_base_raises_error(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     strange = shutil.copytree(bases["bert"], tmp_path / "strange")
     (strange / "config.json").write_text('{"model_type": "nothing"}')

@@ -53,9 +53,9 @@ def test_merged_model_keeps_labels(store, tmp_path):
 
 
 def test_export_command_prints_folder_and_size(store, tmp_path):
-    told = run("export", "topics", "--output", tmp_path / "model", "--store", store)
-    assert told.exit_code == 0, told.output
-    assert "topics@1 merged into its base" in one_line(told.output)
+    result = run("export", "topics", "--output", tmp_path / "model", "--store", store)
+    assert result.exit_code == 0, result.output
+    assert "topics@1 merged into its base" in one_line(result.output)
     as_json = run("export", "topics", "--output", tmp_path / "again", "--store", store, "--json")
     written = json.loads(as_json.stdout)
     assert (written["adapter"], written["folder"]) == ("topics@1", str(tmp_path / "again"))
@@ -64,24 +64,24 @@ def test_export_command_prints_folder_and_size(store, tmp_path):
 def test_nonempty_folder_raises_store_error(store, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    told = run("export", "topics", "--output", tmp_path / "mine", "--store", store)
-    assert told.exit_code == 5
-    assert "is there already. Name a new folder" in one_line(told.output)
+    result = run("export", "topics", "--output", tmp_path / "mine", "--store", store)
+    assert result.exit_code == 5
+    assert "is there already. Name a new folder" in one_line(result.output)
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_unwritable_folder_is_refused_before_merging(store, tmp_path):
     (tmp_path / "file").write_text("")
-    told = run("export", "topics", "--output", tmp_path / "file" / "model", "--store", store)
-    assert told.exit_code == 5
-    assert "cannot be written" in one_line(told.output)
+    result = run("export", "topics", "--output", tmp_path / "file" / "model", "--store", store)
+    assert result.exit_code == 5
+    assert "cannot be written" in one_line(result.output)
 
 
-def test_unmergeable_method_raises_integrity_error(store, tmp_path):
-    told = run("export", "bottleneck", "--output", tmp_path / "model", "--store", store)
-    assert told.exit_code == 4
+def test_unmergeable_method_raises_error(store, tmp_path):
+    result = run("export", "bottleneck", "--output", tmp_path / "model", "--store", store)
+    assert result.exit_code == 4
     assert "bottleneck@1 (bottleneck) cannot be merged into its base: a bottleneck is not linear" in one_line(
-        told.output
+        result.output
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -56,7 +56,7 @@ def settings(text):
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
+def tokenizers_by_kind(tmp_path_factory):
     """One that begins texts with `<s>`, as Llama's; one that knows no such token, as Qwen's; one that has it and leaves
     it out, as GPT-2's."""
     folder = tmp_path_factory.mktemp("tokenizers")
@@ -94,8 +94,8 @@ def modelfile(store, tokenizer, template=None, name="chat", **generation):
 @pytest.mark.parametrize("chat", range(len(CHATS)))
 @pytest.mark.parametrize("kind", ["begins", "none", "leaves-out"])
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_go_template_writes_tuned_tokens(store, tokenizers, name, kind, chat):
-    tokenizer = tokenizers[kind]
+def test_go_template_writes_tuned_tokens(store, tokenizers_by_kind, name, kind, chat):
+    tokenizer = tokenizers_by_kind[kind]
     source = CHAT_TEMPLATES[name].read_text()
     made = modelfile(store, tokenizer, source)
     go = dict(commands(made.text("adapter.gguf")))["TEMPLATE"]
@@ -128,20 +128,20 @@ def test_all_chat_templates_have_go_templates():
         *((file.read_text(), name) for name, file in CHAT_TEMPLATES.items()),
     ],
 )
-def test_template_is_recognized_by_its_output(tokenizers, source, name):
-    assert find_same_template(source, tokenizers["begins"].special_tokens_map) == name
+def test_template_is_recognized_by_its_output(tokenizers_by_kind, source, name):
+    assert find_same_template(source, tokenizers_by_kind["begins"].special_tokens_map) == name
 
 
-def test_unknown_template_is_unsupported(store, tokenizers):
-    (reason,) = modelfile(store, tokenizers["none"], WITH_DEFAULT).unsupported()
+def test_unknown_template_is_unsupported(store, tokenizers_by_kind):
+    (reason,) = modelfile(store, tokenizers_by_kind["none"], WITH_DEFAULT).unsupported()
     assert "its chat template is none of those that peftlab can translate" in reason
     assert "chatml, gemma, llama-3, mistral, plain" in reason
     assert "take gguf-lora" in reason
-    assert not list(modelfile(store, tokenizers["none"], OWN_CHATML).unsupported())
+    assert not list(modelfile(store, tokenizers_by_kind["none"], OWN_CHATML).unsupported())
 
 
-def test_greedy_decoding_sets_zero_temperature(store, tokenizers):
-    found = settings(modelfile(store, tokenizers["none"], temperature=0.5, max_new_tokens=7).text("a.gguf"))
+def test_greedy_decoding_sets_zero_temperature(store, tokenizers_by_kind):
+    found = settings(modelfile(store, tokenizers_by_kind["none"], temperature=0.5, max_new_tokens=7).text("a.gguf"))
     assert {name: found[name] for name in ("temperature", "num_predict", "repeat_penalty")} == {
         "temperature": "0",
         "num_predict": "7",
@@ -150,53 +150,53 @@ def test_greedy_decoding_sets_zero_temperature(store, tokenizers):
     assert not {"top_p", "top_k", "repeat_last_n"} & found.keys()
 
 
-def test_sampling_settings_are_written(store, tokenizers):
+def test_sampling_settings_are_written(store, tokenizers_by_kind):
     asked = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.2}
-    found = settings(modelfile(store, tokenizers["none"], **asked).text("a.gguf"))
+    found = settings(modelfile(store, tokenizers_by_kind["none"], **asked).text("a.gguf"))
     drawn = {name: float(found[name]) for name in ("temperature", "top_p", "top_k", "repeat_penalty", "repeat_last_n")}
     assert drawn == {"temperature": 0.5, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.2, "repeat_last_n": -1}
 
 
-def test_beam_search_adds_warning(store, tokenizers):
-    made = modelfile(store, tokenizers["none"], num_beams=4)
+def test_beam_search_adds_warning(store, tokenizers_by_kind):
+    made = modelfile(store, tokenizers_by_kind["none"], num_beams=4)
     assert any("peftlab searches with 4 beams, and Ollama has no beam search" in note for note in made.warnings)
     assert all(f"# {note}\n" in made.text("a.gguf") for note in made.warnings)
 
 
-def test_no_repeat_ngram_adds_warning(store, tokenizers):
-    made = modelfile(store, tokenizers["none"], no_repeat_ngram_size=3)
+def test_no_repeat_ngram_adds_warning(store, tokenizers_by_kind):
+    made = modelfile(store, tokenizers_by_kind["none"], no_repeat_ngram_size=3)
     assert any("peftlab repeats no sequence of 3 tokens, and Ollama has no such rule" in note for note in made.warnings)
 
 
-def test_stop_strings_are_written(store, tokenizers):
-    text = modelfile(store, tokenizers["none"], stop_strings=["\n\n", 'say "so"']).text("a.gguf")
+def test_stop_strings_are_written(store, tokenizers_by_kind):
+    text = modelfile(store, tokenizers_by_kind["none"], stop_strings=["\n\n", 'say "so"']).text("a.gguf")
     stops = [value for name, value in commands(text) if name == "PARAMETER stop"]
     assert stops == ["<|im_end|>", "</s>", "\n\n", 'say "so"']
 
 
 @pytest.mark.parametrize("stop", ['a """ b', "zero\u200bwidth"])
-def test_unquotable_stop_string_is_unsupported(store, tokenizers, stop):
-    (reason,) = modelfile(store, tokenizers["none"], stop_strings=[stop]).unsupported()
+def test_unquotable_stop_string_is_unsupported(store, tokenizers_by_kind, stop):
+    (reason,) = modelfile(store, tokenizers_by_kind["none"], stop_strings=[stop]).unsupported()
     assert "a stop string has three quotes in a row, or characters that a Modelfile loses" in reason
 
 
 def test_folder_has_modelfile_and_adapter(store, base, tmp_path):
-    handed = export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="llama3.2")
-    assert sorted(file.name for file in handed.folder.iterdir()) == ["Modelfile", "adapter.gguf"]
-    found = dict(commands((handed.folder / "Modelfile").read_text()))
+    exported = export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="llama3.2")
+    assert sorted(file.name for file in exported.folder.iterdir()) == ["Modelfile", "adapter.gguf"]
+    found = dict(commands((exported.folder / "Modelfile").read_text()))
     assert (found["FROM"], found["ADAPTER"], found["SYSTEM"]) == ("llama3.2", "./adapter.gguf", "Be brief.")
     tokenizer = AutoTokenizer.from_pretrained(base)
     expected = ChatTemplate(CHAT_TEMPLATES["llama-3"].read_text(), tokenizer.special_tokens_map).prompt(CHATS[3])
     assert f"<s>{render(found['TEMPLATE'], {'Messages': collate(CHATS[3])})}" == expected
     plain = export_adapter("chat", tmp_path / "plain", "gguf-lora", store=store)
-    assert (handed.folder / "adapter.gguf").read_bytes() == (plain.folder / "adapter.gguf").read_bytes()
+    assert (exported.folder / "adapter.gguf").read_bytes() == (plain.folder / "adapter.gguf").read_bytes()
 
 
 def test_missing_base_name_leaves_from_open_with_warning(store, base, tmp_path):
-    told = run("export", "chat", "--to", "ollama", "--output", tmp_path / "made", "--store", store)
-    assert told.exit_code == 0, told.output
-    assert "FROM is left open: name the base as Ollama has it (peftlab export … --from NAME)" in one_line(told.output)
-    assert f"ollama create chat -f {tmp_path}/made/Modelfile" in one_line(told.output)
+    result = run("export", "chat", "--to", "ollama", "--output", tmp_path / "made", "--store", store)
+    assert result.exit_code == 0, result.output
+    assert "FROM is left open: name the base as Ollama has it (peftlab export … --from NAME)" in one_line(result.output)
+    assert f"ollama create chat -f {tmp_path}/made/Modelfile" in one_line(result.output)
     text = (tmp_path / "made" / "Modelfile").read_text()
     assert "FROM" not in dict(commands(text))
     assert f"llama.cpp makes of the folder of {base}" in text
@@ -204,18 +204,18 @@ def test_missing_base_name_leaves_from_open_with_warning(store, base, tmp_path):
     assert "FROM is left open" in json.loads(run(*fields).stdout)["notes"][0]
 
 
-def test_unquotable_base_name_raises_integrity_error(store, tmp_path):
+def test_unquotable_base_name_raises_error(store, tmp_path):
     with pytest.raises(IntegrityError, match=r"'a\\nb' is neither a name in its library"):
         export_adapter("chat", tmp_path / "made", "ollama", store=store, base_name="a\nb")
     assert not (tmp_path / "made").exists()
 
 
 def test_completion_adapter_has_plain_prompt_template(store, tmp_path):
-    handed = export_adapter("prompts", tmp_path / "made", "ollama", store=store, base_name="x")
-    found = dict(commands((handed.folder / "Modelfile").read_text()))
+    exported = export_adapter("prompts", tmp_path / "made", "ollama", store=store, base_name="x")
+    found = dict(commands((exported.folder / "Modelfile").read_text()))
     assert found["TEMPLATE"] == "{{ .Prompt }}"
     assert "SYSTEM" not in found
-    assert not handed.warnings
+    assert not exported.warnings
 
 
 def test_missing_base_raises_base_not_found_error(store, base, tmp_path):
@@ -224,5 +224,5 @@ def test_missing_base_raises_base_not_found_error(store, base, tmp_path):
     publish_changed(store, "chat", name="moved", told=lambda manifest: manifest["base"].update(moved))
     export_adapter("moved", tmp_path / "made", "ollama", store=store)
     shutil.rmtree(tmp_path / "elsewhere")
-    told = run("export", "moved", "--to", "ollama", "--output", tmp_path / "again", "--store", store)
-    assert told.exit_code == 3
+    result = run("export", "moved", "--to", "ollama", "--output", tmp_path / "again", "--store", store)
+    assert result.exit_code == 3

@@ -28,104 +28,104 @@ MISSING = "was not loaded"
 # the shelf
 
 
-def shelf_of(budget, **values):
-    shelf = LRUCache(budget, len)
+def make_cache(budget, **values):
+    cache = LRUCache(budget, len)
     for key, value in values.items():
-        shelf.put(key, value)
-    return shelf
+        cache.put(key, value)
+    return cache
 
 
-def keys_of(shelf):
-    return "".join(key for key in "abcdefgh" if key in shelf)
+def keys_of(cache):
+    return "".join(key for key in "abcdefgh" if key in cache)
 
 
-def test_without_a_budget_nothing_goes():
-    shelf = shelf_of(None, a="x" * 1000, b="y")
-    assert (keys_of(shelf), shelf.total_size, len(shelf)) == ("ab", 1001, 2)
-    shelf.pin("a")
-    assert shelf.unpin("a") == []
+def test_cache_without_capacity_evicts_no_entry():
+    cache = make_cache(None, a="x" * 1000, b="y")
+    assert (keys_of(cache), cache.total_size, len(cache)) == ("ab", 1001, 2)
+    cache.pin("a")
+    assert cache.unpin("a") == []
 
 
-def test_what_was_used_longest_ago_goes_first():
-    shelf = shelf_of(6, a="xx", b="xx", c="xx")
-    assert shelf.get("a") == "xx"
-    assert shelf.put("d", "xx") == ["b"]
-    assert shelf.put("e", "xxxx") == ["c", "a"]
-    assert (keys_of(shelf), shelf.total_size) == ("de", 6)
+def test_least_recently_used_entry_is_evicted_first():
+    cache = make_cache(6, a="xx", b="xx", c="xx")
+    assert cache.get("a") == "xx"
+    assert cache.put("d", "xx") == ["b"]
+    assert cache.put("e", "xxxx") == ["c", "a"]
+    assert (keys_of(cache), cache.total_size) == ("de", 6)
 
 
-def test_what_only_just_fits_puts_nothing_out():
-    shelf = shelf_of(4, a="xx")
-    assert shelf.put("b", "xx") == []
-    assert shelf.put("c", "") == []
-    assert (keys_of(shelf), shelf.total_size) == ("abc", 4)
+def test_exact_fit_evicts_no_entry():
+    cache = make_cache(4, a="xx")
+    assert cache.put("b", "xx") == []
+    assert cache.put("c", "") == []
+    assert (keys_of(cache), cache.total_size) == ("abc", 4)
 
 
-def test_whether_it_is_there_is_no_use_of_it():
-    shelf = shelf_of(4, a="xx", b="xx")
-    assert "a" in shelf
-    assert shelf.put("c", "xx") == ["a"]
+def test_contains_does_not_update_recency():
+    cache = make_cache(4, a="xx", b="xx")
+    assert "a" in cache
+    assert cache.put("c", "xx") == ["a"]
 
 
-def test_a_miss_is_none_and_changes_nothing():
-    shelf = shelf_of(4, a="xx")
-    assert shelf.get("b") is None
-    shelf.pop("b")
-    assert (keys_of(shelf), shelf.total_size) == ("a", 2)
+def test_miss_returns_none():
+    cache = make_cache(4, a="xx")
+    assert cache.get("b") is None
+    cache.pop("b")
+    assert (keys_of(cache), cache.total_size) == ("a", 2)
 
 
-def test_a_value_in_the_place_of_another_takes_its_own_size():
-    shelf = shelf_of(4, a="xx", b="xx")
-    assert shelf.put("a", "x") == []
-    assert (keys_of(shelf), shelf.total_size, shelf.get("a")) == ("ab", 3, "x")
+def test_replacing_value_updates_total_size():
+    cache = make_cache(4, a="xx", b="xx")
+    assert cache.put("a", "x") == []
+    assert (keys_of(cache), cache.total_size, cache.get("a")) == ("ab", 3, "x")
 
 
-def test_what_is_in_use_stays_beyond_the_budget_and_goes_when_it_is_let_go():
-    shelf = shelf_of(4, a="xx", b="xx")
-    shelf.pin("a")
-    shelf.pin("b")
-    assert shelf.put("c", "xx") == []
-    assert (keys_of(shelf), shelf.total_size) == ("abc", 6)
-    assert shelf.unpin("b") == ["b"]
-    assert (keys_of(shelf), shelf.total_size) == ("ac", 4)
-    assert shelf.unpin("a") == []
-    assert shelf.put("d", "xx") == ["a"]
+def test_pinned_entry_exceeds_capacity_until_unpin():
+    cache = make_cache(4, a="xx", b="xx")
+    cache.pin("a")
+    cache.pin("b")
+    assert cache.put("c", "xx") == []
+    assert (keys_of(cache), cache.total_size) == ("abc", 6)
+    assert cache.unpin("b") == ["b"]
+    assert (keys_of(cache), cache.total_size) == ("ac", 4)
+    assert cache.unpin("a") == []
+    assert cache.put("d", "xx") == ["a"]
 
 
-def test_it_is_in_use_until_the_last_of_its_users_lets_go():
-    shelf = shelf_of(2, a="xx")
+def test_entry_is_pinned_until_last_unpin():
+    cache = make_cache(2, a="xx")
     for key in "aab":
-        shelf.pin(key)
-    shelf.put("b", "xx")
-    assert (shelf.unpin("a"), shelf.is_pinned("a")) == ([], True)
-    assert (shelf.unpin("a"), shelf.is_pinned("a")) == (["a"], False)
-    assert keys_of(shelf) == "b"
+        cache.pin(key)
+    cache.put("b", "xx")
+    assert (cache.unpin("a"), cache.is_pinned("a")) == ([], True)
+    assert (cache.unpin("a"), cache.is_pinned("a")) == (["a"], False)
+    assert keys_of(cache) == "b"
 
 
-def test_it_may_be_taken_before_it_is_there():
-    shelf = shelf_of(2)
-    shelf.pin("a")
-    shelf.put("a", "xx")
-    shelf.put("b", "xx")
-    assert keys_of(shelf) == "ab"
-    assert shelf.unpin("a") == ["a"]
+def test_missing_key_can_be_pinned():
+    cache = make_cache(2)
+    cache.pin("a")
+    cache.put("a", "xx")
+    cache.put("b", "xx")
+    assert keys_of(cache) == "ab"
+    assert cache.unpin("a") == ["a"]
 
 
-def test_taken_out_by_force_it_leaves_its_users_and_the_count_right():
-    shelf = shelf_of(2, a="xx")
-    shelf.pin("a")
-    shelf.pop("a")
-    assert (keys_of(shelf), shelf.total_size, shelf.is_pinned("a")) == ("", 0, True)
-    assert shelf.unpin("a") == []
-    assert not shelf.is_pinned("a")
+def test_pop_of_pinned_entry_updates_total_size():
+    cache = make_cache(2, a="xx")
+    cache.pin("a")
+    cache.pop("a")
+    assert (keys_of(cache), cache.total_size, cache.is_pinned("a")) == ("", 0, True)
+    assert cache.unpin("a") == []
+    assert not cache.is_pinned("a")
 
 
-def test_a_single_value_that_is_too_large_stays_until_another_comes():
-    shelf = shelf_of(4, a="xx")
-    assert shelf.put("b", "xxxxx") == ["a"]
-    assert (keys_of(shelf), shelf.total_size) == ("b", 5)
-    assert shelf.put("c", "x") == ["b"]
-    assert (keys_of(shelf), shelf.total_size) == ("c", 1)
+def test_single_large_value_remains_until_next_put():
+    cache = make_cache(4, a="xx")
+    assert cache.put("b", "xxxxx") == ["a"]
+    assert (keys_of(cache), cache.total_size) == ("b", 5)
+    assert cache.put("c", "x") == ["b"]
+    assert (keys_of(cache), cache.total_size) == ("c", 1)
 
 
 # banks
@@ -191,7 +191,7 @@ def state(bank):
     return bank.names, bank.num_bytes, in_slots(bank), in_memory(bank), list(bank.warnings)
 
 
-def test_bytes_are_those_of_the_tensors(common_store):
+def test_num_bytes_equals_tensor_bytes(common_store):
     files = [common_store / name / "1" / WEIGHTS_FILE for name in NAMES]
     bank = peftlab.load(*NAMES, store=common_store, device="cpu")
     header = 20_000  # at most
@@ -203,7 +203,7 @@ def test_bytes_are_those_of_the_tensors(common_store):
     assert Bank(Store(common_store)).num_bytes == 0
 
 
-def test_three_adapters_in_the_memory_of_two_answer_right_in_any_order(common_store, expected):
+def test_three_adapters_in_memory_of_two(common_store, expected):
     size = size_of(common_store, "lora")
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", memory=2 * size)
     for order in itertools.permutations(bank.names):
@@ -214,7 +214,7 @@ def test_three_adapters_in_the_memory_of_two_answer_right_in_any_order(common_st
     assert bank.num_bytes == 2 * size
 
 
-def test_one_batch_may_need_more_than_the_memory_and_gives_it_back(common_store, expected):
+def test_batch_can_exceed_memory_temporarily(common_store, expected):
     size = size_of(common_store, "lora")
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", memory=size)
     assert_right(bank, expected, *bank.names)
@@ -223,7 +223,7 @@ def test_one_batch_may_need_more_than_the_memory_and_gives_it_back(common_store,
     assert in_slots(bank) == in_memory(bank)
 
 
-def test_adapters_of_other_sizes_share_the_memory(common_store, expected):
+def test_adapters_of_different_sizes_share_memory(common_store, expected):
     sizes = {name: size_of(common_store, name) for name in NAMES}
     budget = max(sizes.values()) + min(sizes.values())
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", memory=budget)
@@ -233,7 +233,7 @@ def test_adapters_of_other_sizes_share_the_memory(common_store, expected):
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
-def test_batches_of_more_adapters_than_slots_answer_right(common_store, expected, slots):
+def test_batch_with_more_adapters_than_slots(common_store, expected, slots):
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", slots=slots)
     for names in (NAMES, NAMES[::-1], NAMES * 3):
         assert_right(bank, expected, *names)
@@ -241,7 +241,7 @@ def test_batches_of_more_adapters_than_slots_answer_right(common_store, expected
     assert in_memory(bank) == sorted(NAMES)
 
 
-def test_no_pass_has_more_adapters_than_slots(common_store, monkeypatch):
+def test_forward_pass_has_at_most_slots_adapters(common_store, monkeypatch):
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", slots=2)
     pinned, counts = bank._cache.pinned, []
     monkeypatch.setattr(bank._cache, "pinned", lambda keys: counts.append(len(keys)) or pinned(keys))
@@ -249,28 +249,28 @@ def test_no_pass_has_more_adapters_than_slots(common_store, monkeypatch):
     assert max(counts) == 2
 
 
-def test_slots_are_at_least_one(common_store):
+def test_zero_slots_raises_value_error(common_store):
     with pytest.raises(ValueError, match="slots must be at least 1, not 0"):
         peftlab.load("lora", store=common_store, slots=0)
 
 
-def test_an_adapter_larger_than_the_memory_is_refused_in_words(common_store, expected):
+def test_adapter_larger_than_memory_raises_error(common_store, expected):
     sizes = {name: size_of(common_store, name) for name in ("lora", "pfeiffer")}
     small, large = sorted(sizes, key=sizes.get)
     bank = peftlab.load(small, store=common_store, device="cpu", memory=sizes[large] - 1)
     before = state(bank)
-    with pytest.raises(MemoryBudgetError) as told:
+    with pytest.raises(MemoryBudgetError) as error:
         bank.add(large)
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"{large}@1 takes {sizes[large]:,} bytes, and all adapters together may take {sizes[large] - 1:,}."
         " Give them more: --memory, or load(…, memory=…)."
     )
-    assert told.value.exit_code == 5
+    assert error.value.exit_code == 5
     assert state(bank) == before
     assert_right(bank, expected, small)
 
 
-def test_a_removed_adapter_is_not_found_until_it_is_added_again(common_store, expected):
+def test_removed_adapter_is_missing_until_next_add(common_store, expected):
     bank = peftlab.load("lora", "lora-2", "prompt", store=common_store, device="cpu")
     before = bank.num_bytes
     for name in ("lora-2", "prompt"):
@@ -294,7 +294,7 @@ def test_a_removed_adapter_is_not_found_until_it_is_added_again(common_store, ex
     assert (bank.names, bank.num_bytes) == (["lora", "lora-2", "prompt"], before)
 
 
-def test_without_any_adapter_left_the_bank_says_so_and_takes_new_ones(common_store, expected):
+def test_empty_bank_error_and_new_adapters(common_store, expected):
     bank = peftlab.load("lora", store=common_store, device="cpu")
     bank.remove("lora")
     assert (bank.names, bank.num_bytes) == ([], 0)
@@ -358,7 +358,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("how", "message"), WRONG.values(), ids=WRONG)
-def test_a_failed_add_changes_nothing(store, expected, how, message):
+def test_failed_add_does_not_change_bank(store, expected, how, message):
     wrong = publish_changed(store, "lora-2", name="wrong", **how)
     if not how:
         damage(wrong)
@@ -373,7 +373,7 @@ def test_a_failed_add_changes_nothing(store, expected, how, message):
         peftlab.load("wrong", store=store, device="cpu")
 
 
-def test_a_first_adapter_that_fails_leaves_a_bank_that_takes_others(store, expected):
+def test_bank_accepts_adapters_after_first_add_failed(store, expected):
     damage(publish_changed(store, "lora", name="wrong"))
     bank = Bank(Store(store), device="cpu")
     for name, error in (("wrong", IntegrityError), ("absent", AdapterNotFoundError)):
@@ -384,7 +384,7 @@ def test_a_first_adapter_that_fails_leaves_a_bank_that_takes_others(store, expec
     assert_right(bank, expected, "lora")
 
 
-def test_an_adapter_whose_files_are_gone_when_they_are_asked_for_again_is_told(store, expected):
+def test_damaged_evicted_adapter_raises_error(store, expected):
     bank = peftlab.load("lora", "lora-2", store=store, device="cpu", memory=size_of(store, "lora"))
     assert_right(bank, expected, "lora-2")
     damage(Store(store).resolve("lora"))
@@ -403,7 +403,7 @@ def wait_for(what):
     raise AssertionError("it did not happen in five seconds")
 
 
-def test_what_is_prefetched_is_ready_before_it_is_asked_for(common_store, expected):
+def test_prefetch_loads_adapter(common_store, expected):
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", slots=1)
     assert in_slots(bank) == ["lora-3"]
     bank.prefetch("lora")
@@ -412,7 +412,7 @@ def test_what_is_prefetched_is_ready_before_it_is_asked_for(common_store, expect
     assert_right(bank, expected, "lora")
 
 
-def test_what_cannot_be_prefetched_is_told_when_it_is_asked_for(store):
+def test_prefetch_error_is_raised_on_predict(store):
     bank = peftlab.load("lora", "lora-2", store=store, device="cpu", memory=size_of(store, "lora"))
     damage(Store(store).resolve("lora"))
     bank.prefetch("lora")
@@ -421,7 +421,7 @@ def test_what_cannot_be_prefetched_is_told_when_it_is_asked_for(store):
         bank.predict(TEXTS, adapters="lora")
 
 
-def test_two_names_of_one_version_share_it_and_removing_one_keeps_the_other(common_store, expected):
+def test_two_names_share_one_version(common_store, expected):
     bank = peftlab.load("lora", "lora@1", store=common_store, device="cpu")
     assert bank.num_bytes == size_of(common_store, "lora")
     assert in_slots(bank) == ["lora"]
@@ -435,7 +435,7 @@ def test_two_names_of_one_version_share_it_and_removing_one_keeps_the_other(comm
         bank.add(gone)
 
 
-def test_a_new_version_takes_the_place_of_the_old_but_for_those_who_name_it(store, expected):
+def test_new_version_replaces_current_but_not_pinned_version(store, expected):
     bank = peftlab.load("lora", "lora@1", "lora-2", store=store, device="cpu")
     publish_saying(store, "lora", "answer 7")
     assert bank.predict(TEXTS[0], adapters="lora")[0].prediction.label == "answer 7"
@@ -459,7 +459,7 @@ def references_to(bank, name):
 
 
 @pytest.mark.parametrize("name", ["lora", "pfeiffer", "prompt", "lora@1"])
-def test_a_removed_adapter_leaves_nothing_in_memory(common_store, name):
+def test_removed_adapter_is_released(common_store, name):
     bank = peftlab.load("lora-2", "pfeiffer", "prompt", "lora", "lora@1", store=common_store, device="cpu")
     bank.predict([TEXTS[0]] * 5, adapters=bank.names)
     for twin in {name, name.replace("lora@1", "lora")}:
@@ -471,7 +471,7 @@ def test_a_removed_adapter_leaves_nothing_in_memory(common_store, name):
     assert alive(references) == []
 
 
-def test_nothing_stays_of_the_version_before(store):
+def test_previous_version_is_released(store):
     bank = peftlab.load("lora", store=store, device="cpu")
     count = len([thing for thing in gc.get_objects() if isinstance(thing, LoadedAdapter)])
     for number in range(4):
@@ -484,14 +484,14 @@ def test_nothing_stays_of_the_version_before(store):
     assert bank.predict(TEXTS[0])[0].prediction.label == "answer 0"
 
 
-def test_nothing_stays_of_what_went_out_of_memory(common_store, expected):
+def test_evicted_adapter_is_released(common_store, expected):
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu", memory=size_of(common_store, "lora"))
     references = references_to(bank, "lora")
     assert_right(bank, expected, "lora-2")
     assert alive(references) == []
 
 
-def test_nothing_stays_of_a_failed_add(store):
+def test_failed_add_is_released(store):
     bank = peftlab.load("lora", store=store, device="cpu")
     publish_changed(store, "lora", lambda tensors: dict(list(tensors.items())[1:]), name="wrong")
     for _ in range(3):
@@ -502,7 +502,7 @@ def test_nothing_stays_of_a_failed_add(store):
     assert in_slots(bank) == in_memory(bank) == ["lora"]
 
 
-def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, expected):
+def test_request_keeps_removed_adapter(common_store, expected):
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu")
     edition, features = bank._registry.resolve("lora"), asked(bank, "lora")
     with bank._cache.pinned([edition]) as adapters_by_key:
@@ -518,7 +518,7 @@ def test_a_request_that_is_at_it_keeps_what_is_removed_meanwhile(common_store, e
     assert in_slots(bank) == in_memory(bank) == ["lora-2"]
 
 
-def test_a_dropped_bank_leaves_nothing(common_store):
+def test_deleted_bank_is_released(common_store):
     bank = peftlab.load("lora", "prompt", store=common_store, device="cpu")
     bank.prefetch("lora")
     bank._cache._prefetch_pool.submit(int).result()

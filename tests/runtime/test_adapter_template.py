@@ -75,7 +75,7 @@ def assert_close(mine, theirs):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_second_of_a_kind_answers_as_plain_peft_does_and_the_first_as_before(bank, made_by_peft, name):
+def test_adapter_from_template_matches_plain_peft(bank, made_by_peft, name):
     before = answers(bank, name)
     bank.add(f"{name}-2")
     assert made_by_peft == ([f"{name}-2@1"] if name in MADE_BY_PEFT_EACH_TIME else [])
@@ -86,12 +86,12 @@ def test_the_second_of_a_kind_answers_as_plain_peft_does_and_the_first_as_before
     assert_close(before, plain_answers(bank, name))
 
 
-def test_all_others_leave_a_mould(bank):
+def test_methods_with_template(bank):
     left = {name for name in METHODS if bank._files(name).template_key in bank._cache._templates}
     assert METHODS.keys() - left == MADE_BY_PEFT_EACH_TIME
 
 
-def test_without_the_first_the_second_answers_the_same(store, made_by_peft):
+def test_template_works_after_first_adapter_is_removed(store, made_by_peft):
     bank = peftlab.load("pfeiffer", "lora", "head", store=store, device="cpu")
     for name in ("pfeiffer", "lora", "head"):
         bank.remove(name)
@@ -100,7 +100,7 @@ def test_without_the_first_the_second_answers_the_same(store, made_by_peft):
     assert made_by_peft == ["pfeiffer@1", "lora@1", "head@1"]
 
 
-def test_a_mould_keeps_no_numbers_of_the_first(store):
+def test_template_has_no_tensors_of_first_adapter(store):
     bank = peftlab.load("pfeiffer", store=store, device="cpu")
     [mould] = bank._cache._templates.values()
     own = {tensor.data_ptr() for tensor in bank._files("pfeiffer").tensors.values()}
@@ -109,7 +109,7 @@ def test_a_mould_keeps_no_numbers_of_the_first(store):
 
 
 @pytest.mark.parametrize("base", ["gpt2", "deberta-v2", "llama"])
-def test_so_it_is_on_other_architectures(tmp_path, made_by_peft, base):
+def test_template_on_other_architectures(tmp_path, made_by_peft, base):
     recipe = recipe_for(tmp_path / "rows", enlarge_weights(build(base, tmp_path)), "classes")
     for name in ("lora", "dora", "pfeiffer", "last-layers"):
         publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
@@ -123,7 +123,7 @@ def test_so_it_is_on_other_architectures(tmp_path, made_by_peft, base):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("poured", [True, False], ids=["poured", "made"])
-def test_a_file_of_halves_is_computed_with_as_plain_peft_does(store, dtype, poured):
+def test_half_precision_file_matches_plain_peft(store, dtype, poured):
     name = f"{str(dtype)[6:]}-{'poured' if poured else 'made'}"
     publish_changed(store, "pfeiffer-2", lambda tensors: {key: t.to(dtype) for key, t in tensors.items()}, name=name)
     bank = peftlab.load(*["pfeiffer"] * poured, name, store=store, device="cpu")
@@ -133,7 +133,7 @@ def test_a_file_of_halves_is_computed_with_as_plain_peft_does(store, dtype, pour
 # what is an adapter of that kind, and what is not
 
 
-def test_the_same_configuration_in_another_order_is_the_same_kind(store, tmp_path, made_by_peft):
+def test_reordered_configuration_shares_template(store, tmp_path, made_by_peft):
     def told(config):
         config["target_modules"] = sorted(config["target_modules"], reverse=True)
         config["peft_version"], config["base_model_name_or_path"] = "0.0.1", "elsewhere"
@@ -145,7 +145,7 @@ def test_the_same_configuration_in_another_order_is_the_same_kind(store, tmp_pat
 
 
 @pytest.mark.parametrize(("key", "value"), [("lora_alpha", 1), ("use_rslora", True)])
-def test_another_configuration_is_another_kind(store, made_by_peft, key, value):
+def test_different_configuration_has_separate_template(store, made_by_peft, key, value):
     name = f"other-{key.replace('_', '-')}"
     publish_changed(store, "lora", name=name, configured=lambda config: config.update({key: value}))
     bank = peftlab.load("lora", name, store=store, device="cpu")
@@ -155,7 +155,7 @@ def test_another_configuration_is_another_kind(store, made_by_peft, key, value):
 
 
 @pytest.mark.parametrize("kind", ["topics", "entities", "rating"])
-def test_another_task_is_another_kind(store, tmp_path, made_by_peft, kind):
+def test_different_task_has_separate_template(store, tmp_path, made_by_peft, kind):
     classes = peftlab.load("lora", store=store, device="cpu")
     recipe = recipe_for(tmp_path / "rows", classes.base.files.folder, kind)
     publish_fresh(store, recipe, {"name": kind, "method": METHODS["lora"]})
@@ -196,7 +196,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("method", ["lora", "pfeiffer"])
 @pytest.mark.parametrize(("change", "message"), FAULTS.items(), ids=[change.__name__ for change in FAULTS])
-def test_tensors_that_are_not_those_of_the_kind_are_refused_beside_its_mould(store, change, message, method):
+def test_mismatched_tensors_raise_error_despite_template(store, change, message, method):
     name = f"{method}-{change.__name__.replace('_', '-')}"
     publish_changed(store, method, change, name=name)
     bank = peftlab.load(method, f"{method}-2", store=store, device="cpu")
@@ -209,7 +209,7 @@ def test_tensors_that_are_not_those_of_the_kind_are_refused_beside_its_mould(sto
     assert before[3] == after[3] == 1
 
 
-def test_kinds_tell_themselves_as_json(bank):
+def test_template_key_is_json(bank):
     head, config, shapes = json.loads(bank._files("lora").template_key)
     assert head == ["AutoModelForSequenceClassification", 3, "single_label_classification"]
     assert (config["peft_type"], config["r"]) == ("LORA", 4)

@@ -35,7 +35,7 @@ def bank_logits(bank, name, tiny_base, text):
         return bank.model(name)(**batch).logits[0]
 
 
-def test_logits_equal_plain_peft_to_the_bit_with_other_adapters_beside(tuned_store, tiny_base):
+def test_logits_equal_plain_peft_bitwise(tuned_store, tiny_base):
     names = ["ner-tiny@1", "ner-place", "ner-tiny@2"]
     bank = peftlab.load(*names, store=tuned_store, device="cpu")
     for name in [*names, *reversed(names)]:
@@ -43,7 +43,7 @@ def test_logits_equal_plain_peft_to_the_bit_with_other_adapters_beside(tuned_sto
         assert torch.equal(bank_logits(bank, name, tiny_base, TEXTS[0]), expected), name
 
 
-def test_heads_of_different_width_share_one_backbone(tuned_store):
+def test_heads_of_different_width_share_backbone(tuned_store):
     bank = peftlab.load("ner-tiny@1", "ner-place", store=tuned_store, device="cpu")
     first, second = map(bank.model, bank.names)
     pairs = zip(first.bert.embeddings.parameters(), second.bert.embeddings.parameters(), strict=True)
@@ -54,7 +54,7 @@ def test_heads_of_different_width_share_one_backbone(tuned_store):
     assert bank.task("ner-place").labels == ["LOC"]
 
 
-def test_a_row_in_a_mixed_call_equals_its_solo_row(tuned_store):
+def test_mixed_row_equals_solo_row(tuned_store):
     bank = peftlab.load("ner-tiny@1", "ner-place", store=tuned_store, device="cpu")
     texts = [text for text in TEXTS for _ in bank.names]
     names = bank.names * len(TEXTS)
@@ -68,7 +68,7 @@ def test_a_row_in_a_mixed_call_equals_its_solo_row(tuned_store):
             assert one.score == pytest.approx(other.score, abs=2e-4)
 
 
-def test_entities_index_the_original_text_exactly(tuned_store):
+def test_entity_offsets_index_original_text(tuned_store):
     bank = peftlab.load("ner-tiny@1", store=tuned_store, device="cpu")
     text = "  Ada   Lovelace\tmet Grace  Hopper in London,\u00a0🙂 then Rome!"
     (answer,) = bank.predict(text)
@@ -77,7 +77,7 @@ def test_entities_index_the_original_text_exactly(tuned_store):
         assert text[entity.start : entity.end] == entity.text
 
 
-def test_a_long_text_loses_no_word(tuned_store):
+def test_long_text_is_covered_by_windows(tuned_store):
     bank = peftlab.load("ner-tiny@1", store=tuned_store, device="cpu")
     text = "Nobody came . " * 60 + "Ada Lovelace left London for Paris ."
     (answer,) = bank.predict(text)
@@ -85,7 +85,7 @@ def test_a_long_text_loses_no_word(tuned_store):
     assert any(entity.start > 800 for entity in answer.prediction.entities)
 
 
-def test_one_adapter_needs_no_name_and_several_do(tuned_store):
+def test_adapter_name_is_optional_for_single_adapter(tuned_store):
     bank = peftlab.load("ner-tiny", store=tuned_store, device="cpu")
     assert [answer.adapter for answer in bank.predict(TEXTS)] == ["ner-tiny"] * len(TEXTS)
     bank.add("ner-place")
@@ -98,14 +98,14 @@ def test_one_adapter_needs_no_name_and_several_do(tuned_store):
     assert bank.predict([], adapters=[]) == []
 
 
-def test_loading_nothing_or_the_unknown_names_what_is_there(tuned_store):
+def test_unknown_adapter_error_lists_available_names(tuned_store):
     with pytest.raises(AdapterNotFoundError, match="Available: ner-place, ner-tiny"):
         peftlab.load(store=tuned_store)
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'ner-tiny'"):
         peftlab.load("ner-tniy", store=tuned_store)
 
 
-def test_adding_twice_changes_nothing(tuned_store):
+def test_second_add_has_no_effect(tuned_store):
     bank = peftlab.load("ner-tiny", "ner-tiny", store=tuned_store, device="cpu")
     assert bank.names == ["ner-tiny"]
 
@@ -118,7 +118,7 @@ def test_load_reads_each_adapter_once(tuned_store, monkeypatch):
         assert opened.count(bank.adapter(name).folder / "adapter_model.safetensors") == 1
 
 
-def test_a_flipped_byte_is_refused_with_the_file_named(store_copy):
+def test_flipped_byte_raises_error_with_file_name(store_copy):
     weights = store_copy / "ner-tiny" / "1" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -127,7 +127,7 @@ def test_a_flipped_byte_is_refused_with_the_file_named(store_copy):
         peftlab.load("ner-tiny@1", store=store_copy)
 
 
-def test_an_adapter_of_another_base_is_refused(store_copy, tmp_path):
+def test_adapter_of_different_base_raises_error(store_copy, tmp_path):
     other = build_tiny_bert(tmp_path / "other-base", seed=5)
     (tmp_path / "work").mkdir()
     tune(recipe_in(tmp_path / "work", other, name="r.yaml"), store=store_copy, overrides={"name": "ner-other"})
@@ -135,7 +135,7 @@ def test_an_adapter_of_another_base_is_refused(store_copy, tmp_path):
         peftlab.load("ner-tiny", "ner-other", store=store_copy, device="cpu")
 
 
-def test_a_base_that_has_changed_since_tuning_is_refused(tmp_path):
+def test_changed_base_raises_error(tmp_path):
     base = build_tiny_bert(tmp_path / "base")
     tune(recipe_in(tmp_path, base), store=tmp_path / "store")
     shutil.rmtree(base)
@@ -144,9 +144,7 @@ def test_a_base_that_has_changed_since_tuning_is_refused(tmp_path):
         peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
 
 
-def test_an_adapter_tuned_from_the_hub_cache_works_where_only_a_package_carries_the_base(
-    tmp_path, hub_cache, carrier, monkeypatch
-):
+def test_base_from_package_replaces_hub_cache(tmp_path, hub_cache, carrier, monkeypatch):
     result = tune(recipe_in(tmp_path, HUB_ID), store=tmp_path / "store")
     assert result.adapter.manifest.base.revision == hub_cache.name
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
@@ -169,7 +167,7 @@ def forge(store_copy, change):
     return store.publish("ner-forged", write)
 
 
-def test_tensors_that_do_not_fit_are_all_told(store_copy):
+def test_mismatched_tensors_are_all_reported(store_copy):
     def change(folder):
         tensors = load_file(folder / "adapter_model.safetensors")
         names = sorted(tensors)
@@ -193,7 +191,7 @@ def test_tensors_that_do_not_fit_are_all_told(store_copy):
         ("base", "trust_remote_code", True, "If you have read that code, allow it: --trust-remote-code"),
     ],
 )
-def test_a_manifest_that_asks_for_the_unknown_or_for_trust_is_refused(store_copy, section, key, value, message):
+def test_manifest_with_unknown_task_or_remote_code_raises_error(store_copy, section, key, value, message):
     store = Store(store_copy)
     source = store.resolve("ner-tiny@1")
 
@@ -209,7 +207,7 @@ def test_a_manifest_that_asks_for_the_unknown_or_for_trust_is_refused(store_copy
         peftlab.load("ner-forged", store=store_copy, device="cpu")
 
 
-def test_a_failed_add_leaves_the_bank_as_it_was(store_copy, tiny_base):
+def test_failed_add_does_not_change_predictions(store_copy, tiny_base):
     bank = Bank(Store(store_copy), device="cpu")
     bank.add("ner-tiny@1")
     before = bank_logits(bank, "ner-tiny@1", tiny_base, SENTENCES["test"].splitlines()[1])

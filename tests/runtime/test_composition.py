@@ -66,20 +66,20 @@ def hand_logits(bank, model, name):
         return torch.stack([model.eval()(**{k: torch.tensor([v]) for k, v in one.items()}).logits[0] for one in inputs])
 
 
-def test_a_stack_of_loras_is_the_sum_of_their_updates_under_the_upper_head(bank):
+def test_lora_stack_is_sum_of_updates(bank):
     bank.compose("both", "stack", ["books", "films"])
     expected = by_hand(bank, {"books": 1.0, "films": 1.0}, {"films": 1.0})
     torch.testing.assert_close(logits(bank, "both"), expected, rtol=0, atol=TOLERANCE)
     assert (logits(bank, "both") - logits(bank, "films")).abs().max() > 1e-3
 
 
-def test_an_average_of_loras_is_that_of_their_updates_and_heads_whatever_their_ranks(bank):
+def test_lora_average_with_different_ranks(bank):
     bank.compose("mean", "average", ["books", "films"], [3, 1])
     weights = {"books": 0.75, "films": 0.25}
     torch.testing.assert_close(logits(bank, "mean"), by_hand(bank, weights, weights), rtol=0, atol=TOLERANCE)
 
 
-def test_a_stack_of_other_modules_goes_through_both(bank):
+def test_module_stack_runs_both_modules(bank):
     bank.compose("scaled-twice", "stack", ["shop", "stays"])
     model = bank.full_precision_copy("stays").get_base_model()
     below = load_file(bank.adapter("shop").folder / "adapter_model.safetensors")
@@ -89,7 +89,7 @@ def test_a_stack_of_other_modules_goes_through_both(bank):
     torch.testing.assert_close(logits(bank, "scaled-twice"), hand_logits(bank, model, "stays"), rtol=0, atol=TOLERANCE)
 
 
-def test_an_average_of_other_modules_is_that_of_their_numbers(bank):
+def test_module_average_is_parameter_average(bank):
     bank.compose("mean", "average", ["shop", "stays"])
     model = bank.full_precision_copy("stays").get_base_model()
     other = bank.model("shop").state_dict()
@@ -100,14 +100,14 @@ def test_an_average_of_other_modules_is_that_of_their_numbers(bank):
 
 
 @pytest.mark.parametrize("names", [["books", "narrow"], ["narrow", "books"], ["shop", "narrow"]])
-def test_methods_can_be_stacked_upon_each_other(bank, names):
+def test_stack_of_different_methods(bank, names):
     bank.compose("upon", "stack", names)
     found = logits(bank, "upon")
     assert all((found - logits(bank, name)).abs().max() > 2e-5 for name in names)
     assert torch.isfinite(found).all()
 
 
-def test_an_ensemble_decodes_the_mean_of_the_logits(bank):
+def test_ensemble_decodes_mean_logits(bank):
     bank.compose("council", "ensemble", ["books", "shop", "virtual"], [2, 1, 1])
     expected = (2 * logits(bank, "books") + logits(bank, "shop") + logits(bank, "virtual")) / 4
     torch.testing.assert_close(logits(bank, "council"), expected, rtol=0, atol=TOLERANCE)
@@ -116,7 +116,7 @@ def test_an_ensemble_decodes_the_mean_of_the_logits(bank):
     assert [answer.prediction.label for answer in answers] == [labels[i] for i in expected.argmax(-1)]
 
 
-def test_a_composition_mixes_with_other_rows_and_follows_its_parts(bank):
+def test_composition_in_mixed_batch_and_new_versions(bank):
     bank.compose("mean", "average", ["books", "films"])
     bank.compose("council", "ensemble", ["books", "stays"])
     names = ["mean", "entities", "council", "books"]
@@ -143,14 +143,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("asked", "message"), WRONG.items())
-def test_what_cannot_be_put_together_is_refused_in_words(bank, asked, message):
+def test_invalid_composition_raises_error(bank, asked, message):
     names = bank.names
     with pytest.raises(IntegrityError, match=message):
         bank.compose("new", asked[0], asked[1])
     assert bank.names == names
 
 
-def test_wrong_names_and_weights_are_told(bank):
+def test_wrong_names_and_weights_raise_error(bank):
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'books'"):
         bank.compose("new", "stack", ["boks", "films"])
     with pytest.raises(ValueError, match=r"no composition mode 'avrage'\. Did you mean 'average'"):

@@ -53,7 +53,7 @@ def as_table(file, rows):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_test_rows_of_the_recipe_score_as_the_manifest_says(evaluate, task_store, kind):  # noqa: F811
+def test_scores_match_manifest(evaluate, task_store, kind):  # noqa: F811
     expected = Store(task_store).resolve(kind).manifest.scores["test"].as_dict()
     result = evaluate(kind, test_file(task_store, kind), "--json")
     told = json.loads(result.stdout)
@@ -66,7 +66,7 @@ def test_the_test_rows_of_the_recipe_score_as_the_manifest_says(evaluate, task_s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_people_are_told_rows_targets_and_every_score(evaluate, task_store, kind):  # noqa: F811
+def test_text_output_has_rows_targets_and_scores(evaluate, task_store, kind):  # noqa: F811
     manifest = Store(task_store).resolve(kind).manifest
     result = evaluate(kind, test_file(task_store, kind))
     assert result.exit_code == 0
@@ -90,7 +90,7 @@ def test_people_are_told_rows_targets_and_every_score(evaluate, task_store, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_are_written_one_a_row_in_order(evaluate, task_store, tmp_path, kind):  # noqa: F811
+def test_predictions_file_has_one_line_per_row(evaluate, task_store, tmp_path, kind):  # noqa: F811
     data = test_file(task_store, kind)
     assert evaluate(kind, data, "--predictions", tmp_path / "out.jsonl", "--json").exit_code == 0
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf8").splitlines()]
@@ -101,7 +101,7 @@ def test_predictions_are_written_one_a_row_in_order(evaluate, task_store, tmp_pa
         assert {"adapter": kind, **one} == other
 
 
-def test_accuracy_is_the_share_of_predictions_that_are_right(task_store):  # noqa: F811
+def test_accuracy_is_fraction_of_correct_predictions(task_store):  # noqa: F811
     result = peftlab.evaluate("classes", test_file(task_store, "classes"), store=task_store, device="cpu")
     gold = [row["label"] for row in KINDS["classes"][1][:8]]
     right = sum(prediction.label == label for prediction, label in zip(result.predictions, gold, strict=True))
@@ -109,7 +109,7 @@ def test_accuracy_is_the_share_of_predictions_that_are_right(task_store):  # noq
     assert sum(map(sum, result.scores.confusion.counts)) == 8
 
 
-def test_the_api_gives_scores_ledger_and_predictions(task_store):  # noqa: F811
+def test_evaluate_returns_scores_ledger_and_predictions(task_store):  # noqa: F811
     heard = []
     result = peftlab.evaluate(
         "rating@1",
@@ -125,7 +125,7 @@ def test_the_api_gives_scores_ledger_and_predictions(task_store):  # noqa: F811
     assert heard == [(8, 8)]
 
 
-def test_one_row_is_enough(evaluate, tmp_path):
+def test_single_row(evaluate, tmp_path):
     for kind, (_, rows) in KINDS.items():
         (tmp_path / "rows.jsonl").write_text(lines_of(rows[:1]), encoding="utf8")
         result = evaluate(kind, tmp_path / "rows.jsonl", "--json")
@@ -139,7 +139,7 @@ def test_one_row_is_enough(evaluate, tmp_path):
 
 @pytest.mark.parametrize("kind", ["entities", "classes", "topics", "rating", "answers", "relations"])
 @pytest.mark.parametrize("form", ["csv", "tsv", "json"])
-def test_the_format_of_the_file_makes_no_difference(evaluate, task_store, tmp_path, kind, form):  # noqa: F811
+def test_all_file_formats_give_equal_scores(evaluate, task_store, tmp_path, kind, form):  # noqa: F811
     rows = KINDS[kind][1][:8]
     file = tmp_path / f"rows.{form}"
     if form == "json":
@@ -152,7 +152,7 @@ def test_the_format_of_the_file_makes_no_difference(evaluate, task_store, tmp_pa
     assert told == expected
 
 
-def test_squad_and_conll_files_are_scored(evaluate, tmp_path):
+def test_squad_and_conll_files(evaluate, tmp_path):
     row = KINDS["answers"][1][0]
     paragraph = {"context": row["context"], "qas": [{name: row[name] for name in ("id", "question", "answers")}]}
     (tmp_path / "dev.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}))
@@ -163,7 +163,7 @@ def test_squad_and_conll_files_are_scored(evaluate, tmp_path):
     assert "1 × entities opened by I- (IOB1, or a missing B-)" in result.stdout
 
 
-def test_columns_header_encoding_and_format_are_options(evaluate, tmp_path):
+def test_columns_header_encoding_and_format_options(evaluate, tmp_path):
     expected = json.loads(
         evaluate("classes", as_table(tmp_path / "plain.csv", KINDS["classes"][1][:3]), "--json").stdout
     )
@@ -184,7 +184,7 @@ def test_columns_header_encoding_and_format_are_options(evaluate, tmp_path):
         assert json.loads(result.stdout)["scores"] == expected["scores"]
 
 
-def test_names_in_the_header_may_have_blanks_after_their_commas(evaluate, tmp_path):
+def test_header_names_can_have_spaces(evaluate, tmp_path):
     (tmp_path / "rows.csv").write_text("good,the train was quiet .\n")
     assert evaluate("classes", tmp_path / "rows.csv", "--header", "label, text").exit_code == 0
 
@@ -201,7 +201,7 @@ def test_names_in_the_header_may_have_blanks_after_their_commas(evaluate, tmp_pa
         ("entities", {"tokens": ["a"], "tags": ["B-PERS"]}, "PERS"),
     ],
 )
-def test_a_label_that_the_adapter_does_not_know_is_told_with_its_line_and_the_nearest(refused, kind, row, label):
+def test_unknown_label_error_with_line_and_suggestion(refused, kind, row, label):
     told = refused(kind, [KINDS[kind][1][0], row])
     assert f"label '{label}' occurs in the data (1×, first at rows.jsonl:2) but not in the adapter." in told
     assert "Did you mean '" in told
@@ -209,7 +209,7 @@ def test_a_label_that_the_adapter_does_not_know_is_told_with_its_line_and_the_ne
     assert "data.the data" not in told
 
 
-def test_a_number_is_not_taken_for_the_place_of_a_label_that_is_a_number(tiny_base, tmp_path):
+def test_numeric_label_is_not_a_label_index(tiny_base, tmp_path):
     """Stars 1 to 3: a row with 0 is unknown, not the first of them."""
     from peftlab.data import Row
     from peftlab.tasks import restore_task
@@ -235,13 +235,13 @@ def test_a_number_is_not_taken_for_the_place_of_a_label_that_is_a_number(tiny_ba
         ("entities", {"text": "a", "entities": [{"start": 0, "end": 9, "label": "PER"}]}, "0 ≤ start < end ≤ 1"),
     ],
 )
-def test_a_row_that_the_task_cannot_read_is_told_with_its_line(refused, kind, row, expected):
+def test_invalid_row_error_with_line(refused, kind, row, expected):
     told = refused(kind, [KINDS[kind][1][0], row])
     assert "rows.jsonl:2" in told
     assert expected in told
 
 
-def test_files_that_cannot_be_read_are_told(evaluate, refused, tmp_path):
+def test_invalid_files_raise_error(evaluate, refused, tmp_path):
     assert "rows.jsonl:2 expected one JSON object on this line" in refused(
         "classes", '{"text": "x", "label": "good"}\n{'
     )
@@ -257,30 +257,30 @@ def test_files_that_cannot_be_read_are_told(evaluate, refused, tmp_path):
 
 
 @pytest.mark.parametrize("header", ["text,text", "text,,label", ","])
-def test_a_header_that_names_no_columns_is_refused_not_a_crash(evaluate, tmp_path, header):
+def test_empty_header_raises_error(evaluate, tmp_path, header):
     (tmp_path / "rows.csv").write_text("a,good\n")
     assert evaluate("classes", tmp_path / "rows.csv", "--header", header).exit_code == 2
 
 
-def test_predictions_that_cannot_be_written_are_told_not_a_crash(evaluate, task_store, tmp_path):  # noqa: F811
+def test_invalid_predictions_path_raises_error(evaluate, task_store, tmp_path):  # noqa: F811
     result = evaluate("classes", test_file(task_store, "classes"), "--predictions", tmp_path / "none" / "out.jsonl")
     assert result.exit_code in (2, 5)
     assert "out.jsonl" in result.output
 
 
-def test_an_unknown_adapter_is_told_with_the_nearest(evaluate, task_store):  # noqa: F811
+def test_unknown_adapter_error_with_suggestion(evaluate, task_store):  # noqa: F811
     result = evaluate("clases", test_file(task_store, "classes"))
     assert (result.exit_code, "Did you mean 'classes'?" in result.output) == (3, True)
     assert evaluate("classes@7", test_file(task_store, "classes")).exit_code == 3
 
 
-def test_an_adapter_or_data_and_a_known_format_are_needed(task_store):  # noqa: F811
+def test_missing_arguments_raise_usage_error(task_store):  # noqa: F811
     assert run("evaluate", "classes", "--store", task_store).exit_code == 2
     assert run("evaluate").exit_code == 2
     assert run("evaluate", "classes", "--data", "x", "--format", "xls", "--store", task_store).exit_code == 2
 
 
-def test_the_api_raises_what_it_says(task_store, tmp_path):  # noqa: F811
+def test_evaluate_raises_documented_errors(task_store, tmp_path):  # noqa: F811
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'classes'"):
         peftlab.evaluate("clases", tmp_path / "x", store=task_store)
     with pytest.raises(RecipeError, match="no such file"):
@@ -289,7 +289,7 @@ def test_the_api_raises_what_it_says(task_store, tmp_path):  # noqa: F811
         peftlab.evaluate("classes", tmp_path / "x.jsonl", data_format="xls", store=task_store, device="cpu")
 
 
-def test_scoring_and_serving_are_told_the_same_of_rows_of_another_task(evaluate, task_store):  # noqa: F811
+def test_evaluate_and_predict_report_equal_errors(evaluate, task_store):  # noqa: F811
     result = evaluate("answers", test_file(task_store, "classes"))
     assert result.exit_code == 2
     told = one_line(result.output)

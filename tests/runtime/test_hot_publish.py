@@ -119,7 +119,7 @@ def asking(*asked):
 
 
 @pytest.mark.parametrize("room", [{}, {"slots": 1}, {"memory": 60_000}], ids=["room", "one slot", "little memory"])
-def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, room):
+def test_answers_come_from_current_versions(store, room):
     bank = peftlab.load("news", "other", "prompt", store=store, device="cpu", **room)
     current, prompt = Current("answer 0"), said(bank, "prompt")
 
@@ -157,7 +157,7 @@ def test_every_answer_is_of_a_version_that_was_current_during_the_call(store, ro
     assert bank.warnings == []
 
 
-def test_no_memory_grows_with_the_number_of_versions(store):
+def test_memory_is_independent_of_number_of_versions(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     before = alive(LoadedAdapter), alive(AdapterFiles)
     with asking(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as rounds:
@@ -168,7 +168,7 @@ def test_no_memory_grows_with_the_number_of_versions(store):
     assert (alive(LoadedAdapter), alive(AdapterFiles)) == before
 
 
-def test_a_removed_adapter_is_not_found_and_nothing_else_goes_wrong(store):
+def test_removed_adapter_with_concurrent_requests(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     outcomes = set()
 
@@ -193,7 +193,7 @@ def test_a_removed_adapter_is_not_found_and_nothing_else_goes_wrong(store):
         said(bank)
 
 
-def test_an_adapter_removed_from_the_store_and_published_anew_is_answered_by_the_new_weights(store):
+def test_adapter_published_after_remove_uses_new_weights(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     saved = Store(store)
     seen, expected = set(), {"answer 0"}
@@ -245,7 +245,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("how", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_version_does_not_disturb_and_is_noted_once(store, how, message):
+def test_invalid_version_adds_one_warning(store, how, message):
     bank = peftlab.load("news", "other", store=store, device="cpu")
 
     def ask():
@@ -269,7 +269,7 @@ def test_a_wrong_version_does_not_disturb_and_is_noted_once(store, how, message)
     assert len(bank.warnings) == 1
 
 
-def test_a_damaged_version_does_not_disturb_and_is_noted_once(store):
+def test_damaged_version_adds_one_warning(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     saved = Store(store)
     publish_saying(store, "news", "answer 1")
@@ -286,7 +286,7 @@ def test_a_damaged_version_does_not_disturb_and_is_noted_once(store):
     assert len(bank.warnings) == 1
 
 
-def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
+def test_stream_uses_first_version(store, monkeypatch):
     monkeypatch.setattr("peftlab.runtime.request.CHUNK_SIZE", 2)
     bank = peftlab.load("news", "other", store=store, device="cpu")
     reads = []
@@ -307,7 +307,7 @@ def test_a_stream_answers_by_the_version_it_began_with(store, monkeypatch):
     assert [edition.name for edition in bank._cache._files._entries] == ["other"]
 
 
-def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
+def test_closed_stream_releases_adapters(store, monkeypatch):
     monkeypatch.setattr("peftlab.runtime.request.CHUNK_SIZE", 1)
     bank = peftlab.load("news", store=store, device="cpu")
     before = alive(LoadedAdapter)
@@ -321,7 +321,7 @@ def test_a_stream_that_is_given_up_lets_its_adapters_go(store, monkeypatch):
     assert alive(LoadedAdapter) == before
 
 
-def test_threads_that_publish_at_once_leave_the_last_one_current(store):
+def test_concurrent_publish_keeps_last_version_current(store):
     bank = Bank(Store(store), device="cpu")
     bank.add("news")
     with asking(lambda: ANSWERS.index(said(bank))), ThreadPoolExecutor(4) as publishers:

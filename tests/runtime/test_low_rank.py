@@ -88,7 +88,7 @@ LENGTHS = {
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("ranks", [(4,), (4, 1, 8)], ids=["one rank", "several ranks"])
 @pytest.mark.parametrize(("lengths", "tokens", "long"), LENGTHS.values(), ids=LENGTHS)
-def test_each_row_gets_the_update_of_its_own_adapter(lengths, tokens, long, ranks, bias):
+def test_each_row_uses_update_of_adapter(lengths, tokens, long, ranks, bias):
     bare = linear(bias=bias)
     loras = [Lora(bare, ranks[i % len(ranks)], scaling=0.5 + i) for i in range(len(lengths))]
     assert longs(loras, lengths, tokens) == long
@@ -98,7 +98,7 @@ def test_each_row_gets_the_update_of_its_own_adapter(lengths, tokens, long, rank
 @pytest.mark.parametrize("lengths", [(2, 1, 2), (1, 6, 1), (8, 1, 8), (3, 3, 3)])
 @pytest.mark.parametrize("bares", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_rows_of_the_bare_base_stand_anywhere(lengths, bares, bias):
+def test_base_rows_at_any_position(lengths, bares, bias):
     bare = linear(bias=bias)
     loras = [None if i in bares else Lora(bare, 4) for i in range(3)]
     x = torch.randn(sum(lengths), 4, IN)
@@ -120,7 +120,7 @@ def test_random_shapes():
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 5), (2, 3, 2)], ids=["2-D", "3-D", "4-D", "5-D"])
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 1, 4), (12, 1, 9)])
-def test_a_batch_of_any_dimensions_keeps_its_shape(shape, lengths):
+def test_output_shape_matches_input_shape(shape, lengths):
     bare = linear()
     x = torch.randn(sum(lengths), *shape, IN)
     loras = [Lora(bare, rank) for rank in (4, 2, 4)]
@@ -141,7 +141,7 @@ STRIDED = {
 
 @pytest.mark.parametrize("lengths", [(1,) * 6, (2, 2, 2), (1, 2, 3), (6,)], ids=str)
 @pytest.mark.parametrize("made", STRIDED.values(), ids=STRIDED)
-def test_numbers_need_not_lie_next_to_each_other(made, lengths):
+def test_noncontiguous_inputs(made, lengths):
     bare, x = linear(), made()
     before = x.clone()
     assert_as_by_hand(bare, x, [Lora(bare, 4) for _ in lengths], lengths)
@@ -149,7 +149,7 @@ def test_numbers_need_not_lie_next_to_each_other(made, lengths):
 
 
 @pytest.mark.parametrize("lengths", [(1, 1), (2, 3), (20, 1), (20, 20)], ids=str)
-def test_in_bf16_a_small_update_is_not_lost_in_a_large_weight(lengths):
+def test_small_bf16_update_with_large_weight(lengths):
     bare = linear(dtype=torch.bfloat16)
     bare.weight.copy_(torch.full((OUT, IN), 4.0))  # of which W + BA would keep nothing below 1/64
     loras = [Lora(bare, 4, scaling=0.01) for _ in lengths]
@@ -163,7 +163,7 @@ def test_in_bf16_a_small_update_is_not_lost_in_a_large_weight(lengths):
         torch.testing.assert_close(given, exact, rtol=2**-7, atol=2**-7)
 
 
-def test_a_base_of_another_dtype_than_its_rows_answers_as_it_does_alone():
+def test_base_dtype_different_from_input_dtype():
     bare = linear()
     with torch.autocast("cpu", torch.bfloat16):
         lora, x = Lora(bare, 4), torch.randn(3, 2, IN).bfloat16()
@@ -173,7 +173,7 @@ def test_a_base_of_another_dtype_than_its_rows_answers_as_it_does_alone():
 
 @pytest.mark.parametrize("lengths", [(1, 2), (30, 30)], ids=str)
 @pytest.mark.parametrize("kind", [Linear8bitLt, Linear4bit])
-def test_a_quantized_base_keeps_its_product_and_gets_the_updates(kind, lengths):
+def test_quantized_base_with_updates(kind, lengths):
     extra = {"has_fp16_weights": False} if kind is Linear8bitLt else {"quant_type": "nf4"}
     with torch.inference_mode(False), torch.no_grad():
         bare = kind(64, 64, **extra)
@@ -191,7 +191,7 @@ def test_a_quantized_base_keeps_its_product_and_gets_the_updates(kind, lengths):
     assert loras[0].update.merged_weight is None
 
 
-def test_gpt2s_conv1d_gets_the_updates_too():
+def test_conv1d_base_with_updates():
     bare = Conv1D(OUT, IN)
     bare.bias.normal_()
     lora, x = Lora(bare, 4), torch.randn(5, 3, IN)
@@ -203,7 +203,7 @@ def test_gpt2s_conv1d_gets_the_updates_too():
 # folded
 
 
-def test_folded_a_long_segment_is_the_same_to_the_bit_and_the_base_untouched():
+def test_merged_long_segment_is_bitwise_equal():
     bare = linear()
     lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
     before = bare.weight.clone(), bare.bias.clone()
@@ -217,7 +217,7 @@ def test_folded_a_long_segment_is_the_same_to_the_bit_and_the_base_untouched():
     assert torch.equal(bare.bias, before[1])
 
 
-def test_folded_short_segments_among_others_are_right():
+def test_merged_short_segments():
     bare = linear()
     loras, lengths = [Lora(bare, 4), Lora(bare, 2), Lora(bare, 4), None, Lora(bare, 1)], (1, 2, 1, 1, 1)
     loras[1].update.merge()
@@ -226,7 +226,7 @@ def test_folded_short_segments_among_others_are_right():
     assert_as_by_hand(bare, torch.randn(6, 3, IN), loras, lengths)
 
 
-def test_unfolding_gives_the_memory_back():
+def test_unmerge_frees_memory():
     bare = linear()
     update = Lora(bare, 4).update
     small = update.num_bytes
@@ -240,20 +240,20 @@ def test_unfolding_gives_the_memory_back():
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3])
-def test_unfolded_while_it_is_used_it_answers_all_the_same(looks):
+def test_unmerge_during_forward(looks):
     """Another thread may unfold it between any two looks at it."""
     bare = linear()
     lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
     left = [lora.update.merge_into(bare.weight)] * looks
 
-    class Unfolding(LowRankUpdate):
+    class UnmergingUpdate(LowRankUpdate):
         merged_weight = property(lambda self: left.pop() if left else None, lambda self, value: None)
 
-    given = forward_with_updates(bare, x, [(Unfolding(bare, lora.down, lora.up, lora.scaling), slice(0, 4))])
+    given = forward_with_updates(bare, x, [(UnmergingUpdate(bare, lora.down, lora.up, lora.scaling), slice(0, 4))])
     torch.testing.assert_close(given, by_hand(bare, x, [lora], [4]), rtol=0, atol=TOLERANCE)
 
 
-def test_called_it_is_the_adapted_linear():
+def test_call_applies_linear_with_update():
     bare = linear()
     lora, x = Lora(bare, 4), torch.randn(3, 2, IN)
     torch.testing.assert_close(lora.update(x), by_hand(bare, x, [lora], [3]), rtol=0, atol=TOLERANCE)
@@ -270,7 +270,7 @@ def layer_of(**options):
 
 
 @pytest.mark.parametrize(("rslora", "scaling"), [(False, 3.0), (True, 6.0)])
-def test_a_plain_lora_of_peft_is_the_same_as_its_update(rslora, scaling):
+def test_plain_lora_equals_update(rslora, scaling):
     layer = layer_of(use_rslora=rslora).eval()[0]
     assert plain_lora(layer) == ("default", scaling)
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -279,7 +279,7 @@ def test_a_plain_lora_of_peft_is_the_same_as_its_update(rslora, scaling):
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
-def test_what_does_more_than_that_is_not_plain(options):
+def test_lora_options_are_not_plain(options):
     assert plain_lora(layer_of(**options)[0]) is None
 
 

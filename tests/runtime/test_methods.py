@@ -39,7 +39,7 @@ def bank(store):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
+def test_mixed_bank_matches_plain_peft(bank, name):
     task = bank.task(name)
     plain, _ = load_with_head(bank.base.files, task)
     plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
@@ -53,7 +53,7 @@ def test_beside_all_others_it_answers_as_plain_peft_does(bank, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
+def test_merge_matches_or_raises_error(bank, store, tmp_path, name):
     method = METHODS[name]["type"]
     assert bool(method_info(method).merge_conflict) == (method in UNMERGEABLE)
     if method in UNMERGEABLE:
@@ -64,20 +64,20 @@ def test_merged_it_answers_the_same_or_is_refused(bank, store, tmp_path, name):
         assert merged.difference <= 1e-5
 
 
-def test_in_mixed_batches_they_answer_as_alone(bank):
+def test_mixed_batch_matches_single_rows(bank):
     alone = [name for name in METHODS if not bank.is_routed(name)]
     assert alone == ["prompt", "p-tuning", "p-tuning-lstm"]
     assert alone == [name for name, section in METHODS.items() if not method_info(section["type"]).shares_batches]
     assert mixed_rows_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
 
 
-def test_one_alone_answers_as_beside_the_others(bank, store):
+def test_single_adapter_matches_mixed_bank(bank, store):
     for name in ("pfeiffer", "ia3", "prefix", "p-tuning", "last-layers", "lora"):
         alone = peftlab.load(name, store=store, device="cpu").predict(SENTENCE)
         assert bank.predict(SENTENCE, adapters=name)[0].prediction.label == alone[0].prediction.label
 
 
-def test_files_say_what_they_are(store):
+def test_published_file_names(store):
     config = json.loads((store / "houlsby" / "1" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["variant"], config["form"]) == ("BOTTLENECK", "houlsby", "after")
     card = (store / "houlsby" / "1" / "README.md").read_text()
@@ -93,7 +93,7 @@ def test_files_say_what_they_are(store):
 @pytest.mark.parametrize(
     "kind", [kind for kind in PEFTLAB_METHODS if kind not in PEFT_METHODS] + ["c3a", "hra", "vblora", "vera"]
 )
-def test_the_command_line_takes_the_method_alone(tiny_base, tmp_path, kind):
+def test_command_line_method_type_option(tiny_base, tmp_path, kind):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "entities")
     changed = recipe.read_text().replace("method:\n  r: 4\n", "")
     recipe.write_text(changed)
@@ -113,7 +113,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG.items())
-def test_wrong_fields_are_told_in_words_before_training(tiny_base, tmp_path, options, message):
+def test_invalid_fields_raise_error_before_training(tiny_base, tmp_path, options, message):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
     told = run("tune", recipe, "--store", tmp_path / "store", *(part for o in options.split() for part in ("-o", o)))
@@ -121,7 +121,7 @@ def test_wrong_fields_are_told_in_words_before_training(tiny_base, tmp_path, opt
     assert message in one_line(told.output)
 
 
-def test_fields_of_another_method_are_told_with_the_way_to_replace_them(tiny_base, tmp_path):
+def test_fields_of_different_method_error_with_hint(tiny_base, tmp_path):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes", method={"lora_alpha": 8})
     told = run("tune", recipe, "--store", tmp_path / "store", "-o", "method.type=ia3")
     assert told.exit_code == 2

@@ -54,12 +54,12 @@ def bank(tmp_path_factory):
     return peftlab.load(*ROUTED, store=store_of(base, ROUTED, folder), device="cpu")
 
 
-def test_random_mixtures_of_methods_and_tasks_answer_as_each_row_alone(bank):
+def test_random_mixed_batches_match_single_rows(bank):
     assert mixed_rows_differ(bank, ROUTED, rounds=600) <= TOLERANCE
 
 
 @pytest.mark.parametrize("base", ["roberta", "deberta-v2", "modernbert", "llama", "gpt2"])
-def test_so_they_do_on_other_architectures(tmp_path, base):
+def test_mixed_batches_on_other_architectures(tmp_path, base):
     methods = [name for name in ROUTED if not refusal(name, base, None)]
     store = store_of(enlarge_weights(build(base, tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
@@ -68,7 +68,7 @@ def test_so_they_do_on_other_architectures(tmp_path, base):
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_so_they_do_on_a_quantized_base(tmp_path, quantization):
+def test_mixed_batches_on_quantized_base(tmp_path, quantization):
     methods = [name for name in ("lora", "prefix", "pfeiffer", "head") if not refusal(name, "bert", quantization)]
     base = build("bert", tmp_path)
     store = store_of(base, methods, tmp_path)
@@ -78,13 +78,13 @@ def test_so_they_do_on_a_quantized_base(tmp_path, quantization):
     assert mixed_rows_differ(loaded, methods, rounds=5) <= max(TOLERANCE, 20 * noise)
 
 
-def test_many_threads_do_not_mix_their_rows(bank):
+def test_concurrent_threads(bank):
     with ThreadPoolExecutor(32) as pool:
         jobs = [pool.submit(mixed_rows_differ, bank, ROUTED, rounds=2, seed=seed) for seed in range(32)]
         assert max(job.result() for job in jobs) <= TOLERANCE
 
 
-def test_as_many_rows_as_tokens_or_as_the_base_is_wide_are_no_trap(bank):
+def test_batch_size_equal_to_length_or_hidden_size(bank):
     feature = first_feature(bank, "lora", TEXTS[0])
     width = bank.model("lora").config.hidden_size
     for count in (len(feature), width):
@@ -95,7 +95,7 @@ def test_as_many_rows_as_tokens_or_as_the_base_is_wide_are_no_trap(bank):
             torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
 
 
-def test_one_pass_of_the_base_serves_them_all(bank):
+def test_single_forward_pass_for_all_adapters(bank):
     passes = []
     hook = bank.base.router.tree.embeddings.word_embeddings.register_forward_hook(lambda *_: passes.append(1))
     try:
@@ -105,7 +105,7 @@ def test_one_pass_of_the_base_serves_them_all(bank):
     assert passes == [1]
 
 
-def test_predictions_come_in_the_order_of_the_rows(bank):
+def test_predictions_have_row_order(bank):
     names = ["ia3", "lora", "lora", "ia3"]
     rows = [asked_of(bank, name, text) for name, text in zip(names, TEXTS, strict=True)]
     answers = bank.predict(rows, adapters=names)
@@ -115,7 +115,7 @@ def test_predictions_come_in_the_order_of_the_rows(bank):
         assert type(alone.prediction) is type(answer.prediction)
 
 
-def test_virtual_tokens_have_passes_of_their_own_and_mix_all_the_same(tmp_path):
+def test_virtual_tokens_use_separate_forward_passes(tmp_path):
     methods = ("lora", "prompt", "p-tuning", "prefix")
     store = store_of(enlarge_weights(build("bert", tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
@@ -123,7 +123,7 @@ def test_virtual_tokens_have_passes_of_their_own_and_mix_all_the_same(tmp_path):
     assert mixed_rows_differ(loaded, methods, rounds=10) <= TOLERANCE
 
 
-def test_an_error_inside_leaves_no_rows_behind(bank, monkeypatch):
+def test_error_resets_routing(bank, monkeypatch):
     features = [(name, first_feature(bank, name, TEXTS[0])) for name in ("lora", "prefix")]
     expected = served(bank, features)
     with monkeypatch.context() as broken:

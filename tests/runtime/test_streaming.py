@@ -66,7 +66,7 @@ def assert_same(given, expected):
 
 
 @pytest.mark.parametrize("count", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 2])
-def test_the_answers_are_those_of_predict_in_order(bank, count):
+def test_stream_matches_predict(bank, count):
     rows = list(rows_of(count))
     given = list(bank.stream(rows_of(count)))
     assert len(given) == count
@@ -75,12 +75,12 @@ def test_the_answers_are_those_of_predict_in_order(bank, count):
     assert_same(bank.predict([row for _, row in rows], adapters=[name for name, _ in rows]), alone)
 
 
-def test_a_stream_is_of_rows_of_files_as_well(bank):
+def test_stream_of_file_rows(bank):
     rows = [("class", Row({"text": text}, f"rows.jsonl:{i}")) for i, text in enumerate(TEXTS * 2)]
     assert_same(list(bank.stream(rows)), bank.predict(TEXTS * 2, adapters="class"))
 
 
-def test_it_reads_nothing_before_it_is_asked_and_at_most_a_chunk_ahead(bank):
+def test_stream_reads_at_most_one_chunk_ahead(bank):
     reading = Reading(rows_of(10 * CHUNK))
     stream = bank.stream(reading)
     assert reading.count == 0
@@ -90,7 +90,7 @@ def test_it_reads_nothing_before_it_is_asked_and_at_most_a_chunk_ahead(bank):
     assert place + 1 == reading.count == 10 * CHUNK
 
 
-def test_rows_without_end_can_be_streamed(bank):
+def test_stream_of_infinite_rows(bank):
     endless = (("class", text) for text in itertools.cycle(TEXTS))
     given = list(itertools.islice(bank.stream(endless), 5 * CHUNK + 1))
     assert_same(given, bank.predict([*TEXTS * 5, TEXTS[0]], adapters="class"))
@@ -100,7 +100,7 @@ BAD = {"txt": "nobody came ."}
 
 
 @pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 2])
-def test_a_wrong_row_is_told_with_its_number_after_the_answers_to_chunks_before(bank, place):
+def test_invalid_row_error_with_number_after_previous_chunks(bank, place):
     rows = list(rows_of(20))
     rows[place - 1] = ("class", BAD)
     given = []
@@ -113,7 +113,7 @@ def test_a_wrong_row_is_told_with_its_number_after_the_answers_to_chunks_before(
     assert_same(given, [bank.predict(row, adapters=name)[0] for name, row in rows[:before]])
 
 
-def test_all_wrong_rows_of_a_chunk_are_told_and_rows_of_files_by_their_place(bank):
+def test_all_invalid_rows_of_chunk_are_reported(bank):
     rows = list(rows_of(3 * CHUNK))
     rows[CHUNK] = ("class", BAD)
     rows[CHUNK + 2] = ("soft", Row({"no": "text"}, "rows.jsonl:77"))
@@ -124,7 +124,7 @@ def test_all_wrong_rows_of_a_chunk_are_told_and_rows_of_files_by_their_place(ban
 
 
 @pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
-def test_an_unknown_name_is_told_after_the_answers_to_chunks_before(bank, place):
+def test_unknown_name_error_after_previous_chunks(bank, place):
     rows = list(rows_of(12))
     rows[place - 1] = ("clas", TEXTS[0])
     given = []
@@ -134,7 +134,7 @@ def test_an_unknown_name_is_told_after_the_answers_to_chunks_before(bank, place)
     assert_same(given, [bank.predict(row, adapters=name)[0] for name, row in rows[:before]])
 
 
-def test_what_reading_the_rows_raises_comes_through(bank):
+def test_error_of_row_iterator_is_raised(bank):
     def broken():
         yield from rows_of(CHUNK + 1)
         raise OSError("the disk is gone")
@@ -143,7 +143,7 @@ def test_what_reading_the_rows_raises_comes_through(bank):
         list(bank.stream(broken()))
 
 
-def test_adapters_of_rows_to_come_are_brought_up_meanwhile(bank):
+def test_next_chunk_is_prefetched(bank):
     small = peftlab.load("class", "soft", store=bank.store.folder, device="cpu", slots=1)
     asked = []
     prefetch = small._cache.prefetch
@@ -154,7 +154,7 @@ def test_adapters_of_rows_to_come_are_brought_up_meanwhile(bank):
     assert len(list(stream)) == 2 * CHUNK - 1
 
 
-def test_after_a_failure_nothing_is_held(bank):
+def test_failed_stream_releases_adapters(bank):
     with pytest.raises(AdapterNotFoundError):
         list(bank.stream([("class", TEXTS[0]), ("absent", TEXTS[0])]))
     bank._cache._prefetch_pool.submit(int).result()
