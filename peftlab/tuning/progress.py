@@ -39,7 +39,7 @@ class Progress:
         """Training begins, after `completed_steps` if it is resumed."""
 
     def on_step_end(self, step: int, loss: float | None) -> None:
-        """An optimizer step is done; `loss` is the mean since it was last told, or None."""
+        """An optimizer step is done; `loss` is the mean loss since the last log, or None between logs."""
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """The validation split is scored; `best` if every epoch before was worse."""

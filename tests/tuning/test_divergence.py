@@ -8,6 +8,7 @@ from peftlab.errors import TuningDiverged
 from peftlab.recipe import read_recipe
 from peftlab.store import Store
 from peftlab.tasks import Confusion, Scores
+from peftlab.tasks.heads import ClassificationHead
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tuning import trainer
@@ -32,17 +33,17 @@ def nan_loss_after(monkeypatch):
     """A function that makes the training loss NaN after some batches; without `weights`, gradients stay finite."""
 
     def patch(num_batches, *, weights=True):
-        loss, calls = TextClassificationTask.loss, []
+        loss, calls = ClassificationHead.loss, []
 
-        def failing_loss(task, logits, labels):
+        def failing_loss(head, logits, labels):
             if not torch.is_grad_enabled():
-                return loss(task, logits, labels)
+                return loss(head, logits, labels)
             calls.append(1)
-            value = loss(task, logits, labels)
+            value = loss(head, logits, labels)
             nan = value * float("nan")
             return value if len(calls) <= num_batches else nan if weights else value + nan.detach()
 
-        monkeypatch.setattr(TextClassificationTask, "loss", failing_loss)
+        monkeypatch.setattr(ClassificationHead, "loss", failing_loss)
 
     return patch
 
