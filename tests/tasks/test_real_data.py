@@ -18,7 +18,7 @@ WNUT17 = ("ner_wnut17/wnut17train.conll", "ner_wnut17/emerging.dev.conll", "ner_
     [(POLITICS, (200, 541, 651), 9), (WNUT17, (3394, 1009, 1287), 6)],
     ids=["politics", "wnut17"],
 )
-def test_every_sentence_and_entity_is_read(files, rows, types):
+def test_all_sentences_and_entities_are_read(files, rows, types):
     train, validation, test = (str(shared_data(*file.split("/"))) for file in files)
     with ErrorCollector() as errors:
         loaded = load_rows(DataSection(train=train, validation=validation, test=test), errors)

@@ -42,7 +42,7 @@ def fit_labels(task, *numbers):
         ({"text": "a", "text_pair": None, "label": 0}, None, 0.0),
     ],
 )
-def test_a_row_is_a_text_or_a_pair_and_a_number_in_any_spelling(fields, pair, number):
+def test_row_formats_are_parsed(fields, pair, number):
     example = read(fields)
     assert (example.text, example.text_pair, example.label, example.where) == ("a", pair, number, "f:1")
 
@@ -62,13 +62,13 @@ def test_a_row_is_a_text_or_a_pair_and_a_number_in_any_spelling(fields, pair, nu
         ({"text": "a", "label": 10**400}, "expected label to be a number, found 1000"),
     ],
 )
-def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+def test_invalid_row_raises_row_error(fields, message):
     with pytest.raises(RowError) as caught:
         read(fields)
     assert str(caught.value).startswith(message)
 
 
-def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with_the_task():
+def test_state_matches_training_statistics():
     for seed in range(50):
         rng = random.Random(seed)
         numbers = [rng.gauss(100, 30) for _ in range(rng.randrange(2, 40))]
@@ -85,7 +85,7 @@ def test_mean_deviation_and_range_are_those_of_the_training_rows_and_travel_with
 
 
 @pytest.mark.parametrize("numbers", [[3.0], [0.1] * 7])
-def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert):
+def test_constant_target_is_an_error(numbers, bert):
     task = RegressionTask()
     [issue] = fit_labels(task, *numbers)
     assert issue == f"data.train: every training row says {numbers[0]:g}; there is nothing to learn."
@@ -93,12 +93,12 @@ def test_a_constant_target_is_refused_and_does_not_divide_by_zero(numbers, bert)
     assert feature.labels == 0.0
 
 
-def test_no_training_row_is_left_for_others_to_tell():
+def test_no_error_for_empty_training_data():
     assert fit_labels(RegressionTask()) == []
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae"])
-def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
+def test_loss_matches_torch_on_normalized_targets(bert, loss):
     numbers = [1.0, 2.0, 4.0, 9.0]
     task = RegressionTask(loss=loss)
     fit_labels(task, *numbers)
@@ -107,54 +107,54 @@ def test_the_loss_is_torchs_own_on_standardized_numbers(bert, loss):
     standard = torch.tensor((np.array(numbers) - np.mean(numbers)) / np.std(numbers), dtype=torch.float32)
     assert torch.allclose(labels.float(), standard)
     logits = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    theirs = {"mse": functional.mse_loss, "mae": functional.l1_loss}[loss]
-    assert torch.allclose(task.head.loss(logits, labels), theirs(logits[:, 0], standard))
+    loss_function = {"mse": functional.mse_loss, "mae": functional.l1_loss}[loss]
+    assert torch.allclose(task.head.loss(logits, labels), loss_function(logits[:, 0], standard))
     assert task.head.loss(logits, labels).dtype == torch.float32
 
 
-def test_windows_are_averaged_and_told_in_the_unit_of_the_data(bert):
+def test_prediction_is_mean_of_windows_in_data_unit(bert):
     task = RegressionTask()
     fit_labels(task, 10.0, 30.0)
     long = task.read_input(Row({"text": "nobody came " * 60}, "f:1"))
     features = task.encode([long], TextInputs(bert), 16, training=False)[0]
     assert len(features) > 5
     outputs = [torch.tensor([float(n)]) for n in range(len(features))]
-    told = task.decode(long, features, outputs)
-    assert told.value == pytest.approx(20 + 10 * (len(features) - 1) / 2)
+    predicted = task.decode(long, features, outputs)
+    assert predicted.value == pytest.approx(20 + 10 * (len(features) - 1) / 2)
     assert [feature.labels for feature in features] == [None] * len(features)
 
 
-def test_a_prediction_is_plain_values():
+def test_prediction_as_dict():
     assert NumberPrediction("x", None, 1 / 3).as_dict() == {"text": "x", "value": 0.3333}
     assert NumberPrediction("x", "y", 2.0).as_dict() == {"text": "x", "text_pair": "y", "value": 2.0}
 
 
-def score(gold, told):
+def score(gold, predicted):
     examples = [ScoredText("x", label=number) for number in gold]
-    return RegressionTask().score(examples, [NumberPrediction("x", None, number) for number in told]).values
+    return RegressionTask().score(examples, [NumberPrediction("x", None, number) for number in predicted]).values
 
 
-def test_scores_are_those_of_scipy_and_numpy():
+def test_scores_match_numpy():
     for seed in range(200):
         rng = random.Random(seed)
         unit, count = 10 ** rng.randrange(-3, 4), rng.randrange(3, 60)
         gold = [rng.choice([1, 2, 3.5, 4, 5]) * unit for _ in range(count)]
         gold[:2] = [unit, 5 * unit]
-        told = [rng.random() * number + rng.choice([0, unit]) * rng.random() for number in gold]
-        errors = np.array(gold) - np.array(told)
+        predicted = [rng.random() * number + rng.choice([0, unit]) * rng.random() for number in gold]
+        errors = np.array(gold) - np.array(predicted)
         expected = {
-            "pearson": stats.pearsonr(gold, told).statistic,
-            "spearman": stats.spearmanr(gold, told).statistic,
+            "pearson": stats.pearsonr(gold, predicted).statistic,
+            "spearman": stats.spearmanr(gold, predicted).statistic,
             "rmse": np.sqrt(np.mean(errors**2)),
             "mae": np.mean(np.abs(errors)),
         }
-        assert score(gold, told) == pytest.approx(expected, abs=1e-6, rel=1e-9)
+        assert score(gold, predicted) == pytest.approx(expected, abs=1e-6, rel=1e-9)
 
 
-@pytest.mark.parametrize(("gold", "told"), [([1, 2, 3], [2, 2, 2]), ([2, 2, 2], [1, 2, 3]), ([1], [2]), ([], [])])
-def test_a_correlation_without_spread_is_zero_without_a_murmur(gold, told):
+@pytest.mark.parametrize(("gold", "predicted"), [([1, 2, 3], [2, 2, 2]), ([2, 2, 2], [1, 2, 3]), ([1], [2]), ([], [])])
+def test_correlation_is_zero_for_constant_values(gold, predicted):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        values = score(gold, told)
+        values = score(gold, predicted)
     assert (values["pearson"], values["spearman"]) == (0.0, 0.0)
-    assert values["mae"] == pytest.approx(np.mean(np.abs(np.array(gold) - np.array(told))) if gold else 0.0)
+    assert values["mae"] == pytest.approx(np.mean(np.abs(np.array(gold) - np.array(predicted))) if gold else 0.0)

@@ -30,17 +30,17 @@ def read(fields):
     return RelationExtractionTask().read(Row(fields, "f:1"))
 
 
-def labelled(label):
+def make_example(label):
     return MarkedText("a b", "f:1", head=Span(0, 1), tail=Span(2, 3), label=label)
 
 
-def told(label):
+def make_prediction(label):
     return RelationPrediction("a b", Span(0, 1), Span(2, 3), label, 0.5, False)
 
 
 def fit_labels(task, **splits):
     errors = ErrorCollector()
-    task.fit_labels({split: [labelled(name) for name in names] for split, names in splits.items()}, errors)
+    task.fit_labels({split: [make_example(name) for name in names] for split, names in splits.items()}, errors)
     return [str(issue) for issue in errors.issues]
 
 
@@ -68,7 +68,7 @@ TOKENS = ADA.split()
     ],
     ids=["spans", "json", "e1", "head", "tokens", "tags", "tag-cells"],
 )
-def test_every_shape_of_a_row_says_the_same(fields):
+def test_row_formats_return_same_example(fields):
     example = read({**fields, "label": " founded_by(e2,e1) ", "id": 3})
     assert re.sub(" +", " ", example.text) == ADA
     ends = [(example.text[span.start : span.end], span.type) for span in (example.head, example.tail)]
@@ -76,12 +76,12 @@ def test_every_shape_of_a_row_says_the_same(fields):
     assert (example.label, example.where) == ("founded_by(e2,e1)", "f:1")
 
 
-def test_types_are_optional_and_the_tail_may_come_first():
+def test_types_are_optional_and_order_is_free():
     example = read({"text": "<e2>Solwind</e2> was founded by <e1>Ada</e1>", "label": "founded"})
     assert (example.head, example.tail) == (Span(23, 26), Span(0, 7))
 
 
-def test_marks_in_a_text_with_spans_of_its_own_are_text():
+def test_markers_are_text_if_spans_are_given():
     fields = {"text": "a <e1> b", "head": {"start": 0, "end": 1}, "tail": {"start": 7, "end": 8}, "label": "x"}
     assert read(fields).text == "a <e1> b"
 
@@ -134,13 +134,13 @@ SPANS = {"head": {"start": 0, "end": 1}, "tail": {"start": 2, "end": 3}}
         ({"tokens": ["a"], "tags": ["head"], "label": "x"}, "word 1: expected a tag such as O, B-PER or I-PER, found"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+def test_invalid_row_raises_row_error(fields, message):
     with pytest.raises(RowError) as caught:
         read(fields)
     assert str(caught.value).startswith(message[:110])
 
 
-def test_a_question_needs_its_spans_and_no_label():
+def test_input_requires_spans_not_label():
     task = RelationExtractionTask()
     for fields in ({"text": "a b", **SPANS}, {"text": "<e1>a</e1> <e2>b</e2>"}, {"tokens": "a b", "tags": "B-e1 B-e2"}):
         question = task.read_input(Row(fields, "f:1"))
@@ -154,7 +154,7 @@ def test_a_question_needs_its_spans_and_no_label():
 # --- labels
 
 
-def test_labels_come_from_training_and_the_negative_one_is_known_by_its_name():
+def test_negative_label_is_inferred_from_name():
     for negative in ("Other", "no_relation", "NA", "none"):
         task = RelationExtractionTask()
         assert fit_labels(task, train=["b", negative, "a", "b"], validation=["a"]) == []
@@ -167,7 +167,7 @@ def test_labels_come_from_training_and_the_negative_one_is_known_by_its_name():
     assert task.negative_label is None
 
 
-def test_what_cannot_be_learned_is_told():
+def test_invalid_labels_are_errors():
     assert fit_labels(RelationExtractionTask(), train=["a"]) == [
         "data.train: the training rows hold 1 relation(s); nothing to tell apart."
     ]
@@ -178,7 +178,7 @@ def test_what_cannot_be_learned_is_told():
     assert fit_labels(RelationExtractionTask(), train=[]) == []
 
 
-def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
+def test_task_info_build_returns_same_task():
     task = RelationExtractionTask()
     fit_labels(task, train=["Other", "a(e1,e2)"])
     again = TaskInfo.from_task(task).build()
@@ -196,10 +196,10 @@ def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on(
         ("part(s)", "part(s)", False),
     ],
 )
-def test_a_label_may_name_a_direction(label, relation, backward):
+def test_label_direction_is_parsed(label, relation, backward):
     assert relation_of(label) == relation
     task = RelationExtractionTask(labels=["x", label])
-    answer = task.decode(labelled("x"), [None], [torch.tensor([0.0, 1.0])])
+    answer = task.decode(make_example("x"), [None], [torch.tensor([0.0, 1.0])])
     assert (answer.label, answer.backward) == (label, backward)
     assert answer.score == pytest.approx(0.7311, abs=1e-4)
 
@@ -218,16 +218,16 @@ def test_a_label_may_name_a_direction(label, relation, backward):
         ("<e1>Ada</e1><e2>Rome</e2>", "@ Ada @ # Rome #"),
     ],
 )
-def test_spans_are_marked_in_plain_text(text, marked):
+def test_entity_markers_in_text(text, marked):
     assert marked_text(read({"text": text, "label": "x"})).strip() == marked
 
 
-def decoded(tokenizer, feature):
+def decode_text(tokenizer, feature):
     text = tokenizer.decode(feature.inputs["input_ids"], skip_special_tokens=True)
     return " ".join(text.replace(" ##", "").split())
 
 
-def test_a_text_that_fits_goes_in_whole(tokenizer):
+def test_short_text_is_not_truncated(tokenizer):
     task = RelationExtractionTask(labels=["a", "b"])
     example = read({"text": "<e1>ada</e1> wrote to <e2>rome</e2> late", "label": "b"})
     [feature] = task.encode([example], TextInputs(tokenizer), 64, training=True)[0]
@@ -235,8 +235,8 @@ def test_a_text_that_fits_goes_in_whole(tokenizer):
     assert (feature.labels, feature.truncated) == (1, False)
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_a_long_text_keeps_both_spans_and_what_is_near(tokenizer, swapped):
+@pytest.mark.parametrize("reverse_order", [False, True])
+def test_truncated_text_includes_spans_and_neighbors(tokenizer, reverse_order):
     task = RelationExtractionTask(labels=["a", "b"])
     for seed in range(30):
         rng = random.Random(seed)
@@ -244,14 +244,14 @@ def test_a_long_text_keeps_both_spans_and_what_is_near(tokenizer, swapped):
         first, second = sorted(rng.sample(range(90), 2))
         words[first], words[second] = "rome", "paris"
         fields = [{"start": n, "end": n + 1} for n in (first, second)]
-        head, tail = reversed(fields) if swapped else fields
+        head, tail = reversed(fields) if reverse_order else fields
         example = read({"tokens": words, "head": head, "tail": tail, "label": "a"})
         for max_length in (32, 48):
             for training in (True, False):
                 [feature] = task.encode([example], TextInputs(tokenizer), max_length, training=training)[0]
                 assert len(feature) <= max_length
                 assert feature.truncated
-                kept = decoded(tokenizer, feature)
+                kept = decode_text(tokenizer, feature)
                 for sign, span in (("@", example.head), ("#", example.tail)):
                     assert f"{sign} {example.text[span.start : span.end]} {sign}" in kept
                 pieces = [piece.replace("@", "").replace("#", "").split() for piece in kept.split("…")]
@@ -261,23 +261,23 @@ def test_a_long_text_keeps_both_spans_and_what_is_near(tokenizer, swapped):
                 assert len(feature) > max_length - 12  # no more room for another word and its gap
 
 
-def test_a_long_text_without_blanks_keeps_what_is_near(tokenizer):
+def test_truncated_text_without_spaces_includes_neighbors(tokenizer):
     text = "小猫在哪里" * 30 + "<e1>我</e1>爱<e2>北京</e2>" + "小猫在哪里" * 30
     example = read({"text": text, "label": "a"})
     [feature] = RelationExtractionTask(labels=["a", "b"]).encode([example], TextInputs(tokenizer), 48, training=True)[0]
-    kept = decoded(tokenizer, feature).replace(" ", "")
+    kept = decode_text(tokenizer, feature).replace(" ", "")
     assert feature.truncated
     assert "@我@爱#北京#" in kept
     assert "里@" in kept
 
 
-def test_the_loss_is_torchs_cross_entropy():
+def test_loss_matches_torch_cross_entropy():
     logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(9) % 4
     assert RelationExtractionTask().loss(logits, labels) == functional.cross_entropy(logits, labels)
 
 
-def test_a_prediction_is_plain_values():
+def test_prediction_as_dict():
     plain = RelationPrediction("Ada left Rome", Span(0, 3, "PER"), Span(9, 13), "left(e1,e2)", 0.98765, False).as_dict()
     assert (
         json.loads(json.dumps(plain))
@@ -303,15 +303,15 @@ _MACRO = re.compile(r"^P = +([\d.]+)%\tR = +([\d.]+)%\tF1 = +([\d.]+)%$", re.MUL
 
 
 @pytest.fixture(scope="module")
-def official_scorer():
-    """(gold, told) → what the organizers' script prints for (9+1)-way with directionality, in percent."""
+def run_scorer():
+    """(gold, predicted) → what the organizers' script prints for (9+1)-way with directionality, in percent."""
     script = shared_data("re_semeval2010_task8", "eval", "semeval2010_task8_scorer-v1.2.pl")
     perl = shutil.which("perl")
     if perl is None:
         pytest.skip("the official scorer needs perl, which is not here")
 
-    def run(gold, told, folder):
-        for name, labels in (("key", gold), ("proposed", told)):
+    def run(gold, predicted, folder):
+        for name, labels in (("key", gold), ("proposed", predicted)):
             lines = [f"{number}\t{label}\n" for number, label in enumerate(labels)]
             (folder / name).write_text("".join(lines), encoding="utf8")
         done = subprocess.run(
@@ -325,29 +325,29 @@ def official_scorer():
     return run
 
 
-def random_answers(rng, gold, quality, usable):
+def random_answers(rng, gold, quality, choices):
     """Gold labels kept by `quality`, some with the direction turned round, the rest drawn from the usable ones."""
     answers = []
     for label in gold:
         roll = rng.random()
         turned = label.translate(str.maketrans("12", "21"))
-        answers.append(label if roll < quality else turned if roll < quality + 0.1 else rng.choice(usable))
+        answers.append(label if roll < quality else turned if roll < quality + 0.1 else rng.choice(choices))
     return answers
 
 
 @pytest.mark.parametrize("quality", [0.0, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("kind", ["all-labels", "some-never-told", "only-other", "small-key"])
-def test_scores_are_those_of_the_official_scorer(official_scorer, tmp_path, quality, kind):
+@pytest.mark.parametrize("kind", ["all-labels", "some-never-predicted", "only-other", "small-key"])
+def test_scores_match_semeval_scorer(run_scorer, tmp_path, quality, kind):
     for seed in range(4):
         rng = random.Random(f"{seed}-{quality}-{kind}")
         weights = [rng.random() ** 2 for _ in LABELS]
         gold = [*LABELS, *rng.choices(LABELS, weights, k=300)] if kind != "small-key" else rng.choices(LABELS[4:], k=12)
-        usable = {"some-never-told": rng.sample(LABELS, 7), "only-other": ["Other"]}.get(kind, LABELS)
-        answers = random_answers(rng, gold, quality if kind != "some-never-told" else 0.0, usable)
+        choices = {"some-never-predicted": rng.sample(LABELS, 7), "only-other": ["Other"]}.get(kind, LABELS)
+        answers = random_answers(rng, gold, quality if kind != "some-never-predicted" else 0.0, choices)
         task = RelationExtractionTask()
         fit_labels(task, train=LABELS)
-        scores = task.score([labelled(label) for label in gold], [told(label) for label in answers])
-        macro, rows = official_scorer(gold, answers, tmp_path)
+        scores = task.score([make_example(label) for label in gold], [make_prediction(label) for label in answers])
+        macro, rows = run_scorer(gold, answers, tmp_path)
         for name, expected in (("precision", macro[0]), ("recall", macro[1]), ("f1", macro[2])):
             assert round(100 * scores.values[name], 6) == pytest.approx(expected, abs=0.005001)
         assert scores.by_label.keys() == rows.keys()
@@ -362,18 +362,18 @@ def test_scores_are_those_of_the_official_scorer(official_scorer, tmp_path, qual
         assert scores.confusion.labels == task.labels
 
 
-def test_the_official_scorer_agrees_on_the_real_answer_key(official_scorer, tmp_path):
+def test_scores_match_semeval_scorer_on_real_data(run_scorer, tmp_path):
     key = shared_data("re_semeval2010_task8", "eval", "answer_keys.txt").read_text().split("\n")
     gold = [line.split("\t")[1].strip() for line in key if line.strip()]
     answers = random_answers(random.Random(0), gold, 0.7, LABELS)
     task = RelationExtractionTask()
     fit_labels(task, train=LABELS)
-    scores = task.score([labelled(label) for label in gold], [told(label) for label in answers]).values
-    macro, _ = official_scorer(gold, answers, tmp_path)
+    scores = task.score([make_example(label) for label in gold], [make_prediction(label) for label in answers]).values
+    macro, _ = run_scorer(gold, answers, tmp_path)
     assert [100 * scores[name] for name in ("precision", "recall", "f1")] == pytest.approx(macro, abs=0.005001)
 
 
-def test_nothing_to_score_scores_zero():
+def test_empty_input_scores_zero():
     assert RelationExtractionTask(labels=["a", "b"]).score([], []).as_dict() == {
         "precision": 0.0, "recall": 0.0, "f1": 0.0, "accuracy": 0.0, "by_label": {}
     }  # fmt: skip

@@ -44,7 +44,7 @@ ATTENTION = {"bart": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 WITHOUT = {"t5": {"bitfit"}}  # T5 has no biases
 
 
-def methods_on(kind):
+def supported_methods(kind):
     """Those that go with a base of this kind."""
     chosen = {name: method for name, method in METHODS.items() if name not in WITHOUT.get(kind, ())}
     return {**chosen, "decoder": {**METHODS["decoder"], "target_modules": ATTENTION[kind]}}
@@ -65,7 +65,7 @@ def store(kind, base, tmp_path_factory):
     """Untrained, stirred adapters of several methods on one base."""
     folder = tmp_path_factory.mktemp("translators")
     recipe = translation_recipe(folder / "rows", base)
-    for name, method in methods_on(kind).items():
+    for name, method in supported_methods(kind).items():
         publish_fresh(folder / "store", recipe, {"name": name, "method": method})
     return folder / "store"
 
@@ -85,9 +85,9 @@ def plain_writing(base, model, text, **settings):
     return tokenizer.decode(written[0], skip_special_tokens=True).strip()
 
 
-def test_each_writes_as_plain_peft_does(kind, base, store):
-    bank, told = peftlab.load(*methods_on(kind), store=store, device="cpu"), set()
-    for name in methods_on(kind):
+def test_generated_text_matches_peft(kind, base, store):
+    bank, told = peftlab.load(*supported_methods(kind), store=store, device="cpu"), set()
+    for name in supported_methods(kind):
         model = plain_model(base, bank.adapter(name))
         for text in TEXTS:
             written = bank.predict(text, adapters=name)[0].prediction.written
@@ -97,8 +97,8 @@ def test_each_writes_as_plain_peft_does(kind, base, store):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_in_a_mixed_batch_each_writes_as_alone(kind, base, store, beams):
-    names = list(methods_on(kind))
+def test_mixed_batch_matches_single_rows(kind, base, store, beams):
+    names = list(supported_methods(kind))
     bank = peftlab.load(*names, store=store, device="cpu")
     for name in names:
         bank.task(name).generation["num_beams"] = beams
@@ -112,7 +112,7 @@ def test_in_a_mixed_batch_each_writes_as_alone(kind, base, store, beams):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_that_of_transformers(tmp_path, kind):
+def test_loss_matches_transformers(tmp_path, kind):
     base = build_sequence_model(tmp_path / "base", kind)
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = run.train_features[:4]
@@ -127,7 +127,7 @@ def test_the_loss_is_that_of_transformers(tmp_path, kind):
     assert (labels != IGNORED).sum() == sum(map(run.task.head.loss_terms, features))
 
 
-def test_tuned_it_learns_and_is_scored_by_what_it_writes(tmp_path):
+def test_validation_score_uses_generated_text(tmp_path):
     base = build_sequence_model(tmp_path / "base", "bart")
     learning = {"num_train_epochs": 15, "learning_rate": 5e-3}  # enough in fp32 and in bfloat16
     changes = {"training": learning, "task": {"generation": {"max_new_tokens": 20}}}
@@ -144,7 +144,7 @@ def test_tuned_it_learns_and_is_scored_by_what_it_writes(tmp_path):
     assert again.scores.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
 
 
-def test_merged_it_writes_the_same(base, store, tmp_path):
+def test_merged_model_matches_adapter(base, store, tmp_path):
     merge("lora", tmp_path / "merged", store=store, device="cpu")
     bank = peftlab.load("lora", store=store, device="cpu")
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -153,7 +153,7 @@ def test_merged_it_writes_the_same(base, store, tmp_path):
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_on_a_quantized_base_it_learns_and_writes(tmp_path, base, quantization):
+def test_quantized_base_matches_peft(tmp_path, base, quantization):
     changes = {"base": {"quantization": quantization}, "training": {"num_train_epochs": 1}}
     result = peftlab.tune(translation_recipe(tmp_path / "rows", base, **changes), store=tmp_path / "store")
     bank = peftlab.load("translator", store=tmp_path / "store", device="cpu")
@@ -169,13 +169,13 @@ def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(build_sequence_model(tmp_path_factory.mktemp("bart"), "bart"))
 
 
-def suited(task, tokenizer):
+def bind_task(task, tokenizer):
     task.bind_to_base(ModelContext(TextInputs(tokenizer), SimpleNamespace(decoder_start_token_id=1), 64), {}, None)
     return task
 
 
-def test_each_reference_is_learnt_and_what_is_cut_is_counted(tokenizer):
-    task = suited(SummarizationTask(), tokenizer)
+def test_every_reference_is_target_even_if_truncated(tokenizer):
+    task = bind_task(SummarizationTask(), tokenizer)
     long = "it rained in Rome " * 20
     example = task.read(Row({"text": long, "summary": ["rain", long]}, "rows.jsonl:1"))
     short, truncated = task.encode([example], TextInputs(tokenizer), 32, training=True)[0]
@@ -190,8 +190,11 @@ def test_each_reference_is_learnt_and_what_is_cut_is_counted(tokenizer):
     assert asked.labels is None
 
 
-def test_a_prefix_stands_before_each_text(tokenizer):
-    plain, told = suited(SummarizationTask(), tokenizer), suited(SummarizationTask(prefix="summarize: "), tokenizer)
+def test_prefix_is_added_to_input(tokenizer):
+    plain, told = (
+        bind_task(SummarizationTask(), tokenizer),
+        bind_task(SummarizationTask(prefix="summarize: "), tokenizer),
+    )
     row = Row({"text": "Ada came", "summary": "Ada"}, "rows.jsonl:1")
     texts = [
         tokenizer.decode(
@@ -202,7 +205,7 @@ def test_a_prefix_stands_before_each_text(tokenizer):
     assert texts == ["<s>Ada came</s>", "<s>summarize: Ada came</s>"]
 
 
-def test_a_table_holds_several_references_as_json():
+def test_json_references_are_parsed():
     task = SummarizationTask()
     assert task.read(Row({"text": "a", "summary": '["one", "two"]'}, "")).references == ("one", "two")
     assert task.read(Row({"text": "a", "summary": "[sic] one"}, "")).references == ("[sic] one",)
@@ -219,13 +222,13 @@ def test_a_table_holds_several_references_as_json():
         ({"text": "Ada came", "summary": ["Ada", 3]}, "or a list of texts, found ['Ada', 3]"),
     ],
 )
-def test_a_row_that_cannot_be_read_says_what_was_expected(fields, message):
+def test_invalid_row_raises_row_error(fields, message):
     with pytest.raises(RowError) as fault:
         SummarizationTask().read(Row(fields, "rows.jsonl:1"))
     assert message in str(fault.value)
 
 
-def test_a_text_longer_than_the_adapter_takes_is_cut_and_says_so(store):
+def test_long_input_is_truncated(store):
     bank = peftlab.load("lora", store=store, device="cpu")
     short, long = bank.predict(["Ada came", "Ada came home. " * 200])
     assert not short.prediction.truncated
@@ -233,7 +236,7 @@ def test_a_text_longer_than_the_adapter_takes_is_cut_and_says_so(store):
     assert long.as_dict()["cut"] is True
 
 
-def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base):
+def test_unsupported_base_or_method_raises_recipe_error(tmp_path, tiny_base, base):
     recipe = translation_recipe(tmp_path / "rows", tiny_base)
     with pytest.raises(RecipeError) as fault:
         peftlab.tune(recipe, store=tmp_path / "store")
@@ -247,7 +250,7 @@ def test_what_cannot_write_is_refused_before_training(tmp_path, tiny_base, base)
         peftlab.tune(recipe, overrides={"base.model": str(base), "task.source_language": "eng_Latn"})
 
 
-def test_t5_is_not_served_in_fp16(kind, store):
+def test_fp16_is_not_supported_for_t5(kind, store):
     bank = Bank(Store(store), device="cpu", precision="fp16")
     if kind == "t5":
         with pytest.raises(IntegrityError, match="leave the range of fp16: take bf16 or fp32"):
@@ -256,7 +259,7 @@ def test_t5_is_not_served_in_fp16(kind, store):
         bank.add("lora")
 
 
-def test_an_ensemble_cannot_write_and_no_chat_is_had(store):
+def test_ensemble_and_chat_are_not_supported(store):
     bank = peftlab.load("lora", "ia3", store=store, device="cpu")
     with pytest.raises(IntegrityError, match="ensemble"):
         bank.compose("both", "ensemble", ["lora", "ia3"])
@@ -264,7 +267,7 @@ def test_an_ensemble_cannot_write_and_no_chat_is_had(store):
         next(bank.reply([{"role": "user", "content": "Hi"}], adapter="lora"))
 
 
-def test_the_command_line_tunes_translates_and_scores(base, tmp_path):
+def test_cli_tune_predict_and_evaluate(base, tmp_path):
     recipe = translation_recipe(tmp_path / "rows", base, training={"num_train_epochs": 1})
     store = str(tmp_path / "store")
     told = task_stores.run("tune", str(recipe), "--store", store).output
@@ -279,7 +282,7 @@ def test_the_command_line_tunes_translates_and_scores(base, tmp_path):
     assert "der Zug war alt" in told
 
 
-def test_logits_of_labelled_features_are_costs_of_tokens(base, tmp_path):
+def test_forward_with_labels_returns_token_losses(base, tmp_path):
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     outcome = forward(run.task, run.model, run.base.inputs, run.train_features[:3])
     assert [int((row > 0).sum()) for row in outcome] == [len(feature.labels) for feature in run.train_features[:3]]

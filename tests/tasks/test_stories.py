@@ -35,14 +35,14 @@ def bank(tuned):
     return peftlab.load(tuned.adapter.name, store=tuned.adapter.folder.parents[1], device="cpu")
 
 
-def test_the_loss_on_unseen_instructions_falls_by_a_third(tuned):
+def test_training_can_reduce_test_loss(tuned):
     from peftlab.tuning.evaluate import evaluate_split
 
     untuned = evaluate_split(prepared_run(RECIPE, CHANGES), "test").values["loss"]
     assert tuned.scores["test"].values["loss"] < 0.7 * untuned
 
 
-def test_replies_are_those_of_plain_peft_token_for_token(tuned, bank):
+def test_reply_matches_peft(tuned, bank):
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, tuned.adapter.folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(BASE)
@@ -53,13 +53,13 @@ def test_replies_are_those_of_plain_peft_token_for_token(tuned, bank):
         assert len(answer.prediction.reply) > 20
 
 
-def test_a_reply_is_heard_piece_by_piece(bank):
+def test_reply_stream_matches_prediction(bank):
     pieces = list(bank.reply(asking(ASKED[0])))
     assert len(pieces) > 5
     assert "".join(pieces).strip() == bank.predict(ASKED[0])[0].prediction.reply
 
 
-def ended(bank):
+def finished_ratio(bank):
     """The share of replies to test rows that come to an end of their own."""
     lines = (ROOT / "recipes/data/story-helper/test.jsonl").read_text(encoding="utf8").splitlines()
     rows = [json.loads(line) for line in lines[:30]]
@@ -67,9 +67,9 @@ def ended(bank):
     return sum(answer.prediction.finished for answer in answers) / len(answers)
 
 
-def test_with_the_embedding_of_its_end_it_learns_to_end(tuned, bank, tmp_path):
+def test_finished_ratio_with_trainable_eos_embedding(tuned, bank, tmp_path):
     """Measured on all test rows: none of 60 replies without it, 55 with it. The base was never taught its `</s>`."""
     changes = {**CHANGES, "method.trainable_token_indices": "endings"}
     result = peftlab.tune(RECIPE, overrides=changes, store=tmp_path, device="cpu")
-    assert ended(peftlab.load(result.adapter.name, store=tmp_path, device="cpu")) > ended(bank) + 0.5
+    assert finished_ratio(peftlab.load(result.adapter.name, store=tmp_path, device="cpu")) > finished_ratio(bank) + 0.5
     assert result.scores["test"].values["loss"] < tuned.scores["test"].values["loss"]

@@ -26,11 +26,11 @@ def random_spans(seed):
     return spans, end + rng.randrange(3)
 
 
-def lenient_seqeval(tags):
+def seqeval_spans(tags):
     return [(start, end + 1, kind) for kind, start, end in get_entities(tags)]
 
 
-def strict_seqeval(tags, scheme):
+def seqeval_scheme_spans(tags, scheme):
     return [(entity.start, entity.end, entity.tag) for entity in Entities([tags], SCHEMES[scheme]).entities[0]]
 
 
@@ -49,23 +49,23 @@ def write_tags(spans, words, scheme):
 
 
 @pytest.mark.parametrize("prefixes", ["BI", "I", "BIES"])
-def test_the_lenient_reading_is_that_of_seqeval_on_any_tags(prefixes):
+def test_default_scheme_matches_seqeval(prefixes):
     for seed in range(300):
         tags = random_tags(seed, prefixes)
-        assert spans_from_tags(tags) == lenient_seqeval(tags)
+        assert spans_from_tags(tags) == seqeval_spans(tags)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_well_formed_tags_read_alike_strictly_leniently_and_by_seqeval(scheme):
+def test_valid_tags_parse_same_in_every_scheme(scheme):
     for seed in range(200):
         spans, words = random_spans(seed)
         tags = write_tags(spans, words, scheme)
         assert spans_from_tags(tags, scheme) == spans
         assert spans_from_tags(tags) == spans
-        assert strict_seqeval(tags, scheme) == spans
+        assert seqeval_scheme_spans(tags, scheme) == spans
 
 
-def test_spans_become_iob2_tags_and_come_back():
+def test_tags_from_spans_reverse_to_spans():
     for seed in range(200):
         spans, words = random_spans(seed)
         tags = tags_from_spans(spans, words)
@@ -73,7 +73,7 @@ def test_spans_become_iob2_tags_and_come_back():
         assert spans_from_tags(tags, "iob2") == spans
 
 
-def test_bilou_is_iobes_in_another_spelling():
+def test_bilou_tags_parse_as_iobes():
     spelling = str.maketrans("ES", "LU")
     for seed in range(200):
         spans, words = random_spans(seed)
@@ -82,11 +82,11 @@ def test_bilou_is_iobes_in_another_spelling():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_strict_scheme_takes_exactly_what_writing_some_spans_can_give(scheme):
+def test_strict_scheme_requires_valid_tags(scheme):
     verdicts = set()
     for seed in range(500):
         tags = random_tags(seed, "BIES")[:4]
-        spans = lenient_seqeval(tags)
+        spans = seqeval_spans(tags)
         well_formed = write_tags(spans, len(tags), scheme) == tags
         verdicts.add(well_formed)
         if well_formed:
@@ -121,13 +121,13 @@ def test_a_strict_scheme_takes_exactly_what_writing_some_spans_can_give(scheme):
         ("auto", "I", "word 1: expected a tag such as O, B-PER or I-PER, found 'I'"),
     ],
 )
-def test_a_tag_out_of_place_is_told_with_the_number_of_its_word(scheme, tags, message):
+def test_invalid_tag_error_includes_word_number(scheme, tags, message):
     with pytest.raises(ValueError, match=r"^word ") as caught:
         spans_from_tags(tags.split(), scheme)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("scheme", ["auto", *SCHEMES])
-def test_no_tags_are_no_spans(scheme):
+def test_no_spans_without_entity_tags(scheme):
     assert spans_from_tags([], scheme) == []
     assert spans_from_tags(["O", "O"], scheme) == []

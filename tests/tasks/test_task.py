@@ -29,7 +29,7 @@ NOBODY = "Nobody came . "
 MARK = re.compile(r"\[([^]]*)\]\((\w+)\)")
 
 
-def tagged(marked):
+def parse_entities(marked):
     """`[Ada](PER) left` → a row with text and entities."""
     text, end, entities = "", 0, []
     for mark in MARK.finditer(marked):
@@ -39,7 +39,7 @@ def tagged(marked):
     return {"text": text + marked[end:], "entities": entities}
 
 
-def asked(question, context, *answers):
+def question_row(question, context, *answers):
     places = [{"text": answer, "answer_start": context.index(answer)} for answer in answers]
     return {"question": question, "context": context, "answers": places}
 
@@ -60,18 +60,18 @@ TEXTS = [
 ]
 KINDS = ["bad", "good", "neither"]
 QUESTIONS = [
-    asked("Who left ?", "Ada Lovelace left Rome .", "Ada Lovelace"),
-    asked("Where did it rain ?", "It rained in Paris .", "Paris"),
-    asked("Who wrote ?", f"{NOBODY * 12}Grace Hopper wrote a letter . {NOBODY * 12}", "Grace Hopper"),
-    asked("Which train ?", f"{NOBODY * 15}The train from London was late", "from London"),
-    asked("哪里？", "我爱北京和上海，也爱东京大学。" * 3 + "小猫在罗马。", "罗马"),
-    asked("أين ؟", "زارت آدا القاهرة ثم بغداد .", "القاهرة"),
-    asked("איפה ?", "עדה כתבה מכתב אל לונדון .", "לונדון"),
-    asked("👩‍🚀 ?", "Ada 👋🏽 👩‍🚀 ❤️ Rome", "👩‍🚀"),
-    asked("One word ?", "Rome", "Rome"),
-    asked("What is not there ?", "Nobody came ."),
-    asked("What is not there ?", NOBODY * 30),
-    asked("Which is it ?", "It was London , then Rome .", "Rome", "London"),
+    question_row("Who left ?", "Ada Lovelace left Rome .", "Ada Lovelace"),
+    question_row("Where did it rain ?", "It rained in Paris .", "Paris"),
+    question_row("Who wrote ?", f"{NOBODY * 12}Grace Hopper wrote a letter . {NOBODY * 12}", "Grace Hopper"),
+    question_row("Which train ?", f"{NOBODY * 15}The train from London was late", "from London"),
+    question_row("哪里？", "我爱北京和上海，也爱东京大学。" * 3 + "小猫在罗马。", "罗马"),
+    question_row("أين ؟", "زارت آدا القاهرة ثم بغداد .", "القاهرة"),
+    question_row("איפה ?", "עדה כתבה מכתב אל לונדון .", "לונדון"),
+    question_row("👩‍🚀 ?", "Ada 👋🏽 👩‍🚀 ❤️ Rome", "👩‍🚀"),
+    question_row("One word ?", "Rome", "Rome"),
+    question_row("What is not there ?", "Nobody came ."),
+    question_row("What is not there ?", NOBODY * 30),
+    question_row("Which is it ?", "It was London , then Rome .", "Rome", "London"),
 ]
 SENTENCES = [
     "[Ada Lovelace](PER) wrote to [London](LOC) .",
@@ -102,7 +102,7 @@ RELATIONS = [
     ("<e1>Grace</e1> likes <e2>Paris</e2>", "likes"),
 ]
 CASES = {
-    "token-classification": ("token-classification", {}, [tagged(marked) for marked in SENTENCES]),
+    "token-classification": ("token-classification", {}, [parse_entities(marked) for marked in SENTENCES]),
     "text-classification": (
         "text-classification",
         {},
@@ -155,7 +155,7 @@ def case(name):
     return task, examples
 
 
-def odd_examples(task):
+def edge_case_examples(task):
     """Inputs nobody expects, in each place where the task takes text."""
     if task.type == "question-answering":
         pairs = [(odd, "Ada left Rome .") for odd in ODD.values()] + [("Who left ?", odd) for odd in ODD.values()]
@@ -191,7 +191,7 @@ def pair(request, bases):
     return name, task, examples, base
 
 
-def perfect(task, feature):
+def correct_output(task, feature):
     """What a model that knows the feature's labels gives."""
     if task.type == "regression":
         return torch.tensor([feature.labels])
@@ -209,14 +209,14 @@ def perfect(task, feature):
     return torch.nn.functional.one_hot(torch.tensor(feature.labels), len(task.labels)) * 20.0
 
 
-def numbers(prediction):
+def prediction_scores(prediction):
     """Everything in a prediction that a model's output moves a little."""
     plain = prediction.as_dict()
     told = [plain.get("score"), plain.get("value"), *(entity["score"] for entity in plain.get("entities", []))]
     return [number for number in told if number is not None] + list(getattr(prediction, "chances", {}).values())
 
 
-def decided(prediction):
+def prediction_labels(prediction):
     """Everything in a prediction that is not a number of that kind."""
     plain = prediction.as_dict()
     entities = [(entity["start"], entity["end"], entity["label"]) for entity in plain.get("entities", [])]
@@ -224,20 +224,20 @@ def decided(prediction):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_words_given_one_by_one_become_the_tokens_of_their_text(architecture, bases):
+def test_split_words_tokenize_like_text(architecture, bases):
     tokenizer = load_tokenizer(BaseFiles("x", bases(architecture), "local folder"))
     words = ["Ada", "came", "from", "London", "to", "Paris"]
     assert tokenizer(words, is_split_into_words=True)["input_ids"] == tokenizer(" ".join(words))["input_ids"]
 
 
-def test_a_model_that_knows_the_answer_scores_best(pair):
+def test_best_score_for_correct_outputs(pair):
     name, task, examples, base = pair
     task = TaskInfo.from_task(task).build()
     encoded = [task.encode([example], base.inputs, MAX_LENGTH, training=False)[0] for example in examples]
     if task.type != "relation-extraction":
         assert max(map(len, encoded)) > 1
     predictions = [
-        task.decode(example, features, [perfect(task, feature) for feature in features])
+        task.decode(example, features, [correct_output(task, feature) for feature in features])
         for example, features in zip(examples, encoded, strict=True)
     ]
     for again in (predictions, list(task.metric.calibrate(examples, predictions))):
@@ -249,15 +249,15 @@ def test_a_model_that_knows_the_answer_scores_best(pair):
         assert [(told.start, told.end) if told.given else None for told in predictions] == starts
 
 
-def test_any_text_has_a_defined_prediction(pair):
+def test_edge_case_text_has_valid_prediction(pair):
     _, task, _, base = pair
-    examples = odd_examples(task)
+    examples = edge_case_examples(task)
     predictions = predict_examples(task, base.model, base.inputs, examples, max_length=MAX_LENGTH)
     for example, prediction in zip(examples, predictions, strict=True):
         plain = prediction.as_dict()
         assert json.loads(json.dumps(plain, allow_nan=False)) == plain
         assert prediction.text == example.text
-        assert all(math.isfinite(number) for number in numbers(prediction))
+        assert all(math.isfinite(number) for number in prediction_scores(prediction))
         check_prediction(task, prediction)
 
 
@@ -287,27 +287,27 @@ def check_prediction(task, prediction):
 
 
 @pytest.mark.parametrize("text", ["", " ", "Ada left Rome"])
-def test_a_text_without_a_head_and_a_tail_is_refused_with_an_example(text):
+def test_relation_input_requires_head_and_tail(text):
     task, _ = case("relation-extraction")
     with pytest.raises(RowError, match="expected the two spans marked in the text, as in '<e1>"):
         task.read_input(Row({"text": text}, "f:1"))
 
 
-def test_a_row_alone_is_predicted_as_among_others(pair):
+def test_single_row_matches_batch(pair):
     _, task, examples, base = pair
-    rows = [*examples, *odd_examples(task)[::4]]
+    rows = [*examples, *edge_case_examples(task)[::4]]
     alone, among = (
         predict_examples(task, base.model, base.inputs, rows, max_length=MAX_LENGTH, batch_size=size)
         for size in (1, 32)
     )
-    assert [decided(told) for told in alone] == [decided(told) for told in among]
+    assert [prediction_labels(told) for told in alone] == [prediction_labels(told) for told in among]
     for one, other in zip(alone, among, strict=True):
-        assert numbers(one) == pytest.approx(numbers(other), abs=1e-4)
+        assert prediction_scores(one) == pytest.approx(prediction_scores(other), abs=1e-4)
 
 
-def alike(mine, theirs):
+def is_close(actual, expected):
     """The same logits but for the last bit, which a head's place in memory may turn."""
-    return all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(mine, theirs, strict=True))
+    return all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(actual, expected, strict=True))
 
 
 def plain_model(folder, task, adapter):
@@ -316,7 +316,7 @@ def plain_model(folder, task, adapter):
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
-def test_a_step_reaches_delta_and_head_and_plain_peft_loads_them(pair, tmp_path):
+def test_training_step_updates_adapter_and_head(pair, tmp_path):
     _, task, examples, base = pair
     base = load_base(BaseSection(model=str(base.files.folder)), task, seed=3, device="cpu")
     model = create_peft_model(base, Lora(r=2), task)
@@ -341,7 +341,7 @@ def test_a_step_reaches_delta_and_head_and_plain_peft_loads_them(pair, tmp_path)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     plain = plain_model(base.files.folder, task, tmp_path)
     mine, theirs = (forward(task, one, base.inputs, features) for one in (model, plain))
-    assert alike(mine, theirs)
+    assert is_close(mine, theirs)
 
 
 # --- the whole way: tune, publish, load into the bank, and compare with plain PEFT
@@ -391,7 +391,7 @@ def tune_case(folder, base, adapter, store):
 
 
 @pytest.mark.parametrize("architecture", TUNED_ON)
-def test_adapters_beside_each_other_answer_as_plain_peft_does(architecture, tuned):
+def test_loaded_adapters_match_peft(architecture, tuned):
     base, store, results = tuned(architecture)
     names = list(results)
     bank = peftlab.load(*names, store=store, device="cpu")
@@ -405,22 +405,22 @@ def test_adapters_beside_each_other_answer_as_plain_peft_does(architecture, tune
             for feature in task.encode([example], bank.base.inputs, MAX_LENGTH, training=False)[0]
         ]
         mine, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
-        assert alike(mine, theirs), name
+        assert is_close(mine, theirs), name
         expected = predict_examples(task, plain, bank.base.inputs, examples, max_length=MAX_LENGTH)
-        answers = bank.predict([asked_of(task, example) for example in examples], adapters=name)
+        answers = bank.predict([input_row(task, example) for example in examples], adapters=name)
         assert [answer.prediction.as_dict() for answer in answers] == [told.as_dict() for told in expected]
         scores = task.score(examples, expected).values
         assert scores == pytest.approx(results[name].scores["validation"].values, abs=1e-6), name
 
 
-def asked_of(task, example):
+def input_row(task, example):
     """The row that asks for an example's prediction."""
     if task.type == "question-answering":
         return {"question": example.question, "context": example.text}
     return {"text": example.text}
 
 
-def test_two_poolers_that_the_checkpoint_lacks_stay_apart(tuned):
+def test_adapters_do_not_share_pooler(tuned):
     _, store, _ = tuned("bert-without-pooler")
     bank = peftlab.load("reviews", "topics", "names", store=store, device="cpu")
     first, second, names = (bank.model(name).bert for name in bank.names)

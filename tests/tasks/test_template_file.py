@@ -38,7 +38,7 @@ def recipe(base, tmp_path):
     return file
 
 
-def test_it_writes_and_is_published_as_one_of_ours(recipe, tmp_path, monkeypatch):
+def test_template_file_matches_builtin_template(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the file lies beside the recipe, not here
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     named = peftlab.tune(recipe, overrides={"task.template": "chatml", "name": "named"}, store=tmp_path / "store")
@@ -53,7 +53,7 @@ def test_it_writes_and_is_published_as_one_of_ours(recipe, tmp_path, monkeypatch
     assert one == other
 
 
-def test_given_on_the_command_line_it_is_looked_for_here(recipe, tmp_path, monkeypatch):
+def test_override_path_is_relative_to_current_directory(recipe, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "other.jinja").write_text(MARKED)
     monkeypatch.chdir(tmp_path / "here")
@@ -62,7 +62,7 @@ def test_given_on_the_command_line_it_is_looked_for_here(recipe, tmp_path, monke
     assert prepared.task.encode([prepared.dataset.examples["train"][0]], prepared.base.inputs, 64, training=True)
 
 
-def test_the_answers_that_it_marks_are_learnt(recipe, base):
+def test_generation_blocks_select_targets(recipe, base):
     (recipe.parent / "mine.jinja").write_text(MARKED)
     prepared = prepared_run(recipe)
     feature = prepared.train_features[0]
@@ -72,37 +72,37 @@ def test_the_answers_that_it_marks_are_learnt(recipe, base):
     assert text.endswith("</s>")
 
 
-def issue(recipe, **changes):
+def recipe_error(recipe, **changes):
     with pytest.raises(RecipeError) as told:
         prepared_run(recipe, changes)
     return str(told.value)
 
 
-def test_one_that_is_not_there_is_told_with_the_nearest(recipe):
+def test_missing_file_error_includes_nearest_name(recipe):
     (recipe.parent / "mine.jinja").rename(recipe.parent / "mien.jinja")
-    told = issue(recipe)
+    told = recipe_error(recipe)
     assert f"{recipe}:8  task.template: there is no {recipe.parent / 'mine.jinja'}. Did you mean 'mien.jinja'?" in told
 
 
-def test_one_that_is_no_jinja_is_told_with_its_line_beside_all_else_that_is_wrong(recipe):
+def test_invalid_jinja_error_includes_line(recipe):
     file = recipe.parent / "mine.jinja"
     file.write_text("{% generation %}{% endgeneration %}\n{% for m in messages %}\n{{ m['content'] }\n{% endfor %}\n")
     rows = (recipe.parent / "rows.jsonl").read_text()
     (recipe.parent / "rows.jsonl").write_text(rows + '{"nothing": 1}\n')
-    told = issue(recipe)
+    told = recipe_error(recipe)
     assert f"{file}:3  task.template: not valid Jinja: unexpected '}}'." in told
     assert "rows.jsonl:13" in told
 
 
-def test_one_that_cannot_be_read_is_told(recipe):
+def test_file_read_failure_raises_recipe_error(recipe):
     (recipe.parent / "mine.jinja").write_bytes(b"\xff\xfe")
-    assert "mine.jinja cannot be read: 'utf-8' codec" in issue(recipe)
+    assert "mine.jinja cannot be read: 'utf-8' codec" in recipe_error(recipe)
     (recipe.parent / "mine.jinja").unlink()
     (recipe.parent / "mine.jinja").mkdir()
-    assert "mine.jinja cannot be read" in issue(recipe)
+    assert "mine.jinja cannot be read" in recipe_error(recipe)
 
 
-def test_files_that_end_otherwise_and_misspelled_names_get_the_names_there_are(recipe):
+def test_unknown_template_error_lists_names(recipe):
     told = run("check", recipe, "-o", "task.template=mine.txt")
     assert told.exit_code == 2
     assert "unknown template 'mine.txt'. Known: base, chatml, gemma, llama-3, mistral, plain" in one_line(told.output)
@@ -110,7 +110,7 @@ def test_files_that_end_otherwise_and_misspelled_names_get_the_names_there_are(r
     assert "'gemma' or 'plain', or a valid string, not 5" in one_line(told.output)
 
 
-def test_a_run_does_not_go_on_with_another_template(recipe, tmp_path):
+def test_resume_requires_same_template(recipe, tmp_path):
     with pytest.raises(TuningInterrupted):
         peftlab.tune(recipe, store=tmp_path / "store", progress=Stopping(interrupt_at=4))
     (recipe.parent / "mine.jinja").write_text(MARKED)
@@ -118,7 +118,7 @@ def test_a_run_does_not_go_on_with_another_template(recipe, tmp_path):
         peftlab.tune(recipe, store=tmp_path / "store", resume=True)
 
 
-def test_chats_are_answered_by_it(recipe, base, tmp_path):
+def test_reply_uses_template_file(recipe, base, tmp_path):
     (recipe.parent / "mine.jinja").write_text(MARKED)
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")

@@ -33,11 +33,11 @@ def fit_labels(task, **splits):
     return [str(issue) for issue in errors.issues]
 
 
-def labelled(*labels):
+def make_example(*labels):
     return LabelledText("x", "f:1", labels=labels)
 
 
-def told(*labels):
+def make_prediction(*labels):
     return ClassPrediction("x", None, labels, {})
 
 
@@ -57,12 +57,12 @@ def told(*labels):
         ({"text": "a film", "label": -1}, None, ("-1",)),
     ],
 )
-def test_a_row_is_a_text_or_a_pair_and_a_name_or_the_number_of_one(fields, pair, labels):
+def test_row_formats_are_parsed(fields, pair, labels):
     example = read(fields, labels=["bad", "good"])
     assert (example.text, example.text_pair, example.labels, example.where) == ("a film", pair, labels, "f:1")
 
 
-def test_a_number_is_a_name_of_its_own_where_the_recipe_lists_none_or_lists_it():
+def test_unlisted_number_is_label_name():
     assert read({"text": "a", "label": 1}).labels == ("1",)
     assert read({"text": "a", "label": 1}, labels=["1", "0"]).labels == ("1",)
 
@@ -81,7 +81,7 @@ def test_a_number_is_a_name_of_its_own_where_the_recipe_lists_none_or_lists_it()
         ([1, "joy", 1], ("fear", "joy")),
     ],
 )
-def test_a_cell_may_hold_several_labels(cell, labels):
+def test_multiple_labels_are_parsed(cell, labels):
     assert read({"text": "a", "labels": cell}, labels=["joy", "fear"], multi_label=True).labels == labels
 
 
@@ -113,13 +113,13 @@ SEVERAL = {"multi_label": True}
         ({"text": "a", "labels": ["a", 1.5]}, SEVERAL, "expected each of labels to be a name or a whole number"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_not_understood_says_what_was_expected(fields, options, message):
+def test_invalid_row_raises_row_error(fields, options, message):
     with pytest.raises(RowError) as caught:
         read(fields, **options)
     assert str(caught.value).startswith(message)
 
 
-def test_a_question_may_be_empty_and_needs_no_label():
+def test_input_requires_text_not_label():
     task = TextClassificationTask()
     asked = task.read_input(Row({"text": "", "text_pair": "b"}, "f:1"))
     assert (asked.text, asked.text_pair) == ("", "b")
@@ -132,44 +132,44 @@ def test_a_question_may_be_empty_and_needs_no_label():
 # --- labels
 
 
-def test_labels_are_those_of_the_training_rows_names_by_the_alphabet_and_numbers_by_value():
+def test_labels_are_sorted_by_value_then_name():
     task = TextClassificationTask()
-    assert fit_labels(task, train=[labelled(name) for name in ("10", "b", "9", "a", "-1")]) == []
+    assert fit_labels(task, train=[make_example(name) for name in ("10", "b", "9", "a", "-1")]) == []
     assert task.labels == task.head.labels == ["-1", "9", "10", "a", "b"]
 
 
-def test_labels_have_one_order_whatever_they_look_like():
+def test_label_order_is_deterministic():
     names = ["nan", "b", "2", "a", "inf", "1"]
     assert {tuple(sorted(random.Random(n).sample(names, 6), key=_by_value)) for n in range(50)} == {
         ("1", "2", "a", "b", "inf", "nan")
     }
 
 
-def test_a_label_that_only_validation_has_is_told():
-    seen, unseen = [labelled("good"), labelled("bad")], [labelled("godo")]
+def test_unknown_validation_label_is_an_error():
+    seen, unseen = [make_example("good"), make_example("bad")], [make_example("godo")]
     assert fit_labels(TextClassificationTask(), train=seen, validation=unseen) == [
         "data.validation: label 'godo' occurs in validation (1×, first at f:1) but not in the training rows. "
         "Did you mean 'good'? Available labels: bad, good."
     ]
 
 
-def test_a_label_that_the_recipe_does_not_list_is_told():
-    [issue] = fit_labels(TextClassificationTask(labels=["bad", "good"]), train=[labelled("7")])
+def test_unlisted_label_is_an_error():
+    [issue] = fit_labels(TextClassificationTask(labels=["bad", "good"]), train=[make_example("7")])
     assert "label '7' occurs in train (1×, first at f:1) but not in task.labels" in issue
 
 
 @pytest.mark.parametrize(
     ("options", "rows", "message"),
     [
-        ({}, [labelled("good")] * 3, "the training rows hold 1 label(s): good; nothing to tell apart."),
-        (SEVERAL, [labelled()] * 3, "the training rows hold 0 label(s): none; nothing to tell apart."),
+        ({}, [make_example("good")] * 3, "the training rows hold 1 label(s): good; nothing to tell apart."),
+        (SEVERAL, [make_example()] * 3, "the training rows hold 0 label(s): none; nothing to tell apart."),
     ],
 )
-def test_rows_that_are_all_alike_cannot_be_learned_from(options, rows, message):
+def test_training_rows_require_two_labels(options, rows, message):
     assert fit_labels(TextClassificationTask(**options), train=rows) == [f"data.train: {message}"]
 
 
-def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on():
+def test_task_info_build_returns_same_task():
     task = TextClassificationTask(labels=["b", "a"], multi_label=True, threshold=0.3, class_weights="balanced")
     again = TaskInfo.from_task(task).build()
     assert (again.labels, again.multi_label, again.threshold) == (["b", "a"], True, 0.3)
@@ -180,36 +180,36 @@ def test_a_task_comes_back_from_its_description_with_what_prediction_depends_on(
 # --- weights and loss
 
 
-def test_balanced_weights_are_those_of_scikit_learn():
+def test_balanced_weights_match_sklearn():
     for seed in range(50):
         rng = random.Random(seed)
         names = [*"abcd", *rng.choices("abcd", weights=[8, 4, 2, 1], k=rng.randrange(60))]
         task = TextClassificationTask(class_weights="balanced")
-        fit_labels(task, train=[labelled(name) for name in names])
+        fit_labels(task, train=[make_example(name) for name in names])
         expected = compute_class_weight("balanced", classes=np.array(task.labels), y=np.array(names))
         assert task.weights == pytest.approx(expected.tolist(), abs=1e-12)
 
 
-def test_balanced_weights_of_several_labels_are_rows_without_by_rows_with():
+def test_multi_label_balanced_weights_are_negative_positive_ratios():
     task = TextClassificationTask(multi_label=True, class_weights="balanced", labels=["a", "b", "never"])
-    fit_labels(task, train=[labelled("a"), labelled("a", "b"), labelled("a"), labelled()])
+    fit_labels(task, train=[make_example("a"), make_example("a", "b"), make_example("a"), make_example()])
     assert task.weights == [1 / 3, 3.0, 4.0]
 
 
-@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("use_weights", [False, True])
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
+def test_loss_matches_torch_with_weights(use_weights, multi_label):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(40, 3, generator=generator)
-    rows = [labelled(*names) for names in [["a"], ["b"], ["c"], ["a"]] * 10]
-    task = TextClassificationTask(multi_label=multi_label, class_weights="balanced" if weighed else None)
+    rows = [make_example(*names) for names in [["a"], ["b"], ["c"], ["a"]] * 10]
+    task = TextClassificationTask(multi_label=multi_label, class_weights="balanced" if use_weights else None)
     fit_labels(task, train=rows)
-    weights = torch.tensor([2 / 3, 4 / 3, 4 / 3]) if weighed and not multi_label else torch.ones(3)
+    weights = torch.tensor([2 / 3, 4 / 3, 4 / 3]) if use_weights and not multi_label else torch.ones(3)
     if multi_label:
         target = (torch.rand(40, 3, generator=generator) < 0.5).float()
-        positive = torch.tensor([1.0, 3.0, 3.0]) if weighed else torch.ones(3)
-        told, miss = logits.sigmoid().log(), (1 - logits.sigmoid()).log()
-        expected = -(positive * target * told + (1 - target) * miss).mean()
+        positive = torch.tensor([1.0, 3.0, 3.0]) if use_weights else torch.ones(3)
+        hit, miss = logits.sigmoid().log(), (1 - logits.sigmoid()).log()
+        expected = -(positive * target * hit + (1 - target) * miss).mean()
     else:
         target = torch.randint(3, (40,), generator=generator)
         probabilities = logits.log_softmax(-1)[range(40), target]
@@ -221,22 +221,22 @@ def test_the_loss_is_torchs_own_with_the_weights(weighed, multi_label):
 # --- encode and decode
 
 
-def test_labels_become_numbers_or_a_row_of_zeros_and_ones(bert):
+def test_labels_are_encoded_as_ids_or_vectors(bert):
     for options, label in (({}, 1), (SEVERAL, [0.0, 1.0, 0.0])):
         task = TextClassificationTask(labels=["c", "a", "b"], **options)
-        [feature] = task.encode([labelled("a")], TextInputs(bert), 16, training=True)[0]
+        [feature] = task.encode([make_example("a")], TextInputs(bert), 16, training=True)[0]
         assert feature.labels == label
         batch = task.head.collate([feature, feature], TextInputs(bert))
         assert batch["labels"].tolist() == [label, label]
 
 
-def ids_of(tokenizer, text):
+def token_ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("max_length", [8, 13, 30])
 @pytest.mark.parametrize(("first", "second"), [(100, None), (100, 2), (2, 100), (40, 50), (9, 9), (1, 1)])
-def test_windows_hold_every_token_of_both_texts_within_the_limit(bert, first, second, max_length):
+def test_windows_include_every_token_within_max_length(bert, first, second, max_length):
     words = ["letter", "train", "rain", "late", "nobody", "came", "wrote"]
     rng = random.Random(first)
     text = " ".join(rng.choices(words, k=first))
@@ -245,9 +245,9 @@ def test_windows_hold_every_token_of_both_texts_within_the_limit(bert, first, se
     example = task.read_input(Row({"text": text, "text_pair": pair}, "f:1"))
     features = task.encode([example], TextInputs(bert), max_length, training=False)[0]
     assert all(len(feature) <= max_length for feature in features)
-    bodies = [split_at_separators(feature.inputs["input_ids"], bert) for feature in features]
+    bodies = [split_by_sep_token(feature.inputs["input_ids"], bert) for feature in features]
     for part, whole in enumerate([text] if pair is None else [text, pair]):
-        wanted = ids_of(bert, whole)
+        wanted = token_ids(bert, whole)
         pieces = {tuple(body[part]) for body in bodies}
         covered = set()
         for piece in pieces:
@@ -260,7 +260,7 @@ def test_windows_hold_every_token_of_both_texts_within_the_limit(bert, first, se
         assert seen == {(a, b) for a, _ in seen for _, b in seen}
 
 
-def split_at_separators(ids, tokenizer):
+def split_by_sep_token(ids, tokenizer):
     assert ids[0] == tokenizer.cls_token_id
     assert ids[-1] == tokenizer.sep_token_id
     inner = ids[1:-1]
@@ -270,37 +270,37 @@ def split_at_separators(ids, tokenizer):
     return [inner]
 
 
-def test_training_sees_the_beginning_and_says_that_it_was_cut(bert):
+def test_training_text_is_truncated(bert):
     task = TextClassificationTask(labels=["good", "bad"])
     long = LabelledText("letter train rain " * 20, labels=("bad",))
     [feature] = task.encode([long], TextInputs(bert), 10, training=True)[0]
     assert (len(feature), feature.truncated, feature.labels) == (10, True, 1)
-    assert feature.inputs["input_ids"][1:-1] == ids_of(bert, long.text)[:8]
-    [whole] = task.encode([labelled("bad")], TextInputs(bert), 10, training=True)[0]
+    assert feature.inputs["input_ids"][1:-1] == token_ids(bert, long.text)[:8]
+    [whole] = task.encode([make_example("bad")], TextInputs(bert), 10, training=True)[0]
     assert not whole.truncated
 
 
-def test_windows_are_averaged_as_log_probabilities():
+def test_prediction_is_mean_of_window_log_probs():
     task = TextClassificationTask(labels=["a", "b", "c"])
     rng = torch.Generator().manual_seed(2)
     for _ in range(200):
         windows = list(torch.randn(int(torch.randint(1, 5, (1,), generator=rng)), 3, generator=rng) * 3)
-        told = task.decode(labelled("a"), [None] * len(windows), windows)
+        prediction = task.decode(make_example("a"), [None] * len(windows), windows)
         product = np.prod([np.exp(w.numpy()) / np.exp(w.numpy()).sum() for w in windows], axis=0) ** (1 / len(windows))
-        assert list(told.probabilities.values()) == pytest.approx((product / product.sum()).tolist(), abs=1e-5)
-        assert told.labels == (task.labels[int(product.argmax())],) == (told.label,)
+        assert list(prediction.probabilities.values()) == pytest.approx((product / product.sum()).tolist(), abs=1e-5)
+        assert prediction.labels == (task.labels[int(product.argmax())],) == (prediction.label,)
 
 
-def test_every_label_whose_mean_probability_reaches_the_threshold_is_given():
+def test_labels_over_threshold_are_predicted():
     task = TextClassificationTask(labels=["a", "b", "c"], multi_label=True, threshold=0.3)
     windows = [torch.tensor([0.5, 0.2, 0.1]).logit(), torch.tensor([0.9, 0.5, 0.1]).logit()]
-    told = task.decode(labelled(), [None] * 2, windows)
-    assert list(told.probabilities.values()) == pytest.approx([0.7, 0.35, 0.1])
-    assert told.labels == ("a", "b")
+    prediction = task.decode(make_example(), [None] * 2, windows)
+    assert list(prediction.probabilities.values()) == pytest.approx([0.7, 0.35, 0.1])
+    assert prediction.labels == ("a", "b")
     assert "reaches 0.3" in task.output_help()
 
 
-def test_a_prediction_is_plain_values_with_the_likeliest_first():
+def test_prediction_as_dict_is_sorted_by_score():
     plain = ClassPrediction("x", "y", ("b",), {"a": 0.25, "b": 0.74999}).as_dict()
     assert plain == {"text": "x", "text_pair": "y", "labels": ["b"], "scores": {"b": 0.75, "a": 0.25}}
     assert list(plain["scores"]) == ["b", "a"]
@@ -310,20 +310,20 @@ def test_a_prediction_is_plain_values_with_the_likeliest_first():
 # --- scores
 
 
-def by_label_of(gold, told, labels):
-    report = metrics.classification_report(gold, told, labels=labels, output_dict=True, zero_division=0)
+def expected_by_label(gold, predicted, labels):
+    report = metrics.classification_report(gold, predicted, labels=labels, output_dict=True, zero_division=0)
     names = {"precision": "precision", "recall": "recall", "f1": "f1-score", "support": "support"}
     return {label: {ours: report[str(label)][theirs] for ours, theirs in names.items()} for label in labels}
 
 
-def test_scores_of_one_label_are_those_of_scikit_learn():
+def test_scores_match_sklearn():
     for seed in range(150):
         rng = random.Random(seed)
         labels = [f"label {n}" for n in range(rng.randrange(2, 7))]
         gold = rng.choices(labels, weights=range(1, len(labels) + 1), k=rng.randrange(2, 60))
         guessed = [name if rng.random() < 0.6 else rng.choice(labels[: rng.randrange(1, 7)]) for name in gold]
         task = TextClassificationTask(labels=labels)
-        scores = task.score([labelled(name) for name in gold], [told(name) for name in guessed])
+        scores = task.score([make_example(name) for name in gold], [make_prediction(name) for name in guessed])
         assert scores.values == pytest.approx(
             {
                 "accuracy": metrics.accuracy_score(gold, guessed),
@@ -333,7 +333,7 @@ def test_scores_of_one_label_are_those_of_scikit_learn():
             },
             abs=1e-6,
         )
-        for label, values in by_label_of(gold, guessed, labels).items():
+        for label, values in expected_by_label(gold, guessed, labels).items():
             assert scores.by_label[label] == pytest.approx(values, abs=1e-6)
         assert scores.confusion.labels == labels
         assert scores.confusion.counts == [
@@ -343,7 +343,7 @@ def test_scores_of_one_label_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_scores_of_several_labels_are_those_of_scikit_learn(count):
+def test_multi_label_scores_match_sklearn(count):
     for seed in range(60):
         rng = random.Random(seed)
         labels = [f"label {n}" for n in range(count)]
@@ -355,7 +355,7 @@ def test_scores_of_several_labels_are_those_of_scikit_learn(count):
         task = TextClassificationTask(labels=labels, multi_label=True)
         examples, predictions = (
             [make(*(name for name, there in zip(labels, row, strict=True) if there)) for row in table]
-            for make, table in ((labelled, gold), (told, guessed))
+            for make, table in ((make_example, gold), (make_prediction, guessed))
         )
         scores = task.score(examples, predictions)
         right, answered, asked = (gold & guessed).sum(0), guessed.sum(0), gold.sum(0)
@@ -385,10 +385,10 @@ def test_scores_of_several_labels_are_those_of_scikit_learn(count):
 
 
 @pytest.mark.parametrize("options", [{}, SEVERAL])
-def test_rows_that_are_all_alike_are_scored_without_a_murmur(options):
+def test_scores_of_constant_labels_raise_no_warnings(options):
     task = TextClassificationTask(labels=["a", "b"], **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert task.score([labelled("a")] * 3, [told("a")] * 3).values["accuracy"] == 1.0
-        assert task.score([labelled("a")] * 3, [told("b")] * 3).values["accuracy"] == 0.0
+        assert task.score([make_example("a")] * 3, [make_prediction("a")] * 3).values["accuracy"] == 1.0
+        assert task.score([make_example("a")] * 3, [make_prediction("b")] * 3).values["accuracy"] == 0.0
         assert task.score([], []).values == {task.metric.name: 0.0}

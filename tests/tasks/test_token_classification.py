@@ -24,7 +24,7 @@ WIDENED = "entities widened to whole words"
 OPENED_BY_I = "entities opened by I- (IOB1, or a missing B-)"
 
 
-def save_byte_level(folder, kind):
+def save_byte_level_tokenizer(folder, kind):
     """A byte-level BPE tokenizer as the Hub would hold it: RoBERTa's with special tokens, GPT-2's with none."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2TokenizerFast, RobertaTokenizerFast
@@ -44,7 +44,7 @@ def save_byte_level(folder, kind):
 def folder(request, tiny_base, tmp_path_factory):
     if request.param == "bert":
         return tiny_base
-    return save_byte_level(tmp_path_factory.mktemp(request.param), request.param)
+    return save_byte_level_tokenizer(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture
@@ -61,11 +61,11 @@ def task_with(*labels):
     return TokenClassificationTask(labels=list(labels))
 
 
-def tagged(tokens, tags):
+def read_tags(tokens, tags):
     return task_with().read(Row({"tokens": tokens, "tags": tags}, "f:1"))
 
 
-def marked(text, *entities):
+def read_entities(text, *entities):
     fields = {"text": text, "entities": [{"start": s, "end": e, "label": label} for s, e, label in entities]}
     return task_with().read(Row(fields, "f:1"))
 
@@ -94,7 +94,7 @@ def random_tags(rng, length):
     ],
     ids=["lists", "blanks", "json", "entities", "json-entities"],
 )
-def test_every_shape_of_a_row_says_the_same(fields):
+def test_row_formats_return_same_example(fields):
     example = task_with().read(Row({**fields, "id": 1}, "f:3"))
     assert example.text == "Ada left New York"
     assert example.tokens() == ["Ada", "left", "New", "York"]
@@ -157,43 +157,43 @@ def test_every_shape_of_a_row_says_the_same(fields):
         ),
     ],
 )
-def test_a_row_that_is_not_understood_says_what_was_expected(fields, message):
+def test_invalid_row_raises_row_error(fields, message):
     with pytest.raises(RowError) as caught:
         task_with().read(Row(fields, "f:1"))
     assert str(caught.value) == message
 
 
-def test_a_named_tag_scheme_is_held_to():
+def test_strict_tag_scheme_raises_row_error():
     strict = TokenClassificationTask(labels=[], tag_scheme="iob2")
     with pytest.raises(RowError, match=r"^word 2: 'I-PER' cannot follow 'O' in iob2$"):
         strict.read(Row({"tokens": ["a", "b"], "tags": ["O", "I-PER"]}, "f:1"))
 
 
-def test_entities_opened_by_i_are_read_and_noted():
-    example = tagged(["a", "b", "c", "d"], ["I-PER", "I-PER", "O", "I-LOC"])
+def test_warning_for_entity_without_b_tag():
+    example = read_tags(["a", "b", "c", "d"], ["I-PER", "I-PER", "O", "I-LOC"])
     assert example.spans == ((0, 2, "PER"), (3, 4, "LOC"))
     assert example.warnings == {OPENED_BY_I: 2}
 
 
-def test_entities_that_end_inside_a_word_are_widened_to_it_and_noted():
-    example = marked("in Londons suburbs", (3, 9, "LOC"), (11, 18, "X"))
+def test_partial_word_entity_is_expanded_with_warning():
+    example = read_entities("in Londons suburbs", (3, 9, "LOC"), (11, 18, "X"))
     assert example.spans == ((1, 2, "LOC"), (2, 3, "X"))
     assert (example.warnings, example.num_lost_targets) == ({WIDENED: 1}, 0)
 
 
-def test_a_second_entity_within_one_word_is_lost_and_so_is_one_of_blanks():
-    example = marked("Londonparis  x", (0, 6, "LOC"), (6, 11, "LOC"), (11, 13, "LOC"))
+def test_second_entity_in_word_is_lost():
+    example = read_entities("Londonparis  x", (0, 6, "LOC"), (6, 11, "LOC"), (11, 13, "LOC"))
     assert example.spans == ((0, 1, "LOC"),)
     assert example.num_lost_targets == 2
 
 
-def test_adjacent_entities_in_words_of_their_own_are_both_kept():
-    example = marked("北京大学", (0, 2, "LOC"), (2, 4, "ORG"))
+def test_consecutive_entities_are_preserved():
+    example = read_entities("北京大学", (0, 2, "LOC"), (2, 4, "ORG"))
     assert example.spans == ((0, 2, "LOC"), (2, 4, "ORG"))
     assert (example.warnings, example.num_lost_targets) == ({WIDENED: 0}, 0)
 
 
-def test_broken_rows_are_told_with_their_place_and_the_others_read():
+def test_invalid_rows_are_reported_with_location():
     rows = [
         Row({"tokens": ["a"], "tags": [tag]}, f"f:{n}") for n, tag in enumerate(["O", *["PER"] * 7, "B-PER"], start=1)
     ]
@@ -207,7 +207,7 @@ def test_broken_rows_are_told_with_their_place_and_the_others_read():
     assert ledger.read == 9
 
 
-def test_what_reading_loses_and_changes_is_in_the_ledger():
+def test_ledger_counts_lost_targets_and_warnings():
     fields = {"text": "Londonparis", "entities": [{"start": s, "end": e, "label": "LOC"} for s, e in ((0, 6), (6, 11))]}
     ledger = Ledger()
     read_examples(task_with(), Split([Row(fields, "f:1")] * 3, "f"), ledger, ErrorCollector())
@@ -223,23 +223,23 @@ def fit_labels(task, **splits):
     return [str(issue) for issue in errors.issues]
 
 
-def test_labels_are_those_of_the_training_rows_in_alphabetical_order():
+def test_labels_are_sorted_training_labels():
     task = task_with()
-    assert fit_labels(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])], test=[tagged(["a"], ["B-PER"])]) == []
+    assert fit_labels(task, train=[read_tags(["a", "b"], ["B-PER", "B-LOC"])], test=[read_tags(["a"], ["B-PER"])]) == []
     assert task.labels == ["LOC", "PER"]
     assert task.head.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
-def test_given_labels_keep_their_order_even_where_no_row_has_them():
+def test_recipe_labels_preserve_order():
     task = task_with("PER", "ORG", "LOC")
-    assert fit_labels(task, train=[tagged(["a", "b"], ["B-PER", "B-LOC"])]) == []
+    assert fit_labels(task, train=[read_tags(["a", "b"], ["B-PER", "B-LOC"])]) == []
     assert task.labels == ["PER", "ORG", "LOC"]
 
 
-def test_a_label_that_training_never_sees_is_told_with_its_place_and_the_nearest():
-    seen = [tagged(["a", "b"], ["B-PER", "B-LOC"])]
+def test_unknown_validation_label_is_an_error():
+    seen = [read_tags(["a", "b"], ["B-PER", "B-LOC"])]
     unseen = [
-        tagged(["a"], ["O"]),
+        read_tags(["a"], ["O"]),
         task_with().read(Row({"tokens": ["a", "b"], "tags": ["B-PERS", "B-PERS"]}, "dev:7")),
     ]
     assert fit_labels(task_with(), train=seen, validation=unseen) == [
@@ -248,17 +248,17 @@ def test_a_label_that_training_never_sees_is_told_with_its_place_and_the_nearest
     ]
 
 
-def test_a_label_that_the_recipe_does_not_list_is_told():
-    assert fit_labels(task_with("LOC"), train=[tagged(["a"], ["B-PER"])]) == [
+def test_unlisted_label_is_an_error():
+    assert fit_labels(task_with("LOC"), train=[read_tags(["a"], ["B-PER"])]) == [
         "data.train: label 'PER' occurs in train (1×, first at f:1) but not in task.labels. Available labels: LOC."
     ]
 
 
-def test_training_rows_without_an_entity_are_refused():
-    assert fit_labels(task_with(), train=[tagged(["a"], ["O"])]) == ["data.train: the training rows hold no entity."]
+def test_training_rows_require_an_entity():
+    assert fit_labels(task_with(), train=[read_tags(["a"], ["O"])]) == ["data.train: the training rows hold no entity."]
 
 
-def test_a_task_is_built_with_its_labels_examples_and_ledgers():
+def test_build_task_returns_labels_examples_and_ledger():
     row = Row({"tokens": ["a"], "tags": ["I-PER"]}, "f:1")
     rows = DataSplits({"train": Split([row, row], "train.txt"), "validation": Split([row], "10%")})
     with ErrorCollector() as errors:
@@ -268,7 +268,7 @@ def test_a_task_is_built_with_its_labels_examples_and_ledgers():
     assert [(ledgers[name].source, ledgers[name].read) for name in examples] == [("train.txt", 2), ("10%", 1)]
 
 
-def test_a_task_comes_back_from_a_manifest_and_an_unknown_one_is_refused():
+def test_restore_task_by_name():
     assert restore_task("token-classification", ["PER"], {}, {}).head.labels == [
         "O",
         "B-PER",
@@ -286,24 +286,24 @@ LONG_WORD = "pneumonoultramicroscopicsilicovolcanoconiosis"
 SENTENCE = "Ada Lovelace wrote to London and Paris , then left for Rome by train with Grace Hopper ."
 SENTENCE_TAGS = "B-PER I-PER O O B-LOC O B-LOC O O O O B-LOC O O O B-PER I-PER O"
 EXAMPLES = {
-    "sentence": tagged(SENTENCE, SENTENCE_TAGS),
-    "single-word": tagged(["Ada"], ["B-PER"]),
-    "no-entity": tagged(["Nobody", "came"], ["O", "O"]),
+    "sentence": read_tags(SENTENCE, SENTENCE_TAGS),
+    "single-word": read_tags(["Ada"], ["B-PER"]),
+    "no-entity": read_tags(["Nobody", "came"], ["O", "O"]),
     "empty": task_with().read_input(Row({"text": ""}, "f:1")),
     "blank": task_with().read_input(Row({"text": " \n"}, "f:1")),
-    "neighbours": tagged(["Ada", "Grace", "Rome", "Paris"], ["B-PER", "B-PER", "B-LOC", "I-LOC"]),
-    "one-entity": tagged(["a"] * 40, ["B-PER", *["I-PER"] * 39]),
-    "long-word": tagged([LONG_WORD], ["B-LOC"]),
-    "long-words": tagged(
+    "neighbours": read_tags(["Ada", "Grace", "Rome", "Paris"], ["B-PER", "B-PER", "B-LOC", "I-LOC"]),
+    "one-entity": read_tags(["a"] * 40, ["B-PER", *["I-PER"] * 39]),
+    "long-word": read_tags([LONG_WORD], ["B-LOC"]),
+    "long-words": read_tags(
         ["Ada", LONG_WORD, "in", LONG_WORD, LONG_WORD, "."], ["B-PER", "I-PER", "O", "B-LOC", "B-PER", "O"]
     ),
-    "emoji": marked("👩‍🚀 Ada👋🏽in 🇫🇷🇩🇪 ❤️", (0, 7, "PER"), (9, 11, "LOC"), (12, 14, "LOC"), (14, 16, "LOC")),
-    "chinese": marked("我爱北京和上海，也爱东京大学。", (2, 4, "LOC"), (5, 7, "LOC"), (10, 14, "LOC")),
-    "arabic": marked("زارت آدا لوفلايس القاهرة، ثم بغداد.", (5, 16, "PER"), (17, 24, "LOC"), (29, 34, "LOC")),
+    "emoji": read_entities("👩‍🚀 Ada👋🏽in 🇫🇷🇩🇪 ❤️", (0, 7, "PER"), (9, 11, "LOC"), (12, 14, "LOC"), (14, 16, "LOC")),
+    "chinese": read_entities("我爱北京和上海，也爱东京大学。", (2, 4, "LOC"), (5, 7, "LOC"), (10, 14, "LOC")),
+    "arabic": read_entities("زارت آدا لوفلايس القاهرة، ثم بغداد.", (5, 16, "PER"), (17, 24, "LOC"), (29, 34, "LOC")),
 }
 
 
-def outputs_of(task, features, tags, seed=0):
+def make_outputs(task, features, tags, seed=0):
     """What a model that knows the answer would give; noise where no word is decided."""
     generator = torch.Generator().manual_seed(seed)
     outputs = []
@@ -318,11 +318,11 @@ def outputs_of(task, features, tags, seed=0):
 
 @pytest.mark.parametrize("max_length", [8, 12, 64])
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer, name, max_length):
+def test_correct_outputs_decode_to_expected_entities(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
     features = task.encode([example], TextInputs(tokenizer), max_length, training=False)[0]
     tags = tags_from_spans(list(example.spans), len(example.words))
-    prediction = task.decode(example, features, outputs_of(task, features, tags))
+    prediction = task.decode(example, features, make_outputs(task, features, tags))
 
     found = [(entity.start, entity.end, entity.label) for entity in prediction.entities]
     assert found == [(example.words[a][0], example.words[b - 1][1], label) for a, b, label in example.spans]
@@ -335,7 +335,7 @@ def test_a_model_that_knows_the_answer_decodes_to_exactly_the_entities(tokenizer
 
 @pytest.mark.parametrize("max_length", [8, 12, 20, 64])
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
+def test_windows_include_every_word_within_max_length(tokenizer, name, max_length):
     example, task = EXAMPLES[name], task_with("LOC", "PER")
     features = task.encode([example], TextInputs(tokenizer), max_length, training=False)[0]
     assert {word for feature in features for _, word in feature.positions} == set(range(len(example.words)))
@@ -346,7 +346,7 @@ def test_windows_cover_each_word_within_the_limit(tokenizer, name, max_length):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, training):
+def test_only_first_token_of_word_has_label(tokenizer, training):
     example, task = EXAMPLES["long-words"], task_with("LOC", "PER")
     tags = tags_from_spans(list(example.spans), len(example.words))
     [feature] = task.encode([example], TextInputs(tokenizer), 512, training=training)[0]
@@ -359,19 +359,19 @@ def test_the_label_of_a_word_is_at_its_first_token_and_nowhere_else(tokenizer, t
     assert feature.labels == [labels.get(position, -100) for position in range(len(feature))]
 
 
-def test_an_input_as_long_as_the_limit_is_one_window(tokenizer):
+def test_input_of_max_length_is_one_window(tokenizer):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     length = len(tokenizer(SENTENCE.split(), is_split_into_words=True)["input_ids"])
     assert len(task.encode([example], TextInputs(tokenizer), length, training=False)[0]) == 1
     assert len(task.encode([example], TextInputs(tokenizer), length - 1, training=False)[0]) > 1
 
 
-def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(tokenizer):
+def test_overlap_word_uses_window_with_most_context(tokenizer):
     example = task_with().read_input(Row({"text": "ada " * 120}, "f:1"))
     windows = len(task_with().encode([example], TextInputs(tokenizer), 48, training=False)[0])
     task = task_with(*(str(number) for number in range(windows)))
     features = task.encode([example], TextInputs(tokenizer), 48, training=False)[0]
-    outputs = [outputs_of(task, [feature], [f"B-{number}"] * 120)[0] for number, feature in enumerate(features)]
+    outputs = [make_outputs(task, [feature], [f"B-{number}"] * 120)[0] for number, feature in enumerate(features)]
     chosen = [tag.removeprefix("B-") for tag in task.decode(example, features, outputs).tags]
 
     distances = [{} for _ in example.words]
@@ -383,7 +383,7 @@ def test_a_word_in_several_windows_is_decided_where_it_is_farthest_from_an_edge(
     assert all(found[window] == max(found.values()) for found, window in zip(distances, chosen, strict=True))
 
 
-def test_no_words_give_no_features_and_no_entities(tokenizer):
+def test_empty_text_has_no_features_or_entities(tokenizer):
     task = task_with("PER")
     for training in (True, False):
         assert (
@@ -393,7 +393,7 @@ def test_no_words_give_no_features_and_no_entities(tokenizer):
     assert task.decode(task.read_input(Row({"text": " "}, "f:1")), [], []) == EntityPrediction(" ", (), ())
 
 
-def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
+def test_truncation_counts_lost_entities(bert):
     example, task = EXAMPLES["sentence"], task_with("LOC", "PER")
     for max_length in range(8, 40):
         [feature] = task.encode([example], TextInputs(bert), max_length, training=True)[0]
@@ -406,7 +406,7 @@ def test_cutting_keeps_the_beginning_and_counts_what_is_lost(bert):
     assert not feature.truncated
 
 
-def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_base, tmp_path):
+def test_left_truncation_side_counts_lost_entities(tiny_base, tmp_path):
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
@@ -418,14 +418,14 @@ def test_a_tokenizer_made_to_cut_at_the_left_does_not_hide_what_is_lost(tiny_bas
     assert task.lost(example, [feature]) == sum(not set(range(a, b)) <= kept for a, b, _ in example.spans)
 
 
-def test_an_entity_whose_word_the_tokenizer_erases_is_counted_as_lost(bert):
-    example, task = tagged(["in", "\u200b", "Rome"], ["O", "B-LOC", "B-LOC"]), task_with("LOC")
+def test_entity_without_tokens_is_lost(bert):
+    example, task = read_tags(["in", "\u200b", "Rome"], ["O", "B-LOC", "B-LOC"]), task_with("LOC")
     [feature] = task.encode([example], TextInputs(bert), 16, training=True)[0]
     assert [word for _, word in feature.positions] == [0, 2]
     assert task.lost(example, [feature]) == 1
 
 
-def test_windows_are_as_promised_for_words_of_any_width():
+def test_split_into_windows_with_random_sizes():
     for seed in range(500):
         rng = random.Random(seed)
         room = rng.randrange(4, 20)
@@ -442,7 +442,7 @@ def test_windows_are_as_promised_for_words_of_any_width():
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_for_nothing(tokenizer, side):
+def test_padding_side_matches_tokenizer(tokenizer, side):
     tokenizer.padding_side = side
     task = task_with("LOC", "PER")
     features = [
@@ -463,7 +463,7 @@ def test_a_batch_is_padded_on_the_side_of_the_tokenizer_with_labels_that_count_f
         assert set(batch["input_ids"][n][padded].tolist()) <= {tokenizer.pad_token_id}
 
 
-def test_collating_leaves_the_features_as_they_were(bert):
+def test_features_are_not_modified_by_collate(bert):
     task = task_with("LOC", "PER")
     features = [
         task.encode([EXAMPLES[name]], TextInputs(bert), 64, training=True)[0][0] for name in ("single-word", "sentence")
@@ -476,12 +476,12 @@ def test_collating_leaves_the_features_as_they_were(bert):
 # --- predictions and scores
 
 
-def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
+def test_prediction_offsets_match_text(tokenizer):
     task = task_with("LOC", "PER")
     example = EXAMPLES["emoji"]
     features = task.encode([example], TextInputs(tokenizer), 64, training=False)[0]
     tags = tags_from_spans(list(example.spans), len(example.words))
-    plain = task.decode(example, features, outputs_of(task, features, tags)).as_dict()
+    plain = task.decode(example, features, make_outputs(task, features, tags)).as_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert list(plain) == ["text", "entities"]
     assert plain["text"] == example.text
@@ -491,9 +491,9 @@ def test_a_prediction_is_plain_values_whose_offsets_index_the_text(tokenizer):
         assert plain["text"][entity["start"] : entity["end"]] == entity["text"]
 
 
-def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
+def test_entity_score_is_mean_tag_probability(bert):
     task = task_with("PER")
-    example = tagged(["ada", "lovelace", "came"], ["O"] * 3)
+    example = read_tags(["ada", "lovelace", "came"], ["O"] * 3)
     [feature] = task.encode([example], TextInputs(bert), 16, training=False)[0]
     probabilities = torch.full((len(feature), 3), 1 / 3)
     probabilities[feature.positions[0][0]] = torch.tensor([0.1, 0.8, 0.1])
@@ -505,11 +505,11 @@ def test_the_score_of_an_entity_is_the_mean_probability_of_its_tags(bert):
 
 
 @pytest.mark.parametrize("tags", [["I-PER", "I-PER", "I-LOC"], ["O", "I-LOC", "B-PER"], ["B-LOC", "I-PER", "I-LOC"]])
-def test_tags_that_a_model_cannot_mean_are_decoded_as_a_well_formed_sequence(bert, tags):
+def test_invalid_tags_decode_to_valid_sequence(bert, tags):
     task = task_with("LOC", "PER")
-    example = tagged(["ada", "lovelace", "london"], ["O"] * 3)
+    example = read_tags(["ada", "lovelace", "london"], ["O"] * 3)
     features = task.encode([example], TextInputs(bert), 16, training=False)[0]
-    prediction = task.decode(example, features, outputs_of(task, features, tags))
+    prediction = task.decode(example, features, make_outputs(task, features, tags))
     spans_from_tags(list(prediction.tags), "iob2")  # raises where they are not
 
 
@@ -517,29 +517,30 @@ def entities_of(sentences):
     return {(n, *entity) for n, tags in enumerate(sentences) for entity in get_entities(tags)}
 
 
-def test_scores_are_those_of_seqeval_overall_and_by_label():
+def test_scores_match_seqeval():
     task = task_with("LOC", "PER")
     for seed in range(30):
         rng = random.Random(seed)
         lengths = [rng.randrange(1, 15) for _ in range(12)]
-        examples = [tagged(["x"] * length, random_tags(rng, length)) for length in lengths]
+        examples = [read_tags(["x"] * length, random_tags(rng, length)) for length in lengths]
         gold = [tags_from_spans(list(example.spans), len(example.words)) for example in examples]
-        guessed = [
+        predicted_tags = [
             [g if rng.random() < 0.7 else r for g, r in zip(tags, random_tags(rng, len(tags)), strict=True)]
             for tags in gold
         ]
         scores = task.score(
-            examples, [EntityPrediction(e.text, (), tuple(tags)) for e, tags in zip(examples, guessed, strict=True)]
+            examples,
+            [EntityPrediction(e.text, (), tuple(tags)) for e, tags in zip(examples, predicted_tags, strict=True)],
         )
 
         assert scores.values == {
-            "precision": pytest.approx(precision_score(gold, guessed), abs=1e-12),
-            "recall": pytest.approx(recall_score(gold, guessed), abs=1e-12),
-            "f1": pytest.approx(f1_score(gold, guessed), abs=1e-12),
+            "precision": pytest.approx(precision_score(gold, predicted_tags), abs=1e-12),
+            "recall": pytest.approx(recall_score(gold, predicted_tags), abs=1e-12),
+            "f1": pytest.approx(f1_score(gold, predicted_tags), abs=1e-12),
         }
         assert set(scores.by_label) == {"LOC", "PER"}
         for label, values in scores.by_label.items():
-            right, found = ({e for e in entities_of(tags) if e[1] == label} for tags in (gold, guessed))
+            right, found = ({e for e in entities_of(tags) if e[1] == label} for tags in (gold, predicted_tags))
             both = len(right & found)
             assert values == {
                 "precision": pytest.approx(both / len(found), abs=1e-12),
@@ -550,7 +551,7 @@ def test_scores_are_those_of_seqeval_overall_and_by_label():
 
 
 @pytest.mark.parametrize(
-    ("gold", "guessed", "support"),
+    ("gold", "predicted_tags", "support"),
     [
         ("O O", "O O", {}),
         ("B-PER O", "O O", {"PER": 1}),
@@ -558,17 +559,17 @@ def test_scores_are_those_of_seqeval_overall_and_by_label():
         ("B-PER O", "B-LOC O", {"LOC": 0, "PER": 1}),
     ],
 )
-def test_nothing_found_scores_zero_without_a_murmur(gold, guessed, support):
-    example = tagged(["a", "b"], gold.split())
+def test_scores_are_zero_without_warnings(gold, predicted_tags, support):
+    example = read_tags(["a", "b"], gold.split())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = task_with("LOC", "PER").score([example], [EntityPrediction("a b", (), tuple(guessed.split()))])
+        scores = task_with("LOC", "PER").score([example], [EntityPrediction("a b", (), tuple(predicted_tags.split()))])
     assert scores.values == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     assert {label: values["support"] for label, values in scores.by_label.items()} == support
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "a"]])
-def test_texts_without_anything_to_find_can_be_scored(texts):
+def test_empty_texts_score_zero(texts):
     task = task_with("PER")
     examples = [task.read_input(Row({"text": text}, "f:1")) for text in texts]
     predictions = [EntityPrediction(e.text, (), ("O",) * len(e.words)) for e in examples]
