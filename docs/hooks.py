@@ -217,7 +217,7 @@ def usual_learning_rates() -> str:
     """A table of the learning rates that methods take if a recipe has none, from the schema."""
     types_by_rate: dict[float, list[str]] = {}
     for name, section in section_classes(Recipe.model_fields["method"]).items():
-        rate = section.model_validate({"type": name}).usual_learning_rate
+        rate = section.model_validate({"type": name}).default_learning_rate
         types_by_rate.setdefault(rate, []).append(f"`{name}`")
     rows = [(f"{rate:g}", ", ".join(types)) for rate, types in sorted(types_by_rate.items(), reverse=True)]
     return _table(("learning rate", "methods"), rows)

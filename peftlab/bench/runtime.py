@@ -144,7 +144,7 @@ def _check_settings(base: str, method: dict[str, Any] | None) -> dict[str, Any]:
 
 def _is_mixed_by_peft(method: dict[str, Any]) -> bool:
     section = parse_method(method)
-    return section.info_of(section.type).peft_mixes_batches
+    return section.info_of(section.type).peft_supports_mixed_batches
 
 
 def _method_issue(details: Any) -> ValidationIssue:

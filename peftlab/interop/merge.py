@@ -67,7 +67,7 @@ def merge(
     with new_folder(target) as temporary:
         bank = load(name, store=store, device=device, precision="fp32", trust_remote_code=trust_remote_code)
         adapter, task = bank.adapter(name), bank.task(name)
-        if reason := method_info(adapter.manifest.method).merge_conflict:
+        if reason := method_info(adapter.manifest.method).merge_error:
             raise _merge_error(adapter, reason)
         peft_model = bank.full_precision_copy(name)
         expected = _logits(task, peft_model.get_base_model())

@@ -40,7 +40,7 @@ def peft_method_config(base: Base, section: PeftMethod, task: Task) -> PeftConfi
 
 
 def _width_divisor(base: Base, section: PeftMethod, targets: list[str], config: type[PeftConfig]) -> dict[str, int]:
-    name = section.info_of(section.type).divides_widths
+    name = section.info_of(section.type).width_divisor
     if not name:
         return {}
     widths = (width for target in targets for width in in_out_features(base, target))

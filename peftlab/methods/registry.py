@@ -150,4 +150,4 @@ def size_warning(model: PeftModel, base: Base, section: Method) -> str:
     if size < max(base.num_bytes_fp32, 8 * count_trainable_parameters(model)):  # `full` trains all that it holds
         return ""
     warning = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
-    return f"{warning} {section.info_of(section.type).how_to_save_less}".rstrip()
+    return f"{warning} {section.info_of(section.type).size_hint}".rstrip()

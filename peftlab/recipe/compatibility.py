@@ -34,10 +34,10 @@ def _find_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 
 def _quantization_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     method, quantization = recipe.method, recipe.base.quantization
-    if conflict := method.quantization_conflict(quantization):
+    if conflict := method.quantization_error(quantization):
         key, message = conflict
         other = _OTHER_QUANTIZATION[quantization] if quantization else None
-        instead = "lora" if method.quantization_conflict(other) else f"lora or {other}"
+        instead = "lora" if method.quantization_error(other) else f"lora or {other}"
         yield ValidationIssue(message, key=f"method.{key}", hint=f"Take {instead}, or remove base.quantization.")
 
 
@@ -49,7 +49,7 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
             (task.is_encoder_decoder and limits.encoder_decoder) or (task.uses_base_head and limits.base_head)
         ):
             yield ValidationIssue(reason, key="method.type", hint="Take lora, or another method.")
-    if method.trains_token_embeddings and not task.trains_token_embeddings:
+    if method.has_trainable_tokens and not task.trains_token_embeddings:
         message = f"single token embeddings can be trained for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")
 
@@ -75,7 +75,7 @@ def _compile_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 def _packing_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if reason := recipe.task.packing_conflict:
         yield ValidationIssue(reason, key="training.packing", hint="Remove it.")
-    if recipe.method.trains_upper_layers_only and recipe.training.frozen_cache:
+    if recipe.method.freezes_lower_layers and recipe.training.frozen_cache:
         message = "the outputs of frozen layers are cached for each text, and packed texts share rows."
         hint = "Remove it, or turn the cache off: training.frozen_cache: null."
         yield ValidationIssue(message, key="training.packing", hint=hint)

@@ -47,17 +47,17 @@ class MethodInfo:
     learning_rate: float = 1e-3
     """The usual one: the best of a small grid on validation rows of two sample sets (decisions 0014 and 0029)."""
     limits: tuple[Limits, ...] = ()
-    shares_batches: bool = True
+    supports_mixed_batches: bool = True
     """Whether rows of other adapters can go through the base in the same forward pass.
 
     A method that changes single modules of the base can: each row takes its own adapter's modules. One that changes the
     base's forward as a whole, as virtual tokens do, has a forward pass of its own.
     """
-    peft_mixes_batches: bool = False
+    peft_supports_mixed_batches: bool = False
     """Whether plain PEFT can mix rows of several adapters of this method by `adapter_names`."""
-    divides_widths: str = ""
+    width_divisor: str = ""
     """The field of PEFT's configuration that must divide the widths of all adapted layers."""
-    how_to_save_less: str = ""
+    size_hint: str = ""
     """What to do where an adapter's file would be larger than its base's."""
     setup_code: str = ""
     """The line of Python by which plain PEFT learns how to load this method's adapters; empty where it needs none."""
@@ -65,7 +65,7 @@ class MethodInfo:
     """A sentence for the model card on what the adapter holds."""
 
     @property
-    def merge_conflict(self) -> str:
+    def merge_error(self) -> str:
         """Why the delta cannot be added to the base's weights; empty where it can."""
         return next((limits.merging for limits in self.limits if limits.merging), "")
 
@@ -73,7 +73,7 @@ class MethodInfo:
         """The limits that apply to a section, or a configuration of PEFT, with these `settings`."""
         return (limits for limits in self.limits if limits.apply_to(settings))
 
-    def quantization_conflict(
+    def quantization_error(
         self, method: str, settings: Mapping[str, Any], quantization: Quantization | None, *, serving: bool = False
     ) -> tuple[str, str] | None:
         """The key and the sentence that say why these `settings` do not go with a quantized base, if they do not.
@@ -112,12 +112,12 @@ class Method(Section):
         """The limits that apply to this section."""
         return list(self.info_of(self.type).limits_for(self.model_dump()))
 
-    def quantization_conflict(self, quantization: Quantization | None) -> tuple[str, str] | None:
+    def quantization_error(self, quantization: Quantization | None) -> tuple[str, str] | None:
         """See `MethodInfo`."""
-        return self.info_of(self.type).quantization_conflict(self.type, self.model_dump(), quantization)
+        return self.info_of(self.type).quantization_error(self.type, self.model_dump(), quantization)
 
     @property
-    def usual_learning_rate(self) -> float:
+    def default_learning_rate(self) -> float:
         """What a recipe without `training.learning_rate` takes."""
         return self.info_of(self.type).learning_rate
 
@@ -127,11 +127,11 @@ class Method(Section):
         return 0
 
     @property
-    def trains_upper_layers_only(self) -> bool:
+    def freezes_lower_layers(self) -> bool:
         """Whether some layers below the lowest one that trains stay frozen."""
         return getattr(self, "layers_to_transform", None) is not None
 
     @property
-    def trains_token_embeddings(self) -> bool:
+    def has_trainable_tokens(self) -> bool:
         """Whether embeddings of single tokens train too."""
         return False

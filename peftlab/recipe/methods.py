@@ -21,7 +21,7 @@ class Lora(Method):
     """Low-rank updates of Linear layers."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        peft_mixes_batches=True,
+        peft_supports_mixed_batches=True,
         limits=(
             Limits(name="dora", key="use_dora", quantization={"8bit": _NORMS}),
             Limits(
@@ -65,7 +65,7 @@ class Lora(Method):
     """LoRA+: B's learning rate divided by A's; null takes the same for both."""
 
     @property
-    def trains_token_embeddings(self) -> bool:
+    def has_trainable_tokens(self) -> bool:
         """See `Method`."""
         return bool(self.trainable_token_indices)
 
@@ -138,7 +138,7 @@ class Bottleneck(Method):
     """Numbers of the layers to adapt, counted from 0; null takes all."""
 
     @property
-    def usual_learning_rate(self) -> float:
+    def default_learning_rate(self) -> float:
         """See `Method`."""
         return {"houlsby": 3e-3, "pfeiffer": 1e-2, "parallel": 1e-3}[self.variant]
 
@@ -208,7 +208,7 @@ class Prompt(VirtualTokens):
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=1e-1,
         limits=(Limits(encoder_decoder=_ONE_INPUT.format("prompt"), merging=_VIRTUAL_TOKENS),),
-        shares_batches=False,
+        supports_mixed_batches=False,
         setup_code=_OTHER_TOKENS,
     )
     type: Literal["prompt"]
@@ -220,7 +220,7 @@ class PTuning(VirtualTokens):
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=3e-3,
         limits=(Limits(encoder_decoder=_ONE_INPUT.format("p-tuning"), merging=_VIRTUAL_TOKENS),),
-        shares_batches=False,
+        supports_mixed_batches=False,
         setup_code=_OTHER_TOKENS,
     )
     type: Literal["p-tuning"]
@@ -277,7 +277,7 @@ class LastLayers(Method):
     """Number of layers that train."""
 
     @property
-    def trains_upper_layers_only(self) -> bool:
+    def freezes_lower_layers(self) -> bool:
         """See `Method`."""
         return True
 

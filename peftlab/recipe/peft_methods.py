@@ -20,7 +20,7 @@ _PACKED_SHAPE = _limits({"4bit": "PEFT takes the shape of the packed weight for 
 
 PEFT_METHODS = {
     "beft": MethodInfo(learning_rate=1e-2),
-    "c3a": MethodInfo(learning_rate=3e-1, limits=_NO_QUANTIZED_LAYERS, divides_widths="block_size"),
+    "c3a": MethodInfo(learning_rate=3e-1, limits=_NO_QUANTIZED_LAYERS, width_divisor="block_size"),
     "deft": MethodInfo(limits=_NO_QUANTIZED_LAYERS),
     "delora": MethodInfo(learning_rate=3e-5, limits=_NO_QUANTIZED_LAYERS),
     "fourierft": MethodInfo(learning_rate=3e-2),
@@ -37,12 +37,12 @@ PEFT_METHODS = {
     "psoft": MethodInfo(learning_rate=3e-3, limits=_NO_QUANTIZED_LAYERS),
     "randlora": MethodInfo(
         learning_rate=3e-4,
-        how_to_save_less="With method.save_projection: false, PEFT draws that part again on loading.",
+        size_hint="With method.save_projection: false, PEFT draws that part again on loading.",
     ),
-    "road": MethodInfo(learning_rate=3e-2, divides_widths="group_size"),
+    "road": MethodInfo(learning_rate=3e-2, width_divisor="group_size"),
     "shira": MethodInfo(learning_rate=3e-3),
     "supertuning": MethodInfo(learning_rate=1e-2, limits=_NO_QUANTIZED_LAYERS),
-    "vblora": MethodInfo(learning_rate=1e-2, divides_widths="vector_length"),
+    "vblora": MethodInfo(learning_rate=1e-2, width_divisor="vector_length"),
     "vera": MethodInfo(learning_rate=3e-2),
     "waveft": MethodInfo(),
 }

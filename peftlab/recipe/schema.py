@@ -67,7 +67,7 @@ class DataSection(Section):
 
 class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """null takes what suits the method; see `Method.usual_learning_rate`."""
+    """null takes what suits the method; see `Method.default_learning_rate`."""
     num_train_epochs: PositiveInt = 10
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
@@ -138,4 +138,4 @@ class Recipe(Section):
         """A recipe that is written down says its learning rate, whatever a later version takes."""
         if training.learning_rate is not None or "method" not in info.data:
             return training
-        return training.model_copy(update={"learning_rate": info.data["method"].usual_learning_rate})
+        return training.model_copy(update={"learning_rate": info.data["method"].default_learning_rate})

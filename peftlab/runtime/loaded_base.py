@@ -102,7 +102,7 @@ class LoadedBase:
                 "are to share, by --quantization none, 8bit or 4bit, or load(…, quantization=…)."
             )
         method = adapter.manifest.method
-        conflict = method_info(method).quantization_conflict(method, files.config, self.quantization, serving=True)
+        conflict = method_info(method).quantization_error(method, files.config, self.quantization, serving=True)
         if conflict:
             raise IntegrityError(f"{adapter} cannot be loaded on this base: {conflict[1]}")
 

@@ -78,7 +78,7 @@ def _collapse_reason(task: Task, scores: Scores) -> str:
 
 
 def _describe_rates(recipe: Recipe) -> str:
-    rate, default = recipe.training.learning_rate, recipe.method.usual_learning_rate
+    rate, default = recipe.training.learning_rate, recipe.method.default_learning_rate
     return f"it is {rate:g}; the default for this method is {default:g}."
 
 

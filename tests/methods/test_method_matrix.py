@@ -76,16 +76,16 @@ REFUSED = {
 STEPS = 20
 
 
-def quantization_conflict(method, quantization):
+def quantization_error(method, quantization):
     """Why a method of `METHODS` does not go with a quantized base; None where it does."""
     fields = METHODS[method]
-    conflict = method_info(fields["type"]).quantization_conflict(fields["type"], fields, quantization)
+    conflict = method_info(fields["type"]).quantization_error(fields["type"], fields, quantization)
     return conflict and conflict[1]
 
 
 def refusal(method, base, quantization):
     """What is said of a cell that is refused, as a regular expression; None for those that work."""
-    if conflict := quantization_conflict(method, quantization):
+    if conflict := quantization_error(method, quantization):
         return re.escape(conflict)
     if method == "ia3" and base in ("modernbert", "gpt2"):
         return f"no module of '{base}' is known to make keys or values alone"
@@ -248,11 +248,11 @@ def test_unsupported_combination_raises_recipe_error(cell, record_property, meth
 
 @pytest.mark.parametrize(
     ("method", "quantization"),
-    [(method, q) for method in METHODS for q in QUANTIZATIONS if quantization_conflict(method, q)],
+    [(method, q) for method in METHODS for q in QUANTIZATIONS if quantization_error(method, q)],
 )
 def test_quantization_limit_is_still_necessary(cell, tmp_path, monkeypatch, method, quantization):
     """If this fails, PEFT supports it now, and the reason can be deleted from the method's `info`."""
-    monkeypatch.setattr("peftlab.recipe.method.MethodInfo.quantization_conflict", lambda *_: None)
+    monkeypatch.setattr("peftlab.recipe.method.MethodInfo.quantization_error", lambda *_: None)
     with pytest.raises(Exception, match=r"\w"):
         check_contract(cell(method, "bert", quantization), tmp_path)
 
@@ -291,7 +291,7 @@ def test_each_quantization_limit_is_in_the_matrix():
         for limits in method_info(name).limits
         for quantization, reason in limits.quantization.items()
     }
-    assert reasons == {quantization_conflict(method, q) for method in METHODS for q in QUANTIZATIONS} - {None}
+    assert reasons == {quantization_error(method, q) for method in METHODS for q in QUANTIZATIONS} - {None}
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_registry_lists_plugin_without_importing_it(plugin):
     assert "output_scaling" not in sys.modules
     assert METHODS["output-scaling"].section.__name__ == "OutputScaling"
     section = parse_method(METHOD)
-    assert (section.decay, section.usual_learning_rate) == (0.01, 3e-2)
+    assert (section.decay, section.default_learning_rate) == (0.01, 3e-2)
 
 
 @pytest.mark.parametrize(

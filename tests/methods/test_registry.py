@@ -210,7 +210,7 @@ def best_measured_rate(method):
 
 @pytest.mark.parametrize("method", PEFT_METHODS)
 def test_default_learning_rates_match_measurements(method):
-    assert PeftMethod(type=method).usual_learning_rate == best_measured_rate(method)
+    assert PeftMethod(type=method).default_learning_rate == best_measured_rate(method)
 
 
 @pytest.mark.parametrize("method_type", ["bottleneck", "bitfit", "prefix", "prompt"])

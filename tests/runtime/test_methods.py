@@ -55,7 +55,7 @@ def test_mixed_bank_matches_plain_peft(bank, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_merge_matches_or_raises_error(bank, store, tmp_path, name):
     method = METHODS[name]["type"]
-    assert bool(method_info(method).merge_conflict) == (method in UNMERGEABLE)
+    assert bool(method_info(method).merge_error) == (method in UNMERGEABLE)
     if method in UNMERGEABLE:
         with pytest.raises(IntegrityError, match="cannot be merged into its base"):
             merge(name, tmp_path / "model", store=store, device="cpu")
@@ -67,7 +67,9 @@ def test_merge_matches_or_raises_error(bank, store, tmp_path, name):
 def test_mixed_batch_matches_single_rows(bank):
     alone = [name for name in METHODS if not bank.is_routed(name)]
     assert alone == ["prompt", "p-tuning", "p-tuning-lstm"]
-    assert alone == [name for name, section in METHODS.items() if not method_info(section["type"]).shares_batches]
+    assert alone == [
+        name for name, section in METHODS.items() if not method_info(section["type"]).supports_mixed_batches
+    ]
     assert mixed_rows_differ(bank, list(METHODS), rounds=20) <= TOLERANCE
 
 

@@ -92,7 +92,7 @@ class BottleneckConfig(CustomTunerConfig):
 class BottleneckLayer(CustomTunerLayer):
     """A module of the base, and each adapter's bottleneck."""
 
-    merge_conflict = Bottleneck.info.merge_conflict
+    merge_error = Bottleneck.info.merge_error
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("form", "activation", "scaling")
     bottleneck_down: nn.ModuleDict

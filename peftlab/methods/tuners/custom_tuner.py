@@ -32,11 +32,11 @@ class CustomTunerConfig(PeftConfig):
 class CustomTunerLayer(nn.Module, BaseTunerLayer):
     """A module of the base, and the parameters that each adapter adds to it.
 
-    The keys of the first of `adapter_layer_names` are the adapters that this layer has. `merge_conflict` says why
+    The keys of the first of `adapter_layer_names` are the adapters that this layer has. `merge_error` says why
     they cannot be merged into the module's weights.
     """
 
-    merge_conflict: ClassVar[str]
+    merge_error: ClassVar[str]
     base_layer: nn.Module
     # attributes of BaseTunerLayer, which has no types
     adapter_layer_names: tuple[str, ...]
@@ -71,7 +71,7 @@ class CustomTunerLayer(nn.Module, BaseTunerLayer):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(self.merge_conflict)
+        raise NotImplementedError(self.merge_error)
 
     def unmerge(self) -> None:
         """Do nothing: nothing was merged."""
@@ -115,7 +115,7 @@ class CustomTunerModel(BaseTuner):
         return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError(self.tuner_layer_cls.merge_conflict)
+        raise ValueError(self.tuner_layer_cls.merge_error)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

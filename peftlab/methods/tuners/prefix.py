@@ -51,7 +51,7 @@ class PrefixConfig(CustomTunerConfig):
 class PrefixLayer(CustomTunerLayer):
     """A self-attention module of the base, and each adapter's prefix."""
 
-    merge_conflict = Prefix.info.merge_conflict
+    merge_error = Prefix.info.merge_error
     adapter_layer_names = ("attention_prefix_encoder",)
     other_param_names = ("form",)
     attention_prefix_encoder: nn.ModuleDict

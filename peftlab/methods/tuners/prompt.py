@@ -52,7 +52,7 @@ class PromptConfig(CustomTunerConfig):
 class PromptLayer(CustomTunerLayer):
     """The word embedding of the base, and each adapter's virtual tokens."""
 
-    merge_conflict = Prompt.info.merge_conflict
+    merge_error = Prompt.info.merge_error
     adapter_layer_names = ("input_prompt_encoder",)
     input_prompt_encoder: nn.ModuleDict
 
