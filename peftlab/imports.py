@@ -34,11 +34,19 @@ if TYPE_CHECKING:
     import huggingface_hub as huggingface_hub
     import huggingface_hub.constants
     import huggingface_hub.errors
+    import jinja2 as jinja2
     import matplotlib as matplotlib
     import matplotlib.figure
     import numpy as numpy
     import peft as peft
+
+    rouge_scorer: Any
+    sacrebleu_metrics: Any
     import safetensors as safetensors
+
+    scipy_stats: Any
+    seqeval_metrics: Any
+    sklearn_metrics: Any
     import tokenizers as tokenizers
     import torch as torch
     import transformers as transformers
@@ -51,6 +59,12 @@ else:
     peft = LazyModule("peft")
     safetensors = LazyModule("safetensors")
     tokenizers = LazyModule("tokenizers")
+    jinja2 = LazyModule("jinja2")
+    rouge_scorer = LazyModule("rouge_score.rouge_scorer")
+    sacrebleu_metrics = LazyModule("sacrebleu.metrics")
+    scipy_stats = LazyModule("scipy.stats")
+    seqeval_metrics = LazyModule("seqeval.metrics")
+    sklearn_metrics = LazyModule("sklearn.metrics")
     torch = LazyModule("torch")
     transformers = LazyModule("transformers")
 

@@ -85,7 +85,7 @@ class LoadedBase:
         base = adapter.manifest.base
         for what, expected, found in (
             ("weights", base.fingerprint, self.fingerprint),
-            ("tokenizer", base.inputs_fingerprint, self.inputs_fingerprint),
+            (self.inputs.processor_name, base.inputs_fingerprint, self.inputs_fingerprint),
         ):
             if expected != found:
                 raise IntegrityError(

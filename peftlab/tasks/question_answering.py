@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.imports import torch
 from peftlab.tasks.heads import SpanHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
 from peftlab.tasks.inputs.features import Feature
@@ -26,7 +27,6 @@ from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
 from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 ALWAYS = None  # as the null threshold: every question has an answer
@@ -215,8 +215,6 @@ class QuestionAnsweringTask(Task):
 
     def _best_span(self, window: Window, scores: "torch.Tensor") -> tuple[float, int, int]:
         """The largest sum of a start and an end logit inside the context, and its (start, end) in characters."""
-        import torch
-
         allowed = torch.tensor([offset is not None for offset in window.offsets])
         masked = scores.masked_fill(~allowed[:, None], float("-inf"))
         pairs = masked[:, None, 0] + masked[None, :, 1]  # (tokens as start, tokens as end)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.errors import ErrorCollector
+from peftlab.imports import scipy_stats
 from peftlab.tasks.heads import RegressionHead
 from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
 from peftlab.tasks.inputs.features import Feature
@@ -112,9 +113,7 @@ class RegressionTask(Task):
         if len(set(gold)) < 2 or len(set(told)) < 2:
             pearson = spearman = 0.0  # undefined without spread
         else:
-            from scipy import stats
-
-            pearson, spearman = float(stats.pearsonr(gold, told)[0]), float(stats.spearmanr(gold, told)[0])
+            pearson, spearman = float(scipy_stats.pearsonr(gold, told)[0]), float(scipy_stats.spearmanr(gold, told)[0])
         errors = [a - b for a, b in zip(gold, told, strict=True)] or [0.0]
         rmse = statistics.fmean(error * error for error in errors) ** 0.5
         mae = statistics.fmean(map(abs, errors))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, suggest
+from peftlab.imports import sklearn_metrics
 from peftlab.tasks.heads import ClassificationHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
 from peftlab.tasks.inputs.entity_markers import (
@@ -152,8 +153,6 @@ class RelationExtractionTask(Task):
 
     def score(self, examples: Sequence[MarkedText], predictions: Sequence[RelationPrediction]) -> Scores:
         """Macro precision, recall and F1 over the relations that occur, without the negative one, and accuracy."""
-        from sklearn.metrics import confusion_matrix
-
         gold, told = [str(row.label) for row in examples], [row.label for row in predictions]
         right = Counter(relation_of(a) for a, b in zip(gold, told, strict=True) if a == b)
         asked, answered = (Counter(map(relation_of, labels)) for labels in (gold, told))
@@ -164,7 +163,7 @@ class RelationExtractionTask(Task):
             for name in ("precision", "recall", "f1")
         }
         accuracy = sum(right.values()) / max(1, len(gold))
-        counts = confusion_matrix(gold, told, labels=self.labels).tolist() if gold else []
+        counts = sklearn_metrics.confusion_matrix(gold, told, labels=self.labels).tolist() if gold else []
         return Scores({**macro, "accuracy": accuracy}, rows, Confusion(self.labels, counts) if gold else None)
 
 

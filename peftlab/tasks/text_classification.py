@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.imports import sklearn_metrics, torch
 from peftlab.tasks.heads import ClassificationHead, MultiLabelHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
 from peftlab.tasks.inputs.features import Feature
@@ -20,7 +21,7 @@ from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.task import Confusion, Metric, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,6 @@ class TextClassificationTask(Task):
         self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
     ) -> ClassPrediction:
         """The mean over the windows → one label, or every label above the threshold."""
-        import torch
-
         mean = torch.stack([output.float() for output in logits])
         probabilities = mean.sigmoid().mean(0) if self.multi_label else mean.log_softmax(-1).mean(0).softmax(-1)
         by_label = dict(zip(self.labels, probabilities.tolist(), strict=True))
@@ -184,22 +183,18 @@ class TextClassificationTask(Task):
         return self._score_sets(examples, predictions) if self.multi_label else self._score_one(examples, predictions)
 
     def _score_one(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
-        from sklearn import metrics
-
         gold, told = [row.labels[0] for row in examples], [row.labels[0] for row in predictions]
         present = [label for label in self.labels if label in {*gold, *told}]
         values = {
-            "accuracy": metrics.accuracy_score(gold, told),
-            "macro_f1": metrics.f1_score(gold, told, labels=present, average="macro", zero_division=0),
-            "micro_f1": metrics.f1_score(gold, told, labels=present, average="micro", zero_division=0),
-            "matthews": metrics.matthews_corrcoef(gold, told) if len({*gold, *told}) > 1 else 0.0,
+            "accuracy": sklearn_metrics.accuracy_score(gold, told),
+            "macro_f1": sklearn_metrics.f1_score(gold, told, labels=present, average="macro", zero_division=0),
+            "micro_f1": sklearn_metrics.f1_score(gold, told, labels=present, average="micro", zero_division=0),
+            "matthews": sklearn_metrics.matthews_corrcoef(gold, told) if len({*gold, *told}) > 1 else 0.0,
         }
-        counts = metrics.confusion_matrix(gold, told, labels=self.labels)
+        counts = sklearn_metrics.confusion_matrix(gold, told, labels=self.labels)
         return Scores(_floats(values), self._by_label(gold, told, self.labels), Confusion(self.labels, counts.tolist()))
 
     def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
-        from sklearn import metrics
-
         # one column more, always false: scikit-learn takes a table of one column for a binary task
         gold, told = (
             [[*(label in row.labels for label in self.labels), False] for row in rows]
@@ -207,16 +202,14 @@ class TextClassificationTask(Task):
         )
         columns = list(range(len(self.labels)))
         values = {
-            "micro_f1": metrics.f1_score(gold, told, labels=columns, average="micro", zero_division=0),
-            "macro_f1": metrics.f1_score(gold, told, labels=columns, average="macro", zero_division=0),
-            "accuracy": metrics.accuracy_score(gold, told),  # rows with every label right
+            "micro_f1": sklearn_metrics.f1_score(gold, told, labels=columns, average="micro", zero_division=0),
+            "macro_f1": sklearn_metrics.f1_score(gold, told, labels=columns, average="macro", zero_division=0),
+            "accuracy": sklearn_metrics.accuracy_score(gold, told),  # rows with every label right
         }
         return Scores(_floats(values), self._by_label(gold, told, columns))
 
     def _by_label(self, gold: Any, told: Any, labels: Any) -> dict[str, dict[str, float]]:
-        from sklearn.metrics import precision_recall_fscore_support
-
-        columns = precision_recall_fscore_support(gold, told, labels=list(labels), zero_division=0)
+        columns = sklearn_metrics.precision_recall_fscore_support(gold, told, labels=list(labels), zero_division=0)
         return {
             label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for label, p, r, f, n in zip(self.labels, *columns, strict=True)

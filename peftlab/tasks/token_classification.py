@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
+from peftlab.imports import seqeval_metrics, torch
 from peftlab.tasks.heads import TokenHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, string_list, text_column
 from peftlab.tasks.inputs.features import IGNORED, Feature
@@ -21,10 +22,10 @@ from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.labels.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
+from peftlab.tasks.labels.viterbi import best_tags
 from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 OVERLAP = 0.25  # share of a window that the next one repeats, so that every word is once away from an edge
@@ -183,8 +184,6 @@ class TokenClassificationTask(Task):
         self, example: TaggedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
     ) -> EntityPrediction:
         """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
-        from peftlab.tasks.labels.viterbi import best_tags
-
         names = self.head.labels
         probabilities = self._chances(len(example.words), features, logits)
         classes = best_tags(probabilities, names)
@@ -195,8 +194,6 @@ class TokenClassificationTask(Task):
 
     def _chances(self, words: int, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> "torch.Tensor":
         """Log probabilities (words, head labels); a word without tokens (a control character) is surely O."""
-        import torch
-
         probabilities = torch.full((words, len(self.head.labels)), -100.0)
         probabilities[:, 0] = 0.0
         best_distance = [-1] * words
@@ -217,13 +214,13 @@ class TokenClassificationTask(Task):
 
     def score(self, examples: Sequence[TaggedText], predictions: Sequence[EntityPrediction]) -> Scores:
         """Entity precision, recall and F1 by seqeval (micro average, and per type)."""
-        from seqeval.metrics import classification_report
-
         if not any(example.spans for example in examples) and not any(set(p.tags) - {"O"} for p in predictions):
             return Scores({"precision": 0.0, "recall": 0.0, "f1": 0.0}, {})  # seqeval takes a mean over no label
 
         gold = [tags_from_spans(list(example.spans), len(example.words)) for example in examples]
-        report = classification_report(gold, [list(p.tags) for p in predictions], output_dict=True, zero_division=0)
+        report = seqeval_metrics.classification_report(
+            gold, [list(p.tags) for p in predictions], output_dict=True, zero_division=0
+        )
         rows = {name: _plain_scores(values) for name, values in report.items() if not name.endswith(" avg")}
         overall = _plain_scores(report["micro avg"])
         return Scores({name: overall[name] for name in ("precision", "recall", "f1")}, rows)

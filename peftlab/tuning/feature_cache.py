@@ -18,7 +18,6 @@ from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 
 FOLDER = "features"
 LIMIT = 2 * 2**30  # bytes of all cached features
-PACKAGES = ("peftlab", "transformers", "tokenizers")
 
 
 def cached_features(
@@ -46,7 +45,7 @@ def cached_features(
 def _key(task: Task, examples: Sequence[Any], base: Base, max_length: int, training: bool) -> str:
     """sha256 over everything that features depend on: the encoder, and the content of each example but its location."""
     context = {
-        "versions": [importlib.metadata.version(name) for name in PACKAGES],
+        "versions": [importlib.metadata.version(name) for name in ("peftlab", *task.inputs_class.packages)],
         "code": _code_hash(),
         "inputs": [base.inputs_fingerprint, *base.inputs.cache_key],
         "task": TaskInfo.from_task(task).to_dict(),

@@ -69,7 +69,7 @@ def _base_differences(adapter: Adapter, base: Base) -> Iterator[ValidationIssue]
     tuned_on = adapter.manifest.base
     for part, expected, found in (
         ("weights", tuned_on.fingerprint, base.fingerprint),
-        ("tokenizer", tuned_on.inputs_fingerprint, base.inputs_fingerprint),
+        (base.inputs.processor_name, tuned_on.inputs_fingerprint, base.inputs_fingerprint),
     ):
         if expected != found:
             was = f"{adapter} was tuned on '{tuned_on.model}' with {part} {expected[:12]}…"

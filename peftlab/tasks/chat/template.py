@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftlab.errors import ErrorCollector, suggest
+from peftlab.imports import jinja2, transformers
 
 Message = Mapping[str, str]
 """`role` and `content`, as Transformers has them."""
@@ -31,17 +32,15 @@ def go_template(name: str, **special: str) -> str:
 
 def read_template(file: Path, errors: ErrorCollector, *, key: str) -> str | None:
     """The text of a chat template; that it is not there, or no Jinja, is a problem with `key` of the recipe."""
-    from jinja2 import Environment, TemplateSyntaxError
-
     try:
         source = file.read_text(encoding="utf8")
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
     except FileNotFoundError:
         beside = [found.name for found in file.parent.glob(f"*{file.suffix}")]
         errors.add(f"there is no {file}.", key=key, hint=suggest(file.name, beside, what="Available templates"))
     except (OSError, UnicodeDecodeError) as error:
         errors.add(f"{file} cannot be read: {error}.", key=key)
-    except TemplateSyntaxError as error:
+    except jinja2.TemplateSyntaxError as error:
         message = f"not valid Jinja: {(error.message or '').removesuffix('.')}."
         errors.add(message, where=f"{file}:{error.lineno}", key=key)
     else:
@@ -123,14 +122,11 @@ class ChatTemplate:
         return RenderedText(text, [*written.learnt[:-1], (start, len(text))])
 
     def _render(self, messages: Sequence[Message], **how: Any) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            texts, spans = render_jinja_template(
+            texts, spans = transformers.utils.chat_template_utils.render_jinja_template(
                 [list(map(dict, messages))], chat_template=self.source, **how, **self._special
             )
-        except TemplateError as error:  # also what a template itself raises, in a sandbox
+        except jinja2.TemplateError as error:  # also what a template itself raises, in a sandbox
             raise ChatError(f"the chat template refuses these messages: {error}") from None
         return texts[0], [(start, end) for start, end in spans[0]] if spans else []
 

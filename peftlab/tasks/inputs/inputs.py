@@ -51,6 +51,10 @@ class Inputs(ABC):
 
     feature_class: ClassVar[type[Feature]] = Feature
     """The class of the features that tasks make for these inputs."""
+    processor_name: ClassVar[str] = "processor"
+    """What messages call the processor."""
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+    """The packages whose versions features depend on."""
 
     @classmethod
     @abstractmethod

@@ -22,6 +22,8 @@ MASK = "attention_mask"
 class TextInputs(Inputs):
     """Text for tasks that need to know which word a token belongs to: every word is tokenized after a space."""
 
+    processor_name = "tokenizer"
+    packages = ("transformers", "tokenizers")
     add_prefix_space: ClassVar[bool] = True
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:

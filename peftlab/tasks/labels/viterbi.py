@@ -5,13 +5,17 @@ entities of their own. Among the sequences it allows, this picks the one of the 
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
+from peftlab.imports import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORBIDDEN = -1e9
 
 
-def best_tags(log_probabilities: torch.Tensor, names: list[str]) -> list[int]:
+def best_tags(log_probabilities: "Tensor", names: list[str]) -> list[int]:
     """Class of each word.
 
     Args:
@@ -33,7 +37,7 @@ def best_tags(log_probabilities: torch.Tensor, names: list[str]) -> list[int]:
 
 
 @lru_cache
-def _transitions(names: tuple[str, ...]) -> torch.Tensor:
+def _transitions(names: tuple[str, ...]) -> "Tensor":
     """(classes, classes): 0 where the second may follow the first."""
     return torch.tensor([[0.0 if _may_follow(after, before) else FORBIDDEN for after in names] for before in names])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import regex
 
+from peftlab.imports import rouge_scorer, sacrebleu_metrics
 from peftlab.tasks.task import Scores
 
 References = Sequence[Sequence[str]]
@@ -22,12 +23,10 @@ def bleu_and_chrf(written: Sequence[str], references: References, tokenize: str)
 
     `tokenize` is sacreBLEU's name of how BLEU splits texts into words; see Post (2018, arXiv:1804.08771).
     """
-    from sacrebleu.metrics import BLEU, CHRF
-
     logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # it warns of text that looks tokenized; ours is as it came
     streams = _streams(references)
     scores, signatures = {}, {}
-    for name, metric in (("bleu", BLEU(tokenize=tokenize)), ("chrf", CHRF())):
+    for name, metric in (("bleu", sacrebleu_metrics.BLEU(tokenize=tokenize)), ("chrf", sacrebleu_metrics.CHRF())):
         scores[name] = float(metric.corpus_score(list(written), streams).score) if written else 0.0
         signatures[name] = str(metric.get_signature()) if written else ""
     return Scores(scores, signatures=signatures)
@@ -53,9 +52,7 @@ def rouge(written: Sequence[str], references: References, tokenize: str) -> Scor
 
 @cache
 def _scorer(tokenize: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(list(ROUGES), tokenizer=_Words() if tokenize == "unicode" else None)
+    return rouge_scorer.RougeScorer(list(ROUGES), tokenizer=_Words() if tokenize == "unicode" else None)
 
 
 class _Words:

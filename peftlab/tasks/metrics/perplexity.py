@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftlab.imports import torch
 from peftlab.tasks.inputs.features import IGNORED
 from peftlab.tasks.task import Prediction, Scores
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,21 @@ class TokenLoss(Prediction):
         return {"text": self.text, "nats": round(self.nll, 4), "tokens": self.tokens, "foreseen": self.num_correct}
 
 
-def token_losses(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
+def token_losses(logits: "Tensor", came: "Tensor") -> "Tensor":
     """(batch, tokens, 2): what each token that `came` cost, in nats, and whether it was held to be the likeliest.
 
     `logits` are (batch, tokens, vocabulary); a token that is -100 costs nothing.
     """
-    import torch
-    from torch.nn import functional
-
-    nll = functional.cross_entropy(logits.transpose(1, 2), came, ignore_index=IGNORED, reduction="none")
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), came, ignore_index=IGNORED, reduction="none")
     return torch.stack([nll, (logits.argmax(-1) == came).to(nll.dtype)], dim=-1)
 
 
-def mean_loss(logits: "torch.Tensor", came: "torch.Tensor") -> "torch.Tensor":
+def mean_loss(logits: "Tensor", came: "Tensor") -> "Tensor":
     """Mean cross entropy of the tokens that `came`, (batch, tokens), without those that are -100."""
-    from torch.nn import functional
-
-    return functional.cross_entropy(logits.flatten(0, 1), came.flatten(), ignore_index=IGNORED)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), came.flatten(), ignore_index=IGNORED)
 
 
-def sum_token_losses(text: str, costs: Sequence["torch.Tensor"], tokens: int) -> TokenLoss:
+def sum_token_losses(text: str, costs: "Sequence[Tensor]", tokens: int) -> TokenLoss:
     """Of a text, of which each window gave `token_losses`."""
     nll, num_correct = (sum(float(window[:, i].double().sum()) for window in costs) for i in (0, 1))
     return TokenLoss(text, nll, tokens, round(num_correct))
