@@ -390,7 +390,7 @@ def test_template_error_names_row(tmp_path):
 
 def test_only_average_composition_is_supported(store):
     bank = peftlab.load("lora", "wide", store=store, device="cpu")
-    with pytest.raises(IntegrityError, match="a text cannot go on by several adapters"):
+    with pytest.raises(IntegrityError, match="several adapters cannot generate one text"):
         bank.compose("both", "ensemble", ["lora", "wide"])
     bank.compose("mean", "average", ["lora", "wide"])
     assert bank.predict(QUESTIONS[0], adapters="mean")[0].prediction.reply

@@ -260,7 +260,7 @@ def test_loss_is_mean_of_start_and_end_cross_entropy():
     logits = torch.randn(6, 11, 2, generator=generator)
     labels = torch.randint(11, (6, 2), generator=generator)
     start, end = (functional.cross_entropy(logits[:, :, n], labels[:, n]) for n in (0, 1))
-    assert torch.allclose(QuestionAnsweringTask().loss(logits, labels), (start + end) / 2)
+    assert torch.allclose(QuestionAnsweringTask().head.loss(logits, labels), (start + end) / 2)
 
 
 # --- decode
