@@ -46,7 +46,7 @@ It was late in [London](LOC) .
 
 
 @pytest.fixture(autouse=True, scope="session")
-def answers_in_fp32():
+def predictions_in_fp32():
     """On a CPU with AMX a bank computes in bf16 unless told otherwise, and its logits would equal nobody's."""
     import torch
 
@@ -57,16 +57,16 @@ def answers_in_fp32():
 
 
 @pytest.fixture(autouse=True)
-def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _skip_plotting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs draw two pictures each, half a second of work: in tests they are made up but not painted."""
     from matplotlib.figure import Figure
 
-    if "painted" not in request.fixturenames:
+    if "with_plots" not in request.fixturenames:
         monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: Path(file).write_bytes(BLANK_PNG))
 
 
 @pytest.fixture
-def painted() -> None:
+def with_plots() -> None:
     """Asked for by tests of what is to be seen."""
 
 

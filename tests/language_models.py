@@ -97,7 +97,7 @@ def instruction_recipe(folder, model, **changes):
     return write_merged(folder / "recipe.yaml", values, changes)
 
 
-def plain_writing(model, tokenizer, chat, template=None, **settings):
+def transformers_generation(model, tokenizer, chat, template=None, **settings):
     """What Transformers' own `generate` answers to a chat, greedily; without `template` by the tokenizer's."""
     import torch
 
@@ -109,6 +109,6 @@ def plain_writing(model, tokenizer, chat, template=None, **settings):
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def asking(question):
+def single_turn_chat(question):
     """A chat of one message."""
     return [{"role": "user", "content": question}]

@@ -42,7 +42,7 @@ def text_recipe(folder, model, **changes):
     return write_merged(folder / "recipe.yaml", values, changes)
 
 
-def plain_fillings(model, tokenizer):
+def transformers_mask_predictions(model, tokenizer):
     """What Transformers' own fill-mask pipeline makes of a text: for each mask, pairs of token and probability."""
     from transformers import pipeline
 

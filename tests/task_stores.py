@@ -92,7 +92,7 @@ LEARNING = {
 }
 
 
-def lines_of(rows):
+def to_json_lines(rows):
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
@@ -101,7 +101,7 @@ def recipe_for(folder: Path, base: Path, kind: str, **changes) -> Path:
     task, rows = KINDS[kind]
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in COUNTS.items():
-        (folder / f"{split}.jsonl").write_text(lines_of(rows[:count]), encoding="utf8")
+        (folder / f"{split}.jsonl").write_text(to_json_lines(rows[:count]), encoding="utf8")
     values = {
         "name": kind,
         "base": {"model": str(base)},

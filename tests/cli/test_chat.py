@@ -12,11 +12,11 @@ from peftlab.cli import cli
 from peftlab.errors import RecipeError
 from peftlab.runtime.streaming import truncate_stream
 from tests.conftest import recipe_in
-from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
+from tests.language_models import build_language_model, instruction_recipe, single_turn_chat, transformers_generation
 from tests.task_stores import one_line
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
-CHAT = asking("Who wrote the letter?")
+CHAT = single_turn_chat("Who wrote the letter?")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def store(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chats")
     recipe = instruction_recipe(folder / "rows", base)
     for seed, name in enumerate(("ada", "alan")):
-        publish_fresh(folder / "store", recipe, {"name": name}, seed=seed)
-    publish_fresh(folder / "store", recipe, {"name": "beams", "task.generation.num_beams": 2})
+        publish_untrained(folder / "store", recipe, {"name": name}, seed=seed)
+    publish_untrained(folder / "store", recipe, {"name": "beams", "task.generation.num_beams": 2})
     (folder / "tags").mkdir()
-    publish_fresh(folder / "store", recipe_in(folder / "tags", base), {})
+    publish_untrained(folder / "store", recipe_in(folder / "tags", base), {})
     return folder / "store"
 
 
@@ -58,7 +58,7 @@ def test_base_only_reply_matches_plain_transformers(bank, base):
         AutoTokenizer.from_pretrained(base),
     )
     template = bank.task("ada").state["chat_template"]
-    expected = plain_writing(model, tokenizer, CHAT, template)
+    expected = transformers_generation(model, tokenizer, CHAT, template)
     assert (
         "".join(bank.reply(CHAT, adapter="ada", base_only=True)).strip() == expected != predict_reply(bank, CHAT, "ada")
     )
@@ -123,7 +123,7 @@ def test_undo_clear_and_system_change_messages(bank, store):
         store, "ada", "Nobody.", "/undo", "Rome?", "/clear", CHAT[0]["content"], "/system Be brief.", "Who?"
     )
     assert result.exit_code == 0, result.output
-    chats = [asking(text) for text in ("Nobody.", "Rome?", CHAT[0]["content"], "Who?")]
+    chats = [single_turn_chat(text) for text in ("Nobody.", "Rome?", CHAT[0]["content"], "Who?")]
     chats[-1].insert(0, {"role": "system", "content": "Be brief."})
     assert result.stdout.split() == " ".join(predict_reply(bank, chat, "ada") for chat in chats).split()
 

@@ -16,7 +16,7 @@ from peftlab.cli.prediction_view import format_answer, format_classes, format_en
 from peftlab.data.markup import parse_markup
 from peftlab.tasks.labels.tag_schemes import spans_from_tags
 from peftlab.tasks.text_classification import TextClassificationTask
-from tests.task_stores import KINDS, lines_of, one_line, run, task_store  # noqa: F401  # a fixture
+from tests.task_stores import KINDS, one_line, run, task_store, to_json_lines  # noqa: F401  # a fixture
 
 EXAMPLES = {
     "entities": ["Ada Lovelace left Rome ."],
@@ -269,7 +269,7 @@ def write_rows(folder, kind, data_format):
     rows = [{name: row[name] for name in row if name in (*KEYS[kind], "text_pair", "tokens")} for row in KINDS[kind][1]]
     file = folder / f"rows.{data_format}"
     if data_format == "jsonl":
-        file.write_text(lines_of(rows), encoding="utf8")
+        file.write_text(to_json_lines(rows), encoding="utf8")
     elif data_format == "json":
         file.write_text(json.dumps(rows, indent=1), encoding="utf8")
     else:
@@ -438,7 +438,7 @@ def test_text_invalid_for_one_task_fails(predict):
     ],
 )
 def test_invalid_row_is_reported_with_line(predict, tmp_path, kind, row, expected):
-    (tmp_path / "rows.jsonl").write_text(lines_of([INPUTS[kind], row]))
+    (tmp_path / "rows.jsonl").write_text(to_json_lines([INPUTS[kind], row]))
     result = predict(kind, "--file", tmp_path / "rows.jsonl")
     assert result.exit_code == 2
     assert "rows.jsonl:2" in result.output

@@ -19,8 +19,8 @@ def load(tmp_path, write):
 
     def load(name, content, **section):
         errors = ErrorCollector()
-        uncarved = {"validation": str(write("other.jsonl", "{}\n"))}
-        rows = load_rows(DataSection(train=str(write(name, content)), **{**uncarved, **section}), errors)
+        explicit_splits = {"validation": str(write("other.jsonl", "{}\n"))}
+        rows = load_rows(DataSection(train=str(write(name, content)), **{**explicit_splits, **section}), errors)
         return rows, [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
 
     return load
@@ -39,7 +39,7 @@ def fields(load):
 
 
 @pytest.fixture
-def told(load):
+def get_errors(load):
     """What loading complains about."""
     return lambda name, content, **section: load(name, content, **section)[1]
 
@@ -61,7 +61,7 @@ def parquet(tables, path, columns, **features):
 # --- JSON Lines
 
 
-def test_jsonl_rows_keep_their_fields_and_their_lines(load):
+def test_jsonl_rows_keep_fields_and_lines(load):
     rows, errors = load("train.jsonl", '{"text": "é", "n": 1}\n\n  \n{"text": "b", "x": [null, {"y": 1.5}]}')
     assert errors == []
     assert [row.fields for row in rows.splits["train"].rows] == [
@@ -84,18 +84,18 @@ def test_jsonl_rows_keep_their_fields_and_their_lines(load):
         ("null", "expected a JSON object, found NoneType"),
     ],
 )
-def test_a_broken_json_line_is_told_with_its_place(told, line, issue):
-    assert told("train.jsonl", f'{{"a": 1}}\n{line}\n') == [f"train.jsonl:2: {issue}"]
+def test_invalid_json_line_reports_location(get_errors, line, issue):
+    assert get_errors("train.jsonl", f'{{"a": 1}}\n{line}\n') == [f"train.jsonl:2: {issue}"]
 
 
-def test_only_the_first_five_broken_rows_are_told_and_the_others_counted(told):
-    errors = told("train.jsonl", '{"a": 1}\n' + "[]\n" * 8)
+def test_first_five_invalid_rows_are_reported_and_rest_counted(get_errors):
+    errors = get_errors("train.jsonl", '{"a": 1}\n' + "[]\n" * 8)
     assert errors[:5] == [f"train.jsonl:{n}: expected a JSON object, found list" for n in range(2, 7)]
     assert errors[5:] == ["… and 3 more rows like these."]
 
 
-def test_five_broken_rows_are_all_told(told):
-    assert len(told("train.jsonl", '{"a": 1}\n' + "[]\n" * 5)) == 5
+def test_five_invalid_rows_are_all_reported(get_errors):
+    assert len(get_errors("train.jsonl", '{"a": 1}\n' + "[]\n" * 5)) == 5
 
 
 # --- CoNLL
@@ -135,24 +135,24 @@ ADA = [
         "bom",
     ],
 )
-def test_conll_in_every_dress_gives_the_same_rows(fields, content):
+def test_conll_variants_give_same_rows(fields, content):
     assert fields("train.conll", content) == ADA
 
 
-def test_a_conll_token_may_hold_blanks_where_tabs_separate(fields):
+def test_tab_separated_conll_token_may_contain_spaces(fields):
     assert fields("train.conll", "New York\tB-LOC\n10 000\tO\n") == [
         {"tokens": ["New York", "10 000"], "tags": ["B-LOC", "O"]}
     ]
 
 
-def test_a_conll_row_is_at_the_line_of_its_first_token(load):
+def test_conll_row_location_is_line_of_first_token(load):
     rows, _ = load("train.conll", "\n-DOCSTART- O\n\na O\nb O\n\nc O\n")
     assert [row.where.rsplit(":")[-1] for row in rows.splits["train"].rows] == ["4", "7"]
 
 
 @pytest.mark.parametrize("line", ["Ada", "Ada\t", "\tO", " B-PER "])
-def test_a_conll_line_without_two_columns_is_told_with_its_place(told, line):
-    assert told("train.conll", f"a O\n\nb O\n{line}\n") == [
+def test_conll_line_without_two_columns_reports_location(get_errors, line):
+    assert get_errors("train.conll", f"a O\n\nb O\n{line}\n") == [
         f"train.conll:4: expected a token, a tab or space, and a tag; found {line.strip()!r}"
     ]
 
@@ -171,14 +171,14 @@ def test_markup_gives_text_and_character_spans(fields):
     ]
 
 
-def test_markup_lines_may_end_as_on_windows(fields):
+def test_markup_accepts_windows_line_endings(fields):
     assert fields("train.txt", "[Ada](PER)\r\n\r\n[Rome](LOC)") == [
         {"text": "Ada", "entities": [{"start": 0, "end": 3, "label": "PER"}]},
         {"text": "Rome", "entities": [{"start": 0, "end": 4, "label": "LOC"}]},
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(fields):
+def test_byte_order_mark_is_removed(fields):
     assert fields("train.txt", "\ufeff[Ada](PER)\n")[0]["text"] == "Ada"
     assert fields("train.jsonl", '\ufeff{"a": 1}\n') == [{"a": 1}]
 
@@ -196,14 +196,14 @@ def test_a_byte_order_mark_is_no_part_of_the_text(fields):
         ("[open", 1, "["),
     ],
 )
-def test_a_stray_bracket_is_told_with_its_place_and_how_to_write_it(told, line, column, found):
-    assert told("train.txt", f"fine .\n{line}\n", format="markup") == [
+def test_unescaped_bracket_reports_location_and_escape(get_errors, line, column, found):
+    assert get_errors("train.txt", f"fine .\n{line}\n", format="markup") == [
         f"train.txt:2: column {column}: expected [words](LABEL), or \\{found} for a bracket in the text, "
         f"found '{line[column - 1 :]}'"
     ]
 
 
-def test_markup_written_and_parsed_is_what_it_was():
+def test_markup_round_trips():
     pieces = [*"ab .,()[]\\\"'é中ا", "\\[", "](", "👩‍🚀", "🇫🇷", "\u0301", "\t"]
     for seed in range(500):
         rng = random.Random(seed)
@@ -217,7 +217,7 @@ def test_markup_written_and_parsed_is_what_it_was():
         assert (parsed, [(e["start"], e["end"], e["label"]) for e in entities]) == (text, spans)
 
 
-def test_adjacent_entities_survive_markup():
+def test_adjacent_entities_round_trip_in_markup():
     assert write_markup("ab", [(0, 1, "X"), (1, 2, "Y")]) == "[a](X)[b](Y)"
     assert parse_markup("[a](X)[b](Y)")[1] == [
         {"start": 0, "end": 1, "label": "X"},
@@ -225,7 +225,7 @@ def test_adjacent_entities_survive_markup():
     ]
 
 
-def test_a_broken_line_of_markup_raises_a_row_error():
+def test_invalid_markup_raises_row_error():
     with pytest.raises(RowError, match=r"^column 1: expected \[words\]\(LABEL\)"):
         parse_markup("[a")
 
@@ -233,7 +233,7 @@ def test_a_broken_line_of_markup_raises_a_row_error():
 # --- CSV, Parquet, local folders
 
 
-def test_csv_rows_are_those_of_the_table(load, tables):
+def test_csv_rows_match_table(load, tables):
     rows, errors = load("train.csv", 'text,n\n"a, ""b""",1\ncafé,2\n')
     assert errors == []
     assert [row.fields for row in rows.splits["train"].rows] == [
@@ -250,7 +250,7 @@ def test_parquet_rows_keep_lists(fields, tables, tmp_path):
     assert fields("train.parquet", content) == ADA
 
 
-def test_class_numbers_become_names(fields, tables, tmp_path):
+def test_class_ids_become_names(fields, tables, tmp_path):
     names = tables.ClassLabel(names=["O", "B-PER", "I-PER", "B-LOC"])
     content = parquet(
         tables,
@@ -264,13 +264,13 @@ def test_class_numbers_become_names(fields, tables, tmp_path):
 
 
 @pytest.mark.parametrize("missing", [None, -1])
-def test_a_class_that_is_missing_stays_missing(fields, tables, tmp_path, missing):
+def test_missing_class_stays_missing(fields, tables, tmp_path, missing):
     kind = tables.ClassLabel(names=["news", "mail"])
     content = parquet(tables, tmp_path / "made.parquet", {"kind": [missing, 1]}, kind=kind)
     assert fields("train.parquet", content) == [{"kind": None}, {"kind": "mail"}]
 
 
-def test_a_local_folder_is_loaded_by_the_names_of_its_splits(tables, tmp_path):
+def test_local_dataset_is_loaded_by_split_names(tables, tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     for name, texts in {"train": ["a", "b"], "test": ["c"]}.items():
@@ -282,7 +282,7 @@ def test_a_local_folder_is_loaded_by_the_names_of_its_splits(tables, tmp_path):
     assert rows.splits["test"].rows == [Row({"text": "c"}, f"{folder}/test row 1")]
 
 
-def test_a_split_that_a_dataset_lacks_is_told(tables, tmp_path):
+def test_missing_dataset_split_is_reported(tables, tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n{}\n")
     errors = ErrorCollector()
     load_rows(DataSection(dataset=str(tmp_path), train="trian"), errors)
@@ -292,7 +292,7 @@ def test_a_split_that_a_dataset_lacks_is_told(tables, tmp_path):
     ]
 
 
-def test_a_dataset_that_is_not_there_is_told_without_asking_the_network(tables, tmp_path):
+def test_missing_dataset_is_reported_without_network(tables, tmp_path):
     errors = ErrorCollector()
     load_rows(DataSection(dataset="nobody/nothing", train="train"), errors)
     [issue] = errors.issues
@@ -311,8 +311,8 @@ def test_a_dataset_that_is_not_there_is_told_without_asking_the_network(tables, 
     ],
     ids=["ragged", "latin-1", "empty", "header-only", "no-parquet", "empty-parquet"],
 )
-def test_a_table_that_cannot_be_read_is_told_with_its_file(told, tables, name, content):
-    errors = told(name, content)
+def test_unreadable_table_reports_file(get_errors, tables, name, content):
+    errors = get_errors(name, content)
     assert len(errors) == 1
     assert name in errors[0]
     assert "\n" not in errors[0]
@@ -347,41 +347,41 @@ def test_a_table_that_cannot_be_read_is_told_with_its_file(told, tables, name, c
         ("a.txt", "", "markup"),
     ],
 )
-def test_the_format_is_told_by_the_ending_or_else_by_the_first_lines(write, name, content, kind):
+def test_format_is_detected_by_suffix_or_first_lines(write, name, content, kind):
     assert detect_format(write(name, content)) == kind
 
 
-def test_a_format_that_is_named_wins_over_the_ending(fields):
+def test_explicit_format_overrides_suffix(fields):
     assert fields("train.csv", '{"a": 1}\n', format="jsonl") == [{"a": 1}]
 
 
-def test_columns_are_renamed_to_ours(fields):
+def test_columns_are_renamed(fields):
     content = '{"words": ["a"], "ner": ["O"], "id": 3}\n' * 2
     assert fields("train.jsonl", content, validation=0.5, columns={"tokens": "words", "tags": "ner"}) == [
         {"tokens": ["a"], "tags": ["O"], "id": 3}
     ]
 
 
-def test_columns_may_be_swapped(fields):
+def test_columns_can_be_swapped(fields):
     content, columns = '{"tokens": 1, "tags": 2}\n' * 2, {"tokens": "tags", "tags": "tokens"}
     assert fields("train.jsonl", content, validation=0.5, columns=columns) == [{"tags": 1, "tokens": 2}]
 
 
 @pytest.mark.parametrize("row", ['{"words": 1, "tokens": 2}\n', '{"tokens": 2, "words": 1}\n'])
-def test_a_column_renamed_to_ours_wins_over_one_that_has_our_name_already(fields, row):
+def test_renamed_column_replaces_existing_column(fields, row):
     assert fields("train.jsonl", row * 2, validation=0.5, columns={"tokens": "words"})[0]["tokens"] == 1
 
 
-def test_a_column_that_no_row_has_is_told_with_the_nearest(told, write):
+def test_missing_column_reports_suggestion(get_errors, write):
     other = str(write("validation.jsonl", '{"words": 1, "tags": 2}\n'))
     content = '{"words": 1, "tags": 2}\n'
-    assert told("train.jsonl", content, validation=other, columns={"tokens": "wrods"}) == [
+    assert get_errors("train.jsonl", content, validation=other, columns={"tokens": "wrods"}) == [
         f"data.columns.tokens: no column 'wrods' in {name}:1. Did you mean 'words'? Available columns: tags, words."
         for name in ("train.jsonl", "validation.jsonl")
     ]
 
 
-def test_a_missing_file_is_told_with_the_nearest_one(write, tmp_path):
+def test_missing_file_reports_suggestion(write, tmp_path):
     write("train.txt", "a")
     errors = ErrorCollector(locations={"data.train": "r.yaml:7"})
     load_rows(DataSection(train=str(tmp_path / "trian.txt")), errors)
@@ -391,7 +391,7 @@ def test_a_missing_file_is_told_with_the_nearest_one(write, tmp_path):
     ]
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     errors = ErrorCollector()
     load_rows(DataSection(train=str(tmp_path / "no" / "train.txt")), errors)
     assert [str(issue) for issue in errors.issues] == [
@@ -400,7 +400,7 @@ def test_a_missing_folder_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["auto", "conll", "jsonl", "markup", "csv", "parquet"])
-def test_a_folder_is_no_file(tables, tmp_path, form):
+def test_folder_instead_of_file_is_reported(tables, tmp_path, form):
     errors = ErrorCollector()
     load_rows(DataSection(train=str(tmp_path), format=form), errors)
     [issue] = errors.issues
@@ -410,8 +410,8 @@ def test_a_folder_is_no_file(tables, tmp_path, form):
 
 
 @pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.conll"])
-def test_a_file_that_is_not_utf8_is_told_with_the_byte(told, name):
-    assert told(name, b"caf\xe9 O\n") == [
+def test_non_utf8_file_reports_byte(get_errors, name):
+    assert get_errors(name, b"caf\xe9 O\n") == [
         f"data.train: {name} is not utf-8 text (byte 3). "
         "Name the encoding it has, as in data.encoding: latin-1, or convert the file to UTF-8."
     ]
@@ -419,8 +419,8 @@ def test_a_file_that_is_not_utf8_is_told_with_the_byte(told, name):
 
 @pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.conll"])
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_a_file_without_rows_is_told(told, name, content):
-    assert told(name, content) == [f"data.train: {name} holds no rows."]
+def test_file_without_rows_is_reported(get_errors, name, content):
+    assert get_errors(name, content) == [f"data.train: {name} holds no rows."]
 
 
 # --- splits and their hash
@@ -428,37 +428,37 @@ def test_a_file_without_rows_is_told(told, name, content):
 NUMBERS = "".join(f'{{"n": {n}}}\n' for n in range(40))
 
 
-def carved(load, **section):
+def load_splits(load, **section):
     rows, errors = load("train.jsonl", NUMBERS, **section)
     assert errors == []
     return {name: [row.fields["n"] for row in split.rows] for name, split in rows}
 
 
 @pytest.mark.parametrize("seed", [0, 13, 99])
-def test_carved_splits_are_disjoint_cover_everything_and_keep_the_order(load, seed):
-    splits = carved(load, validation=0.25, test=0.1, seed=seed)
+def test_random_splits_are_disjoint_complete_and_ordered(load, seed):
+    splits = load_splits(load, validation=0.25, test=0.1, seed=seed)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 26, "validation": 10, "test": 4}
     assert sorted(n for rows in splits.values() for n in rows) == list(range(40))
     for rows in splits.values():
         assert rows == sorted(rows)
 
 
-def test_a_seed_carves_the_same_rows_each_time_and_another_seed_others(load):
-    first = carved(load, validation=0.25, seed=1)
-    assert carved(load, validation=0.25, seed=1) == first
-    assert carved(load, validation=0.25, seed=2) != first
+def test_random_splits_depend_on_seed(load):
+    first = load_splits(load, validation=0.25, seed=1)
+    assert load_splits(load, validation=0.25, seed=1) == first
+    assert load_splits(load, validation=0.25, seed=2) != first
 
 
-def test_carving_takes_rows_at_random_not_from_an_end(load):
-    validation = carved(load, validation=0.25, seed=1)["validation"]
+def test_random_split_is_not_contiguous(load):
+    validation = load_splits(load, validation=0.25, seed=1)["validation"]
     assert max(validation) - min(validation) >= len(validation)
 
 
-def test_carving_a_tiny_share_still_takes_a_row(load):
-    assert len(carved(load, validation=0.001)["validation"]) == 1
+def test_tiny_fraction_takes_one_row(load):
+    assert len(load_splits(load, validation=0.001)["validation"]) == 1
 
 
-def test_splits_say_where_they_came_from_and_there_is_no_test_unless_asked(load, tmp_path):
+def test_splits_have_source_and_test_is_optional(load, tmp_path):
     rows, _ = load("train.jsonl", NUMBERS, validation=0.25, seed=5)
     assert {name: split.source for name, split in rows} == {
         "train": "train.jsonl",
@@ -467,8 +467,8 @@ def test_splits_say_where_they_came_from_and_there_is_no_test_unless_asked(load,
 
 
 @pytest.mark.parametrize(("count", "shares"), [(1, {"validation": 0.1}), (10, {"validation": 0.5, "test": 0.5})])
-def test_shares_that_leave_nothing_to_train_on_are_refused(told, count, shares):
-    assert told("train.jsonl", "{}\n" * count, **shares) == [
+def test_fractions_without_training_rows_are_refused(get_errors, count, shares):
+    assert get_errors("train.jsonl", "{}\n" * count, **shares) == [
         f"data: the shares of {' and '.join(shares)} leave no training rows."
     ]
 
@@ -479,7 +479,7 @@ def hash_of(**splits):
     ).content_hash
 
 
-def test_the_same_data_hashes_alike_under_any_name_and_format(load, tables, tmp_path):
+def test_content_hash_ignores_name_and_format(load, tables, tmp_path):
     conll = "Ada\tB-PER\nLovelace\tI-PER\nwrote\tO\n\nRome\tB-LOC\n"
     jsonl = "".join(json.dumps(dict(reversed(row.items()))) + "\n" for row in ADA)
     table = parquet(
@@ -500,11 +500,11 @@ def test_the_same_data_hashes_alike_under_any_name_and_format(load, tables, tmp_
     ],
     ids=["tag", "order", "split", "missing-row"],
 )
-def test_other_data_hashes_differently(other):
+def test_content_hash_depends_on_data(other):
     assert hash_of(**other) != hash_of(train=[{"tokens": ["a"], "tags": ["B-PER"]}, {"n": 1}])
 
 
-def test_a_table_with_dates_can_be_hashed(load, tables, tmp_path):
+def test_content_hash_supports_dates(load, tables, tmp_path):
     columns = {"text": ["a", "b"], "day": [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 2)]}
     rows, errors = load("train.parquet", parquet(tables, tmp_path / "made.parquet", columns))
     assert errors == []
@@ -514,7 +514,7 @@ def test_a_table_with_dates_can_be_hashed(load, tables, tmp_path):
 # --- the ledger
 
 
-def test_the_lost_share_is_the_larger_of_rows_and_targets():
+def test_lost_fraction_is_maximum_of_rows_and_targets():
     ledger = Ledger(read=10, targets=20, num_lost_targets=8)
     ledger.drop("empty")
     ledger.drop("empty")
@@ -526,7 +526,7 @@ def test_the_lost_share_is_the_larger_of_rows_and_targets():
     assert Ledger().lost_fraction == 0.0
 
 
-def test_the_ledger_notes_only_what_happened():
+def test_ledger_ignores_zero_counts():
     ledger = Ledger()
     ledger.add_warning("widened", 0)
     ledger.add_warning("joined", 2)

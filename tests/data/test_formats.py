@@ -57,8 +57,8 @@ def load(tmp_path, write):
             "other.jsonl", "{}\n".encode(section.get("encoding", "utf8") if isinstance(content, bytes) else "utf8")
         )
         rows = load_rows(DataSection(train=str(write(name, content)), validation=str(other), **section), errors)
-        told = [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
-        return (rows.splits["train"].rows if "train" in rows.splits else []), told
+        messages = [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
+        return (rows.splits["train"].rows if "train" in rows.splits else []), messages
 
     return load
 
@@ -68,28 +68,28 @@ def lines(load):
     """The line of every row, as its place says, where nothing is wrong."""
 
     def lines(name, content, **section):
-        rows, told = load(name, content, **section)
-        assert told == []
+        rows, messages = load(name, content, **section)
+        assert messages == []
         return [int(row.where.rpartition(":")[2]) for row in rows]
 
     return lines
 
 
 @pytest.fixture
-def told(load):
+def get_errors(load):
     return lambda name, content, **section: load(name, content, **section)[1]
 
 
 def fields(loaded):
-    rows, told = loaded
-    assert told == []
+    rows, messages = loaded
+    assert messages == []
     return [row.fields for row in rows]
 
 
 # --- CSV and TSV
 
 
-def test_csv_rows_are_those_of_pythons_own_reader(load):
+def test_csv_rows_match_python_csv(load):
     pieces = ["a", "é", "组织", "🙂", ",", '"', "\n", "\r\n", "\t", " ", "''", "#", "\\"]
     for seed in range(60):
         rng = random.Random(seed)
@@ -114,20 +114,20 @@ def test_csv_rows_are_those_of_pythons_own_reader(load):
     ],
     ids=["plain", "crlf", "no-newline", "bom", "blank-lines", "quoted-newlines", "quoted-crlf"],
 )
-def test_a_csv_row_is_at_the_line_it_begins_at(lines, content, expected):
+def test_csv_row_location_is_its_first_line(lines, content, expected):
     assert lines("train.csv", content) == expected
 
 
-def test_names_of_columns_are_free_of_a_mark_and_of_blanks_around_them(load):
+def test_column_names_are_stripped(load):
     assert fields(load("train.csv", "\ufeff text , label\n a , b\n")) == [{"text": " a ", "label": " b"}]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf8", "UTF-8", "utf_8"])
-def test_a_mark_is_no_part_of_the_first_name_however_utf8_is_spelled(load, encoding):
+def test_byte_order_mark_is_removed_for_every_utf8_spelling(load, encoding):
     assert fields(load("train.csv", "\ufefftext,label\na,b\n", encoding=encoding)) == [{"text": "a", "label": "b"}]
 
 
-def test_a_tsv_takes_quotes_and_commas_as_they_are(load, lines):
+def test_tsv_keeps_quotes_and_commas(load, lines):
     content = 'text\tlabel\n"so, he said\tgood\n\n5" long\tbad\n'
     assert fields(load("train.tsv", content)) == [
         {"text": '"so, he said', "label": "good"},
@@ -137,7 +137,7 @@ def test_a_tsv_takes_quotes_and_commas_as_they_are(load, lines):
 
 
 @pytest.mark.parametrize(("name", "separator"), [("train.csv", ","), ("train.tsv", "\t")])
-def test_a_table_without_a_header_line_takes_its_names_from_the_recipe(load, lines, name, separator):
+def test_table_without_header_uses_recipe_header(load, lines, name, separator):
     content = f"a{separator}b\nc{separator}d\n"
     assert fields(load(name, content, header=["text", "label"])) == [
         {"text": "a", "label": "b"},
@@ -158,25 +158,25 @@ def test_a_table_without_a_header_line_takes_its_names_from_the_recipe(load, lin
     ],
     ids=["ragged", "ragged-header", "tsv", "after-quoted-newline", "open-quote", "after-a-quote"],
 )
-def test_a_broken_row_of_a_table_is_told_with_its_line(told, name, content, header, expected):
+def test_invalid_table_row_reports_line(get_errors, name, content, header, expected):
     expected = [line.replace("…", "expected 2 columns (t, l),") for line in expected]
-    assert told(name, content, header=header) == [f"{name}:{line}" for line in expected]
+    assert get_errors(name, content, header=header) == [f"{name}:{line}" for line in expected]
 
 
-def test_rows_before_and_after_a_ragged_one_are_read(load):
-    rows, told = load("train.csv", "t,l\na,b\nc\nd,e\n")
+def test_rows_around_ragged_row_are_read(load):
+    rows, messages = load("train.csv", "t,l\na,b\nc\nd,e\n")
     assert [row.fields["t"] for row in rows] == ["a", "d"]
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
-def test_two_columns_of_one_name_are_told_not_merged(told):
-    errors = told("train.csv", "text,label,text\na,b,c\n")
+def test_duplicate_column_names_are_reported(get_errors):
+    errors = get_errors("train.csv", "text,label,text\na,b,c\n")
     assert len(errors) == 1
     assert errors[0].startswith("train.csv:1: ")
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
-def test_a_row_of_empty_cells_is_a_row(load, name):
+def test_row_of_empty_cells_is_read(load, name):
     separator = "," if name.endswith("csv") else "\t"
     content = f"t{separator}l\n{separator}\na{separator}b\n"
     assert fields(load(name, content)) == [{"t": "", "l": ""}, {"t": "a", "l": "b"}]
@@ -185,7 +185,7 @@ def test_a_row_of_empty_cells_is_a_row(load, name):
 # --- JSON
 
 
-def test_json_rows_are_those_of_pythons_own_reader(load, lines):
+def test_json_rows_match_python_json(load, lines):
     rng = random.Random(7)
     rows = [
         {"text": rng.choice(["é", "[", "]", "{,}", '"', "\n", "组织"]) * n, "n": [n, None, {"x": 1.5}]}
@@ -208,7 +208,7 @@ def test_json_rows_are_those_of_pythons_own_reader(load, lines):
     ],
     ids=["one-line", "two-lines", "pretty", "bom-crlf"],
 )
-def test_an_object_of_a_list_is_at_the_line_it_begins_at(lines, content, expected):
+def test_json_object_location_is_its_first_line(lines, content, expected):
     assert lines("train.json", content) == expected
 
 
@@ -225,27 +225,27 @@ def test_an_object_of_a_list_is_at_the_line_it_begins_at(lines, content, expecte
     ],
     ids=["truncated", "no-end", "no-end-after-comma", "no-colon", "a-list", "a-string", "empty"],
 )
-def test_a_broken_list_of_objects_is_told_with_its_line(told, content, expected):
-    errors = told("train.json", content)
+def test_invalid_json_list_reports_line(get_errors, content, expected):
+    errors = get_errors("train.json", content)
     assert errors[0].startswith(f"train.json:{expected.partition(' at the end')[0]}")
     assert len([issue for issue in errors if "expected" in issue]) == 1
 
 
 @pytest.mark.parametrize("more", ['\n[{"a": 2}]\n', "\n{}\n", "\nxyzzy\n"])
-def test_what_follows_the_list_is_told_not_left_out(told, more):
-    errors = told("train.json", f'[{{"a": 1}}]{more}')
+def test_content_after_json_list_is_reported(get_errors, more):
+    errors = get_errors("train.json", f'[{{"a": 1}}]{more}')
     assert len(errors) == 1
     assert errors[0].startswith("train.json:2: expected ")
 
 
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
-def test_nesting_without_end_is_told_not_a_crash(told, name):
-    errors = told(name, "[" * 100_000)
+def test_deep_json_nesting_is_reported(get_errors, name):
+    errors = get_errors(name, "[" * 100_000)
     assert errors
     assert errors[0].startswith(f"{name}:1: expected ")
 
 
-def test_the_same_rows_hash_alike_from_a_list_and_from_lines(tmp_path, write):
+def test_json_and_jsonl_have_same_content_hash(tmp_path, write):
     rows = [{"text": "é ] ,", "label": "a"}, {"label": "b", "text": "x\ny"}]
     lines = "".join(f"{json.dumps(row)}\n" for row in rows)
     written = {"a.jsonl": lines, "b.json": json.dumps(rows, indent=1), "c.json": lines, "d.txt": lines}
@@ -275,18 +275,18 @@ def flattened():
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_squad_is_flattened_to_a_row_a_question(load, indent):
+def test_squad_gives_one_row_per_question(load, indent):
     assert fields(load("train.json", json.dumps(SQUAD, indent=indent))) == flattened()
 
 
-def test_a_pretty_squad_row_is_at_the_line_of_its_id(lines):
+def test_squad_row_location_is_line_of_id(lines):
     text = json.dumps(SQUAD, indent=2)
     expected = [n for n, line in enumerate(text.split("\n"), start=1) if '"id"' in line]
     assert lines("train.json", text) == expected
     assert lines("train.json", text.replace("\n", "\r\n")) == expected
 
 
-def test_a_row_of_squad_on_one_line_is_told_by_its_id(load):
+def test_one_line_squad_row_location_contains_id(load):
     rows, _ = load("train.json", json.dumps(SQUAD))
     assert [row.where.partition("train.json")[2] for row in rows] == [
         f":1 (question {name})" for name in ("a1", "a2", "b1", "c1")
@@ -294,7 +294,7 @@ def test_a_row_of_squad_on_one_line_is_told_by_its_id(load):
 
 
 @pytest.mark.parametrize("ids", [[12, 1, 2], ["é", "组织", 'a"b']], ids=["numbers", "letters"])
-def test_questions_are_found_at_their_lines_whatever_their_ids_are(lines, ids):
+def test_squad_lines_are_found_for_any_id(lines, ids):
     questions = [{"id": name, "question": "q", "answers": []} for name in ids]
     document = {"data": [{"title": "t", "paragraphs": [{"context": "c", "qas": questions}]}]}
     text = json.dumps(document, indent=1, ensure_ascii=False)
@@ -321,19 +321,19 @@ def test_questions_are_found_at_their_lines_whatever_their_ids_are(lines, ids):
     ],
     ids=["no-data", "data-no-list", "a-list", "no-paragraphs", "no-article", "no-qas", "qas-no-objects"],
 )
-def test_a_broken_squad_file_is_told_with_the_place_and_what_was_expected(told, document, expected):
-    assert told("train.json", json.dumps(document), format="squad")[0] == f"train.json{expected}"
+def test_invalid_squad_file_reports_location_and_expectation(get_errors, document, expected):
+    assert get_errors("train.json", json.dumps(document), format="squad")[0] == f"train.json{expected}"
 
 
-def test_a_truncated_squad_file_is_told_with_its_line(told):
+def test_truncated_squad_file_reports_line(get_errors):
     text = json.dumps(SQUAD, indent=2)
-    [issue] = [line for line in told("train.json", text[: text.index('"b1"') + 4]) if "holds no rows" not in line]
+    [issue] = [line for line in get_errors("train.json", text[: text.index('"b1"') + 4]) if "holds no rows" not in line]
     line = text[: text.index('"b1"')].count("\n") + 1
     assert issue.startswith(f"train.json:{line}: expected JSON; ")
 
 
 @pytest.mark.parametrize(("kind", "count"), [("json", 12_000), ("squad", 4_000)])
-def test_a_large_file_is_read_in_a_moment(write, kind, count):
+def test_large_file_is_read_fast(write, kind, count):
     """One pass: a file of ten times the size takes ten times as long, not a hundred times."""
     rows = [{"id": f"q{n}", "question": "what is it?" * 20, "answers": []} for n in range(count)]
     document = rows if kind == "json" else {"data": [{"paragraphs": [{"context": "c", "qas": rows}]}]}
@@ -347,7 +347,7 @@ def test_a_large_file_is_read_in_a_moment(write, kind, count):
 # --- CoNLL's comment lines
 
 
-def test_comments_before_a_sentence_give_its_row_other_fields(load, lines):
+def test_conll_comments_add_fields(load, lines):
     content = "# label = founded\n#id=7\nAda\tB-head\nRome\tB-tail\n\nBob\tO\n\n# label = left it\nAda\tB-head\n"
     assert fields(load("train.conll", content)) == [
         {"tokens": ["Ada", "Rome"], "tags": ["B-head", "B-tail"], "label": "founded", "id": "7"},
@@ -358,12 +358,12 @@ def test_comments_before_a_sentence_give_its_row_other_fields(load, lines):
 
 
 @pytest.mark.parametrize("content", ["#\tO\nfun\tO\n", "# O\nfun O\n", "Ada\tO\n# a = b\tO\n", "#\t=\tO\n"])
-def test_a_hash_may_be_a_token(load, content):
+def test_hash_sign_can_be_token(load, content):
     tokens = [line.split("\t" if "\t" in content else " ")[0] for line in content.splitlines()]
     assert [row["tokens"] for row in fields(load("train.conll", content))] == [tokens]
 
 
-def test_a_comment_cannot_replace_the_tokens(load):
+def test_comment_cannot_replace_tokens(load):
     assert fields(load("train.conll", "# tokens = x\n# tags = y\nAda O\n")) == [{"tokens": ["Ada"], "tags": ["O"]}]
 
 
@@ -381,28 +381,28 @@ def test_a_comment_cannot_replace_the_tokens(load):
         ("train.txt", '{"text": "café", "label": "b"}\n'),
     ],
 )
-def test_a_file_is_read_in_the_encoding_that_the_recipe_names(load, name, content, encoding):
+def test_file_is_read_in_recipe_encoding(load, name, content, encoding):
     assert fields(load(name, content.encode(encoding), encoding=encoding)) == [{"text": "café", "label": "b"}]
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.json", "train.conll", "train.txt"])
-def test_an_unknown_encoding_is_told_once_a_file_and_not_as_a_crash(told, name):
-    assert told(name, "a,b\nc,d\n", encoding="utf-9")[0] == (
+def test_unknown_encoding_is_reported_once_per_file(get_errors, name):
+    assert get_errors(name, "a,b\nc,d\n", encoding="utf-9")[0] == (
         "data.encoding: unknown encoding 'utf-9'. utf-8 fits most files."
     )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "ascii", "undefined"])
-def test_a_file_in_another_encoding_is_told_not_a_crash(told, encoding):
-    errors = told("train.csv", "text,label\ncafé,b\n", encoding=encoding)
+def test_wrong_encoding_is_reported(get_errors, encoding):
+    errors = get_errors("train.csv", "text,label\ncafé,b\n", encoding=encoding)
     assert errors
     assert "train.csv" in errors[0] or "data.encoding" in errors[0]
 
 
 @pytest.mark.parametrize("rows", [10, 5000])
-def test_a_file_that_is_not_utf8_is_told_with_the_right_byte(told, rows):
+def test_non_utf8_file_reports_byte_in_whole_file(get_errors, rows):
     content = b"text,label\n" + b"fine,good\n" * rows + b"caf\xe9,bad\n"
-    [issue] = told("train.csv", content)
+    [issue] = get_errors("train.csv", content)
     line = rows + 2
     assert f"byte {content.index(0xE9)}" in issue or f"train.csv:{line}" in issue
 
@@ -423,11 +423,11 @@ def test_a_file_that_is_not_utf8_is_told_with_the_right_byte(told, rows):
         ("a.tsv", "text\tscore\nfine\t-1\nfine\t3\n", "tsv"),
     ],
 )
-def test_json_and_tsv_are_told_apart_by_what_is_in_them(write, name, content, kind):
+def test_json_and_tsv_are_detected_by_content(write, name, content, kind):
     assert detect_format(write(name, content)) == kind
 
 
-def test_a_mark_of_utf16_is_read_by_its_encoding(write):
+def test_utf16_byte_order_mark_is_decoded(write):
     assert detect_format(write("a.json", codecs.BOM_UTF16_LE + '[{"a": 1}]'.encode("utf-16-le")), "utf-16") == "json"
 
 
@@ -436,14 +436,14 @@ def test_a_mark_of_utf16_is_read_by_its_encoding(write):
 PROSE = "\ufeffAda [wrote](LOC) to x-\r\n\r\n  London . O\r\nit-\n \n\n\nRome O"
 
 
-def test_a_line_of_plain_text_is_a_row_and_no_mark_in_it_means_anything(load):
+def test_plain_text_line_is_one_row_without_markup(load):
     rows, errors = load("train.txt", PROSE, format="text")
     assert errors == []
     found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
     assert found == [("Ada [wrote](LOC) to x-", "1"), ("  London . O", "3"), ("it-", "4"), ("Rome O", "8")]
 
 
-def test_a_paragraph_ends_at_a_blank_line(load):
+def test_paragraph_ends_at_blank_line(load):
     rows, errors = load("train.txt", PROSE, format="paragraphs")
     assert errors == []
     found = [(row.fields["text"], row.where.rpartition(":")[2]) for row in rows]
@@ -451,7 +451,7 @@ def test_a_paragraph_ends_at_a_blank_line(load):
 
 
 @pytest.mark.parametrize("kind", ["text", "paragraphs"])
-def test_a_file_of_blank_lines_holds_no_rows(load, kind):
+def test_blank_lines_give_no_rows(load, kind):
     assert load("train.txt", "\n \n", format=kind)[1] == ["data.train: train.txt holds no rows."]
 
 
@@ -465,5 +465,5 @@ def test_a_file_of_blank_lines_holds_no_rows(load, kind):
         ("a", "", "text"),
     ],
 )
-def test_for_tasks_on_plain_text_lines_are_neither_tagged_nor_marked_up(write, name, content, kind):
+def test_plain_text_tasks_detect_text(write, name, content, kind):
     assert detect_format(write(name, content), plain_text=True) == kind

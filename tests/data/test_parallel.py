@@ -12,7 +12,7 @@ def rows_of(**section):
         return load_rows(DataSection(**section), errors).splits["train"].rows
 
 
-def test_two_files_are_read_line_by_line(write):
+def test_parallel_files_are_read_line_by_line(write):
     english = write("train.en", "the train was late\n\nit rained [today]\n")
     write("train.de", "der Zug war alt\n\nes regnete [heute]\n")
     rows = rows_of(train=str(english.with_name("train.{en,de}")), validation=str(english.with_name("train.{en,de}")))
@@ -30,7 +30,7 @@ def test_two_files_are_read_line_by_line(write):
         ("one\n", "eins\nzwei\n", "train.en:2: expected as many lines in train.en as in train.de"),
     ],
 )
-def test_files_of_unequal_length_are_told(write, english, german, message):
+def test_unequal_parallel_files_are_reported(write, english, german, message):
     folder = write("train.en", english).parent
     write("train.de", german)
     with pytest.raises(RecipeError) as fault:
@@ -38,13 +38,13 @@ def test_files_of_unequal_length_are_told(write, english, german, message):
     assert message in str(fault.value).replace("  ", ": ")
 
 
-def test_a_file_that_is_not_there_is_named(write):
+def test_missing_parallel_file_is_named(write):
     folder = write("train.en", "one\n").parent
     with pytest.raises(RecipeError, match=r"no such file: .*train\.ed\. Is it 'train\.en'\?|no such file: .*train\.ed"):
         rows_of(train=str(folder / "train.{en,ed}"))
 
 
-def test_a_column_inside_a_column_is_named_by_both(write):
+def test_nested_column_uses_dotted_name(write):
     line = '{"id": 1, "translation": {"en": "one", "de": "eins"}}\n'
     columns = {"text": "translation.en", "translation": "translation.de"}
     (row,) = rows_of(train=str(write("rows.jsonl", line)), validation=str(write("v.jsonl", line)), columns=columns)

@@ -13,7 +13,7 @@ from peftlab.interop.export import export_adapter
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.task_stores import one_line, run
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 METHODS = {
     "lora": {"type": "lora", "r": 4},
@@ -33,9 +33,9 @@ def store(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("handed")
     recipe = instruction_recipe(folder / "rows", base)
     for name, method in METHODS.items():
-        publish_fresh(folder / "store", recipe, {"name": name, "method": method})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": method})
     (folder / "tags").mkdir()
-    publish_fresh(folder / "store", recipe_in(folder / "tags", base), {})
+    publish_untrained(folder / "store", recipe_in(folder / "tags", base), {})
     return folder / "store"
 
 

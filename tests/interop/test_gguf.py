@@ -15,7 +15,7 @@ from peftlab.interop.export import export_adapter
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, instruction_recipe
 from tests.task_stores import one_line, run
-from tests.untrained import publish_changed, publish_fresh
+from tests.untrained import publish_changed, publish_untrained
 
 HEAD_DIM = {"head_dim": 8}
 KINDS = {
@@ -64,9 +64,9 @@ def store(bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     for kind, base in bases.items():
         named = {"name": kind.replace("_", "-"), "method": METHODS["plain"]}
-        publish_fresh(folder / "store", instruction_recipe(folder / kind, base), named)
+        publish_untrained(folder / "store", instruction_recipe(folder / kind, base), named)
     for name, method in METHODS.items():
-        publish_fresh(folder / "store", folder / "llama" / "recipe.yaml", {"name": name, "method": method})
+        publish_untrained(folder / "store", folder / "llama" / "recipe.yaml", {"name": name, "method": method})
     return folder / "store"
 
 
@@ -167,10 +167,10 @@ def refused(store, bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("refused")
     recipe = store.parent / "llama" / "recipe.yaml"
     for name, (method, _) in REFUSED.items():
-        publish_fresh(folder / "store", recipe, {"name": name, "method": method})
-    publish_fresh(folder / "store", recipe_in(folder, bases["llama"]), {})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": method})
+    publish_untrained(folder / "store", recipe_in(folder, bases["llama"]), {})
     opt = build_language_model(folder / "phi", "phi", partial_rotary_factor=0.5)
-    publish_fresh(folder / "store", instruction_recipe(folder / "rows", opt), {"name": "phi"})
+    publish_untrained(folder / "store", instruction_recipe(folder / "rows", opt), {"name": "phi"})
     return folder / "store"
 
 

@@ -18,8 +18,8 @@ from peftlab.store import Store
 from peftlab.tasks.labels.tag_schemes import types_of_tags
 from tests.architectures import build
 from tests.conftest import HUB_ID, build_tiny_bert
-from tests.serving import features_of, served
-from tests.task_stores import lines_of, one_line, run
+from tests.serving import build_feature, predict_each
+from tests.task_stores import one_line, run, to_json_lines
 
 SHUFFLED = ["I-LOC", "B-PER", "O", "I-PER", "B-LOC"]
 OURS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -107,14 +107,14 @@ def test_imported_logits_match_plain_peft(bases, tmp_path, architecture, kind, m
     assert imported.difference <= 1e-5
     assert imported.largest_logit > 0
     bank = peftlab.load(kind, store=tmp_path / "store", device="cpu", precision="fp32")
-    (feature,) = features_of(bank, kind, KINDS[kind][-1])
+    (feature,) = build_feature(bank, kind, KINDS[kind][-1])
     assert "token_type_ids" in feature.inputs or architecture == "llama"
     inputs = {name: torch.tensor([values]) for name, values in feature.inputs.items()}
     expected = plain_logits(base, saved, kind, inputs)
     if kind == "tags":
         assert bank.task(kind).head.labels == OURS
         expected = expected[..., [SHUFFLED.index(tag) for tag in OURS]]
-    (logits,) = served(bank, [(kind, feature)])
+    (logits,) = predict_each(bank, [(kind, feature)])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     assert bank.predict(KINDS[kind][-1])[0].adapter == kind
 
@@ -126,8 +126,8 @@ def test_question_answering_uses_no_token_types_like_peft(bases, tmp_path):
     imported = import_kind(saved, tmp_path / "store", "answers")
     assert any("no token types" in note for note in imported.warnings)
     bank = peftlab.load("answers", store=tmp_path / "store", device="cpu", precision="fp32")
-    (feature,) = features_of(bank, "answers", ASKED)
-    (logits,) = served(bank, [("answers", feature)])
+    (feature,) = build_feature(bank, "answers", ASKED)
+    (logits,) = predict_each(bank, [("answers", feature)])
     expected = plain_logits(bases["bert"], saved, "answers", inputs)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_question_answering_without_peft_class_uses_token_types(bases, tmp_path)
     saved = save_plain(bases["bert"], tmp_path / "saved", config, "AutoModelForQuestionAnswering", 2)
     import_kind(saved, tmp_path / "store", "answers")
     bank = peftlab.load("answers", store=tmp_path / "store", device="cpu", precision="fp32")
-    (feature,) = features_of(bank, "answers", ASKED)
+    (feature,) = build_feature(bank, "answers", ASKED)
     assert any(feature.inputs["token_type_ids"])
 
 
@@ -178,12 +178,12 @@ def test_imported_adapter_works_with_predict_stack_merge_and_export(bases, store
     import_kind(save_kind(bases["bert"], tmp_path / "dora", "classes", "dora"), store_copy)
     names = ["ner-tiny@1", "tags", "classes", "ner-place", "rating", "classes@1"]
     bank = peftlab.load(*names, store=store_copy, device="cpu", precision="fp32")
-    asked = [(name, feature) for name in names for feature in features_of(bank, name, TEXT)]
-    for (name, feature), logits in zip(asked, served(bank, asked), strict=True):
-        (alone,) = served(bank, [(name, feature)])
+    asked = [(name, feature) for name in names for feature in build_feature(bank, name, TEXT)]
+    for (name, feature), logits in zip(asked, predict_each(bank, asked), strict=True):
+        (alone,) = predict_each(bank, [(name, feature)])
         torch.testing.assert_close(logits, alone, rtol=0, atol=1e-5)
     rows = [{"tokens": ["Ada", "left", "Rome"], "tags": ["B-PER", "O", "B-LOC"]}]
-    (tmp_path / "rows.jsonl").write_text(lines_of(rows))
+    (tmp_path / "rows.jsonl").write_text(to_json_lines(rows))
     scored = peftlab.evaluate("tags", tmp_path / "rows.jsonl", store=store_copy, device="cpu")
     assert 0 <= scored.scores.values["f1"] <= 1
     assert merge("classes@1", tmp_path / "merged", store=store_copy).difference < 1e-4

@@ -18,7 +18,7 @@ from peftlab.tasks.inputs.text import PlainTextInputs
 from tests.go_templates import collate, render
 from tests.language_models import build_language_model, instruction_recipe, save_byte_tokenizer
 from tests.task_stores import one_line, run
-from tests.untrained import publish_changed, publish_fresh
+from tests.untrained import publish_changed, publish_untrained
 
 COMMAND = re.compile(
     r'^(FROM|ADAPTER|TEMPLATE|SYSTEM|PARAMETER \w+) (?:"""(.*?)"""|([^\n"]*))$', re.DOTALL | re.MULTILINE
@@ -75,11 +75,11 @@ def base(tmp_path_factory):
 def store(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ollama")
     chats = instruction_recipe(folder / "chats", base, task={"template": "llama-3", "system": "Be brief."})
-    publish_fresh(folder / "store", chats, {"name": "chat"})
+    publish_untrained(folder / "store", chats, {"name": "chat"})
     rows = folder / "plain.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{i}: ", "completion": "yes"}) + "\n" for i in range(12)))
     data = {"data.train": str(rows), "data.validation": str(rows), "name": "prompts"}
-    publish_fresh(folder / "store", folder / "chats" / "recipe.yaml", data)
+    publish_untrained(folder / "store", folder / "chats" / "recipe.yaml", data)
     return folder / "store"
 
 

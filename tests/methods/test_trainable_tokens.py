@@ -15,10 +15,10 @@ from peftlab.errors import IntegrityError, RecipeError, TuningInterrupted
 from peftlab.interop import merge
 from peftlab.interop.export import export_adapter
 from peftlab.recipe import read_recipe
-from tests.language_models import asking, build_language_model, instruction_recipe, plain_writing
+from tests.language_models import build_language_model, instruction_recipe, single_turn_chat, transformers_generation
 from tests.runs import prepared_run
 from tests.tuning.test_tune import ProgressRecorder
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 KINDS = {
     "tied": ("llama", {}),
@@ -51,7 +51,7 @@ def stores(bases, tmp_path_factory):
     for kind, base in bases.items():
         recipe = instruction_recipe(folder / f"{kind}-rows", base, task=CHATML)
         for seed, (name, method) in enumerate(METHODS.items(), start=1):
-            publish_fresh(folder / kind, recipe, {"name": name, "method": method}, seed=seed)
+            publish_untrained(folder / kind, recipe, {"name": name, "method": method}, seed=seed)
     return folder
 
 
@@ -120,7 +120,7 @@ def test_mixed_generation_matches_plain_peft(stores, bases, kind, beams):
     template = bank.task("ends").state["chat_template"]
     for (name, question), answer in zip(asked, bank.predict(list(questions), adapters=list(names)), strict=True):
         ending = {"eos_token_id": ENDS, "num_beams": beams}
-        expected = plain_writing(models[name], tokenizer, asking(question), template, **ending)
+        expected = transformers_generation(models[name], tokenizer, single_turn_chat(question), template, **ending)
         assert answer.prediction.reply == expected
 
 
@@ -141,8 +141,8 @@ def test_base_model_keeps_its_embeddings(stores, bases, kind):
     bank = peftlab.load("ends", store=stores / kind, device="cpu")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(bases[kind]), AutoTokenizer.from_pretrained(bases[kind])
     template = bank.task("ends").state["chat_template"]
-    chat = asking(QUESTIONS[1])
-    expected = plain_writing(model, tokenizer, chat, template, eos_token_id=ENDS)
+    chat = single_turn_chat(QUESTIONS[1])
+    expected = transformers_generation(model, tokenizer, chat, template, eos_token_id=ENDS)
     assert "".join(bank.reply(chat, base_only=True)).strip() == expected
     assert "".join(bank.reply(chat)).strip() == bank.predict(QUESTIONS[1])[0].prediction.reply != expected
 
@@ -153,7 +153,7 @@ def test_merged_token_embeddings_generate_equal_text(stores, tmp_path, kind):
     model, tokenizer = (c.from_pretrained(merged.folder) for c in (AutoModelForCausalLM, AutoTokenizer))
     bank = peftlab.load("ends", store=stores / kind, device="cpu")
     for question in QUESTIONS:
-        expected = plain_writing(model, tokenizer, asking(question), eos_token_id=ENDS)
+        expected = transformers_generation(model, tokenizer, single_turn_chat(question), eos_token_id=ENDS)
         assert bank.predict(question)[0].prediction.reply == expected
 
 

@@ -31,18 +31,18 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def told(tmp_path):
+def get_errors(tmp_path):
     """What reading a recipe complains about, one string a problem, without the folder."""
 
-    def told(path, overrides=None):
+    def get_errors(path, overrides=None):
         with pytest.raises(RecipeError) as caught:
             read_recipe(path, overrides)
         return [str(issue).replace(f"{tmp_path}/", "") for issue in caught.value.errors]
 
-    return told
+    return get_errors
 
 
-def test_a_short_recipe_gets_every_default(write, tmp_path):
+def test_short_recipe_gets_every_default(write, tmp_path):
     recipe = read_recipe(write(SHORTEST))
     assert recipe.model_dump() == {
         "name": "ner-news",
@@ -186,8 +186,8 @@ def test_a_short_recipe_gets_every_default(write, tmp_path):
         ("xyzzy: 1", "xyzzy: unknown key. Keys here: base, data, method, name, task, training."),
     ],
 )
-def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, section, issue):
-    assert told(write(f"{SHORTEST}{section}\n")) == [f"recipe.yaml:{NEXT_LINE}  {issue}"]
+def test_wrong_line_reports_location_key_and_hint(write, get_errors, section, issue):
+    assert get_errors(write(f"{SHORTEST}{section}\n")) == [f"recipe.yaml:{NEXT_LINE}  {issue}"]
 
 
 @pytest.mark.parametrize(
@@ -222,31 +222,31 @@ def test_a_wrong_line_is_told_with_its_place_key_and_way_out(write, told, sectio
         ("data:\n  train: train.txt", "data: train.txt", "recipe.yaml:6  data: should be "),
     ],
 )
-def test_a_wrong_value_is_told_once(write, told, line, wrong, issue):
-    errors = told(write(SHORTEST.replace(line, wrong)))
+def test_wrong_value_is_reported_once(write, get_errors, line, wrong, issue):
+    errors = get_errors(write(SHORTEST.replace(line, wrong)))
     assert len(errors) == 1, errors
     assert errors[0].startswith(issue)
 
 
-def test_a_name_that_is_refused_says_what_a_name_may_hold(write, told):
-    [issue] = told(write(SHORTEST.replace("ner-news", "NER news")))
+def test_invalid_adapter_name_error_lists_allowed_characters(write, get_errors):
+    [issue] = get_errors(write(SHORTEST.replace("ner-news", "NER news")))
     assert "'NER news'" in issue
     assert "[a-z0-9-]" in issue or "lower-case" in issue
 
 
 @pytest.mark.parametrize("line", ["learning_rate: .inf", "max_grad_norm: .inf", "warmup_ratio: .nan"])
-def test_a_number_must_be_finite(write, told, line):
-    [issue] = told(write(f"{SHORTEST}training: {{{line}}}\n"))
+def test_number_must_be_finite(write, get_errors, line):
+    [issue] = get_errors(write(f"{SHORTEST}training: {{{line}}}\n"))
     assert issue.startswith(f"recipe.yaml:{NEXT_LINE}  training.{line.split(':')[0]}: ")
 
 
-def test_missing_sections_are_all_told(write, told):
-    assert told(write("name: ner-news\n")) == [
+def test_every_missing_section_is_reported(write, get_errors):
+    assert get_errors(write("name: ner-news\n")) == [
         f"recipe.yaml  {key}: missing, and it has no default." for key in ("base", "task", "data")
     ]
 
 
-def test_yaml_is_1_2(write):
+def test_yaml_version_is_1_2(write):
     labels = SHORTEST.replace("token-classification", "token-classification\n  labels: [NO, Yes, on]")
     recipe = read_recipe(write(f"{labels}training: {{learning_rate: 5e-4, weight_decay: 1}}\n"))
     assert recipe.task.labels == ["NO", "Yes", "on"]
@@ -254,7 +254,7 @@ def test_yaml_is_1_2(write):
     assert recipe.training.weight_decay == 1.0
 
 
-def test_every_mistake_is_told_in_one_go_in_the_order_of_the_file(write, told):
+def test_all_errors_are_reported_in_file_order(write, get_errors):
     path = write("""\
 name: ner-news
 base:
@@ -278,7 +278,7 @@ training:
     keys_of_data = (
         "columns, dataset, encoding, format, header, max_length, max_lost, seed, subset, test, train, validation"
     )
-    errors = told(path)
+    errors = get_errors(path)
     assert errors[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
@@ -299,19 +299,19 @@ training:
     )
 
 
-def test_a_misspelled_section_is_repaired_so_that_what_is_in_it_is_checked_too(write, told):
-    errors = told(write(f"{SHORTEST}trainig:\n  seed: many\n"))
+def test_misspelled_section_content_is_checked(write, get_errors):
+    errors = get_errors(write(f"{SHORTEST}trainig:\n  seed: many\n"))
     assert errors[0].startswith(f"recipe.yaml:{NEXT_LINE}  trainig: unknown key.")
     assert errors[1:] == [f"recipe.yaml:{NEXT_LINE + 1}  training.seed: should be a valid integer, not 'many'."]
 
 
-def test_a_misspelled_required_key_is_not_told_as_missing_too(write, told):
-    errors = told(write(SHORTEST.replace("train: train.txt", "trian: train.txt")))
+def test_misspelled_required_key_is_not_reported_missing(write, get_errors):
+    errors = get_errors(write(SHORTEST.replace("train: train.txt", "trian: train.txt")))
     assert len(errors) == 1, errors
     assert errors[0].startswith("recipe.yaml:7  data.trian: unknown key. Did you mean 'train'?")
 
 
-def test_a_repaired_recipe_comes_back_where_the_caller_collects_problems(write):
+def test_repaired_recipe_is_returned_with_error_collector(write):
     errors = ErrorCollector()
     recipe = read_recipe(write(f"{SHORTEST}method: {{r: many}}\ntrainig: {{seed: 7}}\n"), errors=errors)
     assert [issue.key for issue in errors.issues] == ["method.r", "trainig"]
@@ -331,8 +331,8 @@ def test_a_repaired_recipe_comes_back_where_the_caller_collects_problems(write):
         ("ner-news\n", "recipe.yaml: a recipe is a mapping, with at least name, base, task and data."),
     ],
 )
-def test_what_is_no_recipe_at_all_is_refused_with_its_line(write, told, text, issue):
-    errors = told(write(text))
+def test_invalid_document_is_refused_with_line(write, get_errors, text, issue):
+    errors = get_errors(write(text))
     assert len(errors) == 1
     assert issue in errors[0]
 
@@ -342,15 +342,15 @@ def test_yaml_merge_keys_are_read(write):
     assert (training.seed, training.num_train_epochs) == (3, 2)
 
 
-def test_a_recipe_that_is_not_there_is_answered_with_near_ones(write, told, tmp_path):
+def test_missing_recipe_suggests_similar_names(write, get_errors, tmp_path):
     write(SHORTEST)
-    [issue] = told(tmp_path / "recpie.yaml")
+    [issue] = get_errors(tmp_path / "recpie.yaml")
     assert issue == "recpie.yaml: no such recipe. Did you mean 'recipe.yaml'? Available recipes: recipe.yaml."
 
 
-def test_a_folder_or_a_file_that_is_not_utf8_is_refused(told, tmp_path):
+def test_folder_or_non_utf8_file_is_refused(get_errors, tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    assert told(tmp_path / "latin.yaml")[0].startswith("latin.yaml: cannot be read: 'utf-8' codec")
+    assert get_errors(tmp_path / "latin.yaml")[0].startswith("latin.yaml: cannot be read: 'utf-8' codec")
     with pytest.raises(RecipeError, match=r"cannot be read: .*Is a directory"):
         read_recipe(tmp_path)
 
@@ -369,12 +369,12 @@ def test_a_folder_or_a_file_that_is_not_utf8_is_refused(told, tmp_path):
         ('data.train="1"', "data.train", "1"),
     ],
 )
-def test_an_override_is_a_dotted_key_and_a_yaml_value(text, key, value):
+def test_parse_override_returns_dotted_key_and_yaml_value(text, key, value):
     assert parse_override(text) == (key, value)
     assert type(parse_override(text)[1]) is type(value)
 
 
-def test_a_method_is_lora_unless_it_says_otherwise(write):
+def test_default_method_is_lora(write):
     assert read_recipe(write(f"{SHORTEST}method: {{r: 4}}\n")).method == Lora(r=4)
     assert read_recipe(write(f"{SHORTEST}method: {{type: head}}\n")).method == Head(type="head")
 
@@ -382,23 +382,23 @@ def test_a_method_is_lora_unless_it_says_otherwise(write):
 @pytest.mark.parametrize(
     ("size", "count"), [("2GiB", 2 * 2**30), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("0MB", 0)]
 )
-def test_sizes_are_a_number_and_a_unit(size, count):
+def test_byte_size_is_number_and_unit(size, count):
     assert parse_byte_size(size) == count
 
 
 @pytest.mark.parametrize("text", ["method.r", "=4", ""])
-def test_an_override_without_key_or_equals_sign_is_refused(text):
+def test_override_without_key_or_equals_sign_is_refused(text):
     expected = f"'{text}' is not of the form key=value, as in training.learning_rate=5e-4"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         parse_override(text)
 
 
-def test_an_override_that_is_not_yaml_is_refused():
+def test_invalid_yaml_override_is_refused():
     with pytest.raises(ValueError, match=r"^the value of 'task\.labels=\[PER' is not YAML: "):
         parse_override("task.labels=[PER")
 
 
-def test_overrides_replace_what_is_written_and_open_new_sections(write):
+def test_overrides_replace_values_and_add_sections(write):
     path = write(f"{SHORTEST}method: {{r: 4}}\n")
     overrides = {"method.r": 2, "training.seed": 7, "data.columns.tokens": "words"}
     recipe = read_recipe(path, overrides)
@@ -415,28 +415,28 @@ def test_overrides_replace_what_is_written_and_open_new_sections(write):
         ("optimizer.name", "x", "-o optimizer.name=x  optimizer: unknown key. Keys here: base, data, "),
     ],
 )
-def test_a_wrong_override_is_told_as_it_was_typed(write, told, key, value, issue):
+def test_wrong_override_is_reported_as_typed(write, get_errors, key, value, issue):
     path = write(SHORTEST.replace("token-classification", "token-classification\n  labels: [PER]"))
-    errors = told(path, {key: value})
+    errors = get_errors(path, {key: value})
     assert len(errors) == 1
     assert errors[0].startswith(issue)
 
 
 @pytest.mark.parametrize("text", ["method.r=true", "method.r=null", "method.r=[1, a]", "training.seed=0.5"])
-def test_the_value_of_a_wrong_override_is_told_as_yaml(write, told, text):
+def test_wrong_override_value_is_reported_as_yaml(write, get_errors, text):
     key, value = parse_override(text)
-    assert told(write(SHORTEST), {key: value})[0].startswith(f"-o {text}  {key}: ")
+    assert get_errors(write(SHORTEST), {key: value})[0].startswith(f"-o {text}  {key}: ")
 
 
-def test_a_wrong_override_and_a_wrong_line_are_told_together(write, told):
-    errors = told(write(f"{SHORTEST}method: {{r: many}}\n"), {"training.seed": "x"})
+def test_wrong_override_and_wrong_line_are_both_reported(write, get_errors):
+    errors = get_errors(write(f"{SHORTEST}method: {{r: many}}\n"), {"training.seed": "x"})
     assert [issue.split(": ")[0] for issue in errors] == [
         "-o training.seed=x  training.seed",
         f"recipe.yaml:{NEXT_LINE}  method.r",
     ]
 
 
-def test_paths_are_relative_to_the_recipe_and_those_of_overrides_to_the_current_folder(
+def test_paths_are_relative_to_recipe_and_override_paths_to_current_folder(
     write, tmp_path, monkeypatch, tmp_path_factory
 ):
     here = tmp_path_factory.mktemp("here")
@@ -451,39 +451,39 @@ def test_paths_are_relative_to_the_recipe_and_those_of_overrides_to_the_current_
     assert read_recipe(path).data.test == "/data/test.txt"
 
 
-def test_paths_in_an_overridden_section_are_relative_to_the_current_folder_too(write, monkeypatch, tmp_path_factory):
+def test_paths_in_overridden_section_are_relative_to_current_folder(write, monkeypatch, tmp_path_factory):
     here = tmp_path_factory.mktemp("here")
     monkeypatch.chdir(here)
     assert read_recipe(write(SHORTEST), {"data": {"train": "other.txt"}}).data.train == str(here / "other.txt")
 
 
-def test_a_recipe_named_relative_to_the_current_folder_gives_absolute_paths(write, tmp_path, monkeypatch):
+def test_relative_recipe_path_gives_absolute_paths(write, tmp_path, monkeypatch):
     write(SHORTEST)
     monkeypatch.chdir(tmp_path)
     assert read_recipe("recipe.yaml").data.train == str(tmp_path / "train.txt")
 
 
-def test_a_tilde_is_the_home_folder(write, tmp_path, monkeypatch):
+def test_tilde_expands_to_home_folder(write, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert read_recipe(write(SHORTEST.replace("train.txt", "~/train.txt"))).data.train == str(
         tmp_path / "home" / "train.txt"
     )
 
 
-def test_a_base_is_a_folder_where_there_is_one_and_a_hub_id_otherwise(write, tmp_path):
+def test_base_is_existing_folder_or_hub_id(write, tmp_path):
     path = write(SHORTEST)
     assert read_recipe(path).base.model == "some/model"
     (tmp_path / "some" / "model").mkdir(parents=True)
     assert read_recipe(path).base.model == str(tmp_path / "some" / "model")
 
 
-def test_names_of_splits_are_left_alone(write):
+def test_split_names_are_not_resolved_as_paths(write):
     splits = "  dataset: owner/data\n  validation: dev\n  test: test\n"
     data = read_recipe(write(SHORTEST.replace("train.txt", "train") + splits)).data
     assert (data.dataset, data.train, data.validation, data.test) == ("owner/data", "train", "dev", "test")
 
 
-def test_a_local_dataset_is_a_folder_beside_the_recipe(write, tmp_path):
+def test_local_dataset_is_relative_to_recipe(write, tmp_path):
     (tmp_path / "corpus").mkdir()
     assert read_recipe(write(f"{SHORTEST}  dataset: corpus\n")).data.dataset == str(tmp_path / "corpus")
 
@@ -498,7 +498,7 @@ def test_a_local_dataset_is_a_folder_beside_the_recipe(write, tmp_path):
         "method: {target_modules: [query, value], use_dora: true}\n",
     ],
 )
-def test_a_recipe_written_out_beside_itself_reads_back_equal(write, tmp_path, more):
+def test_recipe_yaml_round_trips(write, tmp_path, more):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "some" / "model").mkdir(parents=True)
     labels = "  labels: [NO, on, '1e-3', 'null', 'a: b', Größe, 组织, '# x']\n"
@@ -510,7 +510,7 @@ def test_a_recipe_written_out_beside_itself_reads_back_equal(write, tmp_path, mo
     assert read_recipe(again) == recipe
 
 
-def test_a_written_recipe_moves_with_its_data(write, tmp_path):
+def test_recipe_yaml_paths_are_relative_to_folder(write, tmp_path):
     (tmp_path / "store").mkdir()
     recipe = read_recipe(write(SHORTEST))
     text = recipe_yaml(recipe, tmp_path / "store")
@@ -519,14 +519,14 @@ def test_a_written_recipe_moves_with_its_data(write, tmp_path):
     assert read_recipe(tmp_path / "store" / "recipe.yaml") == recipe
 
 
-def test_a_written_recipe_shows_every_default_and_nulls_as_null(write, tmp_path):
+def test_recipe_yaml_contains_defaults_and_nulls(write, tmp_path):
     lines = recipe_yaml(read_recipe(write(SHORTEST)), tmp_path).splitlines()
     assert lines[:4] == ["name: ner-news", "base:", "  model: some/model", "  revision: null"]
     for line in ("  train: train.txt", "  test: null", "  r: 8", "  learning_rate: 0.001", "  columns: {}"):
         assert line in lines
 
 
-def test_the_schema_describes_its_fields():
+def test_schema_describes_its_fields():
     schema = Recipe.model_json_schema()
     sections = schema["$defs"]
     assert set(schema["required"]) == {"name", "base", "task", "data"}
@@ -551,20 +551,20 @@ def test_the_schema_describes_its_fields():
         assert section["additionalProperties"] is (name == "PeftMethod"), name
 
 
-def test_a_recipe_is_frozen(write):
+def test_recipe_is_frozen(write):
     recipe = read_recipe(write(SHORTEST))
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"
 
 
-def test_every_recipe_that_comes_with_the_project_is_right():
+def test_every_shipped_recipe_is_valid():
     found = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     assert found
     for path in found:
         read_recipe(path)
 
 
-def test_reading_a_recipe_imports_nothing_heavy(write):
+def test_reading_recipe_imports_nothing_heavy(write):
     code = (
         "import sys; from peftlab.recipe import read_recipe; read_recipe(sys.argv[1]); "
         "print({'torch', 'transformers', 'datasets', 'peft', 'numpy'} & set(sys.modules))"
@@ -574,18 +574,18 @@ def test_reading_a_recipe_imports_nothing_heavy(write):
 
 
 @pytest.mark.parametrize("labels", ["[PER, PER]", "[PER, '']"])
-def test_labels_are_names_given_once(write, told, labels):
+def test_labels_are_unique_names(write, get_errors, labels):
     text = SHORTEST.replace("token-classification", f"token-classification\n  labels: {labels}")
-    assert told(write(text))[0].startswith("recipe.yaml:6  task.labels: should be names, each given once, not [")
+    assert get_errors(write(text))[0].startswith("recipe.yaml:6  task.labels: should be names, each given once, not [")
 
 
-def test_an_empty_section_means_its_defaults(write):
+def test_empty_section_uses_defaults(write):
     assert read_recipe(write(f"{SHORTEST}training:\nmethod:\n")) == read_recipe(write(SHORTEST))
 
 
 @pytest.mark.parametrize("name", ["News", "-news", "a", "ner_news", "../x", "a" * 64])
-def test_a_name_that_cannot_be_one_is_told_in_words(write, told, name):
-    (issue,) = told(write(SHORTEST.replace("ner-news", name)))
+def test_invalid_adapter_name_is_reported(write, get_errors, name):
+    (issue,) = get_errors(write(SHORTEST.replace("ner-news", name)))
     assert issue == (
         "recipe.yaml:1  name: should be 2 to 63 lower-case letters, digits and dashes, "
         f"and not begin with a dash, not '{name}'."
@@ -599,7 +599,7 @@ def test_a_name_that_cannot_be_one_is_told_in_words(write, told, name):
         *(("prefix", 3e-2), ("prompt", 1e-1), ("p-tuning", 3e-3), ("ln-tuning", 1e-2), ("deft", 1e-3)),
     ],
 )
-def test_each_method_has_its_learning_rate_which_a_written_recipe_tells(write, tmp_path, method, rate):
+def test_each_method_sets_its_learning_rate_in_recipe_yaml(write, tmp_path, method, rate):
     recipe = read_recipe(write(f"{SHORTEST}method: {{type: {method}}}\n"))
     assert recipe.training.learning_rate == rate
     assert f"  learning_rate: {rate}" in recipe_yaml(recipe, tmp_path).splitlines()

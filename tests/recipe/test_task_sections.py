@@ -22,7 +22,7 @@ from peftlab.tasks import TASKS, build_task
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.prediction import forward
 from peftlab.tuning import Progress, tune
-from tests.task_stores import KINDS, lines_of, recipe_for, run, task_store  # noqa: F401  # a fixture
+from tests.task_stores import KINDS, recipe_for, run, task_store, to_json_lines  # noqa: F401  # a fixture
 
 KEYS = {
     "token-classification": "labels, tag_scheme, type",
@@ -43,23 +43,23 @@ KNOWN = (
 
 
 @pytest.fixture
-def told(tmp_path):
+def get_errors(tmp_path):
     """What reading a recipe with this task section complains about; its first line is line 4."""
 
-    def told(task, overrides=None):
+    def get_errors(task, overrides=None):
         path = tmp_path / "recipe.yaml"
         path.write_text(f"name: my-task\nbase:\n  model: some/model\n{task}\ndata:\n  train: train.txt\n")
         with pytest.raises(RecipeError) as caught:
             read_recipe(path, overrides)
         return [str(issue).replace(f"{tmp_path}/", "") for issue in caught.value.errors]
 
-    return told
+    return get_errors
 
 
 # --- the section is a union by `type`
 
 
-def test_every_task_has_a_section_and_every_section_a_task():
+def test_every_task_has_one_section():
     schema = Recipe.model_json_schema()
     assert set(schema["properties"]["task"]["discriminator"]["mapping"]) == set(TASKS) == set(KEYS)
 
@@ -77,22 +77,22 @@ def test_every_task_has_a_section_and_every_section_a_task():
         ("relation-extraction", "negative_lable", "negative_label"),
     ],
 )
-def test_an_unknown_key_is_told_with_its_line_the_nearest_and_the_keys_of_that_type(told, kind, key, meant):
-    errors = told(f"task:\n  type: {kind}\n  {key}: null")
+def test_unknown_key_reports_line_suggestion_and_known_keys(get_errors, kind, key, meant):
+    errors = get_errors(f"task:\n  type: {kind}\n  {key}: null")
     assert errors[0] == f"recipe.yaml:6  task.{key}: unknown key. Did you mean '{meant}'? Keys here: {KEYS[kind]}."
 
 
-def test_a_key_inside_a_section_of_a_section_gets_its_own_names(told):
+def test_nested_section_key_suggests_nested_keys(get_errors):
     generation = "task:\n  type: causal-lm\n  generation:\n    max_new_token: 9\n    num_beam: x"
-    first, second, third = told(generation)
+    first, second, third = get_errors(generation)
     assert first.startswith("recipe.yaml:7  task.generation.max_new_token: unknown key. Did you mean 'max_new_tokens'?")
     assert second.startswith("recipe.yaml:8  task.generation.num_beam: unknown key. Did you mean 'num_beams'?")
     assert third == "recipe.yaml:8  task.generation.num_beams: should be a valid integer, not 'x'."
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_key_without_a_near_one_lists_the_keys_of_that_type(told, kind):
-    assert told(f"task:\n  type: {kind}\n  xyzzy: 1") == [
+def test_unknown_key_without_match_lists_keys(get_errors, kind):
+    assert get_errors(f"task:\n  type: {kind}\n  xyzzy: 1") == [
         f"recipe.yaml:6  task.xyzzy: unknown key. Keys here: {KEYS[kind]}."
     ]
 
@@ -106,8 +106,8 @@ def test_a_key_without_a_near_one_lists_the_keys_of_that_type(told, kind):
         if other not in KEYS[kind]
     ],
 )
-def test_the_keys_of_another_task_are_refused(told, kind, other):
-    issue = told(f"task:\n  type: {kind}\n  {other}: null")[0]
+def test_keys_of_another_task_are_refused(get_errors, kind, other):
+    issue = get_errors(f"task:\n  type: {kind}\n  {other}: null")[0]
     assert issue.startswith(f"recipe.yaml:6  task.{other}: unknown key.")
     assert issue.endswith(f"Keys here: {KEYS[kind]}.")
 
@@ -131,8 +131,8 @@ def test_the_keys_of_another_task_are_refused(told, kind, other):
         ("relation-extraction", "negative_label: [a]", "negative_label: should be a valid string, not ['a']."),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_told_with_its_line(told, kind, line, issue):
-    errors = told(f"task:\n  type: {kind}\n  {line}")
+def test_wrong_task_value_reports_line(get_errors, kind, line, issue):
+    errors = get_errors(f"task:\n  type: {kind}\n  {line}")
     assert len(errors) == 1
     assert errors[0].startswith(f"recipe.yaml:6  task.{issue}")
 
@@ -140,27 +140,27 @@ def test_a_wrong_value_is_told_with_its_line(told, kind, line, issue):
 @pytest.mark.parametrize(
     "section", ["task: {}", "task:\n  type:", "task:\n  multi_label: true", "task:\n  labels: [a]"]
 )
-def test_a_missing_type_is_told_and_no_key_is_judged_by_another_type(told, section):
-    errors = told(section)
+def test_missing_type_is_reported_alone(get_errors, section):
+    errors = get_errors(section)
     assert len(errors) == 1, errors
     assert "task.type: " in errors[0]
 
 
 @pytest.mark.parametrize("key", ["tpye", "Type", "typ"])
-def test_a_misspelled_type_key_is_told_once_and_repaired(told, key):
-    errors = told(f"task:\n  {key}: regression\n  loss: mae")
+def test_misspelled_type_key_is_reported_once(get_errors, key):
+    errors = get_errors(f"task:\n  {key}: regression\n  loss: mae")
     assert len(errors) == 1, errors
     assert errors[0].startswith(f"recipe.yaml:5  task.{key}: unknown key. Did you mean 'type'?")
 
 
 @pytest.mark.parametrize("section", ["task: regression", "task: [regression]", "task: 3"])
-def test_a_task_that_is_no_section_is_told(told, section):
-    [issue] = told(section)
+def test_task_that_is_not_a_section_is_reported(get_errors, section):
+    [issue] = get_errors(section)
     assert issue.startswith("recipe.yaml:4  task: should be ")
 
 
-def test_a_type_that_is_nearly_right_is_repaired_so_that_its_keys_are_checked(told):
-    assert told("task:\n  type: text-clasification\n  multi_label: 3\n  loss: mae") == [
+def test_misspelled_type_is_repaired_and_its_keys_checked(get_errors):
+    assert get_errors("task:\n  type: text-clasification\n  multi_label: 3\n  loss: mae") == [
         f"recipe.yaml:5  task.type: unknown type 'text-clasification'. Did you mean 'text-classification'? {KNOWN}",
         "recipe.yaml:6  task.multi_label: should be a valid boolean, not 3.",
         f"recipe.yaml:7  task.loss: unknown key. Keys here: {KEYS['text-classification']}.",
@@ -168,13 +168,13 @@ def test_a_type_that_is_nearly_right_is_repaired_so_that_its_keys_are_checked(to
 
 
 @pytest.mark.parametrize("kind", ["ner", "xyzzy", "3", "[a]"])
-def test_a_type_that_is_like_none_is_told_and_nothing_else_of_it(told, kind):
-    [issue] = told(f"task:\n  type: {kind}\n  multi_label: 3\n  foo: bar")
+def test_unknown_type_is_reported_alone(get_errors, kind):
+    [issue] = get_errors(f"task:\n  type: {kind}\n  multi_label: 3\n  foo: bar")
     assert issue.startswith("recipe.yaml:5  task.type: unknown type ")
     assert issue.endswith(KNOWN)
 
 
-def test_no_row_is_judged_by_the_rules_of_a_task_that_was_only_guessed(tmp_path, tiny_base):
+def test_rows_are_not_checked_with_placeholder_task(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     for kind, errors in (("xyzzy", 1), ("text-clasification", 1), ("relation-extractoin", 2)):
         with pytest.raises(RecipeError) as caught:
@@ -184,7 +184,7 @@ def test_no_row_is_judged_by_the_rules_of_a_task_that_was_only_guessed(tmp_path,
         assert (len(messages) >= errors) if errors > 1 else (len(messages) == 1)
 
 
-def test_overrides_reach_into_the_task(told, tmp_path, tiny_base):
+def test_overrides_change_task_keys(get_errors, tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "classes")
     shown = YAML(typ="safe").load(run("recipe", "show", recipe, "-o", "task.multi_label=true").stdout)
     assert shown["task"] == {
@@ -194,16 +194,16 @@ def test_overrides_reach_into_the_task(told, tmp_path, tiny_base):
         "threshold": 0.5,
         "class_weights": "balanced",
     }
-    assert told("task:\n  type: regression", {"task.multi_label": True}) == [
+    assert get_errors("task:\n  type: regression", {"task.multi_label": True}) == [
         f"-o task.multi_label=true  task.multi_label: unknown key. Keys here: {KEYS['regression']}."
     ]
-    assert told("task:\n  type: regression", {"task.loss": "mea"})[0].startswith(
+    assert get_errors("task:\n  type: regression", {"task.loss": "mea"})[0].startswith(
         "-o task.loss=mea  task.loss: unknown loss 'mea'. Did you mean "
     )
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_show_fills_in_the_defaults_of_each_type_and_is_itself_a_recipe(tmp_path, kind):
+def test_recipe_show_prints_valid_recipe_with_defaults(tmp_path, kind):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"name: my-task\nbase: {{model: some/model}}\ntask: {{type: {kind}}}\ndata: {{train: a.txt}}\n")
     shown = run("recipe", "show", path).stdout
@@ -212,7 +212,7 @@ def test_show_fills_in_the_defaults_of_each_type_and_is_itself_a_recipe(tmp_path
     assert run("recipe", "show", tmp_path / "shown.yaml").stdout == shown
 
 
-def test_the_schema_describes_the_keys_of_every_type():
+def test_schema_describes_keys_of_every_type():
     sections = json.loads(run("recipe", "schema").stdout)["$defs"]
     typed = [section for section in sections.values() if "type" in section["properties"]]
     by_type = {section["properties"]["type"].get("const"): section for section in typed}
@@ -235,12 +235,12 @@ def errors_of(tmp_path, tiny_base):
     def errors_of(kind, rows, splits=("train",), **changes):
         path = recipe_for(tmp_path, tiny_base, kind, **changes)
         for split in splits:
-            (tmp_path / f"{split}.jsonl").write_text(lines_of(rows), encoding="utf8")
+            (tmp_path / f"{split}.jsonl").write_text(to_json_lines(rows), encoding="utf8")
         errors = ErrorCollector()
         recipe = read_recipe(path, errors=errors)
         build_task(recipe.task, load_rows(recipe.data, errors), errors)
-        told = [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
-        return [issue.removeprefix("recipe.yaml: ") for issue in told]
+        messages = [str(issue).replace(f"{tmp_path}/", "") for issue in errors.issues]
+        return [issue.removeprefix("recipe.yaml: ") for issue in messages]
 
     return errors_of
 
@@ -295,7 +295,7 @@ ASKED = {"question": "who ?", "context": "Ada met Ada ."}
         (RELATIONS, {"text": "<e1> </e1> b <e2>c</e2>", "label": "Other"}, "expected head to hold some text, found "),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_told_with_its_line_and_what_was_expected(errors_of, kind, row, expected):
+def test_bad_row_reports_line_and_expectation(errors_of, kind, row, expected):
     good = KINDS[kind][1]
     errors = errors_of(kind, [*good[:9], row, *good[9:]])
     assert len(errors) == 1, errors
@@ -312,7 +312,7 @@ def test_a_bad_row_is_told_with_its_line_and_what_was_expected(errors_of, kind, 
         (RELATIONS, {**SPANS, "label": "left(e2,e1)"}, "left(e2,e1)", "left(e1,e2)"),
     ],
 )
-def test_a_label_that_training_lacks_is_told_with_its_line_and_the_nearest(errors_of, kind, row, label, meant):
+def test_label_missing_from_training_reports_line_and_suggestion(errors_of, kind, row, label, meant):
     [issue] = errors_of(kind, [*KINDS[kind][1][:3], row], ("validation",))
     assert (
         f"label '{label}' occurs in validation (1×, first at validation.jsonl:4) but not in the training rows." in issue
@@ -330,7 +330,7 @@ def test_a_label_that_training_lacks_is_told_with_its_line_and_the_nearest(error
         (RELATIONS, ["Other", "left(e1,e2)"], "was-in(e2,e1)"),
     ],
 )
-def test_a_label_that_the_recipe_does_not_list_is_told_for_each_split(errors_of, kind, labels, unknown):
+def test_unlisted_label_is_reported_for_each_split(errors_of, kind, labels, unknown):
     errors = errors_of(kind, KINDS[kind][1], SPLITS, task={"labels": labels})
     for split, issue in zip(SPLITS, errors, strict=True):
         assert f"label '{unknown}' occurs in {split} (" in issue
@@ -348,7 +348,7 @@ def test_a_label_that_the_recipe_does_not_list_is_told_for_each_split(errors_of,
         (RELATIONS, "label", "lable"),
     ],
 )
-def test_a_column_misnamed_in_every_row_is_told_once_with_the_nearest(errors_of, kind, ours, theirs):
+def test_wrong_column_name_is_reported_once_with_suggestion(errors_of, kind, ours, theirs):
     rows = [{theirs if name == ours else name: value for name, value in row.items()} for row in KINDS[kind][1]]
     found = ", ".join(rows[0])
     errors = errors_of(kind, rows, SPLITS)
@@ -366,18 +366,18 @@ def test_a_column_misnamed_in_every_row_is_told_once_with_the_nearest(errors_of,
 
 
 @pytest.mark.parametrize("kind", [NER, CLASSES, TOPICS, RELATIONS])
-def test_labels_are_not_called_unknown_where_no_training_row_could_be_read(errors_of, kind):
+def test_labels_are_not_unknown_without_readable_training_rows(errors_of, kind):
     [issue] = errors_of(kind, [{"no": 1, "yes": 2}] * 9)
     assert issue.startswith("train.jsonl:1 and every other row: expected columns ")
 
 
-def test_a_column_misnamed_in_every_row_is_told_once_where_splits_are_carved(errors_of):
+def test_wrong_column_name_is_reported_once_across_random_splits(errors_of):
     rows = [{"txt": row["text"], "label": row["label"]} for row in KINDS[CLASSES][1]]
     errors = errors_of(CLASSES, rows, data={"validation": 0.2, "test": 0.2})
     assert len(errors) == 1, errors
 
 
-def test_of_many_bad_rows_five_are_told_and_the_others_counted(errors_of):
+def test_five_bad_rows_are_reported_and_rest_counted(errors_of):
     errors = errors_of(RATING, [*KINDS[RATING][1], *({"text": "x", "label": f"no {n}"} for n in range(8))])
     assert errors[:5] == [f"train.jsonl:{13 + n}: expected label to be a number, found 'no {n}'" for n in range(5)]
     assert errors[5:] == ["… and 3 more rows like these."]
@@ -394,18 +394,18 @@ def test_of_many_bad_rows_five_are_told_and_the_others_counted(errors_of):
         (RELATIONS, [SPANS] * 3, "the training rows hold 1 relation(s); nothing to tell apart."),
     ],
 )  # fmt: skip
-def test_rows_that_teach_nothing_are_refused(errors_of, kind, rows, expected):
+def test_rows_without_training_signal_are_refused(errors_of, kind, rows, expected):
     [issue] = errors_of(kind, rows, SPLITS)
     assert issue.endswith(f"data.train: {expected}")
 
 
-def test_a_negative_label_that_no_row_has_is_told(errors_of):
+def test_unused_negative_label_is_reported(errors_of):
     [issue] = errors_of(RELATIONS, KINDS[RELATIONS][1], task={"negative_label": "other"})
     assert "task.negative_label: no training row has the label 'other'. Did you mean 'Other'?" in issue
 
 
 @pytest.mark.parametrize("start", [0, 8, "0", " 8 "])
-def test_an_answer_is_taken_where_its_start_says_the_first_character_too(errors_of, start):
+def test_answer_start_at_first_character_is_accepted(errors_of, start):
     rows = []
     for row in KINDS[ANSWERS][1]:
         [answer] = row["answers"]
@@ -414,13 +414,13 @@ def test_an_answer_is_taken_where_its_start_says_the_first_character_too(errors_
     assert errors_of(ANSWERS, [*rows, {**ASKED, "answer": "Ada", "answer_start": start}]) == []
 
 
-def test_an_answer_that_does_not_start_where_it_says_is_refused_at_the_first_character_too(errors_of):
+def test_wrong_answer_start_at_first_character_is_refused(errors_of):
     row = {"question": "x", "context": "She met Ada", "answer": "Ada", "answer_start": 0}
     [issue] = errors_of(ANSWERS, [{**row, "answer_start": 8}, row])
     assert issue.startswith("train.jsonl:2: expected 'Ada' at character 0 of the context (0 to 11); it occurs at 8")
 
 
-def test_tokens_with_a_comment_that_tells_their_text_are_read_as_tokens(errors_of, tmp_path):
+def test_tokens_with_text_comment_are_read_as_tokens(errors_of, tmp_path):
     """CoNLL-U writes `# text = …` above each sentence."""
     lines = "# text = Ada left Rome\n# label = {}\nAda\tB-head\nleft\tO\nRome\tB-tail\n\n"
     (tmp_path / "rows.conll").write_text(lines.format("left(e1,e2)") + lines.format("Other"))
@@ -470,7 +470,7 @@ def published(request, task_store):  # noqa: F811
     return Store(task_store).verify(request.param)
 
 
-def test_the_manifest_says_what_the_task_is_and_what_it_learned(published):
+def test_manifest_holds_task_and_fitted_labels(published):
     task, (section, rows) = published.manifest.task, KINDS[published.name]
     options, state = OPTIONS[published.name]
     assert task.type == section["type"]
@@ -481,7 +481,7 @@ def test_the_manifest_says_what_the_task_is_and_what_it_learned(published):
     assert published.manifest.data.ledger["train"].used == len(rows)
 
 
-def test_the_manifest_holds_the_scores_of_the_task(published):
+def test_manifest_holds_task_scores(published):
     scores = published.manifest.scores
     assert list(scores) == ["validation", "test"]
     for split in scores.values():
@@ -491,7 +491,7 @@ def test_the_manifest_holds_the_scores_of_the_task(published):
     assert published.manifest.main_score in SCORES[published.name]
 
 
-def test_a_confusion_is_drawn_where_the_task_has_one(published):
+def test_confusion_matrix_is_drawn_if_task_has_one(published):
     drawn = (published.folder / "confusion.png").is_file()
     assert drawn == (published.name in ("classes", "relations"))
     assert ("confusion.png" in published.manifest.files) == drawn
@@ -501,7 +501,7 @@ def test_a_confusion_is_drawn_where_the_task_has_one(published):
         assert (published.folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_card_tells_labels_reading_and_command(published):
+def test_model_card_contains_labels_output_help_and_command(published):
     card, task = (published.folder / "README.md").read_text(encoding="utf8"), published.manifest.task
     labels = f"Labels: {', '.join(f'`{label}`' for label in task.labels)}"
     assert (labels in card) == bool(task.labels)
@@ -512,18 +512,18 @@ def test_the_card_tells_labels_reading_and_command(published):
     assert "None" not in card
 
 
-def test_the_command_of_the_card_works(published, task_store):  # noqa: F811
+def test_model_card_command_runs(published, task_store):  # noqa: F811
     card = (published.folder / "README.md").read_text(encoding="utf8")
     [line] = [line for line in card.splitlines() if line.startswith("peftlab predict ")]
     assert run(*shlex.split(line)[1:], "--store", task_store, "--device", "cpu").exit_code == 0
 
 
-def test_the_recipe_of_the_adapter_repeats_its_task(published):
+def test_adapter_recipe_matches_task(published):
     task = YAML(typ="safe").load(published.folder / "recipe.yaml")["task"]
     assert task.items() >= KINDS[published.name][0].items()
 
 
-def test_plain_peft_gives_the_logits_of_the_bank(published, task_store, tiny_base):  # noqa: F811
+def test_plain_peft_matches_bank_logits(published, task_store, tiny_base):  # noqa: F811
     task_of, rows = published.manifest.task, KINDS[published.name][1][:5]
     names = dict(enumerate(task_of.head.labels))
     auto_class = getattr(transformers, task_of.auto_class)
@@ -570,7 +570,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_steps_in_bfloat16_leave_weights_in_float32(tmp_path, tiny_base):
+def test_bfloat16_steps_keep_float32_weights(tmp_path, tiny_base):
     recipe = recipe_for(tmp_path, tiny_base, "topics")
     plain = tune(recipe, store=tmp_path / "store", overrides={"training.bf16": False})
     halved = tune(recipe, store=tmp_path / "store", overrides={"training.bf16": True})
@@ -581,7 +581,7 @@ def test_steps_in_bfloat16_leave_weights_in_float32(tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize("strategy", ["tokens", "random"])
-def test_an_interrupted_run_resumes_to_the_same_adapter_whatever_its_batches(tmp_path, tiny_base, strategy):
+def test_resumed_run_matches_uninterrupted_run(tmp_path, tiny_base, strategy):
     training = {"train_sampling_strategy": strategy, "num_train_epochs": 3, "early_stopping_patience": None}
     recipe = recipe_for(tmp_path, tiny_base, "classes", training=training)
     straight = tune(recipe, store=tmp_path / "straight")

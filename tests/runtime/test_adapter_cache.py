@@ -17,9 +17,9 @@ from peftlab.runtime.lru_cache import LRUCache
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights
-from tests.serving import features_of, served
+from tests.serving import build_feature, predict_each
 from tests.task_stores import recipe_for
-from tests.untrained import damage, publish_changed, publish_fresh, publish_saying, stirred
+from tests.untrained import damage, perturbed, publish_changed, publish_constant_label, publish_untrained
 
 NAMES = ("lora", "lora-2", "lora-3", "pfeiffer", "prompt")
 TEXTS = ("the train was late , it rained .", "nobody came .")
@@ -142,9 +142,9 @@ def common_store(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiers")
     recipe = recipe_for(folder / "rows", base, "classes")
     for name in ("lora", "pfeiffer", "prompt"):
-        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": METHODS[name]})
     for number in (2, 3):
-        publish_changed(folder / "store", "lora", lambda t, seed=number: stirred(t, seed), name=f"lora-{number}")
+        publish_changed(folder / "store", "lora", lambda t, seed=number: perturbed(t, seed), name=f"lora-{number}")
     return folder / "store"
 
 
@@ -162,12 +162,12 @@ def expected(common_store):
 
 
 def asked(bank, name):
-    return [(name, feature) for text in TEXTS for feature in features_of(bank, name, {"text": text})]
+    return [(name, feature) for text in TEXTS for feature in build_feature(bank, name, {"text": text})]
 
 
 def answers(bank, *names):
     """Logits of TEXTS by each of `names`, in one call."""
-    return torch.stack(served(bank, [one for name in names for one in asked(bank, name)]))
+    return torch.stack(predict_each(bank, [one for name in names for one in asked(bank, name)]))
 
 
 def size_of(store, name):
@@ -437,7 +437,7 @@ def test_two_names_share_one_version(common_store, expected):
 
 def test_new_version_replaces_current_but_not_pinned_version(store, expected):
     bank = peftlab.load("lora", "lora@1", "lora-2", store=store, device="cpu")
-    publish_saying(store, "lora", "answer 7")
+    publish_constant_label(store, "lora", "answer 7")
     assert bank.predict(TEXTS[0], adapters="lora")[0].prediction.label == "answer 7"
     assert_right(bank, expected, "lora@1", "lora-2")
     assert str(bank.adapter("lora")) == "lora@2"
@@ -476,7 +476,7 @@ def test_previous_version_is_released(store):
     count = len([thing for thing in gc.get_objects() if isinstance(thing, LoadedAdapter)])
     for number in range(4):
         references = references_to(bank, "lora")
-        publish_saying(store, "lora@1", f"answer {number}")
+        publish_constant_label(store, "lora@1", f"answer {number}")
         assert bank.predict(TEXTS[0])[0].prediction.label == f"answer {number}"
         assert alive(references) == []
     assert len([thing for thing in gc.get_objects() if isinstance(thing, LoadedAdapter)]) == count

@@ -13,9 +13,9 @@ from peftlab.runtime import loaded_base
 from peftlab.tasks.prediction import forward
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights
-from tests.serving import features_of, served
+from tests.serving import build_feature, predict_each
 from tests.task_stores import recipe_for
-from tests.untrained import publish_changed, publish_fresh, stirred
+from tests.untrained import perturbed, publish_changed, publish_untrained
 
 TOLERANCE = 1e-5
 TEXTS = ("the train was late , it rained .", "nobody came .", "the letter was quiet .")
@@ -32,8 +32,8 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("moulds")
     recipe = recipe_for(folder / "rows", enlarge_weights(build("bert", folder)), "classes")
     for name, fields in METHODS.items():
-        publish_fresh(folder / "store", recipe, {"name": name, "method": fields})
-        publish_changed(folder / "store", name, lambda tensors: stirred(tensors, seed=2), name=f"{name}-2")
+        publish_untrained(folder / "store", recipe, {"name": name, "method": fields})
+        publish_changed(folder / "store", name, lambda tensors: perturbed(tensors, seed=2), name=f"{name}-2")
     return folder / "store"
 
 
@@ -57,8 +57,8 @@ def made_by_peft(monkeypatch):
 
 
 def answers(bank, name):
-    features = [feature for text in TEXTS for feature in features_of(bank, name, {"text": text})]
-    return torch.stack(served(bank, [(name, feature) for feature in features]))
+    features = [feature for text in TEXTS for feature in build_feature(bank, name, {"text": text})]
+    return torch.stack(predict_each(bank, [(name, feature) for feature in features]))
 
 
 def plain_answers(bank, name):
@@ -66,7 +66,7 @@ def plain_answers(bank, name):
     task = bank.task(name)
     plain, _ = load_with_head(bank.base.files, task)
     plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
-    features = [feature for text in TEXTS for feature in features_of(bank, name, {"text": text})]
+    features = [feature for text in TEXTS for feature in build_feature(bank, name, {"text": text})]
     return torch.stack(forward(task, plain, bank.base.inputs, features))
 
 
@@ -112,8 +112,8 @@ def test_template_has_no_tensors_of_first_adapter(store):
 def test_template_on_other_architectures(tmp_path, made_by_peft, base):
     recipe = recipe_for(tmp_path / "rows", enlarge_weights(build(base, tmp_path)), "classes")
     for name in ("lora", "dora", "pfeiffer", "last-layers"):
-        publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
-        publish_changed(tmp_path / "store", name, lambda tensors: stirred(tensors, seed=2), name=f"{name}-2")
+        publish_untrained(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
+        publish_changed(tmp_path / "store", name, lambda tensors: perturbed(tensors, seed=2), name=f"{name}-2")
         bank = peftlab.load(name, f"{name}-2", store=tmp_path / "store", device="cpu")
         for one in bank.names:
             assert_close(answers(bank, one), plain_answers(bank, one))
@@ -158,14 +158,14 @@ def test_different_configuration_has_separate_template(store, made_by_peft, key,
 def test_different_task_has_separate_template(store, tmp_path, made_by_peft, kind):
     classes = peftlab.load("lora", store=store, device="cpu")
     recipe = recipe_for(tmp_path / "rows", classes.base.files.folder, kind)
-    publish_fresh(store, recipe, {"name": kind, "method": METHODS["lora"]})
+    publish_untrained(store, recipe, {"name": kind, "method": METHODS["lora"]})
     made_by_peft.clear()
     classes.add(kind)
     assert made_by_peft == [f"{kind}@1"]
     text = dict.fromkeys(classes.task(kind).input_columns, TEXTS[0])
-    [feature] = features_of(classes, kind, text)
+    [feature] = build_feature(classes, kind, text)
     [expected] = forward(classes.task(kind), classes.model(kind), classes.base.inputs, [feature])
-    assert_close(served(classes, [(kind, feature)])[0], expected)
+    assert_close(predict_each(classes, [(kind, feature)])[0], expected)
 
 
 def without_one(tensors):

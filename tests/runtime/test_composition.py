@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import peftlab
 from peftlab.errors import AdapterNotFoundError, IntegrityError
-from tests.serving import features_of, served
+from tests.serving import build_feature, predict_each
 from tests.task_stores import recipe_for
 
 TOLERANCE = 1e-5
@@ -39,7 +39,9 @@ def bank(store):
 
 
 def logits(bank, name):
-    return torch.stack([served(bank, [(name, features_of(bank, name, {"text": text})[0])])[0] for text in TEXTS])
+    return torch.stack(
+        [predict_each(bank, [(name, build_feature(bank, name, {"text": text})[0])])[0] for text in TEXTS]
+    )
 
 
 def by_hand(bank, weights, head):
@@ -61,7 +63,7 @@ def by_hand(bank, weights, head):
 
 
 def hand_logits(bank, model, name):
-    inputs = [features_of(bank, name, {"text": text})[0].inputs for text in TEXTS]
+    inputs = [build_feature(bank, name, {"text": text})[0].inputs for text in TEXTS]
     with torch.no_grad():
         return torch.stack([model.eval()(**{k: torch.tensor([v]) for k, v in one.items()}).logits[0] for one in inputs])
 

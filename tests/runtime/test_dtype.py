@@ -8,9 +8,9 @@ from peftlab.runtime import loaded_base
 from peftlab.runtime.options import resolve_dtype
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights
-from tests.serving import features_of, served
+from tests.serving import build_feature, predict_each
 from tests.task_stores import recipe_for, run
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 TEXTS = ("it rained .", "the train was late , it rained .", "nobody came .")
 TRIED = (
@@ -35,13 +35,13 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("precision")
     recipe = recipe_for(folder / "rows", enlarge_weights(build("bert", folder)), "classes")
     for name in TRIED:
-        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": METHODS[name]})
     return folder / "store"
 
 
 def logits(bank, names=TRIED):
-    asked = [(name, features_of(bank, name, {"text": text})[0]) for name in names for text in TEXTS]
-    return torch.stack(served(bank, asked))
+    asked = [(name, build_feature(bank, name, {"text": text})[0]) for name in names for text in TEXTS]
+    return torch.stack(predict_each(bank, asked))
 
 
 def test_bf16_predictions_match_fp32(store):
@@ -103,7 +103,7 @@ def test_command_line_passes_dtype(store, monkeypatch):
 def test_other_architectures_predict_in_bf16(tmp_path, architecture):
     recipe = recipe_for(tmp_path / "rows", enlarge_weights(build(architecture, tmp_path)), "classes")
     for name in ("lora", "pfeiffer"):
-        publish_fresh(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
+        publish_untrained(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
     names = ["lora", "pfeiffer"]
     whole, halves = (
         logits(peftlab.load(*names, store=tmp_path / "store", device="cpu", precision=precision), names)

@@ -8,7 +8,7 @@ import pytest
 import peftlab
 from peftlab.errors import AdapterNotFoundError, PeftlabError, RecipeError
 from peftlab.store import Store
-from tests.task_stores import KINDS, lines_of, one_line, run, task_store  # noqa: F401  # a fixture
+from tests.task_stores import KINDS, one_line, run, task_store, to_json_lines  # noqa: F401  # a fixture
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def refused(evaluate, tmp_path):
     """What is told of rows that cannot be scored, on one line."""
 
     def refused(adapter, rows, *options):
-        (tmp_path / "rows.jsonl").write_text(rows if isinstance(rows, str) else lines_of(rows), encoding="utf8")
+        (tmp_path / "rows.jsonl").write_text(rows if isinstance(rows, str) else to_json_lines(rows), encoding="utf8")
         result = evaluate(adapter, tmp_path / "rows.jsonl", *options)
         assert (result.exit_code, result.stdout) == (2, "")
         return one_line(result.stderr).replace(f"{tmp_path}/", "")
@@ -94,8 +94,8 @@ def test_predictions_file_has_one_line_per_row(evaluate, task_store, tmp_path, k
     data = test_file(task_store, kind)
     assert evaluate(kind, data, "--predictions", tmp_path / "out.jsonl", "--json").exit_code == 0
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf8").splitlines()]
-    served = run("predict", kind, "--file", data, "--json", "--store", task_store, "--device", "cpu")
-    expected = [json.loads(line) for line in served.stdout.splitlines()]
+    predict_each = run("predict", kind, "--file", data, "--json", "--store", task_store, "--device", "cpu")
+    expected = [json.loads(line) for line in predict_each.stdout.splitlines()]
     assert len(written) == 8
     for one, other in zip(written, expected, strict=True):
         assert {"adapter": kind, **one} == other
@@ -127,7 +127,7 @@ def test_evaluate_returns_scores_ledger_and_predictions(task_store):  # noqa: F8
 
 def test_single_row(evaluate, tmp_path):
     for kind, (_, rows) in KINDS.items():
-        (tmp_path / "rows.jsonl").write_text(lines_of(rows[:1]), encoding="utf8")
+        (tmp_path / "rows.jsonl").write_text(to_json_lines(rows[:1]), encoding="utf8")
         result = evaluate(kind, tmp_path / "rows.jsonl", "--json")
         assert result.exit_code == 0
         assert "NaN" not in result.stdout

@@ -19,7 +19,7 @@ from peftlab.store import WEIGHTS_FILE, Store
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.task_stores import recipe_for
-from tests.untrained import ANSWERS, damage, publish_changed, publish_fresh, publish_saying
+from tests.untrained import ANSWERS, damage, publish_changed, publish_constant_label, publish_untrained
 
 TEXTS = ("the train was late , it rained .", "nobody came .", "it rained .")
 THREADS = 8
@@ -30,7 +30,7 @@ def first_store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hot")
     recipe = recipe_for(folder / "rows", enlarge_weights(build("bert", folder)), "classes")
     for name in ("lora", "pfeiffer", "prompt"):
-        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[name]})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": METHODS[name]})
     return folder / "store"
 
 
@@ -38,8 +38,8 @@ def first_store(tmp_path_factory):
 def store(first_store, tmp_path):
     """With `news`, which says "answer 0", and `other`, which says "answer 39"."""
     folder = shutil.copytree(first_store, tmp_path / "store")
-    publish_saying(folder, "lora", "answer 0", name="news")
-    publish_saying(folder, "pfeiffer", "answer 39", name="other")
+    publish_constant_label(folder, "lora", "answer 0", name="news")
+    publish_constant_label(folder, "pfeiffer", "answer 39", name="other")
     return folder
 
 
@@ -87,7 +87,7 @@ class Current:
 
 
 @contextmanager
-def asking(*asked):
+def single_turn_chat(*asked):
     """Threads that call these by turns until the block ends, each at least once; what they raise is raised here."""
     stop, counts = threading.Event(), [0] * THREADS
 
@@ -137,10 +137,10 @@ def test_answers_come_from_current_versions(store, room):
         assert said(bank, "prompt", TEXTS[0]) == prompt
 
     held = len(bank._cache._slots), bank.num_bytes
-    with asking(ask, ask_about_one) as rounds:
+    with single_turn_chat(ask, ask_about_one) as rounds:
         for number in range(1, 7):
             with current.becomes(f"answer {number}"):
-                published = publish_saying(store, "lora", f"answer {number}", name="news")
+                published = publish_constant_label(store, "lora", f"answer {number}", name="news")
             rounds(1)
             if number % 2 == 0:
                 with current.becomes(f"answer {number - 1}"):
@@ -160,9 +160,9 @@ def test_answers_come_from_current_versions(store, room):
 def test_memory_is_independent_of_number_of_versions(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     before = alive(LoadedAdapter), alive(AdapterFiles)
-    with asking(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as rounds:
+    with single_turn_chat(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as rounds:
         for number in range(1, 9):
-            publish_saying(store, "news@1", f"answer {number}")
+            publish_constant_label(store, "news@1", f"answer {number}")
             rounds(1)
     assert said(bank) == "answer 8"
     assert (alive(LoadedAdapter), alive(AdapterFiles)) == before
@@ -181,7 +181,7 @@ def test_removed_adapter_with_concurrent_requests(store):
     def ask_another():
         assert said(bank, "other") == "answer 39"
 
-    with asking(ask, ask_another) as rounds:
+    with single_turn_chat(ask, ask_another) as rounds:
         for _ in range(3):
             for step in (lambda: bank.remove("news"), lambda: bank.add("news")):
                 step()
@@ -207,11 +207,11 @@ def test_adapter_published_after_remove_uses_new_weights(store):
     def ask_another():
         assert said(bank, "other") == "answer 39"
 
-    with asking(ask, ask_another) as rounds:
+    with single_turn_chat(ask, ask_another) as rounds:
         for number in range(1, 6):
             assert saved.remove("news") == [1]
             rounds()
-            assert str(publish_saying(store, "lora", f"answer {number}", name="news")) == "news@1"
+            assert str(publish_constant_label(store, "lora", f"answer {number}", name="news")) == "news@1"
             rounds()
             assert said(bank) == f"answer {number}"
             expected |= {f"answer {number}"}
@@ -254,7 +254,7 @@ def test_invalid_version_adds_one_warning(store, how, message):
             "answer 39",
         ]
 
-    with asking(ask) as rounds:
+    with single_turn_chat(ask) as rounds:
         rounds()
         with suppress(IntegrityError):  # the publisher of an incomplete manifest hears of it too
             publish_changed(store, "news", **how)
@@ -262,7 +262,7 @@ def test_invalid_version_adds_one_warning(store, how, message):
     [note] = bank.warnings
     assert note.startswith("news still means news@1, since news@2 cannot be served: ")
     assert re.search(message, note, re.DOTALL)
-    publish_saying(store, "lora", "answer 5", name="news")
+    publish_constant_label(store, "lora", "answer 5", name="news")
     assert said(bank) == "answer 5"
     (store / "news" / "current").write_text("2\n")
     assert said(bank) == "answer 5"  # the one that was served last
@@ -272,11 +272,11 @@ def test_invalid_version_adds_one_warning(store, how, message):
 def test_damaged_version_adds_one_warning(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     saved = Store(store)
-    publish_saying(store, "news", "answer 1")
+    publish_constant_label(store, "news", "answer 1")
     saved.rollback("news")
     damage(saved.resolve("news@2"))
     (store / "news" / "current").write_text("2\n")  # as it is where the damage came after publishing
-    with asking(lambda: said(bank)) as rounds:
+    with single_turn_chat(lambda: said(bank)) as rounds:
         rounds(2)
     assert said(bank) == "answer 0"
     [note] = bank.warnings
@@ -294,9 +294,9 @@ def test_stream_uses_first_version(store, monkeypatch):
     monkeypatch.setattr(bank._cache, "_read_files", lambda edition: reads.append(str(edition)) or read(edition))
     stream = bank.stream(("news", text) for text in TEXTS * 5)
     given = [next(stream).prediction.label]
-    publish_saying(store, "lora", "answer 1", name="news")
+    publish_constant_label(store, "lora", "answer 1", name="news")
     assert said(bank) == "answer 1"
-    publish_saying(store, "lora", "answer 2", name="news")
+    publish_constant_label(store, "lora", "answer 2", name="news")
     Store(store).remove("news@1")
     given += [next(stream).prediction.label for _ in range(5)]
     assert said(bank) == "answer 2"
@@ -313,7 +313,7 @@ def test_closed_stream_releases_adapters(store, monkeypatch):
     before = alive(LoadedAdapter)
     stream = bank.stream(("news", text) for text in TEXTS)
     next(stream)
-    publish_saying(store, "lora", "answer 1", name="news")
+    publish_constant_label(store, "lora", "answer 1", name="news")
     assert said(bank) == "answer 1"
     assert alive(LoadedAdapter) == before + 1
     stream.close()
@@ -324,9 +324,9 @@ def test_closed_stream_releases_adapters(store, monkeypatch):
 def test_concurrent_publish_keeps_last_version_current(store):
     bank = Bank(Store(store), device="cpu")
     bank.add("news")
-    with asking(lambda: ANSWERS.index(said(bank))), ThreadPoolExecutor(4) as publishers:
+    with single_turn_chat(lambda: ANSWERS.index(said(bank))), ThreadPoolExecutor(4) as publishers:
         for number in range(1, 9):
-            publishers.submit(publish_saying, store, "lora", f"answer {number}", name="news")
+            publishers.submit(publish_constant_label, store, "lora", f"answer {number}", name="news")
     last = Store(store).resolve("news")
     assert last.version == 9
     alone = peftlab.load("news", store=store, device="cpu")

@@ -16,7 +16,7 @@ from peftlab.recipe import PEFT_METHODS
 from peftlab.tasks.prediction import forward
 from tests.methods.test_method_matrix import METHODS
 from tests.runtime.test_routing import TOLERANCE, mixed_rows_differ
-from tests.serving import features_of, served
+from tests.serving import build_feature, predict_each
 from tests.task_stores import one_line, recipe_for, run
 
 UNMERGEABLE = {"bottleneck", "lily", "prefix", "prompt", "p-tuning"}
@@ -43,8 +43,8 @@ def test_mixed_bank_matches_plain_peft(bank, name):
     task = bank.task(name)
     plain, _ = load_with_head(bank.base.files, task)
     plain = PeftModel.from_pretrained(plain, bank.adapter(name).folder).eval()
-    features = [f for text in (SENTENCE, "nobody came .") for f in features_of(bank, name, {"text": text})]
-    mine = served(bank, [(name, feature) for feature in features])
+    features = [f for text in (SENTENCE, "nobody came .") for f in build_feature(bank, name, {"text": text})]
+    mine = predict_each(bank, [(name, feature) for feature in features])
     attached = forward(task, bank.model(name), bank.base.inputs, features)
     theirs = forward(task, plain, bank.base.inputs, features)
     for one, model, other in zip(mine, attached, theirs, strict=True):

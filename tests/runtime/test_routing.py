@@ -9,7 +9,7 @@ import peftlab
 from peftlab.runtime import routing
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights, refusal
-from tests.serving import features_of, mixtures_differ, served
+from tests.serving import build_feature, max_mixed_difference, predict_each
 from tests.task_stores import recipe_for
 
 TEXTS = (
@@ -30,11 +30,11 @@ def asked_of(bank, name, text):
 
 
 def first_feature(bank, name, text):
-    return features_of(bank, name, asked_of(bank, name, text))[0]
+    return build_feature(bank, name, asked_of(bank, name, text))[0]
 
 
 def mixed_rows_differ(bank, names, **how):
-    return mixtures_differ(bank, {(n, text): first_feature(bank, n, text) for n in names for text in TEXTS}, **how)
+    return max_mixed_difference(bank, {(n, text): first_feature(bank, n, text) for n in names for text in TEXTS}, **how)
 
 
 def store_of(base, methods, folder):
@@ -89,9 +89,9 @@ def test_batch_size_equal_to_length_or_hidden_size(bank):
     width = bank.model("lora").config.hidden_size
     for count in (len(feature), width):
         names = [ROUTED[i % len(ROUTED)] for i in range(count)]
-        mixed = served(bank, [(name, first_feature(bank, name, TEXTS[0])) for name in names])
+        mixed = predict_each(bank, [(name, first_feature(bank, name, TEXTS[0])) for name in names])
         for name, row in zip(names, mixed, strict=True):
-            alone = served(bank, [(name, first_feature(bank, name, TEXTS[0]))])[0]
+            alone = predict_each(bank, [(name, first_feature(bank, name, TEXTS[0]))])[0]
             torch.testing.assert_close(row, alone, rtol=0, atol=TOLERANCE)
 
 
@@ -99,7 +99,7 @@ def test_single_forward_pass_for_all_adapters(bank):
     passes = []
     hook = bank.base.router.tree.embeddings.word_embeddings.register_forward_hook(lambda *_: passes.append(1))
     try:
-        served(bank, [(name, first_feature(bank, name, text)) for name in ROUTED for text in TEXTS[:2]])
+        predict_each(bank, [(name, first_feature(bank, name, text)) for name in ROUTED for text in TEXTS[:2]])
     finally:
         hook.remove()
     assert passes == [1]
@@ -125,9 +125,9 @@ def test_virtual_tokens_use_separate_forward_passes(tmp_path):
 
 def test_error_resets_routing(bank, monkeypatch):
     features = [(name, first_feature(bank, name, TEXTS[0])) for name in ("lora", "prefix")]
-    expected = served(bank, features)
+    expected = predict_each(bank, features)
     with monkeypatch.context() as broken:
         broken.setattr(routing, "_join_base_parts", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            served(bank, features)
-    assert all(map(torch.equal, served(bank, features), expected))
+            predict_each(bank, features)
+    assert all(map(torch.equal, predict_each(bank, features), expected))

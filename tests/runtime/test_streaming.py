@@ -10,7 +10,7 @@ from peftlab.errors import AdapterNotFoundError, RecipeError
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.task_stores import recipe_for
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 TEXTS = ("the train was late , it rained .", "nobody came .", "it rained .", "the room was clean " * 30)
 CHUNK = 4
@@ -32,7 +32,7 @@ def bank(tmp_path_factory):
         ("soft", "prompt", "topics"),
     ):
         recipe = recipe_for(folder / kind, base, kind)
-        publish_fresh(folder / "store", recipe, {"name": name, "method": METHODS[method]})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": METHODS[method]})
     return peftlab.load("class", "rate", "soft", store=folder / "store", device="cpu")
 
 

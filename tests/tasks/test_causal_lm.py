@@ -24,15 +24,15 @@ from tests import task_stores
 from tests.language_models import (
     END,
     ROWS,
-    asking,
     build_language_model,
     instruction_recipe,
-    plain_writing,
     save_byte_tokenizer,
+    single_turn_chat,
+    transformers_generation,
 )
 from tests.runs import prepared_run
 from tests.task_stores import one_line
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 QUESTIONS = ["Who wrote the letter?", "Where did it rain, and when did it begin to rain there?", "Who?", "Say it."]
 METHODS = {
@@ -60,7 +60,7 @@ def store(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("writers")
     recipe = instruction_recipe(folder / "rows", base)
     for name, method in METHODS.items():
-        publish_fresh(folder / "store", recipe, {"name": name, "method": method})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": method})
     return folder / "store"
 
 
@@ -74,7 +74,9 @@ def plain_reply(base, adapter, question, **settings):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     template = adapter.manifest.task.state["chat_template"]
-    return plain_writing(model, AutoTokenizer.from_pretrained(base), asking(question), template, **settings)
+    return transformers_generation(
+        model, AutoTokenizer.from_pretrained(base), single_turn_chat(question), template, **settings
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,7 +94,11 @@ def test_cached_generation_matches_uncached(bank, base, name):
     tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task(name).state["chat_template"]
     for question in QUESTIONS:
         tokens = tokenizer.apply_chat_template(
-            asking(question), chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            single_turn_chat(question),
+            chat_template=template,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )["input_ids"]
         begun = tokens.shape[1]
         while tokens.shape[1] < begun + 12 and tokens[0, -1] != tokenizer.eos_token_id:
@@ -107,8 +113,8 @@ def test_base_only_reply_matches_transformers(bank, base):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for name in METHODS:
         template = bank.task(name).state["chat_template"]
-        expected = plain_writing(model, tokenizer, asking(QUESTIONS[0]), template)
-        assert "".join(bank.reply(asking(QUESTIONS[0]), adapter=name, base_only=True)).strip() == expected
+        expected = transformers_generation(model, tokenizer, single_turn_chat(QUESTIONS[0]), template)
+        assert "".join(bank.reply(single_turn_chat(QUESTIONS[0]), adapter=name, base_only=True)).strip() == expected
 
 
 def test_adapters_return_different_text(bank):
@@ -134,7 +140,7 @@ def test_mixed_batch_matches_single_rows(store, beams):
 def test_other_architectures_match_peft(kind, tied, tmp_path):
     base = build_language_model(tmp_path / kind, kind, tied=tied)
     recipe = instruction_recipe(tmp_path / "rows", base)
-    adapter = publish_fresh(tmp_path / "store", recipe, {})
+    adapter = publish_untrained(tmp_path / "store", recipe, {})
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
     for question in QUESTIONS:
         assert bank.predict(question)[0].prediction.reply == plain_reply(base, adapter, question)
@@ -181,8 +187,8 @@ def test_chat_and_token_classification_share_base(base, tmp_path):
     from tests.conftest import recipe_in
 
     (tmp_path / "tags").mkdir()
-    publish_fresh(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
-    publish_fresh(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
+    publish_untrained(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
+    publish_untrained(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
     both = peftlab.load("ner-tiny", "chat", store=tmp_path / "store", device="cpu")
     names = ["chat", "ner-tiny", "chat", "ner-tiny"]
     mixed = both.predict([QUESTIONS[0], "Ada left Rome .", QUESTIONS[1], "Nobody came ."], adapters=names)
@@ -413,7 +419,7 @@ def test_cli_tune_predict_and_evaluate(base, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_bf16_scores_are_close_to_fp32(tmp_path, tied):
     base = build_language_model(tmp_path / "base", tied=tied)
-    publish_fresh(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
+    publish_untrained(tmp_path / "store", instruction_recipe(tmp_path / "rows", base), {})
     rows = tmp_path / "rows" / "rows.jsonl"
     losses = []
     for precision in ("fp32", "bf16"):
@@ -437,7 +443,7 @@ def test_quantized_base_matches_peft(tmp_path, quantization, tied):
     plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
     tokenizer, template = AutoTokenizer.from_pretrained(base), bank.task("chat").state["chat_template"]
     for question in QUESTIONS:
-        expected = plain_writing(plain, tokenizer, asking(question), template)
+        expected = transformers_generation(plain, tokenizer, single_turn_chat(question), template)
         assert bank.predict(question)[0].prediction.reply == expected
     scored = peftlab.evaluate("chat", tmp_path / "rows" / "rows.jsonl", store=tmp_path / "store", device="cpu")
     assert scored.scores.values["loss"] == pytest.approx(result.scores["validation"].values["loss"], rel=0.02)
@@ -449,5 +455,5 @@ def test_merged_model_matches_adapter(store, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(merged.folder)
     bank = peftlab.load("lora", store=store, device="cpu")
     for question in QUESTIONS:
-        expected = plain_writing(model, tokenizer, asking(question))
+        expected = transformers_generation(model, tokenizer, single_turn_chat(question))
         assert bank.predict(question)[0].prediction.reply == expected

@@ -25,11 +25,11 @@ from peftlab.tasks.inputs.text import TextInputs
 from tests.architectures import build
 from tests.conftest import recipe_in
 from tests.language_models import build_language_model, save_byte_tokenizer
-from tests.masked_models import KINDS, TEXTS, build_masked_model, plain_fillings, text_recipe
+from tests.masked_models import KINDS, TEXTS, build_masked_model, text_recipe, transformers_mask_predictions
 from tests.recipe.test_task_sections import Stopping
 from tests.runs import Losses, prepared_run
 from tests.task_stores import one_line, run
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 METHODS = {
     "lora": {"type": "lora", "r": 4},
@@ -53,9 +53,9 @@ def store(base, tmp_path_factory):
     """Untrained, stirred adapters of several methods on one tiny BERT, and a tagger."""
     folder = tmp_path_factory.mktemp("domains")
     for name, method in METHODS.items():
-        publish_fresh(folder / "store", text_recipe(folder / "rows", base), {"name": name, "method": method})
+        publish_untrained(folder / "store", text_recipe(folder / "rows", base), {"name": name, "method": method})
     (folder / "tags").mkdir()
-    publish_fresh(folder / "store", recipe_in(folder / "tags", base), {})
+    publish_untrained(folder / "store", recipe_in(folder / "tags", base), {})
     return folder / "store"
 
 
@@ -85,12 +85,14 @@ def original_tokens(feature):
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_and_loss_match_transformers(kind, tmp_path):
     base = build_masked_model(tmp_path / "base", kind)
-    adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
+    adapter = publish_untrained(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     bank = peftlab.load("letters", store=tmp_path / "store", device="cpu")
     model, tokenizer = plain_model(base, adapter), AutoTokenizer.from_pretrained(base)
     text = ASKED.format(mask=tokenizer.mask_token)
     fillings = bank.predict(text)[0].prediction
-    assert [token_scores(mask) for mask in fillings.masks] == plain_fillings(model.get_base_model(), tokenizer)(text)
+    assert [token_scores(mask) for mask in fillings.masks] == transformers_mask_predictions(
+        model.get_base_model(), tokenizer
+    )(text)
 
     task, nll, tokens = bank.task("letters"), 0.0, 0
     for line in TEXTS["test"]:
@@ -157,13 +159,13 @@ def test_legacy_head_weight_names_are_loaded(tmp_path):
         for name, tensor in load_file(base / "model.safetensors").items()
     }
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
+    adapter = publish_untrained(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     bank, tokenizer = (
         peftlab.load("letters", store=tmp_path / "store", device="cpu"),
         AutoTokenizer.from_pretrained(base),
     )
     text = ASKED.format(mask="[MASK]")
-    expected = plain_fillings(plain_model(base, adapter).get_base_model(), tokenizer)(text)
+    expected = transformers_mask_predictions(plain_model(base, adapter).get_base_model(), tokenizer)(text)
     assert [token_scores(mask) for mask in bank.predict(text)[0].prediction.masks] == expected
 
 
@@ -171,7 +173,7 @@ def test_classifier_includes_pretrained_head(tmp_path):
     """ModernBERT's, whose own `head` stands below a tagger's classifier as well."""
     base = build_masked_model(tmp_path / "base", "modernbert")
     (tmp_path / "tags").mkdir()
-    adapter = publish_fresh(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
+    adapter = publish_untrained(tmp_path / "store", recipe_in(tmp_path / "tags", base), {})
     assert adapter.manifest.head_modules == ("classifier", "head")
     bank = peftlab.load("ner-tiny", store=tmp_path / "store", device="cpu")
     plain = AutoModelForTokenClassification.from_pretrained(base, num_labels=5)
@@ -456,7 +458,7 @@ def test_only_average_composition_is_supported(store):
 def test_merged_model_matches_adapter(store, tmp_path):
     merged = merge("lora", tmp_path / "model", store=store, device="cpu")
     bank = peftlab.load("lora", store=store, device="cpu")
-    filled = plain_fillings(
+    filled = transformers_mask_predictions(
         AutoModelForMaskedLM.from_pretrained(merged.folder), AutoTokenizer.from_pretrained(merged.folder)
     )
     text = ASKED.format(mask="[MASK]")

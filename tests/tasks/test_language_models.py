@@ -11,7 +11,7 @@ from peftlab.errors import RecipeError
 from tests.runs import prepared_run
 from tests.sequence_models import PAIRS, translation_recipe
 from tests.task_stores import one_line
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 LETTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZäöüß."
 SIZES = {"d_model": 32, "max_position_embeddings": 64, "init_std": 0.5, "pad_token_id": 1, "eos_token_id": 2}
@@ -71,7 +71,7 @@ def test_adapters_generate_different_languages(kind, tmp_path):
     base = build_multilingual_model(tmp_path / "base", kind)
     recipe, other = recipe_for(tmp_path / "rows", base, kind), {"nllb": "fra_Latn"}.get(kind, "fr_XX")
     for name, target in (("german", CODES[kind][1]), ("french", other)):
-        publish_fresh(tmp_path / "store", recipe, {"name": name, "task.target_language": target})
+        publish_untrained(tmp_path / "store", recipe, {"name": name, "task.target_language": target})
     bank = peftlab.load("german", "french", store=tmp_path / "store", device="cpu")
     asked = [(name, text) for text, _ in PAIRS for name in ("german", "french")]
     answers = bank.predict([text for _, text in asked], adapters=[name for name, _ in asked])

@@ -38,11 +38,11 @@ from peftlab.tuning.train import run_trainer
 from tests.conftest import shared_data
 from tests.language_models import (
     END,
-    asking,
     build_language_model,
     instruction_recipe,
-    plain_writing,
     save_byte_tokenizer,
+    single_turn_chat,
+    transformers_generation,
 )
 from tests.runs import Losses, prepared_run
 from tests.task_stores import one_line, run
@@ -94,7 +94,7 @@ def conversational(row):
     """A row of PAIRS as TRL's documentation writes it."""
     asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
     answers = {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
-    return {"prompt": asking(asked), **answers}
+    return {"prompt": single_turn_chat(asked), **answers}
 
 
 # --- training, beside plain TRL
@@ -236,18 +236,18 @@ def test_reply_matches_peft(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     ends = tokenizer.convert_tokens_to_ids([END, "<|eot_id|>"])
-    writing = partial(plain_writing, tokenizer=tokenizer, template=LLAMA, eos_token_id=ends)
-    bare = [writing(model, chat=asking(row["instruction"])) for row in PAIRS]
+    writing = partial(transformers_generation, tokenizer=tokenizer, template=LLAMA, eos_token_id=ends)
+    bare = [writing(model, chat=single_turn_chat(row["instruction"])) for row in PAIRS]
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     replies = []
     for row in PAIRS:
         told = bank.predict(row["instruction"])[0].prediction
         assert isinstance(told, Reply)
-        assert told.reply == writing(model, chat=asking(row["instruction"]))
-        assert told.reply == "".join(bank.reply(asking(row["instruction"]))).strip()
+        assert told.reply == writing(model, chat=single_turn_chat(row["instruction"]))
+        assert told.reply == "".join(bank.reply(single_turn_chat(row["instruction"]))).strip()
         replies.append(told.reply)
     assert replies != bare
-    assert "".join(bank.reply(asking(PAIRS[0]["instruction"]), base_only=True)).strip() == bare[0]
+    assert "".join(bank.reply(single_turn_chat(PAIRS[0]["instruction"]), base_only=True)).strip() == bare[0]
 
 
 class Stopping(Progress):
@@ -396,7 +396,7 @@ def test_labels_are_same_for_all_chat_formats(task, tokenizer, fields):
 
 def test_multiple_answers_are_all_targets(task, tokenizer):
     long = make_messages("It rained.", "Where?", "In Rome.", first="assistant")
-    pair = read(task, prompt=asking("Why?"), chosen=long, rejected=BAD)
+    pair = read(task, prompt=single_turn_chat("Why?"), chosen=long, rejected=BAD)
     chosen, _ = task.encode([pair], TextInputs(tokenizer), 256, training=True)[0]
     learnt = tokenizer.decode([label for label in chosen.labels if label != IGNORED])
     assert learnt == "It rained.<|im_end|>In Rome.<|im_end|>"
@@ -421,7 +421,10 @@ def test_template_is_used_for_instructions_only(task, tokenizer):
         ({"chosen": "Ada.", "rejected": "No."}, "expected what is asked before the answers, as prompt, instruction or"),
         ({"prompt": "Who?", "chosen": " ", "rejected": "No."}, "expected chosen to hold some text"),
         ({"prompt": ASKED, "chosen": 3, "rejected": BAD}, "expected chosen to be a string, found 3"),
-        ({"prompt": ASKED, "chosen": asking("x"), "rejected": BAD}, "expected chosen to begin and end with a message"),
+        (
+            {"prompt": ASKED, "chosen": single_turn_chat("x"), "rejected": BAD},
+            "expected chosen to begin and end with a message",
+        ),
         (
             {"prompt": ASKED[:2], "chosen": GOOD, "rejected": BAD},
             "expected what is asked to end with another's message",
@@ -465,7 +468,7 @@ def test_truncated_and_equal_answers_are_lost(task, tokenizer):
 
 
 def test_input_row_matches_causal_lm(task):
-    assert task.read_input(Row({"instruction": "Who?"}, "row 1")).messages == tuple(asking("Who?"))
+    assert task.read_input(Row({"instruction": "Who?"}, "row 1")).messages == tuple(single_turn_chat("Who?"))
 
 
 # --- the recipe and the command line

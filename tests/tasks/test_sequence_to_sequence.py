@@ -26,7 +26,7 @@ from tests import task_stores
 from tests.runs import prepared_run
 from tests.sequence_models import KINDS, PAIRS, build_sequence_model, translation_recipe
 from tests.task_stores import one_line
-from tests.untrained import publish_fresh
+from tests.untrained import publish_untrained
 
 TEXTS = ["the train was late", "it rained in Rome and then the train was late again", "nobody", "Ada wrote"]
 METHODS = {
@@ -66,7 +66,7 @@ def store(kind, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("translators")
     recipe = translation_recipe(folder / "rows", base)
     for name, method in supported_methods(kind).items():
-        publish_fresh(folder / "store", recipe, {"name": name, "method": method})
+        publish_untrained(folder / "store", recipe, {"name": name, "method": method})
     return folder / "store"
 
 
@@ -76,7 +76,7 @@ def plain_model(base, adapter):
     return PeftModel.from_pretrained(model, adapter.folder).eval()
 
 
-def plain_writing(base, model, text, **settings):
+def transformers_generation(base, model, text, **settings):
     """What Transformers' `generate` writes for one text."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     inputs = tokenizer(text, return_tensors="pt")
@@ -91,7 +91,7 @@ def test_generated_text_matches_peft(kind, base, store):
         model = plain_model(base, bank.adapter(name))
         for text in TEXTS:
             written = bank.predict(text, adapters=name)[0].prediction.written
-            assert written == plain_writing(base, model, text), name
+            assert written == transformers_generation(base, model, text), name
             told.add(written)
     assert len(told) > 2 * len(TEXTS)
 
@@ -108,7 +108,7 @@ def test_mixed_batch_matches_single_rows(kind, base, store, beams):
         assert answer == bank.predict(text, adapters=name)[0]
         if text == TEXTS[1]:
             model = plain_model(base, bank.adapter(name))
-            assert answer.prediction.written == plain_writing(base, model, text, num_beams=beams), name
+            assert answer.prediction.written == transformers_generation(base, model, text, num_beams=beams), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,7 +149,7 @@ def test_merged_model_matches_adapter(base, store, tmp_path):
     bank = peftlab.load("lora", store=store, device="cpu")
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     for text in TEXTS:
-        assert plain_writing(tmp_path / "merged", merged, text) == bank.predict(text)[0].prediction.written
+        assert transformers_generation(tmp_path / "merged", merged, text) == bank.predict(text)[0].prediction.written
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
@@ -160,7 +160,7 @@ def test_quantized_base_matches_peft(tmp_path, base, quantization):
     model = bank.model("translator")
     for text in TEXTS:
         written = bank.predict(text)[0].prediction.written
-        assert written == plain_writing(base, model, text)
+        assert written == transformers_generation(base, model, text)
     assert result.adapter.manifest.base.quantization == quantization
 
 

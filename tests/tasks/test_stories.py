@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftlab
-from tests.language_models import asking, plain_writing
+from tests.language_models import single_turn_chat, transformers_generation
 from tests.runs import prepared_run
 
 ROOT = Path(__file__).parents[2]
@@ -48,13 +48,15 @@ def test_reply_matches_peft(tuned, bank):
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     template = tuned.adapter.manifest.task.state["chat_template"]
     for question, answer in zip(ASKED, bank.predict(ASKED), strict=True):
-        expected = plain_writing(model, tokenizer, asking(question), template, max_new_tokens=64, pad_token_id=0)
+        expected = transformers_generation(
+            model, tokenizer, single_turn_chat(question), template, max_new_tokens=64, pad_token_id=0
+        )
         assert answer.prediction.reply == expected
         assert len(answer.prediction.reply) > 20
 
 
 def test_reply_stream_matches_prediction(bank):
-    pieces = list(bank.reply(asking(ASKED[0])))
+    pieces = list(bank.reply(single_turn_chat(ASKED[0])))
     assert len(pieces) > 5
     assert "".join(pieces).strip() == bank.predict(ASKED[0])[0].prediction.reply
 

@@ -10,7 +10,7 @@ from peftlab.tuning.report.confusion_matrix import draw_confusion
 from peftlab.tuning.report.training_curves import draw_curves
 from tests.task_stores import recipe_for
 
-pytestmark = pytest.mark.usefixtures("painted")
+pytestmark = pytest.mark.usefixtures("with_plots")
 
 
 def colors(file):

@@ -20,7 +20,7 @@ from tests.masked_models import KINDS, build_masked_model, text_recipe
 from tests.recipe.test_task_sections import Stopping
 from tests.runs import Losses, prepared_run
 from tests.task_stores import one_line, recipe_for, run
-from tests.untrained import publish_changed, publish_fresh
+from tests.untrained import publish_changed, publish_untrained
 
 METHODS = {
     "lora": {"type": "lora", "r": 4},
@@ -50,7 +50,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def store(base, tmp_path):
     """A LoRA domain adapter with random weights."""
-    publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
+    publish_untrained(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     return tmp_path / "store"
 
 
@@ -87,7 +87,7 @@ def assert_starts_from(run_, base, adapter):
 @pytest.mark.parametrize("method", METHODS)
 def test_token_classifier_starts_from_domain_delta(base, tmp_path, method):
     section, store = METHODS[method], tmp_path / "store"
-    adapter = publish_fresh(store, text_recipe(tmp_path / "rows", base), {"method": section})
+    adapter = publish_untrained(store, text_recipe(tmp_path / "rows", base), {"method": section})
     (tmp_path / "tags").mkdir()
     recipe = recipe_in(tmp_path / "tags", base)
     before = prepared_run(recipe, {"method": section})
@@ -103,7 +103,7 @@ def test_token_classifier_starts_from_domain_delta(base, tmp_path, method):
 def test_delta_loads_on_every_architecture(tmp_path, kind):
     writes = kind in ("llama", "gpt2")
     base = (build_language_model if writes else build_masked_model)(tmp_path / "base", kind)
-    adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
+    adapter = publish_untrained(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     new_run = prepared_run(token_classifier_recipe(tmp_path / "tags", base), store=tmp_path / "store")
     assert_starts_from(new_run, base, adapter)
     assert new_run.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
@@ -120,7 +120,7 @@ def with_pooler(folder):
 
 def test_module_in_one_model_is_initialized_or_skipped(tmp_path):
     base, store = with_pooler(tmp_path / "base"), tmp_path / "store"
-    adapter = publish_fresh(store, text_recipe(tmp_path / "rows", base, task={"objective": "masked-lm"}), {})
+    adapter = publish_untrained(store, text_recipe(tmp_path / "rows", base, task={"objective": "masked-lm"}), {})
     recipe = recipe_for(tmp_path / "classes", base, "classes", method={"r": 4, "start_from": "letters"})
     new_run = prepared_run(recipe, store=store)
     assert (new_run.start.newly_initialized, new_run.start.skipped) == (["bert.pooler.dense"], [])
@@ -129,7 +129,7 @@ def test_module_in_one_model_is_initialized_or_skipped(tmp_path):
         "none of its own. Newly initialized: bert.pooler.dense, which its model does not have."
     )
     assert_starts_from(new_run, base, adapter)
-    publish_fresh(store, recipe, {"name": "classes", "method.start_from": None})
+    publish_untrained(store, recipe, {"name": "classes", "method.start_from": None})
     back = prepared_run(tmp_path / "rows" / "recipe.yaml", {"method.start_from": "classes"}, store=store)
     assert (back.start.newly_initialized, back.start.skipped) == ([], ["bert.pooler.dense"])
     assert back.start.no_head_reason == "it is for text-classification"
@@ -139,7 +139,7 @@ def test_module_in_one_model_is_initialized_or_skipped(tmp_path):
 def test_head_loads_only_for_same_task_and_labels(base, tmp_path):
     store = tmp_path / "store"
     recipe = recipe_for(tmp_path / "classes", base, "classes")
-    adapter = publish_fresh(store, recipe, {})
+    adapter = publish_untrained(store, recipe, {})
     new_run = prepared_run(recipe, {"method.start_from": "classes"}, store=store)
     assert new_run.start.has_head
     inputs = new_run.model_inputs(new_run.train_features[:4])
@@ -168,7 +168,7 @@ def test_domain_resume_from_same_loss(tmp_path, kind):
 
 def test_chat_starts_from_domain(tmp_path):
     base = build_language_model(tmp_path / "base")
-    adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
+    adapter = publish_untrained(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     new_run = prepared_run(
         instruction_recipe(tmp_path / "chat", base), {"method.start_from": "letters"}, store=tmp_path / "store"
     )
@@ -178,7 +178,7 @@ def test_chat_starts_from_domain(tmp_path):
 def test_fp32_delta_starts_run_on_quantized_base(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     base = build_masked_model(tmp_path / "base", **sizes)
-    adapter = publish_fresh(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
+    adapter = publish_untrained(tmp_path / "store", text_recipe(tmp_path / "rows", base), {})
     recipe = token_classifier_recipe(tmp_path / "tags", base)
     new_run = prepared_run(recipe, {"base.quantization": "8bit"}, store=tmp_path / "store")
     assert new_run.start.num_tensors == len(load_file(adapter.folder / WEIGHTS_FILE))
@@ -247,7 +247,7 @@ def test_other_method_or_shape_raises_with_differences(store, base, tmp_path, me
 
 def test_adapter_with_missing_modules_raises(base, tmp_path):
     rows = text_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
-    publish_fresh(tmp_path / "store", rows, {})
+    publish_untrained(tmp_path / "store", rows, {})
     with pytest.raises(
         RecipeError, match=r"this recipe adapts 10 modules \(dense, key, value\) that letters@1 does not"
     ):
@@ -290,7 +290,7 @@ def test_start_path_is_relative_to_recipe(store, base, tmp_path):
 
 def test_domain_and_task_stack_matches_merged_model(store, base, tmp_path):
     """Oracle: the domain merged into the base's weights, and the classifier loaded on them by plain PEFT."""
-    adapter = publish_fresh(store, recipe_for(tmp_path / "classes", base, "classes"), {}, seed=2)
+    adapter = publish_untrained(store, recipe_for(tmp_path / "classes", base, "classes"), {}, seed=2)
     text, top, both = "the train was late .", "classes", "letters+classes"
     folder = merge("letters", tmp_path / "merged", store=store, device="cpu").folder
     inputs = transformers.AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")
