@@ -88,7 +88,7 @@ def test_plugin_method_is_tuned_mixed_and_served(plugin, recipe, tmp_path):
     assert manifest["method"] == "output-scaling"
     assert "It scales outputs." in (store / "scaled" / "1" / "README.md").read_text()
     bank = peftlab.load("scaled", "plain", store=store, device="cpu")
-    assert bank.routed("scaled")
+    assert bank.is_routed("scaled")
     assert mixed_rows_differ(bank, ["scaled", "plain"], rounds=10) <= TOLERANCE
 
 
