@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_rows(data, work)
-        rows = [_row("base", "none", untuned(data, work))]
+        rows = [_row("base", "none", evaluate_base(data, work))]
         for name, rows_of, start in (
             ("domain", "large", None),
             ("small", "small", None),
@@ -67,7 +67,7 @@ def _recipe(data: Path, folder: Path, name: str, rows: str, start: str | None) -
     return recipe
 
 
-def untuned(data: Path, folder: Path) -> dict[str, float]:
+def evaluate_base(data: Path, folder: Path) -> dict[str, float]:
     """Scores of the base as it is: those of a fresh LoRA, which does nothing yet."""
     from peftlab.tuning.evaluate import evaluate_split
 

@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 import peftlab
-from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_result
+from benchmarks.results import FOLDER, data_folder, append_run, load_runs, write_result
 from peftlab.base import Base
 from peftlab.bench import benchmark_environment
 from peftlab.tuning import Progress
@@ -34,7 +34,7 @@ TOKENS, EPOCHS, CHARACTERS = 256, 4, 400_000
 LEVELS = (4.0, 3.75, 3.5, 3.25)  # on articles
 RUNS = "forgetting"
 LORA_RATES, FULL_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-CONTENDERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+CANDIDATES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     **{
         f"LoRA, r = {r}": ({"type": "lora", "r": r, "lora_alpha": 2 * r}, rates)
         for r, rates in ((1, LORA_RATES), (8, LORA_RATES), (64, LORA_RATES[:-1]))
@@ -49,7 +49,7 @@ Point = tuple[float, float]
 class Run:
     """One contender at one rate: parameters that train, and both losses before training and after each epoch."""
 
-    contender: str
+    candidate: str
     rate: float
     characters: int
     epochs: int
@@ -61,7 +61,7 @@ class Run:
         """Where it had learnt most."""
         return min(self.points)
 
-    def stories_at(self, level: float) -> float | None:
+    def story_loss_at(self, level: float) -> float | None:
         """The loss on stories where that on articles first comes down to `level`, straight between epochs."""
         for (above, before), (below, after) in pairwise(self.points):
             if below <= level <= above:
@@ -69,7 +69,7 @@ class Run:
         return None
 
 
-class Watching(Progress):
+class LossRecorder(Progress):
     """Notes both losses before training and after each epoch."""
 
     def __init__(self, stories: list[str]) -> None:
@@ -109,41 +109,41 @@ def main(characters: int, epochs: int) -> None:
     """Tune what is missing, print and write the table and the picture."""
     data = data_folder()
     stories = sorted({row["input"] for row in _story_rows() if "input" in row})
-    for contender, (_, rates) in CONTENDERS.items():
+    for candidate, (_, rates) in CANDIDATES.items():
         for rate in rates:
-            if not any((run.contender, run.rate) == (contender, rate) for run in _done(characters, epochs)):
-                _note(tuned(data, stories, contender, rate, characters, epochs))
+            if not any((run.candidate, run.rate) == (candidate, rate) for run in _done(characters, epochs)):
+                _note(tuned(data, stories, candidate, rate, characters, epochs))
     done = _done(characters, epochs)
-    tried = {name: [run for run in done if run.contender == name] for name in CONTENDERS}
-    rows = [_row(runs) for runs in tried.values()]
+    by_rate = {name: [run for run in done if run.candidate == name] for name in CANDIDATES}
+    rows = [_row(runs) for runs in by_rate.values()]
     write_result("forgetting", "Learning a new domain, forgetting the old", rows, __doc__ or "")
-    draw(tried, FOLDER / f"{benchmark_environment().date}-forgetting.png")
+    draw(by_rate, FOLDER / f"{benchmark_environment().date}-forgetting.png")
 
 
 def _done(characters: int, epochs: int) -> list[Run]:
-    return [run for run in runs_done(RUNS, Run) if (run.characters, run.epochs) == (characters, epochs)]
+    return [run for run in load_runs(RUNS, Run) if (run.characters, run.epochs) == (characters, epochs)]
 
 
 def _note(run: Run) -> None:
-    note_run(RUNS, run)
-    click.echo(f"{run.contender}, {run.rate:g}: {run.best}")
+    append_run(RUNS, run)
+    click.echo(f"{run.candidate}, {run.rate:g}: {run.best}")
 
 
 def _story_rows() -> list[dict[str, str]]:
     return [json.loads(line) for file in sorted(STORIES.glob("*.jsonl")) for line in file.read_text().splitlines()]
 
 
-def untuned(data: Path, stories: list[str]) -> Point:
+def evaluate_base(data: Path, stories: list[str]) -> Point:
     """Both losses of the base as it is."""
     from peftlab.base import load_base
     from peftlab.recipe import BaseSection
     from peftlab.tasks.causal_lm import CausalLmTask
 
     base = load_base(BaseSection(model=str(data / "stories260K")), CausalLmTask(), seed=0, device="cpu")
-    return loss_on(base, _scored(data)), loss_on(base, stories)
+    return loss_on(base, _validation_texts(data)), loss_on(base, stories)
 
 
-def _scored(data: Path) -> list[str]:
+def _validation_texts(data: Path) -> list[str]:
     return paragraphs(data / "lm_wikitext2_validtest" / "test.txt", 0, SCORED)
 
 
@@ -153,19 +153,19 @@ def paragraphs(file: Path, start: int, end: int) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("=")]
 
 
-def tuned(data: Path, stories: list[str], contender: str, rate: float, characters: int, epochs: int) -> Run:
+def tuned(data: Path, stories: list[str], candidate: str, rate: float, characters: int, epochs: int) -> Run:
     """What was noted of one run."""
-    watching = Watching(stories)
+    recorder = LossRecorder(stories)
     with tempfile.TemporaryDirectory() as folder:
         learnt = paragraphs(data / "lm_wikitext2_validtest" / "valid.txt", 0, characters)
-        for split, texts in {"train": learnt, "validation": _scored(data)}.items():
+        for split, texts in {"train": learnt, "validation": _validation_texts(data)}.items():
             rows = (json.dumps({"text": text}) for text in texts)
             (Path(folder) / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf8")
         sections = {
             "name": "articles",
             "base": {"model": str(data / "stories260K")},
             "task": {"type": "causal-lm"},
-            "method": CONTENDERS[contender][0],
+            "method": CANDIDATES[candidate][0],
             "data": {"train": "train.jsonl", "validation": "validation.jsonl", "max_length": TOKENS},
             "training": {
                 "learning_rate": rate,
@@ -176,9 +176,9 @@ def tuned(data: Path, stories: list[str], contender: str, rate: float, character
         }
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(json.dumps(sections), encoding="utf8")  # JSON is YAML
-        peftlab.tune(recipe, store=Path(folder) / "store", progress=watching)
-    start = untuned(data, stories)
-    return Run(contender, rate, characters, epochs, watching.trained, [start, *watching.points])
+        peftlab.tune(recipe, store=Path(folder) / "store", progress=recorder)
+    start = evaluate_base(data, stories)
+    return Run(candidate, rate, characters, epochs, recorder.trained, [start, *recorder.points])
 
 
 def _chosen(runs: list[Run]) -> Run:
@@ -190,7 +190,7 @@ def _row(runs: list[Run]) -> dict[str, Any]:
     chosen = _chosen(runs)
     (articles, stories), (learnt, kept) = chosen.points[0], chosen.best
     return {
-        "method": chosen.contender,
+        "method": chosen.candidate,
         "learning rate": f"{chosen.rate:g}",
         "trained": f"{chosen.trained:,}",
         "articles, before": articles,
@@ -199,27 +199,27 @@ def _row(runs: list[Run]) -> dict[str, Any]:
         "stories, after": kept,
         "learnt": articles - learnt,
         "forgotten": kept - stories,
-        **{f"forgotten at {level} on articles": _forgotten(runs, level) for level in LEVELS},
+        **{f"forgotten at {level} on articles": _forgetting_at(runs, level) for level in LEVELS},
     }
 
 
-def _forgotten(runs: list[Run], level: float) -> float | str:
+def _forgetting_at(runs: list[Run], level: float) -> float | str:
     """By the rate that forgets least there; none may come so far."""
-    at = [there - run.points[0][1] for run in runs if (there := run.stories_at(level)) is not None]
+    at = [there - run.points[0][1] for run in runs if (there := run.story_loss_at(level)) is not None]
     return min(at, default="–")
 
 
-def draw(tried: Mapping[str, list[Run]], file: Path) -> None:
+def draw(by_rate: Mapping[str, list[Run]], file: Path) -> None:
     """A curve a method and rate, an epoch a point, from the base on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, (name, runs) in enumerate(tried.items()):
+    for number, (name, runs) in enumerate(by_rate.items()):
         for run in runs:
             wide = {"linewidth": 1.6, "label": f"{name} ({run.rate:g})"} if run is _chosen(runs) else {"linewidth": 0.6}
             axes.plot(*zip(*run.points, strict=True), marker="o", markersize=2.5, color=f"C{number}", **wide)
-    start = next(iter(tried.values()))[0].points[0]
+    start = next(iter(by_rate.values()))[0].points[0]
     axes.plot(*start, marker="s", color="black")
     axes.annotate("base", start, textcoords="offset points", xytext=(-6, 8), ha="right")
     axes.set(xlabel="loss on articles, which are learnt", ylabel="loss on stories, which are forgotten")

@@ -26,16 +26,20 @@ BATCH = (16, 32)
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=30, show_default=True, help="Steps of each way that are timed.")
-def main(rounds: int) -> None:
+@click.option("--rounds", "num_repeats", default=30, show_default=True, help="Steps of each way that are timed.")
+def main(num_repeats: int) -> None:
     """Measure base by base; print the table and write it."""
     warm_up()
-    write_result("fused-lora", "LoRA's steps, fused or PEFT's", [_row(base, rounds) for base in BASES], __doc__ or "")
+    write_result(
+        "fused-lora", "LoRA's steps, fused or PEFT's", [_row(base, num_repeats) for base in BASES], __doc__ or ""
+    )
 
 
-def _row(base: str, rounds: int) -> dict[str, Any]:
-    both = call_in_process(MODULE, "ratios", base=base, ways=list(WAYS), rounds=rounds).value
-    peaks = {way: call_in_process(MODULE, "ratios", base=base, ways=[way], rounds=3).peak_bytes or 0 for way in WAYS}
+def _row(base: str, num_repeats: int) -> dict[str, Any]:
+    both = call_in_process(MODULE, "ratios", base=base, ways=list(WAYS), num_repeats=num_repeats).value
+    peaks = {
+        way: call_in_process(MODULE, "ratios", base=base, ways=[way], num_repeats=3).peak_bytes or 0 for way in WAYS
+    }
     return {
         "base": base,
         "step, fused ÷ PEFT's": both["fused"],
@@ -43,13 +47,13 @@ def _row(base: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def ratios(base: str, ways: list[str], rounds: int) -> dict[str, float]:
+def ratios(base: str, ways: list[str], num_repeats: int) -> dict[str, float]:
     """Median step time of each way over the first one's, steps taken in turn."""
     from peftlab.bench.step_worker import method_steps, ratios_in_turn
 
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         recipes = {way: _write_recipe(Path(work), base, way) for way in ways}
-        return ratios_in_turn(method_steps(recipes, BATCH, stack), rounds)
+        return ratios_in_turn(method_steps(recipes, BATCH, stack), num_repeats)
 
 
 def _write_recipe(work: Path, base: str, way: str) -> Path:

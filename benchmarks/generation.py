@@ -25,21 +25,21 @@ BASE_MODEL = "bare base"
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=5, show_default=True)
-def main(rounds: int) -> None:
+@click.option("--rounds", "num_repeats", default=5, show_default=True)
+def main(num_repeats: int) -> None:
     """Measure, print and write."""
-    told = call_in_process("benchmarks.generation", "measure_ways", rounds=rounds).value
+    told = call_in_process("benchmarks.generation", "measure_variants", num_repeats=num_repeats).value
     write_result("generation", "Replies of eight adapters in one batch", told, __doc__ or "")
 
 
-def measure_ways(rounds: int) -> list[dict[str, Any]]:
+def measure_variants(num_repeats: int) -> list[dict[str, Any]]:
     """A row a way: its time over the bare base's, and tokens a second."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        ways = _ways(Path(folder))
+        ways = _variants(Path(folder))
         seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(rounds + 1):
+        for _ in range(num_repeats + 1):
             for way, write in ways.items():
                 seconds[way].append(_seconds(write))
     kept = {way: took[1:] for way, took in seconds.items()}
@@ -54,7 +54,7 @@ def measure_ways(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
+def _variants(folder: Path) -> dict[str, Callable[[], Any]]:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -84,7 +84,7 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
     adapted.eval()
     plain = {**tensors, **length, "do_sample": False, "pad_token_id": 1}
 
-    def served(asked: list[str]) -> Callable[[], Any]:
+    def predict_with_bank(asked: list[str]) -> Callable[[], Any]:
         editions = [bank._registry.resolve(name) for name in asked]
 
         def write() -> Any:
@@ -97,8 +97,8 @@ def _ways(folder: Path) -> dict[str, Callable[[], Any]]:
     mixed = [names[i * ADAPTERS // ROWS] for i in range(ROWS)]
     return {
         BASE_MODEL: lambda: bare.generate(**plain),
-        "peftlab, 1 adapter": served([names[0]] * ROWS),
-        f"peftlab, {ADAPTERS} adapters": served(mixed),
+        "peftlab, 1 adapter": predict_with_bank([names[0]] * ROWS),
+        f"peftlab, {ADAPTERS} adapters": predict_with_bank(mixed),
         f"plain PEFT, {ADAPTERS} adapters": lambda: adapted.generate(**plain, adapter_names=mixed),
     }
 
@@ -119,9 +119,9 @@ def _base(folder: Path) -> Path:
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - start_time
 
 
 if __name__ == "__main__":

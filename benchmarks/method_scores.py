@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.ner_scores import SETS as ENTITY_SETS
-from benchmarks.results import FOLDER, data_folder, note_run, runs_done, write_result
+from benchmarks.results import FOLDER, data_folder, append_run, load_runs, write_result
 from benchmarks.task_scores import books
 from peftlab.bench import benchmark_environment, warm_up
 from peftlab.bench.processes import call_in_process
@@ -41,7 +41,7 @@ AFTER_FEED_FORWARD = [f"encoder.layer.{layer}.output.dense" for layer in range(6
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A method with its fields, the learning rates to try, and what else it changes in the recipe."""
 
     method: Overrides
@@ -49,32 +49,32 @@ class Contender:
     base: Overrides | None = None
 
 
-CONTENDERS: dict[str, Contender] = {
-    "full": Contender({"type": "full"}, (3e-5, 1e-4, 3e-4)),
-    "head": Contender({"type": "head"}, HIGH),
-    "last-layers 1": Contender({"type": "last-layers", "layers": 1}, LOW),
-    "lora": Contender({"type": "lora", "r": 8}, LOW),
-    "dora": Contender({"type": "lora", "r": 8, "use_dora": True}, LOW),
-    "lora+": Contender({"type": "lora", "r": 8, "loraplus_lr_ratio": 16.0}, (1e-4, 3e-4, 1e-3)),
-    "adalora": Contender({"type": "adalora"}),
-    "houlsby": Contender({"type": "bottleneck", "variant": "houlsby"}),
-    "pfeiffer": Contender({"type": "bottleneck", "variant": "pfeiffer"}),
-    "pfeiffer, twice as wide": Contender({"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 8}),
-    "houlsby, after attention alone": Contender({**ONE_PLACE, "target_modules": AFTER_ATTENTION}),
-    "houlsby, after feed-forward alone": Contender({**ONE_PLACE, "target_modules": AFTER_FEED_FORWARD}),
-    "parallel": Contender({"type": "bottleneck", "variant": "parallel"}, LOW),
-    "parallel, scaled by 1": Contender({"type": "bottleneck", "variant": "parallel", "scaling": 1.0}),
-    "ia3": Contender({"type": "ia3"}, HIGH),
-    "prefix": Contender({"type": "prefix"}, HIGH),
-    "prompt": Contender({"type": "prompt"}, (3e-2, 1e-1, 3e-1)),
-    "p-tuning": Contender({"type": "p-tuning"}, LOW),
-    "bitfit": Contender({"type": "bitfit"}),
-    "ln-tuning": Contender({"type": "ln-tuning"}),
-    "lora, 8bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
-    "lora, 4bit": Contender({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
-    **{name: Contender({"type": name}) for name in PEFT_METHODS},
-    "delora, delora_lambda 1": Contender({"type": "delora", "delora_lambda": 1}),
-    "vera": Contender({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
+CANDIDATES: dict[str, Candidate] = {
+    "full": Candidate({"type": "full"}, (3e-5, 1e-4, 3e-4)),
+    "head": Candidate({"type": "head"}, HIGH),
+    "last-layers 1": Candidate({"type": "last-layers", "layers": 1}, LOW),
+    "lora": Candidate({"type": "lora", "r": 8}, LOW),
+    "dora": Candidate({"type": "lora", "r": 8, "use_dora": True}, LOW),
+    "lora+": Candidate({"type": "lora", "r": 8, "loraplus_lr_ratio": 16.0}, (1e-4, 3e-4, 1e-3)),
+    "adalora": Candidate({"type": "adalora"}),
+    "houlsby": Candidate({"type": "bottleneck", "variant": "houlsby"}),
+    "pfeiffer": Candidate({"type": "bottleneck", "variant": "pfeiffer"}),
+    "pfeiffer, twice as wide": Candidate({"type": "bottleneck", "variant": "pfeiffer", "reduction_factor": 8}),
+    "houlsby, after attention alone": Candidate({**ONE_PLACE, "target_modules": AFTER_ATTENTION}),
+    "houlsby, after feed-forward alone": Candidate({**ONE_PLACE, "target_modules": AFTER_FEED_FORWARD}),
+    "parallel": Candidate({"type": "bottleneck", "variant": "parallel"}, LOW),
+    "parallel, scaled by 1": Candidate({"type": "bottleneck", "variant": "parallel", "scaling": 1.0}),
+    "ia3": Candidate({"type": "ia3"}, HIGH),
+    "prefix": Candidate({"type": "prefix"}, HIGH),
+    "prompt": Candidate({"type": "prompt"}, (3e-2, 1e-1, 3e-1)),
+    "p-tuning": Candidate({"type": "p-tuning"}, LOW),
+    "bitfit": Candidate({"type": "bitfit"}),
+    "ln-tuning": Candidate({"type": "ln-tuning"}),
+    "lora, 8bit": Candidate({"type": "lora", "r": 8}, LOW, {"quantization": "8bit"}),
+    "lora, 4bit": Candidate({"type": "lora", "r": 8}, LOW, {"quantization": "4bit"}),
+    **{name: Candidate({"type": name}) for name in PEFT_METHODS},
+    "delora, delora_lambda 1": Candidate({"type": "delora", "delora_lambda": 1}),
+    "vera": Candidate({"type": "vera"}, (3e-3, 1e-2, 3e-2)),
 }
 
 
@@ -94,7 +94,7 @@ def reviews(data: Path, work: Path) -> Overrides:
 
 
 SETS: dict[str, tuple[Callable[[Path, Path], Overrides], tuple[str, ...]]] = {
-    "politics": (politics, tuple(CONTENDERS)),
+    "politics": (politics, tuple(CANDIDATES)),
     "books": (reviews, ("full", "head", "lora", "pfeiffer", "prefix")),
 }
 
@@ -104,7 +104,7 @@ class Outcome:
     """One run: main scores on validation and test, parameters that train, size of the adapter, peak of the process, and
     the number format of its training steps, which the first ones did not note."""
 
-    contender: str
+    candidate: str
     rate: float
     seed: int
     validation: float
@@ -117,65 +117,65 @@ class Outcome:
 
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
-@click.option("--method", "methods", multiple=True, type=click.Choice(list(CONTENDERS)), help="Only these.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(CANDIDATES)), help="Only these.")
 @click.option("--run/--no-run", default=True, show_default=True, help="Do the runs that are missing.")
 @click.option("--steps/--no-steps", default=False, show_default=True, help="Time steps; nothing else may run.")
 def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: bool) -> None:
     """Do what is missing, set by set; print each table and write it."""
     warm_up()
     for name in names:
-        asked = [contender for contender in SETS[name][1] if contender in (methods or CONTENDERS)]
+        asked = [candidate for candidate in SETS[name][1] if candidate in (methods or CANDIDATES)]
         if run:
-            for contender in asked:
-                run_missing(name, contender)
+            for candidate in asked:
+                run_missing(name, candidate)
         if steps:
             measure_steps(name, asked)
-        measured = _steps_measured(name)
+        measured = _read_step_times(name)
         said = f"{__doc__}\nSteps: {measured['measured']}" if measured else __doc__ or ""
         write_result(f"methods-{name}", f"Methods on {name}", list(_rows(name, measured)), said)
 
 
-def run_missing(name: str, contender: str) -> None:
+def run_missing(name: str, candidate: str) -> None:
     """The grid at the first seed, longer while its best rate lies at an end; then the other seeds at that rate."""
-    for rate in CONTENDERS[contender].rates:
-        _run_once(name, contender, rate, SEEDS[0])
-    while further := _beyond(_done(name), contender):
-        _run_once(name, contender, further, SEEDS[0])
+    for rate in CANDIDATES[candidate].rates:
+        _run_once(name, candidate, rate, SEEDS[0])
+    while further := _excess(_done(name), candidate):
+        _run_once(name, candidate, further, SEEDS[0])
     for seed in SEEDS[1:]:
-        _run_once(name, contender, best_rate(_done(name), contender), seed)
+        _run_once(name, candidate, best_rate(_done(name), candidate), seed)
 
 
-def best_rate(outcomes: Iterable[Outcome], contender: str) -> float:
+def best_rate(results: Iterable[Outcome], candidate: str) -> float:
     """Of the rates at the first seed, by validation score; the lower of two that do equally, as where none learns."""
-    return max(_grid(outcomes, contender), key=lambda outcome: (outcome.validation, -outcome.rate)).rate
+    return max(_grid(results, candidate), key=lambda outcome: (outcome.validation, -outcome.rate)).rate
 
 
-def _grid(outcomes: Iterable[Outcome], contender: str) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.contender == contender and outcome.seed == SEEDS[0]]
+def _grid(results: Iterable[Outcome], candidate: str) -> list[Outcome]:
+    return [outcome for outcome in results if outcome.candidate == candidate and outcome.seed == SEEDS[0]]
 
 
-def _beyond(outcomes: list[Outcome], contender: str) -> float | None:
+def _excess(results: list[Outcome], candidate: str) -> float | None:
     """The next rate of `LADDER` after a best one that lies at an end of those tried."""
-    tried = {outcome.rate for outcome in _grid(outcomes, contender)}
-    place = LADDER.index(best_rate(outcomes, contender))
+    by_rate = {outcome.rate for outcome in _grid(results, candidate)}
+    place = LADDER.index(best_rate(results, candidate))
     around = LADDER[max(place - 1, 0) : place + 2]
-    return next((rate for rate in around if rate not in tried), None)
+    return next((rate for rate in around if rate not in by_rate), None)
 
 
-def _run_once(name: str, contender: str, rate: float, seed: int) -> None:
-    if any((done.contender, done.rate, done.seed) == (contender, rate, seed) for done in _done(name)):
+def _run_once(name: str, candidate: str, rate: float, seed: int) -> None:
+    if any((done.candidate, done.rate, done.seed) == (candidate, rate, seed) for done in _done(name)):
         return
-    measured = call_in_process(MODULE, "tune_once", data_set=name, contender=contender, rate=rate, seed=seed)
-    outcome = Outcome(contender, rate, seed, **measured.value, peak_bytes=measured.peak_bytes or 0)
-    note_run(f"methods-{name}", outcome)
-    click.echo(f"{name}, {contender}, {rate:g}, seed {seed}: {outcome.validation:.4f}, test {outcome.test:.4f}")
+    measured = call_in_process(MODULE, "tune_once", data_set=name, candidate=candidate, rate=rate, seed=seed)
+    outcome = Outcome(candidate, rate, seed, **measured.value, peak_bytes=measured.peak_bytes or 0)
+    append_run(f"methods-{name}", outcome)
+    click.echo(f"{name}, {candidate}, {rate:g}, seed {seed}: {outcome.validation:.4f}, test {outcome.test:.4f}")
 
 
 def _done(name: str) -> list[Outcome]:
-    return runs_done(f"methods-{name}", Outcome)
+    return load_runs(f"methods-{name}", Outcome)
 
 
-def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Overrides:
+def tune_once(data_set: str, candidate: str, rate: float, seed: int) -> Overrides:
     """One run, in a process of its own → what an `Outcome` says of it, but for its memory."""
     import torch
 
@@ -184,7 +184,7 @@ def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Override
     from peftlab.tuning.precision import training_dtype
 
     with tempfile.TemporaryDirectory() as work:
-        recipe = _write_recipe(data_set, contender, rate, seed, Path(work))
+        recipe = _write_recipe(data_set, candidate, rate, seed, Path(work))
         result = tune(recipe, store=Path(work) / "store")
         validation, test = (result.scores[split].values[result.task.metric.name] for split in ("validation", "test"))
         trained = result.adapter.manifest.parameters.trained
@@ -197,14 +197,14 @@ def tune_once(data_set: str, contender: str, rate: float, seed: int) -> Override
     }  # fmt: skip
 
 
-def _write_recipe(name: str, contender: str, rate: float | None, seed: int, work: Path) -> Path:
-    said, tried = SETS[name][0](data_folder(), work), CONTENDERS[contender]
+def _write_recipe(name: str, candidate: str, rate: float | None, seed: int, work: Path) -> Path:
+    said, by_rate = SETS[name][0](data_folder(), work), CANDIDATES[candidate]
     training = {**said["training"], "learning_rate": rate, "seed": seed, "early_stopping_patience": None}
     sections = {
         "name": "contender",
-        "base": {"model": MODEL, **(tried.base or {})},
+        "base": {"model": MODEL, **(by_rate.base or {})},
         **said,
-        "method": tried.method,
+        "method": by_rate.method,
         "training": training,
     }
     file = work / "recipe.yaml"
@@ -212,30 +212,30 @@ def _write_recipe(name: str, contender: str, rate: float | None, seed: int, work
     return file
 
 
-def measure_steps(name: str, contenders: list[str]) -> None:
+def measure_steps(name: str, candidates: list[str]) -> None:
     """Note each contender's median step time over full fine-tuning's, in one process, and its memory in its own."""
-    given = ["full", *(contender for contender in contenders if contender != "full")]
-    ratios = call_in_process(MODULE, "step_ratios", data_set=name, contenders=given).value
+    given = ["full", *(candidate for candidate in candidates if candidate != "full")]
+    ratios = call_in_process(MODULE, "step_ratios", data_set=name, candidates=given).value
     told = {c: {"ratio": ratios[c], "peak_bytes": _peak_of_steps(name, c)} for c in given}
     _steps_file(name).write_text(
         json.dumps({"measured": str(benchmark_environment()), **told}, indent=1), encoding="utf8"
     )
 
 
-def _peak_of_steps(name: str, contender: str) -> int:
-    return call_in_process(MODULE, "step_ratios", data_set=name, contenders=[contender], rounds=3).peak_bytes or 0
+def _peak_of_steps(name: str, candidate: str) -> int:
+    return call_in_process(MODULE, "step_ratios", data_set=name, candidates=[candidate], num_repeats=3).peak_bytes or 0
 
 
-def step_ratios(data_set: str, contenders: list[str], rounds: int = 15) -> dict[str, float]:
+def step_ratios(data_set: str, candidates: list[str], num_repeats: int = 15) -> dict[str, float]:
     """Median step time of each contender over the first one's, steps taken in turn."""
     from contextlib import ExitStack
 
     from peftlab.bench.step_worker import method_steps, ratios_in_turn
 
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
-        folders = {contender: _made(Path(work) / str(i)) for i, contender in enumerate(contenders)}
+        folders = {candidate: _made(Path(work) / str(i)) for i, candidate in enumerate(candidates)}
         recipes = {c: _write_recipe(data_set, c, None, SEEDS[0], folder) for c, folder in folders.items()}
-        return ratios_in_turn(method_steps(recipes, (16, 32), stack), rounds)
+        return ratios_in_turn(method_steps(recipes, (16, 32), stack), num_repeats)
 
 
 def _made(folder: Path) -> Path:
@@ -247,7 +247,7 @@ def _steps_file(name: str) -> Path:
     return FOLDER / f"methods-{name}-steps.json"
 
 
-def _steps_measured(name: str) -> dict[str, Any]:
+def _read_step_times(name: str) -> dict[str, Any]:
     """What `measure_steps` noted; empty before."""
     file = _steps_file(name)
     return json.loads(file.read_text(encoding="utf8")) if file.exists() else {}
@@ -256,16 +256,16 @@ def _steps_measured(name: str) -> dict[str, Any]:
 def _rows(name: str, steps: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The table: a contender a row, by test score."""
     done = _done(name)
-    rows = [_row(done, contender, steps.get(contender)) for contender in dict.fromkeys(o.contender for o in done)]
+    rows = [_row(done, candidate, steps.get(candidate)) for candidate in dict.fromkeys(o.candidate for o in done)]
     yield from sorted(rows, key=lambda row: -row["test"])
 
 
-def _row(done: list[Outcome], contender: str, steps: dict[str, float] | None) -> dict[str, Any]:
-    rate = best_rate(done, contender)
-    runs = [outcome for outcome in done if (outcome.contender, outcome.rate) == (contender, rate)]
+def _row(done: list[Outcome], candidate: str, steps: dict[str, float] | None) -> dict[str, Any]:
+    rate = best_rate(done, candidate)
+    runs = [outcome for outcome in done if (outcome.candidate, outcome.rate) == (candidate, rate)]
     tests = [outcome.test for outcome in runs]
     return {
-        "method": contender,
+        "method": candidate,
         "learning rate": f"{rate:g}",
         "seeds": len(runs),
         "validation": statistics.mean(outcome.validation for outcome in runs),

@@ -41,9 +41,9 @@ SETS: dict[str, tuple[int, dict[str, str]]] = {
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--seeds", default="1,2,3", show_default=True)
 @click.option("--by-hand/--no-by-hand", default=True, show_default=True, help="Run the yardstick too.")
-def main(names: tuple[str, ...], seeds: str, by_hand: bool) -> None:
+def main(names: tuple[str, ...], seeds: str, build_with_peft: bool) -> None:
     """Run both ways on each set and seed; print a table a set and write it."""
-    ways = {"peftlab": _ours, "by hand": _by_hand} if by_hand else {"peftlab": _ours}
+    ways = {"peftlab": _ours, "by hand": _build_with_peft} if build_with_peft else {"peftlab": _ours}
     for name in names:
         epochs, files = SETS[name]
         splits = {split: data_folder() / file for split, file in files.items()}
@@ -73,13 +73,13 @@ def _ours(name: str, splits: dict[str, Path], epochs: int, seed: int) -> float:
         return peftlab.tune(RECIPE, overrides=overrides, store=store).scores["test"].values["f1"]
 
 
-def _by_hand(name: str, splits: dict[str, Path], epochs: int, seed: int) -> float:
-    from benchmarks.plain_tuning import Settings, tune_plainly
+def _build_with_peft(name: str, splits: dict[str, Path], epochs: int, seed: int) -> float:
+    from benchmarks.plain_tuning import Settings, tune_with_trainer
 
     with tempfile.TemporaryDirectory() as folder:
         write_splits({split: str(path) for split, path in splits.items()}, Path(folder))
         settings = Settings(name, Path(folder), epochs=epochs, seed=seed, lora_dropout=0.0)
-        return float(tune_plainly(settings)["scores"]["f1"])
+        return float(tune_with_trainer(settings)["scores"]["f1"])
 
 
 if __name__ == "__main__":

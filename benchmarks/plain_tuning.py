@@ -71,9 +71,9 @@ class Settings:
     lora_dropout: float = 0.1
 
 
-def tune_plainly(settings: Settings) -> dict[str, Any]:
+def tune_with_trainer(settings: Settings) -> dict[str, Any]:
     """Train LoRA r=8 on `train`, pick the best epoch on `validation`; scores on `test`, and seconds by part."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     set_seed(settings.seed)
     kind = SETS[settings.set]
     rows = {split: _read_rows(settings.data / f"{split}.jsonl") for split in SPLITS}
@@ -100,7 +100,7 @@ def tune_plainly(settings: Settings) -> dict[str, Any]:
     return {
         "scores": {name: test[f"test_{name}"] for name in (["f1"] if kind.tags else ["accuracy"])},
         "seconds": {
-            "start": started - began,
+            "start": started - start_time,
             "training": trained - started - evaluation,
             "evaluation": evaluation,
             "end": time.monotonic() - trained,
@@ -206,4 +206,4 @@ def _command_line() -> Settings:
 
 
 if __name__ == "__main__":
-    print(json.dumps(tune_plainly(_command_line())))
+    print(json.dumps(tune_with_trainer(_command_line())))

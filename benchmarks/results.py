@@ -1,4 +1,4 @@
-"""A benchmark's outcome: printed as a table, and kept in benchmarks/results/ with its date, versions and conditions."""
+"""Print the results of a benchmark, and store them in benchmarks/results/ with date, versions and conditions."""
 
 import json
 import os
@@ -11,28 +11,36 @@ import click
 from peftlab.bench import benchmark_environment as measured_under
 
 FOLDER = Path(__file__).parent / "results"
+FILE_KEYS = {"candidate": "contender"}
+"""Field of a run → its key in the result files, where they differ."""
 Run = TypeVar("Run")
 
 
 def data_folder() -> Path:
-    """$PEFTLAB_DATA, or ../shared/data beside the repository; a benchmark without it stops with that reason."""
+    """$PEFTLAB_DATA, or ../shared/data beside the repository.
+
+    Raises:
+        ClickException: the folder does not exist.
+    """
     folder = Path(os.environ.get("PEFTLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         raise click.ClickException(f"no data in {folder}; set PEFTLAB_DATA to the folder that holds it.")
     return folder
 
 
-def runs_done(name: str, kind: type[Run]) -> list[Run]:
-    """What `note_run` noted under that name, in any session, as objects of the dataclass `kind`."""
+def load_runs(name: str, run_type: type[Run]) -> list[Run]:
+    """The runs that `append_run` stored under that name, as objects of the dataclass `run_type`."""
     file = _runs_file(name)
     lines = file.read_text(encoding="utf8").splitlines() if file.exists() else []
-    return [kind(**json.loads(line)) for line in lines]
+    fields = {key: field for field, key in FILE_KEYS.items()}
+    runs = (json.loads(line) for line in lines)
+    return [run_type(**{fields.get(key, key): value for key, value in run.items()}) for run in runs]
 
 
-def note_run(name: str, run: Any) -> None:
-    """Note a run that took long, a dataclass: one line of benchmarks/results/NAME.jsonl; several processes may."""
+def append_run(name: str, run: Any) -> None:
+    """Append a run, a dataclass, as one line to benchmarks/results/NAME.jsonl. Several processes may append."""
     with _runs_file(name).open("a", encoding="utf8") as file:
-        file.write(json.dumps(asdict(run)) + "\n")
+        file.write(json.dumps({FILE_KEYS.get(field, field): value for field, value in asdict(run).items()}) + "\n")
 
 
 def _runs_file(name: str) -> Path:

@@ -28,13 +28,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 @click.command(help=__doc__)
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), default=list(CASES))
-@click.option("--rounds", default=21, show_default=True)
+@click.option("--rounds", "num_repeats", default=21, show_default=True)
 @click.option("--loads/--no-loads", default=True, show_default=True)
-def main(cases: tuple[str, ...], rounds: int, loads: bool) -> None:
+def main(cases: tuple[str, ...], num_repeats: int, loads: bool) -> None:
     """Measure, print and write."""
     if cases:
         rows = [
-            row for case in cases for row in _rows(case, time_batches(MODEL, **{"num_repeats": rounds, **CASES[case]}))
+            row
+            for case in cases
+            for row in _rows(case, time_batches(MODEL, **{"num_repeats": num_repeats, **CASES[case]}))
         ]
         write_result("runtime-batches", "Mixed batches", rows, __doc__ or "")
     if loads:

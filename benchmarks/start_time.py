@@ -27,61 +27,61 @@ process of its own, and stops after its second step. The first finds an empty ca
 there: the least of them is shown. Only processor seconds can be compared where other work goes on beside; load average
 at the end: {load:.1f}.
 """
-Station = tuple[float, float]
+Milestone = tuple[float, float]
 
 
-class SteppedTwice(BaseException):
+class StopAfterTwoSteps(BaseException):
     """Enough was seen."""
 
 
 class TuningTimer(TuningDisplay):
     """Notes when each station is reached: seconds since `began`, and of the processor."""
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, start_time: float) -> None:
         super().__init__()
-        self.asked_for = began
-        self.stations: dict[str, Station] = {}
-        self.reach("commands imported")
+        self.start_time = start_time
+        self.milestones: dict[str, Milestone] = {}
+        self.record_milestone("commands imported")
 
-    def reach(self, station: str) -> None:
+    def record_milestone(self, milestone: str) -> None:
         """A station is reached, if it is not yet."""
-        self.stations.setdefault(station, (time.time() - self.asked_for, time.process_time()))
+        self.milestones.setdefault(milestone, (time.time() - self.start_time, time.process_time()))
 
     def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
         """See `Progress`."""
-        self.reach("recipe and data read, torch imported, base loaded")
+        self.record_milestone("recipe and data read, torch imported, base loaded")
         return super().track_encoding(split)
 
     def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """See `Progress`."""
-        self.reach("rows encoded")
+        self.record_milestone("rows encoded")
 
     def on_base_loaded(self, base: Any, trained: int) -> None:
         """See `Progress`."""
-        self.reach("delta added")
+        self.record_milestone("delta added")
 
     def on_train_begin(self, total_steps: int, epochs: int, done_steps: int) -> None:
         """See `Progress`."""
-        self.reach("training begins")
+        self.record_milestone("training begins")
 
     def on_step_end(self, step: int, loss: float | None) -> None:
         """See `Progress`."""
-        self.reach(f"step {step} done")
+        self.record_milestone(f"step {step} done")
         if step == 2:
-            raise SteppedTwice
+            raise StopAfterTwoSteps
 
 
-def watch_one(recipe: str, began: float) -> None:
+def watch_one(recipe: str, start_time: float) -> None:
     """Tune until the second step, and tell the stations as JSON."""
-    watch = TuningTimer(began)
+    watch = TuningTimer(start_time)
     with tempfile.TemporaryDirectory() as store:
         try:
             tune(recipe, store=store, progress=watch)
-        except SteppedTwice:
-            click.echo(json.dumps(watch.stations))
+        except StopAfterTwoSteps:
+            click.echo(json.dumps(watch.milestones))
 
 
-def measured(recipe: str, cache: str) -> dict[str, Station]:
+def measured(recipe: str, cache: str) -> dict[str, Milestone]:
     """The stations of a run in a new process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.start_time", recipe, "--began", repr(time.time())]
     environment = {**os.environ, "PEFTLAB_CACHE": cache}
@@ -89,25 +89,25 @@ def measured(recipe: str, cache: str) -> dict[str, Station]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def row(station: str, first: Station, later: list[Station]) -> dict[str, Any]:
+def row(milestone: str, first: Milestone, later: list[Milestone]) -> dict[str, Any]:
     """One line of the table."""
     clock, processor = (min(times) for times in zip(*later, strict=True))
     shown = {"first run, clock": first[0], "processor": first[1], "later runs, clock": clock, "processor ": processor}
-    return {"station": station, **{name: f"{seconds:.2f}" for name, seconds in shown.items()}}
+    return {"station": milestone, **{name: f"{seconds:.2f}" for name, seconds in shown.items()}}
 
 
 @click.command()
 @click.argument("recipe", default="recipes/sentiment-shop.yaml")
 @click.option("--runs", default=3, help="Later runs.")
-@click.option("--began", type=float, hidden=True)
-def main(recipe: str, runs: int, began: float | None) -> None:
+@click.option("--began", "start_time", type=float, hidden=True)
+def main(recipe: str, runs: int, start_time: float | None) -> None:
     """Measure, print and keep."""
-    if began is not None:
-        watch_one(recipe, began)
+    if start_time is not None:
+        watch_one(recipe, start_time)
         return
     with tempfile.TemporaryDirectory() as cache:
         first, *later = [measured(recipe, cache) for _ in range(1 + runs)]
-    rows = [row(station, told, [run[station] for run in later]) for station, told in first.items()]
+    rows = [row(milestone, told, [run[milestone] for run in later]) for milestone, told in first.items()]
     benchmark_environment = CONDITIONS.format(recipe=recipe, runs=runs, load=os.getloadavg()[0])
     write_result("start-time", "Time until a recipe steps", rows, benchmark_environment)
 

@@ -25,15 +25,17 @@ WORDS = ("the", "train", "was", "late", "again", "and", "nobody", "at", "small",
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--rounds", "num_repeats", default=7, show_default=True)
 @click.option("--minutes", default=10.0, show_default=True)
-def main(rounds: int, minutes: float) -> None:
+def main(num_repeats: int, minutes: float) -> None:
     """Measure, print and write."""
-    told = call_in_process("benchmarks.traffic", "measure_traffic", rounds=rounds, minutes=minutes).value
+    told = call_in_process(
+        "benchmarks.traffic", "measure_random_traffic", num_repeats=num_repeats, minutes=minutes
+    ).value
     write_result("runtime-traffic", "Zipf traffic over 1,000 adapters", [told], __doc__ or "")
 
 
-def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
+def measure_random_traffic(num_repeats: int, minutes: float) -> dict[str, Any]:
     """Throughput beside one adapter's, shares of features whose adapter was in a slot, and memory over time."""
     import torch
 
@@ -53,15 +55,15 @@ def measure_traffic(rounds: int, minutes: float) -> dict[str, Any]:
         base = bank.base
 
         def run(asked: list[tuple[Any, Any]]) -> float:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             for start in range(0, len(asked), 32):
                 forward_features(
                     asked[start : start + 32], bank._cache.pinned, base.router, base.inputs, max_adapters=SLOTS
                 )
-            return time.perf_counter() - began
+            return time.perf_counter() - start_time
 
         ratios = []
-        for _ in range(rounds + 1):
+        for _ in range(num_repeats + 1):
             drawn = choose.choices(names, weights, k=FEATURES)
             asked = [(bank._registry.resolve(name), _feature(bank, choose)) for name in drawn]
             one = [(asked[0][0], feature) for _, feature in asked]

@@ -43,7 +43,7 @@ def main(epochs: int, adapter_epochs: int) -> None:
         work = Path(folder)
         base = make_base(work / "base", pairs["train"], epochs)
         write_splits(work, pairs)
-        rows = [untuned(work, base, pairs["test"])]
+        rows = [evaluate_base(work, base, pairs["test"])]
         rows += [best_of(work, base, name, pairs["test"], adapter_epochs) for name in METHODS]
     write_result("translation", "Translation by adapters", rows, __doc__ or "")
 
@@ -131,7 +131,7 @@ def learn(model: Any, tokenizer: Any, pairs: Pairs, epochs: int) -> None:
         click.echo(f"base, epoch {epoch + 1} of {epochs}: loss {total / len(batches):.3f}")
 
 
-def untuned(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
+def evaluate_base(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
     """The base as it is, on the test split."""
     from peftlab.tasks.prediction import predict_examples
     from peftlab.tuning import check
@@ -149,12 +149,12 @@ def untuned(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
 def best_of(work: Path, base: Path, name: str, test: Pairs, epochs: int) -> dict[str, Any]:
     """The contender at the better of its learning rates, by validation."""
     method, rates = METHODS[name]
-    tried = {}
+    by_rate = {}
     for rate in rates:
         result = peftlab.tune(write_recipe(work, base, method, rate, epochs), store=work / "store")
-        tried[rate] = result
+        by_rate[rate] = result
         click.echo(f"{name}, {rate:g}: {result.scores['validation'].values} test {result.scores['test'].values}")
-    rate, best = max(tried.items(), key=lambda item: item[1].scores["validation"].values["bleu"])
+    rate, best = max(by_rate.items(), key=lambda item: item[1].scores["validation"].values["bleu"])
     bank = peftlab.load(str(best.adapter), store=work / "store")
     answers = bank.predict([text for text, _ in test], adapters=str(best.adapter))
     command = by_command(work, [answer.prediction.written for answer in answers], test)  # type: ignore[attr-defined]

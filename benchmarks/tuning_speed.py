@@ -38,7 +38,7 @@ its own with an empty cache, timed from outside; the columns from start to end a
 STEPS_SAID = """\
 The limit is one forward and one activation backward of the frozen base alone, in the same precision, with the base's
 dropout where the way has it; the others add delta, head, clipping and AdamW. torch.compile is peftlab with it in the
-place of its own functions; compiling does not count. Medians over {rounds} rounds of one step each."""
+place of its own functions; compiling does not count. Medians over {num_repeats} rounds of one step each."""
 Sections = dict[str, Any]
 
 
@@ -59,7 +59,7 @@ SETS: dict[str, Callable[[Path, Path], Sections]] = {"wnut17": wnut17, "banking7
 @click.option("--runs/--no-runs", default=True, show_default=True, help="Compare with the plain scripts.")
 @click.option("--breakdown/--no-breakdown", default=True, show_default=True, help="Switch on one thing after another.")
 @click.option("--steps/--no-steps", default=True, show_default=True, help="Time single steps, beside their limit.")
-@click.option("--rounds", default=10, show_default=True, help="Steps that each way takes.")
+@click.option("--rounds", "num_repeats", default=10, show_default=True, help="Steps that each way takes.")
 @override_option
 def main(
     names: tuple[str, ...],
@@ -67,9 +67,9 @@ def main(
     epochs: int,
     ways: tuple[str, ...],
     runs: bool,
-    breakdown: bool,
+    time_per_phase: bool,
     steps: bool,
-    rounds: int,
+    num_repeats: int,
     overrides: dict[str, Any],
 ) -> None:
     """Measure what is asked for, set by set; print each table and write it."""
@@ -78,12 +78,12 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             recipe = _write_recipe(name, Path(folder), epochs, overrides)
             if steps and place == 0:
-                _write_steps(name, recipe, rounds)
+                _write_steps(name, recipe, num_repeats)
             if runs:
                 asked = [way for way in WAYS if way in ways or way == "plain"]
                 _write_runs(name, _runs(name, recipe, epochs, seeds, asked), overrides)
-            if breakdown:
-                _write_breakdown(name, compare_setups(recipe, seeds=seeds[:1]))
+            if time_per_phase:
+                _write_phases(name, compare_setups(recipe, seeds=seeds[:1]))
 
 
 def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any]) -> Path:
@@ -149,7 +149,7 @@ def _write_runs(name: str, runs: Sequence[RunTime], overrides: dict[str, Any]) -
     write_result(f"tuning-speed-{name}", title, rows, f"{__doc__}{changed}")
 
 
-def _write_breakdown(name: str, runs: Sequence[RunTime]) -> None:
+def _write_phases(name: str, runs: Sequence[RunTime]) -> None:
     ways = summarize(runs, PLAIN)
     rows = [
         {
@@ -164,7 +164,7 @@ def _write_breakdown(name: str, runs: Sequence[RunTime]) -> None:
     write_result(f"tuning-ways-{name}", f"Ways of tuning, {name}", rows, WAYS_SAID)
 
 
-def _write_steps(name: str, recipe: Path, rounds: int) -> None:
+def _write_steps(name: str, recipe: Path, num_repeats: int) -> None:
     rows = [
         {
             "precision": step.precision,
@@ -173,9 +173,9 @@ def _write_steps(name: str, recipe: Path, rounds: int) -> None:
             "time ÷ limit": f"{step.ratio:.3f}",
             "milliseconds": f"{step.seconds * 1000:.0f}",
         }
-        for step in time_steps(recipe, num_repeats=rounds, compiled=True)
+        for step in time_steps(recipe, num_repeats=num_repeats, compiled=True)
     ]
-    said = STEPS_SAID.format(rounds=rounds)
+    said = STEPS_SAID.format(num_repeats=num_repeats)
     write_result("tuning-steps", "Training steps of 32 × 64 tokens", rows, f"{said} Base and method of {name}.")
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForTokenClassification, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.method_scores import LADDER, Outcome, best_rate
-from benchmarks.results import runs_done
+from benchmarks.results import load_runs
 from peftlab.base import load_base
 from peftlab.errors import RecipeError
 from peftlab.methods import (
@@ -201,9 +201,9 @@ def test_full_has_no_size_warning(base):
 
 def best_measured_rate(method):
     """The best rate by validation at the first seed, a step lower where the next step up learnt nothing (0029)."""
-    runs = runs_done("methods-politics", Outcome)
+    runs = load_runs("methods-politics", Outcome)
     place = LADDER.index(best_rate(runs, method))
-    tried = {run.rate: run.validation for run in runs if (run.contender, run.seed) == (method, 1)}
+    tried = {run.rate: run.validation for run in runs if (run.candidate, run.seed) == (method, 1)}
     learnt_nothing = any(tried.get(rate, 1) < 0.1 for rate in LADDER[place + 1 : place + 2])
     return LADDER[place - learnt_nothing]
 
