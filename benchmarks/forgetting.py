@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 import peftlab
-from benchmarks.results import FOLDER, data_folder, append_run, load_runs, write_result
+from benchmarks.results import FOLDER, append_run, data_folder, load_runs, write_result
 from peftlab.base import Base
 from peftlab.bench import benchmark_environment
 from peftlab.tuning import Progress

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.ner_scores import SETS as ENTITY_SETS
-from benchmarks.results import FOLDER, data_folder, append_run, load_runs, write_result
+from benchmarks.results import FOLDER, append_run, data_folder, load_runs, write_result
 from benchmarks.task_scores import books
 from peftlab.bench import benchmark_environment, warm_up
 from peftlab.bench.processes import call_in_process
