@@ -44,11 +44,11 @@ SHORTEST_QUESTION = 8  # tokens
 class Chat(Example):
     """Messages in turn; `text` is the last that is not an answer. Asked, they end before an answer.
 
-    `learnt` says how many of the answers are learnt, counted from the last; None for all.
+    `answers_in_loss` is how many answers are in the loss, counted from the last; None for all.
     """
 
     messages: tuple[Message, ...] = ()
-    learnt: int | None = None
+    answers_in_loss: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Reply(Prediction):
 
     def as_dict(self) -> dict[str, Any]:
         """`text`, `reply`, `finished`, and `truncated` where it is so."""
-        told = {"text": self.text, "reply": self.reply, "finished": self.finished}
-        return told | ({"cut": True} if self.truncated else {})
+        prediction = {"text": self.text, "reply": self.reply, "finished": self.finished}
+        return prediction | ({"cut": True} if self.truncated else {})
 
 
 class CausalLmTask(Task):
@@ -128,10 +128,10 @@ class CausalLmTask(Task):
         """A row with what is to be learnt of it. Raises RowError with what was expected."""
         form = chosen_form(row, *FORMS)
         if form == ("messages",):
-            return self._answered_chat(row, messages_column(row))
+            return self._chat_with_answers(row, messages_column(row))
         if form == ("instruction", "output"):
             answer = {"role": ASSISTANT, "content": text_column(row, "output")}
-            return self._answered_chat(row, [*instruction_messages(row), answer])
+            return self._chat_with_answers(row, [*instruction_messages(row), answer])
         if form == ("text",):
             return Passage("", row.where, completion=text_column(row, "text"))
         return Passage(optional_text_column(row, "prompt"), row.where, completion=text_column(row, "completion"))
@@ -146,7 +146,7 @@ class CausalLmTask(Task):
             raise RowError(f"expected the last message to be another's than the {ASSISTANT}'s, who is to answer it")
         return self._chat(row, messages)
 
-    def _answered_chat(self, row: Row, messages: list[Message]) -> Chat:
+    def _chat_with_answers(self, row: Row, messages: list[Message]) -> Chat:
         """What follows the last answer has nothing to learn."""
         answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
         if not answers:
@@ -184,11 +184,11 @@ class CausalLmTask(Task):
             self.state["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         for split in examples.values():
             self._written(split, context.inputs.tokenizer, errors)
-        self._check_room(context.max_length, errors)
+        self._check_prompt_length(context.max_length, errors)
 
-    def _check_room(self, max_length: int, errors: ErrorCollector) -> None:
-        if (room := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
-            message = f"a reply of {self.generation['max_new_tokens']} tokens leaves {max(0, room)} of {max_length}"
+    def _check_prompt_length(self, max_length: int, errors: ErrorCollector) -> None:
+        if (budget := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
+            message = f"a reply of {self.generation['max_new_tokens']} tokens leaves {max(0, budget)} of {max_length}"
             hint = "Take fewer, or raise data.max_length if it is below what the base takes."
             errors.add(f"{message} for what it replies to.", key="task.generation.max_new_tokens", hint=hint)
 
@@ -211,10 +211,10 @@ class CausalLmTask(Task):
             written = self._written(examples, tokenizer, errors)
         wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
         return [
-            [self._asked(whole, max_length)]
+            [self._encode_prompt(full, max_length)]
             if is_prompt(example)
-            else self._answered(example, whole, max_length, training)
-            for example, whole in zip(examples, wholes, strict=True)
+            else self._encode_answers(example, full, max_length, training)
+            for example, full in zip(examples, wholes, strict=True)
         ]
 
     def _written(
@@ -232,26 +232,26 @@ class CausalLmTask(Task):
         add_invalid_rows(list(broken.items()), errors, read=len({example.where for example in examples}))
         return written
 
-    def _answered(self, example: Chat | Passage, whole: Feature, max_length: int, training: bool) -> list[Feature]:
+    def _encode_answers(self, example: Chat | Passage, full: Feature, max_length: int, training: bool) -> list[Feature]:
         parts: Iterable[Feature]
         if not training:
-            parts = _windows(whole, max_length)
+            parts = _windows(full, max_length)
         elif isinstance(example, Passage) and not example.text:
-            parts = _pieces(whole, max_length)
+            parts = _chunks(full, max_length)
         else:
-            parts = [_part(whole, 0, max_length)]
+            parts = [_part(full, 0, max_length)]
         return [part for part in parts if self.head.loss_terms(part)]
 
-    def _asked(self, whole: Feature, max_length: int) -> Feature:
-        room = max(1, max_length - self.generation["max_new_tokens"])
-        inputs = {name: values[-room:] for name, values in whole.inputs.items()}
-        return Feature(inputs, None, truncated=len(whole) > room)
+    def _encode_prompt(self, full: Feature, max_length: int) -> Feature:
+        budget = max(1, max_length - self.generation["max_new_tokens"])
+        inputs = {name: values[-budget:] for name, values in full.inputs.items()}
+        return Feature(inputs, None, truncated=len(full) > budget)
 
     def count(self, example: Chat | Passage) -> int:
         """How many answers it has."""
         if isinstance(example, Passage):
             return 1
-        return example.learnt or sum(message["role"] == ASSISTANT for message in example.messages)
+        return example.answers_in_loss or sum(message["role"] == ASSISTANT for message in example.messages)
 
     def lost(self, example: Chat | Passage, features: Sequence[Feature]) -> int:
         """Answers that do not end within what is learnt."""
@@ -266,14 +266,14 @@ class CausalLmTask(Task):
         """What the template writes after an answer, and the tokenizer's own end."""
         tokenizer = inputs.tokenizer
         template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
-        endings = [template.ending.strip(), tokenizer.eos_token or ""]
-        return list(dict.fromkeys(ending for ending in endings if ending))
+        stop_strings = [template.ending.strip(), tokenizer.eos_token or ""]
+        return list(dict.fromkeys(ending for ending in stop_strings if ending))
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> TokenLoss | Reply:
         """Asked, how the text goes on; or else how well it was foreseen, over its windows."""
         if is_prompt(example):
-            (told,), (feature,) = logits, features
-            return Reply(example.text, told.text.strip(), told.finished, feature.truncated)
+            (prediction,), (feature,) = logits, features
+            return Reply(example.text, prediction.text.strip(), prediction.finished, feature.truncated)
         return sum_token_losses(example.text, logits, sum(map(self.head.loss_terms, features)))
 
     def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[TokenLoss]) -> Scores:
@@ -292,7 +292,11 @@ def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> Rendere
     if isinstance(example, Chat):
         messages = example.messages
         asked = is_prompt(example)
-        return RenderedText(template.prompt(messages), []) if asked else template.write(messages, last=example.learnt)
+        return (
+            RenderedText(template.prompt(messages), [])
+            if asked
+            else template.write(messages, last=example.answers_in_loss)
+        )
     if example.completion is None:
         return RenderedText(example.text, [])
     text = f"{example.text}{example.completion}{end}"
@@ -310,17 +314,17 @@ def _tokenized(
             texts = [written[i].text for i in chosen]
             encoded = tokenizer(texts, add_special_tokens=not kind, return_offsets_mapping=True, verbose=False)
             for place, i in enumerate(chosen):
-                made[i] = _feature(inputs_of(encoded, place), encoded["offset_mapping"][place], written[i].learnt)
+                made[i] = _feature(inputs_of(encoded, place), encoded["offset_mapping"][place], written[i].loss_spans)
     return [made[i] for i in range(len(written))]
 
 
 def _feature(
-    inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], learnt: Sequence[tuple[int, int]]
+    inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], loss_spans: Sequence[tuple[int, int]]
 ) -> Feature:
     """`positions` are the last token of each answer, and its number."""
-    within = tokens_in_spans(learnt, offsets)
+    within = tokens_in_spans(loss_spans, offsets)
     labels = [token if chosen else IGNORED for token, chosen in zip(inputs["input_ids"], within, strict=True)]
-    ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(learnt)]
+    ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(loss_spans)]
     return Feature(inputs, labels, ends)
 
 
@@ -329,23 +333,23 @@ def _last_within(offsets: Sequence[tuple[int, int]], end: int) -> int:
     return max(i for i, (start, stop) in enumerate(offsets) if start < end and start < stop)
 
 
-def _part(whole: Feature, start: int, end: int, known: int = 0) -> Feature:
+def _part(full: Feature, start: int, end: int, known: int = 0) -> Feature:
     """Some tokens of a feature; labels of those before `known` are left out."""
-    inputs = {name: values[start:end] for name, values in whole.inputs.items()}
-    labels = [IGNORED if i < known else label for i, label in enumerate(whole.labels[start:end], start)]
-    ends = [(token - start, answer) for token, answer in whole.positions if start <= token < end]
-    return Feature(inputs, labels, ends, truncated=end < len(whole))
+    inputs = {name: values[start:end] for name, values in full.inputs.items()}
+    labels = [IGNORED if i < known else label for i, label in enumerate(full.labels[start:end], start)]
+    ends = [(token - start, answer) for token, answer in full.positions if start <= token < end]
+    return Feature(inputs, labels, ends, truncated=end < len(full))
 
 
-def _pieces(whole: Feature, length: int) -> Iterator[Feature]:
+def _chunks(full: Feature, length: int) -> Iterator[Feature]:
     """All of it, one after the other: the last token of each is the first of the next, which foresees from it."""
-    for start in range(0, max(1, len(whole) - 1), length - 1):
-        yield replace(_part(whole, start, start + length), truncated=False)
+    for start in range(0, max(1, len(full) - 1), length - 1):
+        yield replace(_part(full, start, start + length), truncated=False)
 
 
-def _windows(whole: Feature, length: int) -> Iterator[Feature]:
+def _windows(full: Feature, length: int) -> Iterator[Feature]:
     """All of it, in windows that overlap by half; each label stands in one."""
     known = 0
-    for start in range(0, max(1, len(whole) - length // 2), max(1, length // 2)):
-        yield replace(_part(whole, start, start + length, known), truncated=False)
+    for start in range(0, max(1, len(full) - length // 2), max(1, length // 2)):
+        yield replace(_part(full, start, start + length, known), truncated=False)
         known = start + length

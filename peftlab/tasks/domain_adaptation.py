@@ -13,7 +13,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import NOTHING_IN_LOSS, CausalLmTask, Passage
 from peftlab.tasks.heads import MaskedLanguageModelHead
-from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.masking import TokenMasker
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
@@ -101,13 +101,13 @@ class DomainCausalLmTask(CausalLmTask):
         """See `Task.bind_to_base`; where the recipe does not say how long replies are, they leave half of an input."""
         if not self._asked_for:
             self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], context.max_length // 2)
-        self._check_room(context.max_length, errors)
+        self._check_prompt_length(context.max_length, errors)
 
     def stop_strings(self, inputs: Any) -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
         tokenizer = inputs.tokenizer
-        endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
-        return list(dict.fromkeys(ending for ending in endings if ending))
+        stop_strings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        return list(dict.fromkeys(ending for ending in stop_strings if ending))
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class FilledMasks(Prediction):
 
     def as_dict(self) -> dict[str, Any]:
         """`text`, and `masks`, a list of {token, score} for each."""
-        told = [[{"token": one.token, "score": round(one.score, 6)} for one in mask] for mask in self.masks]
-        return {"text": self.text, "masks": told}
+        prediction = [[{"token": one.token, "score": round(one.score, 6)} for one in mask] for mask in self.masks]
+        return {"text": self.text, "masks": prediction}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class DomainMaskedLmTask(Task):
         chosen_form(row, ("text",))
         text, mask = optional_text_column(row, "text"), self.state["mask token"]
         if mask not in text:
-            raise RowError(f"expected text to hold {mask} where a word is to be found, found {shown(text)}")
+            raise RowError(f"expected text to hold {mask} where a word is to be found, found {quoted(text)}")
         return Passage(text, row.where)
 
     def fit_labels(self, examples: Mapping[str, Sequence[Passage]], errors: ErrorCollector) -> None:
@@ -208,15 +208,15 @@ class DomainMaskedLmTask(Task):
             if asked:
                 made |= zip(chosen, _windows(texts, tokenizer, max_length), strict=True)
             else:
-                pieces = _pieces(texts, tokenizer, max_length)
-                features = ([masks.masked(piece, str(piece["input_ids"])) for piece in whole] for whole in pieces)
-                made |= zip(chosen, [list(filter(self.head.loss_terms, whole)) for whole in features], strict=True)
+                chunks = _chunks(texts, tokenizer, max_length)
+                features = ([masks.masked(piece, str(piece["input_ids"])) for piece in full] for full in chunks)
+                made |= zip(chosen, [list(filter(self.head.loss_terms, full)) for full in features], strict=True)
         return [made[i] for i in range(len(examples))]
 
     def dynamic_masking(self, inputs: TextInputs) -> FeatureSampler | None:
         """Other masks; see `Task.dynamic_masking`."""
         tokenizer = inputs.tokenizer
-        return TokenMasker(tokenizer, self.mask_probability).again
+        return TokenMasker(tokenizer, self.mask_probability).resample
 
     def count(self, example: Passage) -> int:
         """One text."""
@@ -240,11 +240,11 @@ class DomainMaskedLmTask(Task):
 def _fillings(output: "torch.Tensor", feature: MaskedPrompt) -> Iterator[MaskCandidate]:
     """Of one token's outcome."""
     probabilities, tokens = output.view(2, -1).tolist()
-    for chance, token in zip(probabilities, tokens, strict=True):
-        yield MaskCandidate(feature.written(int(token)), chance)
+    for seed, token in zip(probabilities, tokens, strict=True):
+        yield MaskCandidate(feature.written(int(token)), seed)
 
 
-def _pieces(
+def _chunks(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Iterator[list[dict[str, list[int]]]]:
     """The inputs of each text, one piece after the other."""
@@ -271,21 +271,23 @@ def _windows(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_len
         verbose=False,
     )
     for numbers in numbers_of_windows(encoded, len(texts)):
-        yield list(_deciding([(inputs_of(encoded, i), encoded["offset_mapping"][i]) for i in numbers], tokenizer))
+        yield list(
+            _select_mask_windows([(inputs_of(encoded, i), encoded["offset_mapping"][i]) for i in numbers], tokenizer)
+        )
 
 
-def _deciding(
+def _select_mask_windows(
     windows: Sequence[tuple[dict[str, list[int]], Sequence[tuple[int, int]]]], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[Feature]:
     """Those of a text's windows, each with its offsets, that decide a mask, known by where it stands in the text."""
-    deepest: dict[int, tuple[int, int, int]] = {}
+    best_windows: dict[int, tuple[int, int, int]] = {}
     for number, (inputs, places) in enumerate(windows):
         tokens = inputs["input_ids"]
         for i, (start, _) in enumerate(places):
             if tokens[i] == tokenizer.mask_token_id:
                 depth = min(i, len(tokens) - 1 - i)
-                deepest[start] = max(deepest.get(start, (-1, 0, 0)), (depth, number, i))
-    in_order = [deepest[start] for start in sorted(deepest)]
+                best_windows[start] = max(best_windows.get(start, (-1, 0, 0)), (depth, number, i))
+    in_order = [best_windows[start] for start in sorted(best_windows)]
     for number, (inputs, _) in enumerate(windows):
         mine = [(token, place) for place, (_, window, token) in enumerate(in_order) if window == number]
         if mine:

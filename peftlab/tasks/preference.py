@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWERS = ("chosen", "rejected")
 FORMS = tuple((*asked, *ANSWERS) for asked in (("prompt",), ("instruction",), ("messages",), ("conversations",), ()))
 MESSAGES_IN_A_CELL = re.compile(r'\s*\[?\s*\{\s*"(role|content|from|value)"')
-Asked = Chat | Passage
+ChatOrPassage = Chat | Passage
 NOTHING = Passage("")
 SAME_ANSWERS = "its answers do not differ within its first tokens"
 
@@ -38,11 +38,11 @@ SAME_ANSWERS = "its answers do not differ within its first tokens"
 class Pair(Example):
     """Two answers to the same, each a whole chat or passage of which only the answer is learnt."""
 
-    chosen: Asked = NOTHING
-    rejected: Asked = NOTHING
+    chosen: ChatOrPassage = NOTHING
+    rejected: ChatOrPassage = NOTHING
 
     @property
-    def sides(self) -> tuple[Asked, Asked]:
+    def answers_in_order(self) -> tuple[ChatOrPassage, ChatOrPassage]:
         """The better answer, then the worse, each with the place of the row."""
         return replace(self.chosen, where=self.where), replace(self.rejected, where=self.where)
 
@@ -112,16 +112,18 @@ class PreferenceTask(CausalLmTask):
         form = chosen_form(row, *FORMS)
         if form[0] == "prompt" and all(_is_plain(row, name) for name in form):
             prompt = optional_text_column(row, "prompt")
-            sides: list[Any] = [Passage(prompt, completion=text_column(row, name)) for name in ANSWERS]
+            answers_in_order: list[Any] = [Passage(prompt, completion=text_column(row, name)) for name in ANSWERS]
         else:
-            asked, *answers = _parted(_asked(row, form[0]), *(_said(row, name) for name in ANSWERS))
-            sides = [self._side(row, asked, answer) for answer in answers]
-        return Pair(sides[0].text, row.where, chosen=sides[0], rejected=sides[1])
+            asked, *answers = _split_chats(
+                _prompt_messages(row, form[0]), *(_answer_messages(row, name) for name in ANSWERS)
+            )
+            answers_in_order = [self._side(row, asked, answer) for answer in answers]
+        return Pair(answers_in_order[0].text, row.where, chosen=answers_in_order[0], rejected=answers_in_order[1])
 
     def _side(self, row: Row, asked: Sequence[Message], answer: Sequence[Message]) -> Chat:
         answers = sum(message["role"] == ASSISTANT for message in answer)
         chat = self._chat(row, [*asked, *answer])
-        return replace(chat, text=asked[-1]["content"], where="", learnt=answers)
+        return replace(chat, text=asked[-1]["content"], where="", answers_in_loss=answers)
 
     def fit_labels(self, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector) -> None:
         """See `CausalLmTask.fit_labels`."""
@@ -131,30 +133,30 @@ class PreferenceTask(CausalLmTask):
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
         """See `CausalLmTask.bind_to_base`."""
-        super().bind_to_base(context, {split: _sides(pairs) for split, pairs in examples.items()}, errors)
+        super().bind_to_base(context, {split: _flatten_pairs(pairs) for split, pairs in examples.items()}, errors)
 
     def encode(
         self, examples: Sequence[Any], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
         """As `CausalLmTask.encode` does, the better answer first; in training both or, if they are alike, none."""
-        encoded = iter(super().encode(_sides(examples), inputs, max_length, training=training))
+        encoded = iter(super().encode(_flatten_pairs(examples), inputs, max_length, training=training))
         return [
-            _paired(next(encoded), next(encoded), training) if isinstance(example, Pair) else next(encoded)
+            _pair_features(next(encoded), next(encoded), training) if isinstance(example, Pair) else next(encoded)
             for example in examples
         ]
 
     def count(self, example: Any) -> int:
         """How many answers it has, of both sides."""
-        return sum(map(super().count, _sides([example])))
+        return sum(map(super().count, _flatten_pairs([example])))
 
     def lost(self, example: Any, features: Sequence[Any]) -> int:
         """Answers that do not end within what is learnt."""
-        sides = zip(example.sides, ANSWERS, strict=True)
-        return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in sides)
+        answers_in_order = zip(example.answers_in_order, ANSWERS, strict=True)
+        return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in answers_in_order)
 
     def attach_reference(self, feature: Any, outcome: "torch.Tensor") -> Answer:
         """With the cost of its learnt tokens by the base."""
-        return replace(feature, reference=_nats(outcome))
+        return replace(feature, reference=_sum_nll(outcome))
 
     def decode(  # type: ignore[override]
         self, example: Any, features: Sequence[Any], logits: Sequence[Any]
@@ -164,21 +166,21 @@ class PreferenceTask(CausalLmTask):
             return super().decode(example, features, logits)  # type: ignore[return-value]
         rewards = dict.fromkeys(ANSWERS, 0.0)
         for feature, outcome in zip(features, logits, strict=True):
-            rewards[feature.part] += self.beta * (feature.reference - _nats(outcome))
+            rewards[feature.part] += self.beta * (feature.reference - _sum_nll(outcome))
         return Preference(example.text, **rewards)
 
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:
         """Share of pairs whose better answer has the larger reward, mean rewards, and DPO's loss: the mean of
         -log σ(margin), whatever `loss_type` is."""
         number = len(predictions) or 1
-        chosen, rejected = (sum(getattr(told, part) for told in predictions) / number for part in ANSWERS)
+        chosen, rejected = (sum(getattr(prediction, part) for prediction in predictions) / number for part in ANSWERS)
         return Scores(
             {
-                "reward_accuracy": sum(told.margin > 0 for told in predictions) / number,
+                "reward_accuracy": sum(prediction.margin > 0 for prediction in predictions) / number,
                 "reward_margin": chosen - rejected,
                 "chosen_reward": chosen,
                 "rejected_reward": rejected,
-                "loss": sum(_minus_log_sigmoid(told.margin) for told in predictions) / number,
+                "loss": sum(_negative_log_sigmoid(prediction.margin) for prediction in predictions) / number,
             }
         )
 
@@ -189,7 +191,7 @@ def _is_plain(row: Row, name: str) -> bool:
     return not isinstance(value, list | dict) and not MESSAGES_IN_A_CELL.match(str(value))
 
 
-def _asked(row: Row, column: str) -> list[Message]:
+def _prompt_messages(row: Row, column: str) -> list[Message]:
     """What comes before both answers, where it has a column of its own."""
     if column == "instruction":
         return instruction_messages(row)
@@ -198,7 +200,7 @@ def _asked(row: Row, column: str) -> list[Message]:
     return [] if column in ANSWERS else messages_column(row, column)
 
 
-def _said(row: Row, name: str) -> list[Message]:
+def _answer_messages(row: Row, name: str) -> list[Message]:
     """An answer: a string, a message or several."""
     if _is_plain(row, name):
         return [{"role": ASSISTANT, "content": text_column(row, name)}]
@@ -206,7 +208,7 @@ def _said(row: Row, name: str) -> list[Message]:
     return messages_column(Row({name: [value] if isinstance(value, dict) else value}, row.where), name)
 
 
-def _parted(
+def _split_chats(
     asked: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """What is asked, and both answers to it; those that begin with another's message are whole chats."""
@@ -227,11 +229,11 @@ def _parted(
     return asked, chosen, rejected
 
 
-def _sides(examples: Sequence[Any]) -> list[Asked]:
-    return [side for one in examples for side in (one.sides if isinstance(one, Pair) else (one,))]
+def _flatten_pairs(examples: Sequence[Any]) -> list[ChatOrPassage]:
+    return [side for one in examples for side in (one.answers_in_order if isinstance(one, Pair) else (one,))]
 
 
-def _paired(chosen: Sequence[Feature], rejected: Sequence[Feature], training: bool) -> list[Feature]:
+def _pair_features(chosen: Sequence[Feature], rejected: Sequence[Feature], training: bool) -> list[Feature]:
     answers = {"chosen": chosen, "rejected": rejected}
     if training and (not chosen or not rejected or chosen[0].inputs == rejected[0].inputs):
         return []
@@ -242,10 +244,10 @@ def _of(part: str, features: Sequence[Answer]) -> list[Answer]:
     return [feature for feature in features if feature.part == part]
 
 
-def _nats(outcome: "torch.Tensor") -> float:
+def _sum_nll(outcome: "torch.Tensor") -> float:
     """What the learnt tokens cost together; see `CausalLmTask.outcome`."""
     return float(outcome[:, 0].double().sum())
 
 
-def _minus_log_sigmoid(margin: float) -> float:
+def _negative_log_sigmoid(margin: float) -> float:
     return math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0)

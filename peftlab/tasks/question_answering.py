@@ -18,7 +18,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.imports import torch
 from peftlab.tasks.heads import SpanHead
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window
 from peftlab.tasks.inputs.text import TextInputs
@@ -125,7 +125,7 @@ class QuestionAnsweringTask(Task):
             answers = _answer_list(json_cell(row.fields["answers"], "answers"))
         else:
             answers = _single_answer(row.fields)
-        spans = dict.fromkeys(_placed(text, start, context) for text, start in answers)
+        spans = dict.fromkeys(_locate_answer(text, start, context) for text, start in answers)
         return Question(context, row.where, question=question, answers=tuple(spans))
 
     def read_input(self, row: Row) -> Question:
@@ -146,9 +146,9 @@ class QuestionAnsweringTask(Task):
     ) -> list[list[Feature]]:
         """Every window of each context, for training as well; a question longer than half the room is cut."""
         tokenizer = inputs.tokenizer
-        room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-        asked = _shortened([example.question for example in examples], tokenizer, room // 2)
-        strides = [min(self.doc_stride, (room - tokens) // 2) for _, tokens in asked]
+        budget = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+        asked = _truncate_texts([example.question for example in examples], tokenizer, budget // 2)
+        strides = [min(self.doc_stride, (budget - tokens) // 2) for _, tokens in asked]
         made: list[list[Feature]] = [[] for _ in examples]
         for stride in set(strides):  # one call of the tokenizer takes one stride
             chosen = [i for i, other in enumerate(strides) if other == stride]
@@ -188,7 +188,7 @@ class QuestionAnsweringTask(Task):
             inputs["token_type_ids"] = [0] * len(inputs["input_ids"])  # what a model takes where it is given none
         in_context = [part == 1 for part in encoded.sequence_ids(i)]
         offsets = tuple(
-            _without_blanks(span, example.text) if inside else None
+            _strip_span(span, example.text) if inside else None
             for inside, span in zip(in_context, encoded["offset_mapping"][i], strict=True)
         )
         ids = inputs["input_ids"]
@@ -211,7 +211,9 @@ class QuestionAnsweringTask(Task):
         null = min(float(output[window.null].sum()) for window, output in windows)
         best, start, end = max(self._best_span(window, output.float()) for window, output in windows)
         gap = min(null - best, FARTHEST)
-        return self._decided(AnswerPrediction(example.text, example.question, start, end, _sigmoid(-gap), gap, False))
+        return self._with_decision(
+            AnswerPrediction(example.text, example.question, start, end, _sigmoid(-gap), gap, False)
+        )
 
     def _best_span(self, window: Window, scores: "torch.Tensor") -> tuple[float, int, int]:
         """The largest sum of a start and an end logit inside the context, and its (start, end) in characters."""
@@ -226,7 +228,7 @@ class QuestionAnsweringTask(Task):
             return float("-inf"), 0, 0
         return float(pairs[first, last]), opening[0], closing[1]
 
-    def _decided(self, answer: AnswerPrediction) -> AnswerPrediction:
+    def _with_decision(self, answer: AnswerPrediction) -> AnswerPrediction:
         threshold = self.state["null_threshold"]
         found = answer.end > answer.start
         return replace(answer, given=found and (threshold is ALWAYS or answer.gap <= threshold))
@@ -238,7 +240,7 @@ class QuestionAnsweringTask(Task):
         if self.state["null_threshold"] is not ALWAYS and any(not example.answers for example in examples):
             gains = [_gain(example, prediction) for example, prediction in zip(examples, predictions, strict=True)]
             self.state["null_threshold"] = best_threshold([prediction.gap for prediction in predictions], gains)
-        return [self._decided(prediction) for prediction in predictions]
+        return [self._with_decision(prediction) for prediction in predictions]
 
     def score(self, examples: Sequence[Question], predictions: Sequence[AnswerPrediction]) -> Scores:
         """Exact match and F1, over all and by whether there is an answer."""
@@ -274,7 +276,7 @@ def _answer_list(value: Any) -> list[tuple[Any, Any]]:
             return list(zip(texts, starts, strict=True))
         case list() if all(isinstance(item, dict) and {"text", "answer_start"} <= item.keys() for item in value):
             return [(item["text"], item["answer_start"]) for item in value]
-    raise RowError(f"expected answers as a list of {{text, answer_start}}, found {shown(value)}")
+    raise RowError(f"expected answers as a list of {{text, answer_start}}, found {quoted(value)}")
 
 
 def _single_answer(fields: Mapping[str, Any]) -> list[tuple[Any, Any]]:
@@ -286,10 +288,10 @@ def _single_answer(fields: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     return [(answer, start)]
 
 
-def _placed(text: Any, start: Any, context: str) -> tuple[int, int]:
+def _locate_answer(text: Any, start: Any, context: str) -> tuple[int, int]:
     """(start, end) of an answer in its context; without `start`, its only occurrence."""
     if not isinstance(text, str) or not text.strip():
-        raise RowError(f"expected an answer to hold some text, found {shown(text)}")
+        raise RowError(f"expected an answer to hold some text, found {quoted(text)}")
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     found = places[0] if start is None and len(places) == 1 else start
     if isinstance(found, int) and not isinstance(found, bool) and found in places:
@@ -300,7 +302,7 @@ def _placed(text: Any, start: Any, context: str) -> tuple[int, int]:
     raise RowError(f"expected '{text}' at character {start!r} of the context (0 to {len(context)}); {where}")
 
 
-def _without_blanks(span: tuple[int, int], text: str) -> tuple[int, int] | None:
+def _strip_span(span: tuple[int, int], text: str) -> tuple[int, int] | None:
     """A token's place without the blank that byte-level tokens begin with; None if nothing else is in it."""
     words = text[slice(*span)]
     start, end = span[0] + len(words) - len(words.lstrip()), span[1] - len(words) + len(words.rstrip())
@@ -316,16 +318,16 @@ def _answer_tokens(answer: tuple[int, int], offsets: Sequence[tuple[int, int] | 
     return inside[0], inside[-1]
 
 
-def _shortened(texts: list[str], tokenizer: "PreTrainedTokenizerBase", room: int) -> list[tuple[str, int]]:
-    """The longest beginning of each text that is at most `room` tokens, a character may be several; and its tokens."""
+def _truncate_texts(texts: list[str], tokenizer: "PreTrainedTokenizerBase", budget: int) -> list[tuple[str, int]]:
+    """The longest beginning of each text that has at most `budget` tokens, and its number of tokens."""
 
     def offsets_of(parts: list[str]) -> list[list[tuple[int, int]]]:
         return tokenizer(parts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
 
     shortened = []
     for text, offsets in zip(texts, offsets_of(texts) if texts else [], strict=True):
-        while len(offsets) > room:
-            text = text[: min(offsets[room][0], len(text) - 1)]
+        while len(offsets) > budget:
+            text = text[: min(offsets[budget][0], len(text) - 1)]
             (offsets,) = offsets_of([text])
         shortened.append((text, len(offsets)))
     return shortened

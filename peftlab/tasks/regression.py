@@ -38,7 +38,7 @@ class NumberPrediction(TextPairPrediction):
 
     def as_dict(self) -> dict[str, Any]:
         """`text` (and `text_pair`), and `value`."""
-        return {**self.asked, "value": round(self.value, 4)}
+        return {**self.input_fields, "value": round(self.value, 4)}
 
 
 class RegressionTask(Task):
@@ -109,12 +109,15 @@ class RegressionTask(Task):
 
     def score(self, examples: Sequence[ScoredText], predictions: Sequence[NumberPrediction]) -> Scores:
         """Pearson's and Spearman's correlation (0 where all predictions are alike), RMSE and mean absolute error."""
-        gold, told = [row.label for row in examples], [row.value for row in predictions]
-        if len(set(gold)) < 2 or len(set(told)) < 2:
+        gold, prediction = [row.label for row in examples], [row.value for row in predictions]
+        if len(set(gold)) < 2 or len(set(prediction)) < 2:
             pearson = spearman = 0.0  # undefined without spread
         else:
-            pearson, spearman = float(scipy_stats.pearsonr(gold, told)[0]), float(scipy_stats.spearmanr(gold, told)[0])
-        errors = [a - b for a, b in zip(gold, told, strict=True)] or [0.0]
+            pearson, spearman = (
+                float(scipy_stats.pearsonr(gold, prediction)[0]),
+                float(scipy_stats.spearmanr(gold, prediction)[0]),
+            )
+        errors = [a - b for a, b in zip(gold, prediction, strict=True)] or [0.0]
         rmse = statistics.fmean(error * error for error in errors) ** 0.5
         mae = statistics.fmean(map(abs, errors))
         return Scores({"pearson": pearson, "spearman": spearman, "rmse": rmse, "mae": mae})

@@ -16,7 +16,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.imports import sklearn_metrics
 from peftlab.tasks.heads import ClassificationHead
-from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.entity_markers import (
     FORMS,
     MarkedText,
@@ -54,8 +54,8 @@ class RelationPrediction(Prediction):
     def as_dict(self) -> dict[str, Any]:
         """`text`, `head`, `tail`, `label`, `backward` and `score`; offsets count characters of the text."""
         ends = {name: {**asdict(span), "text": self.text[span.start : span.end]} for name, span in self.ends.items()}
-        told = {"label": self.label, "backward": self.backward, "score": round(self.score, 4)}
-        return {"text": self.text, **ends, **told}
+        prediction = {"label": self.label, "backward": self.backward, "score": round(self.score, 4)}
+        return {"text": self.text, **ends, **prediction}
 
     @property
     def ends(self) -> dict[str, Span]:
@@ -97,7 +97,7 @@ class RelationExtractionTask(Task):
         chosen_form(row, *((*form, "label") for form in forms))
         label = row.fields["label"]
         if not isinstance(label, str) or not label.strip():
-            raise RowError(f"expected label to be the name of a relation, found {shown(label)}")
+            raise RowError(f"expected label to be the name of a relation, found {quoted(label)}")
         return replace(read_spans(row, text_column), label=label.strip())
 
     def read_input(self, row: Row) -> MarkedText:
@@ -124,11 +124,11 @@ class RelationExtractionTask(Task):
         tokenizer = inputs.tokenizer
         labels = [self.labels.index(row.label) if row.label is not None else None for row in examples]
         texts = [marked_text(row) for row in examples]
-        room = max_length - tokenizer.num_special_tokens_to_add()
+        budget = max_length - tokenizer.num_special_tokens_to_add()
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        long = {i for i, tokens in enumerate(ids) if len(tokens) > room}
+        long = {i for i, tokens in enumerate(ids) if len(tokens) > budget}
         for i in long:
-            texts[i] = nearest_text(examples[i], tokenizer, room)
+            texts[i] = nearest_text(examples[i], tokenizer, budget)
         made = encode_sequences([(text, None) for text in texts], labels, tokenizer, max_length, training=True)
         return [[replace(feature, truncated=feature.truncated or i in long)] for i, (feature,) in enumerate(made)]
 
@@ -153,9 +153,9 @@ class RelationExtractionTask(Task):
 
     def score(self, examples: Sequence[MarkedText], predictions: Sequence[RelationPrediction]) -> Scores:
         """Macro precision, recall and F1 over the relations that occur, without the negative one, and accuracy."""
-        gold, told = [str(row.label) for row in examples], [row.label for row in predictions]
-        right = Counter(relation_of(a) for a, b in zip(gold, told, strict=True) if a == b)
-        asked, answered = (Counter(map(relation_of, labels)) for labels in (gold, told))
+        gold, prediction = [str(row.label) for row in examples], [row.label for row in predictions]
+        right = Counter(relation_of(a) for a, b in zip(gold, prediction, strict=True) if a == b)
+        asked, answered = (Counter(map(relation_of, labels)) for labels in (gold, prediction))
         rows = {name: _f1(right[name], answered[name], asked[name]) for name in sorted(asked)}
         positive = [values for name, values in rows.items() if name != self.negative_label]
         macro = {
@@ -163,7 +163,7 @@ class RelationExtractionTask(Task):
             for name in ("precision", "recall", "f1")
         }
         accuracy = sum(right.values()) / max(1, len(gold))
-        counts = sklearn_metrics.confusion_matrix(gold, told, labels=self.labels).tolist() if gold else []
+        counts = sklearn_metrics.confusion_matrix(gold, prediction, labels=self.labels).tolist() if gold else []
         return Scores({**macro, "accuracy": accuracy}, rows, Confusion(self.labels, counts) if gold else None)
 
 

@@ -13,7 +13,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.imports import sklearn_metrics, torch
 from peftlab.tasks.heads import ClassificationHead, MultiLabelHead
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
@@ -47,9 +47,9 @@ class ClassPrediction(TextPairPrediction):
         """`text` (and `text_pair`), `labels`, and `scores`, the probabilities, falling."""
         falling = sorted(self.probabilities.items(), key=lambda item: -item[1])
         return {
-            **self.asked,
+            **self.input_fields,
             "labels": list(self.labels),
-            "scores": {name: round(chance, 4) for name, chance in falling},
+            "scores": {name: round(seed, 4) for name, seed in falling},
         }
 
 
@@ -109,13 +109,13 @@ class TextClassificationTask(Task):
             listed = [part.strip() for part in stripped.split(",") if part.strip()]
             value = json_cell(stripped, "labels") if stripped.startswith("[") else listed
         if not isinstance(value, list):
-            raise RowError(f"expected labels to be a list of names, found {shown(value)}")
+            raise RowError(f"expected labels to be a list of names, found {quoted(value)}")
         return [self._label(item, "each of labels") for item in value]
 
     def _label(self, value: Any, what: str) -> str:
         """A name as it is; a number stands for the name at its place, if the recipe lists labels."""
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise RowError(f"expected {what} to be a name or a whole number, found {shown(value)}")
+            raise RowError(f"expected {what} to be a name or a whole number, found {quoted(value)}")
         name = str(value).strip()
         numbered = any(label.isdecimal() for label in self.labels)  # then a number is a name, known or not
         if name.isdecimal() and not numbered and int(name) < len(self.labels):
@@ -171,7 +171,7 @@ class TextClassificationTask(Task):
         probabilities = mean.sigmoid().mean(0) if self.multi_label else mean.log_softmax(-1).mean(0).softmax(-1)
         by_label = dict(zip(self.labels, probabilities.tolist(), strict=True))
         if self.multi_label:
-            given = tuple(label for label, chance in by_label.items() if chance >= self.threshold)
+            given = tuple(label for label, seed in by_label.items() if seed >= self.threshold)
         else:
             given = (self.labels[int(probabilities.argmax())],)
         return ClassPrediction(example.text, example.text_pair, given, by_label)
@@ -183,33 +183,37 @@ class TextClassificationTask(Task):
         return self._score_sets(examples, predictions) if self.multi_label else self._score_one(examples, predictions)
 
     def _score_one(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
-        gold, told = [row.labels[0] for row in examples], [row.labels[0] for row in predictions]
-        present = [label for label in self.labels if label in {*gold, *told}]
+        gold, prediction = [row.labels[0] for row in examples], [row.labels[0] for row in predictions]
+        present = [label for label in self.labels if label in {*gold, *prediction}]
         values = {
-            "accuracy": sklearn_metrics.accuracy_score(gold, told),
-            "macro_f1": sklearn_metrics.f1_score(gold, told, labels=present, average="macro", zero_division=0),
-            "micro_f1": sklearn_metrics.f1_score(gold, told, labels=present, average="micro", zero_division=0),
-            "matthews": sklearn_metrics.matthews_corrcoef(gold, told) if len({*gold, *told}) > 1 else 0.0,
+            "accuracy": sklearn_metrics.accuracy_score(gold, prediction),
+            "macro_f1": sklearn_metrics.f1_score(gold, prediction, labels=present, average="macro", zero_division=0),
+            "micro_f1": sklearn_metrics.f1_score(gold, prediction, labels=present, average="micro", zero_division=0),
+            "matthews": sklearn_metrics.matthews_corrcoef(gold, prediction) if len({*gold, *prediction}) > 1 else 0.0,
         }
-        counts = sklearn_metrics.confusion_matrix(gold, told, labels=self.labels)
-        return Scores(_floats(values), self._by_label(gold, told, self.labels), Confusion(self.labels, counts.tolist()))
+        counts = sklearn_metrics.confusion_matrix(gold, prediction, labels=self.labels)
+        return Scores(
+            _floats(values), self._by_label(gold, prediction, self.labels), Confusion(self.labels, counts.tolist())
+        )
 
     def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
         # one column more, always false: scikit-learn takes a table of one column for a binary task
-        gold, told = (
+        gold, prediction = (
             [[*(label in row.labels for label in self.labels), False] for row in rows]
             for rows in (examples, predictions)
         )
         columns = list(range(len(self.labels)))
         values = {
-            "micro_f1": sklearn_metrics.f1_score(gold, told, labels=columns, average="micro", zero_division=0),
-            "macro_f1": sklearn_metrics.f1_score(gold, told, labels=columns, average="macro", zero_division=0),
-            "accuracy": sklearn_metrics.accuracy_score(gold, told),  # rows with every label right
+            "micro_f1": sklearn_metrics.f1_score(gold, prediction, labels=columns, average="micro", zero_division=0),
+            "macro_f1": sklearn_metrics.f1_score(gold, prediction, labels=columns, average="macro", zero_division=0),
+            "accuracy": sklearn_metrics.accuracy_score(gold, prediction),  # rows with every label right
         }
-        return Scores(_floats(values), self._by_label(gold, told, columns))
+        return Scores(_floats(values), self._by_label(gold, prediction, columns))
 
-    def _by_label(self, gold: Any, told: Any, labels: Any) -> dict[str, dict[str, float]]:
-        columns = sklearn_metrics.precision_recall_fscore_support(gold, told, labels=list(labels), zero_division=0)
+    def _by_label(self, gold: Any, prediction: Any, labels: Any) -> dict[str, dict[str, float]]:
+        columns = sklearn_metrics.precision_recall_fscore_support(
+            gold, prediction, labels=list(labels), zero_division=0
+        )
         return {
             label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for label, p, r, f, n in zip(self.labels, *columns, strict=True)

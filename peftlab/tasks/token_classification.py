@@ -15,7 +15,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.imports import seqeval_metrics, torch
 from peftlab.tasks.heads import TokenHead
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, string_list, text_column
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, string_list, text_column
 from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of
@@ -185,25 +185,27 @@ class TokenClassificationTask(Task):
     ) -> EntityPrediction:
         """The best well-formed tags → entities; a word in several windows counts where it is farthest from an edge."""
         names = self.head.labels
-        probabilities = self._chances(len(example.words), features, logits)
+        probabilities = self._log_probabilities(len(example.words), features, logits)
         classes = best_tags(probabilities, names)
         scores = [float(probabilities[word, number].exp()) for word, number in enumerate(classes)]
         tags = [names[number] for number in classes]
         entities = [self._entity(example, span, scores) for span in spans_from_tags(tags)]
         return EntityPrediction(example.text, tuple(entities), tuple(tags), example.words)
 
-    def _chances(self, words: int, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> "torch.Tensor":
+    def _log_probabilities(
+        self, words: int, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
+    ) -> "torch.Tensor":
         """Log probabilities (words, head labels); a word without tokens (a control character) is surely O."""
         probabilities = torch.full((words, len(self.head.labels)), -100.0)
         probabilities[:, 0] = 0.0
         best_distance = [-1] * words
         for feature, output in zip(features, logits, strict=True):
-            told = output.float().log_softmax(-1)
+            prediction = output.float().log_softmax(-1)
             last = len(feature.positions) - 1
             for nth, (position, word) in enumerate(feature.positions):
                 distance = min(nth, last - nth)
                 if distance > best_distance[word]:
-                    best_distance[word], probabilities[word] = distance, told[position]
+                    best_distance[word], probabilities[word] = distance, prediction[position]
         return probabilities
 
     def _entity(self, example: TaggedText, span: WordSpan, scores: list[float]) -> Entity:
@@ -234,13 +236,13 @@ def _windows(
     filled = [number for number, words in enumerate(tokens) if words]
     if not filled:
         return windows
-    room = max_length - tokenizer.num_special_tokens_to_add()
+    budget = max_length - tokenizer.num_special_tokens_to_add()
     encoded = tokenizer([tokens[number] for number in filled], is_split_into_words=True, verbose=False)
     for i, number in enumerate(filled):
         if len(encoded["input_ids"][i]) > max_length:
-            pieces = Counter(word for word in encoded.word_ids(i) if word is not None)
-            sizes = [pieces[word] for word in range(len(tokens[number]))]
-            windows[number] = split_into_windows(sizes, room, int(room * OVERLAP))
+            chunks = Counter(word for word in encoded.word_ids(i) if word is not None)
+            sizes = [chunks[word] for word in range(len(tokens[number]))]
+            windows[number] = split_into_windows(sizes, budget, int(budget * OVERLAP))
     return windows
 
 
@@ -257,35 +259,35 @@ def _feature(
 ) -> Feature:
     """A window of words as the model takes it; `words` numbers the word of each token from the window's first."""
     first, end = window
-    first_pieces: dict[int, int] = {}
+    first_tokens: dict[int, int] = {}
     for position, word in enumerate(words):
         if word is not None:
-            first_pieces.setdefault(word, position)
+            first_tokens.setdefault(word, position)
     tags = tags_from_spans(list(example.spans), len(example.words))
     labels = [IGNORED] * len(words)
-    for word, position in first_pieces.items():
+    for word, position in first_tokens.items():
         labels[position] = classes[tags[first + word]]
-    positions = tuple((position, first + word) for word, position in first_pieces.items())
-    return Feature(inputs, labels, positions, truncated=len(first_pieces) < end - first)
+    positions = tuple((position, first + word) for word, position in first_tokens.items())
+    return Feature(inputs, labels, positions, truncated=len(first_tokens) < end - first)
 
 
-def split_into_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut words of so many tokens each into overlapping windows of at most `room` tokens: (first word, end).
+def split_into_windows(sizes: Sequence[int], budget: int, overlap: int) -> list[tuple[int, int]]:
+    """Cut words of so many tokens each into overlapping windows of at most `budget` tokens: (first word, end).
 
-    A word wider than `room` gets a window of its own. No word is left out.
+    A word wider than `budget` gets a window of its own. No word is left out.
     """
     windows: list[tuple[int, int]] = []
     start = 0
     while True:
         end, used = start, 0
-        while end < len(sizes) and (used + sizes[end] <= room or end == start):
+        while end < len(sizes) and (used + sizes[end] <= budget or end == start):
             used += sizes[end]
             end += 1
         windows.append((start, end))
         if end == len(sizes):
             return windows
         back, repeated = end, 0
-        fits = min(overlap, room - sizes[end])  # the window must reach a new word
+        fits = min(overlap, budget - sizes[end])  # the window must reach a new word
         while back - 1 > start and repeated + sizes[back - 1] <= fits:
             back -= 1
             repeated += sizes[back]
@@ -305,7 +307,7 @@ def _character_spans(value: Any, text: str) -> list[tuple[int, int, str]]:
     """Entities of a row in order of their start, each inside the text and none overlapping another."""
     entities = json_cell(value, "entities")
     if not isinstance(entities, list):
-        raise RowError(f"expected entities to be a list of {{start, end, label}}, found {shown(entities)}")
+        raise RowError(f"expected entities to be a list of {{start, end, label}}, found {quoted(entities)}")
     spans = sorted(_character_span(entity, text) for entity in entities)
     for (start, end, _), (next_start, next_end, _) in pairwise(spans):
         if next_start < end:
@@ -322,5 +324,5 @@ def _character_span(entity: Any, text: str) -> tuple[int, int, str]:
             if not isinstance(start, bool):
                 return start, end, label
     raise RowError(
-        f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ {len(text)}, found {shown(entity)}"
+        f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ {len(text)}, found {quoted(entity)}"
     )

@@ -101,7 +101,7 @@ def test_labels_decode_to_target_spans(name, tmp_path):
 
 def test_generation_blocks_select_target_spans():
     written = ChatTemplate(WITH_GENERATION, SPECIAL).write(CHAT)
-    assert [written.text[start:end] for start, end in written.learnt] == ["Nobody.</s>", "It rained.</s>"]
+    assert [written.text[start:end] for start, end in written.loss_spans] == ["Nobody.</s>", "It rained.</s>"]
     assert ChatTemplate(WITH_GENERATION, SPECIAL).ending == END
 
 
@@ -110,7 +110,7 @@ def test_template_without_end_uses_eos_token():
     prompted = bare + "{% if add_generation_prompt %}assistant: {% endif %}"
     written = ChatTemplate(prompted, SPECIAL).write(CHAT[:3])
     assert written.text.endswith("assistant: Nobody.</s>")
-    assert [written.text[start:end] for start, end in written.learnt] == ["Nobody.</s>"]
+    assert [written.text[start:end] for start, end in written.loss_spans] == ["Nobody.</s>"]
 
 
 def test_template_that_changes_past_turn_raises_chat_error():

@@ -56,7 +56,7 @@ class RenderedText(NamedTuple):
     """A text, and the spans of characters in it that are learnt, one for each thing that is answered."""
 
     text: str
-    learnt: list[tuple[int, int]]
+    loss_spans: list[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -101,7 +101,7 @@ class ChatTemplate:
         """What it writes after an answer, such as `<|im_end|>`; empty if nothing."""
         answer = "answer"
         written = self._write([{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": answer}])
-        start, end = written.learnt[-1]
+        start, end = written.loss_spans[-1]
         return written.text[start:end].rpartition(answer)[2]
 
     def _turn(self, messages: Sequence[Message], number: int, text: str) -> tuple[int, int]:
@@ -117,9 +117,9 @@ class ChatTemplate:
 
     def _with_end(self, written: RenderedText) -> RenderedText:
         """A template that does not end its answers: the tokenizer's own end does."""
-        start, end = written.learnt[-1]
+        start, end = written.loss_spans[-1]
         text = written.text[:end] + self._special.get("eos_token", "")
-        return RenderedText(text, [*written.learnt[:-1], (start, len(text))])
+        return RenderedText(text, [*written.loss_spans[:-1], (start, len(text))])
 
     def _render(self, messages: Sequence[Message], **how: Any) -> tuple[str, list[tuple[int, int]]]:
         try:

@@ -56,22 +56,25 @@ class GeneratedReplyTask(CausalLmTask):
         training: bool,
     ) -> list[list[Feature]]:
         """See `CausalLmTask.encode`; what is to be scored only asks."""
-        asked = examples if training else [_asking(example) for example in examples]
+        asked = examples if training else [_without_answer(example) for example in examples]
         return super().encode(asked, inputs, max_length, training=training)
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> Any:
         """The reply."""
-        return super().decode(_asking(example), features, logits)
+        return super().decode(_without_answer(example), features, logits)
 
     def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[Reply]) -> Scores:  # type: ignore[override]
         """See `rouge` and `bleu_and_chrf`."""
-        replies, answers = [told.reply for told in predictions], [[_answer(example)] for example in examples]
+        replies, answers = (
+            [prediction.reply for prediction in predictions],
+            [[_answer(example)] for example in examples],
+        )
         return (
             rouge(replies, answers, "unicode") if self.scored_by == "rouge" else bleu_and_chrf(replies, answers, "13a")
         )
 
 
-def _asking(example: Chat | Passage) -> Chat | Passage:
+def _without_answer(example: Chat | Passage) -> Chat | Passage:
     """Without its last answer."""
     if is_prompt(example):
         return example

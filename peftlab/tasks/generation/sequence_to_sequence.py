@@ -9,7 +9,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.heads import Seq2SeqHead
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, shown, text_column
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.source_target import SourceFeature, SourceTargetInputs
 from peftlab.tasks.inputs.text import TextInputs
@@ -46,8 +46,8 @@ class GeneratedText(Prediction):
 
     def as_dict(self) -> dict[str, Any]:
         """`text`, what was written, by its name, `finished`, and `truncated` where it is so."""
-        told = {"text": self.text, self.target_column: self.written, "finished": self.finished}
-        return told | ({"cut": True} if self.truncated else {})
+        prediction = {"text": self.text, self.target_column: self.written, "finished": self.finished}
+        return prediction | ({"cut": True} if self.truncated else {})
 
 
 class SequenceToSequenceTask(Task):
@@ -110,7 +110,9 @@ class SequenceToSequenceTask(Task):
             given = json_cell(given, self.target_column) if given.rstrip().endswith('"]') else given
         several = given if isinstance(given, list) and given else [given]
         if not all(isinstance(text, str) and text.strip() for text in several):
-            raise RowError(f"expected {self.target_column} to hold some text, or a list of texts, found {shown(given)}")
+            raise RowError(
+                f"expected {self.target_column} to hold some text, or a list of texts, found {quoted(given)}"
+            )
         return several
 
     def read_input(self, row: Row) -> Source:
@@ -150,15 +152,15 @@ class SequenceToSequenceTask(Task):
         ]
 
     def _feature(self, source: list[int], target: list[int] | None, max_length: int) -> Feature:
-        (before, after), room = self.state["source"], max_length - sum(map(len, self.state["source"]))
-        tokens = [*before, *source[:room], *after]
+        (before, after), budget = self.state["source"], max_length - sum(map(len, self.state["source"]))
+        tokens = [*before, *source[:budget], *after]
         inputs = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
         if target is None:
-            return SourceFeature(inputs, None, truncated=len(source) > room)
+            return SourceFeature(inputs, None, truncated=len(source) > budget)
         before, after = self.state["target"]
-        whole = [*before, *target, *after]
-        ends = [(len(whole) - 1, 0)] if len(whole) <= max_length else []
-        return SourceFeature(inputs, whole[:max_length], ends, truncated=len(source) > room or not ends)
+        full = [*before, *target, *after]
+        ends = [(len(full) - 1, 0)] if len(full) <= max_length else []
+        return SourceFeature(inputs, full[:max_length], ends, truncated=len(source) > budget or not ends)
 
     def count(self, example: Source) -> int:
         """How many references it has."""
@@ -171,13 +173,15 @@ class SequenceToSequenceTask(Task):
     def stop_strings(self, inputs: Any) -> list[str]:
         """The tokenizer's own end, and the recipe's `stop_strings`."""
         tokenizer = inputs.tokenizer
-        endings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
-        return [ending for ending in endings if ending]
+        stop_strings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        return [ending for ending in stop_strings if ending]
 
     def decode(self, example: Source, features: Sequence[Feature], logits: Sequence[Any]) -> GeneratedText:
         """What was written."""
-        (told,), (feature,) = logits, features
-        return GeneratedText(example.text, self.target_column, told.text.strip(), told.finished, feature.truncated)
+        (prediction,), (feature,) = logits, features
+        return GeneratedText(
+            example.text, self.target_column, prediction.text.strip(), prediction.finished, feature.truncated
+        )
 
 
 def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
@@ -189,6 +193,6 @@ def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[
 def _frame(tokenizer: "PreTrainedTokenizerBase", side: str) -> Frame:
     """What the tokenizer puts around a text of one `side`: its argument's name is text or text_target."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer(**{side: "a"})["input_ids"]
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:start], whole[start + len(bare) :]
+    full = tokenizer(**{side: "a"})["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[:start], full[start + len(bare) :]

@@ -21,32 +21,32 @@ def chosen_form(row: Row, *forms: Sequence[str]) -> Sequence[str]:
     for form in forms:
         if row.fields.keys() >= set(form):
             return form
-    guesses = max((_guesses(form, list(row.fields)) for form in forms), key=_likeness)
-    ours, theirs = max(guesses.items(), key=lambda guess: bool(guess[1]))
+    matches = max((_guess_columns(form, list(row.fields)) for form in forms), key=_match_score)
+    ours, theirs = max(matches.items(), key=lambda guess: bool(guess[1]))
     wanted = ", or ".join(" and ".join(form) for form in forms)
     found = ", ".join(row.fields) or "none"
-    meant = "".join(f" Is '{theirs}' the {ours}?" for ours, theirs in guesses.items() if theirs)
+    meant = "".join(f" Is '{theirs}' the {ours}?" for ours, theirs in matches.items() if theirs)
     mapping = MAPPING.format(ours=ours, theirs=theirs or "your-name")
     noun = "column" if all(len(form) == 1 for form in forms) else "columns"
     raise RowError(f"expected {noun} {wanted}; found {found}.{meant} {mapping}")
 
 
-def _guesses(form: Sequence[str], found: Sequence[str]) -> dict[str, str | None]:
+def _guess_columns(form: Sequence[str], found: Sequence[str]) -> dict[str, str | None]:
     """The columns of a form that are missing, each with the column there that may be it."""
     spare = set(found) - set(form)
     return {name: nearest(name, spare) for name in form if name not in found}
 
 
-def _likeness(guesses: dict[str, str | None]) -> tuple[int, int]:
+def _match_score(matches: dict[str, str | None]) -> tuple[int, int]:
     """The fewer columns are missing for sure the better, then the fewer are missing at all."""
-    return -sum(guess is None for guess in guesses.values()), -len(guesses)
+    return -sum(guess is None for guess in matches.values()), -len(matches)
 
 
 def text_column(row: Row, name: str) -> str:
     """A string with something to read in it. Raises RowError."""
     text = optional_text_column(row, name)
     if not text.strip():
-        raise RowError(f"expected {name} to hold some text, found {shown(text)}")
+        raise RowError(f"expected {name} to hold some text, found {quoted(text)}")
     return text
 
 
@@ -54,7 +54,7 @@ def optional_text_column(row: Row, name: str) -> str:
     """A string that may be empty, as it comes to `predict`. Raises RowError."""
     text = row.fields[name]
     if not isinstance(text, str):
-        raise RowError(f"expected {name} to be a string, found {shown(text)}")
+        raise RowError(f"expected {name} to be a string, found {quoted(text)}")
     return text
 
 
@@ -66,7 +66,7 @@ def number_column(row: Row, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not math.isfinite(number):
-        raise RowError(f"expected {name} to be a number, found {shown(value)}")
+        raise RowError(f"expected {name} to be a number, found {quoted(value)}")
     return number
 
 
@@ -75,7 +75,7 @@ def string_list(value: Any, name: str) -> list[str]:
     if isinstance(value, str):
         value = json_cell(value, name) if value.lstrip().startswith("[") else value.split()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise RowError(f"expected {name} to be a list of strings, found {shown(value)}")
+        raise RowError(f"expected {name} to be a list of strings, found {quoted(value)}")
     return value
 
 
@@ -89,7 +89,7 @@ def json_cell(value: Any, name: str) -> Any:
         raise RowError(f"expected {name} as JSON; {error.msg} at column {error.colno}") from None
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as a message quotes it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, shown, string_list
+from peftlab.tasks.inputs.columns import chosen_form, json_cell, quoted, string_list
 from peftlab.tasks.inputs.words import join_tokens, split_words
 from peftlab.tasks.labels.tag_schemes import spans_from_tags
 from peftlab.tasks.task import Example
@@ -78,8 +78,8 @@ def marked_text(example: MarkedText) -> str:
     return re.sub(" {2,}", " ", marked + example.text[end:]).strip(" ")
 
 
-def nearest_text(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", room: int) -> str:
-    """The marked spans with as many words around each as fit into `room` tokens; gaps are told by an ellipsis."""
+def nearest_text(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", budget: int) -> str:
+    """The marked spans with as many words around each as fit into `budget` tokens; gaps are told by an ellipsis."""
     words = split_words(example.text)
     spans = (example.head, example.tail)
 
@@ -90,21 +90,21 @@ def nearest_text(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", room
     low, high = 0, len(words)  # the most words, nearest first, that still fit
     while low < high:
         middle = (low + high + 1) // 2
-        text = marked_text(_kept(example, words, sorted(by_distance[:middle])))
-        if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) <= room:
+        text = marked_text(_keep_words(example, words, sorted(by_distance[:middle])))
+        if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) <= budget:
             low = middle
         else:
             high = middle - 1
-    return marked_text(_kept(example, words, sorted(by_distance[:low])))
+    return marked_text(_keep_words(example, words, sorted(by_distance[:low])))
 
 
-def _kept(example: MarkedText, words: Sequence[tuple[int, int]], chosen: Sequence[int]) -> MarkedText:
+def _keep_words(example: MarkedText, words: Sequence[tuple[int, int]], chosen: Sequence[int]) -> MarkedText:
     """The example with only the chosen words, and always its spans, left of the text."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(chosen), key=lambda pair: pair[1] - pair[0])]
-    pieces = [(words[run[0]][0], words[run[-1]][1]) for run in runs]
-    pieces = _merged([*pieces, *((span.start, span.end) for span in (example.head, example.tail))])
+    chunks = [(words[run[0]][0], words[run[-1]][1]) for run in runs]
+    chunks = _merge_spans([*chunks, *((span.start, span.end) for span in (example.head, example.tail))])
     text, moved = "", {}
-    for start, end in pieces:
+    for start, end in chunks:
         text += GAP if text else ""
         for role, span in (("head", example.head), ("tail", example.tail)):
             if start <= span.start and span.end <= end:
@@ -114,9 +114,9 @@ def _kept(example: MarkedText, words: Sequence[tuple[int, int]], chosen: Sequenc
     return MarkedText(text, head=moved["head"], tail=moved["tail"])
 
 
-def _merged(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merge_spans(chunks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     merged: list[tuple[int, int]] = []
-    for start, end in sorted(pieces):
+    for start, end in sorted(chunks):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
@@ -141,19 +141,19 @@ def _from_marks(text: str, where: str) -> MarkedText:
     if spans.keys() != {"head", "tail"}:
         raise RowError(
             "expected the two spans marked in the text, as in '<e1>Ada</e1> founded <e2>Solwind</e2>', or columns head "
-            f"and tail ({{start, end}}); found {shown(text)}"
+            f"and tail ({{start, end}}); found {quoted(text)}"
         )
     plain += text[end:]
-    return _checked(_trimmed(MarkedText(plain, where, head=spans["head"], tail=spans["tail"])))
+    return _checked(_trim_spans(MarkedText(plain, where, head=spans["head"], tail=spans["tail"])))
 
 
-def _trimmed(example: MarkedText) -> MarkedText:
+def _trim_spans(example: MarkedText) -> MarkedText:
     """Spans without the blanks that annotators leave inside the marks."""
     text = example.text
-    return replace(example, head=_without_blanks(text, example.head), tail=_without_blanks(text, example.tail))
+    return replace(example, head=_strip_span(text, example.head), tail=_strip_span(text, example.tail))
 
 
-def _without_blanks(text: str, span: Span) -> Span:
+def _strip_span(text: str, span: Span) -> Span:
     inside = text[span.start : span.end]
     start = span.start + len(inside) - len(inside.lstrip())
     return Span(start, max(start, span.end - len(inside) + len(inside.rstrip())), span.type)
@@ -200,7 +200,7 @@ def _span(value: Any, role: str, length: int, unit: str) -> Span:
             if kind is None or (isinstance(kind, str) and kind):
                 return Span(start, end, kind)
     raise RowError(
-        f"expected {role} as {{start, end, type?}} in {unit} with 0 ≤ start < end ≤ {length}, found {shown(value)}"
+        f"expected {role} as {{start, end, type?}} in {unit} with 0 ≤ start < end ≤ {length}, found {quoted(value)}"
     )
 
 

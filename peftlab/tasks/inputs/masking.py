@@ -22,27 +22,27 @@ class TokenMasker:
         self._special = set(tokenizer.all_special_ids)
         self._words = sorted(set(tokenizer.get_vocab().values()) - self._special)
 
-    def masked(self, inputs: Mapping[str, list[int]], chance: str) -> Feature:
-        """The inputs with some tokens masked, and labels that tell what these were; the same by the same `chance`.
+    def masked(self, inputs: Mapping[str, list[int]], seed: str) -> Feature:
+        """The inputs with some tokens masked, and labels that tell what these were; the same by the same `seed`.
 
         At least one token is, if any can be.
         """
-        tokens, random = inputs["input_ids"], Random(chance)
+        tokens, random = inputs["input_ids"], Random(seed)
         places = [i for i, token in enumerate(tokens) if token not in self._special]
         chosen = random.sample(places, min(len(places), max(1, round(self._share * len(places)))))
-        shown, labels = list(tokens), [IGNORED] * len(tokens)
+        quoted, labels = list(tokens), [IGNORED] * len(tokens)
         for i in chosen:
-            shown[i], labels[i] = self._instead_of(tokens[i], random), tokens[i]
-        return Feature({**inputs, "input_ids": shown}, labels)
+            quoted[i], labels[i] = self._replacement(tokens[i], random), tokens[i]
+        return Feature({**inputs, "input_ids": quoted}, labels)
 
-    def again(self, feature: Feature, chance: str) -> Feature:
+    def resample(self, feature: Feature, seed: str) -> Feature:
         """The same text under other masks."""
         pairs = zip(feature.inputs["input_ids"], feature.labels, strict=True)
-        tokens = [shown if label == IGNORED else label for shown, label in pairs]
-        drawn = self.masked({**feature.inputs, "input_ids": tokens}, chance)
+        tokens = [quoted if label == IGNORED else label for quoted, label in pairs]
+        drawn = self.masked({**feature.inputs, "input_ids": tokens}, seed)
         return replace(feature, inputs=drawn.inputs, labels=drawn.labels)
 
-    def _instead_of(self, token: int, random: Random) -> int:
+    def _replacement(self, token: int, random: Random) -> int:
         drawn = random.random()
         if drawn < MASKED:
             return int(self._mask)

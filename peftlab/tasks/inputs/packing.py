@@ -42,7 +42,7 @@ def _assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
     free: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, room in enumerate(free) if room >= lengths[i]), None)
+        row = next((row for row, budget in enumerate(free) if budget >= lengths[i]), None)
         if row is None:
             row = len(rows)
             rows.append([])

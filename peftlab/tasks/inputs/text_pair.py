@@ -27,7 +27,7 @@ class TextPairPrediction(Prediction):
     text_pair: str | None
 
     @property
-    def asked(self) -> dict[str, str]:
+    def input_fields(self) -> dict[str, str]:
         """`text`, and `text_pair` where there is one."""
         return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
 
@@ -71,13 +71,13 @@ def _windows(
     """The inputs of every window of each text, or of each pair."""
     if not texts:
         return []
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=paired)
+    budget = max_length - tokenizer.num_special_tokens_to_add(pair=paired)
     encoded = tokenizer(
         [first for first, _ in texts],
         [second for _, second in texts] if paired else None,
         truncation="longest_first",
         max_length=max_length,
-        stride=room // 8,  # in tokens; even half of the room, for one text of a pair, holds it
+        stride=budget // 8,  # in tokens; even half of the room, for one text of a pair, holds it
         return_overflowing_tokens=True,
         verbose=False,
     )

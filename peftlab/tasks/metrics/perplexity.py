@@ -26,18 +26,18 @@ class TokenLoss(Prediction):
         return {"text": self.text, "nats": round(self.nll, 4), "tokens": self.tokens, "foreseen": self.num_correct}
 
 
-def token_losses(logits: "Tensor", came: "Tensor") -> "Tensor":
-    """(batch, tokens, 2): what each token that `came` cost, in nats, and whether it was held to be the likeliest.
+def token_losses(logits: "Tensor", targets: "Tensor") -> "Tensor":
+    """(batch, tokens, 2): what each token that `targets` cost, in nats, and whether it was held to be the likeliest.
 
     `logits` are (batch, tokens, vocabulary); a token that is -100 costs nothing.
     """
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), came, ignore_index=IGNORED, reduction="none")
-    return torch.stack([nll, (logits.argmax(-1) == came).to(nll.dtype)], dim=-1)
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    return torch.stack([nll, (logits.argmax(-1) == targets).to(nll.dtype)], dim=-1)
 
 
-def mean_loss(logits: "Tensor", came: "Tensor") -> "Tensor":
-    """Mean cross entropy of the tokens that `came`, (batch, tokens), without those that are -100."""
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), came.flatten(), ignore_index=IGNORED)
+def mean_loss(logits: "Tensor", targets: "Tensor") -> "Tensor":
+    """Mean cross entropy of the tokens that `targets`, (batch, tokens), without those that are -100."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def sum_token_losses(text: str, costs: "Sequence[Tensor]", tokens: int) -> TokenLoss:

@@ -27,11 +27,11 @@ def _that_count(accepted: Sequence[str]) -> list[str]:
     return [gold for gold in map(normalized, accepted) if gold] or [""]
 
 
-def _word_f1(told: list[str], gold: list[str]) -> float:
-    if not (told and gold):
-        return float(told == gold)
-    shared = sum((Counter(told) & Counter(gold)).values())
-    return 2 * shared / (len(told) + len(gold))
+def _word_f1(prediction: list[str], gold: list[str]) -> float:
+    if not (prediction and gold):
+        return float(prediction == gold)
+    shared = sum((Counter(prediction) & Counter(gold)).values())
+    return 2 * shared / (len(prediction) + len(gold))
 
 
 def best_threshold(gaps: Sequence[float], gains: Sequence[float]) -> float:
