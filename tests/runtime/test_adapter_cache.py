@@ -161,34 +161,34 @@ def expected(common_store):
     return {name: answers(bank, name) for name in NAMES}
 
 
-def asked(bank, name):
+def make_features(bank, name):
     return [(name, feature) for text in TEXTS for feature in build_feature(bank, name, {"text": text})]
 
 
 def answers(bank, *names):
     """Logits of TEXTS by each of `names`, in one call."""
-    return torch.stack(predict_each(bank, [one for name in names for one in asked(bank, name)]))
+    return torch.stack(predict_each(bank, [one for name in names for one in make_features(bank, name)]))
 
 
 def size_of(store, name):
     return peftlab.load(name, store=store, device="cpu").num_bytes
 
 
-def assert_right(bank, expected, *names):
+def assert_answers_match(bank, expected, *names):
     wanted = torch.cat([expected[name.partition("@")[0]] for name in names])
     torch.testing.assert_close(answers(bank, *names), wanted, rtol=0, atol=1e-5)
 
 
-def in_slots(bank):
+def slot_names(bank):
     return sorted(edition.name for edition in bank._cache._slots._entries)
 
 
-def in_memory(bank):
+def memory_names(bank):
     return sorted(edition.name for edition in bank._cache._files._entries)
 
 
 def state(bank):
-    return bank.names, bank.num_bytes, in_slots(bank), in_memory(bank), list(bank.warnings)
+    return bank.names, bank.num_bytes, slot_names(bank), memory_names(bank), list(bank.warnings)
 
 
 def test_num_bytes_equals_tensor_bytes(common_store):
@@ -208,19 +208,19 @@ def test_three_adapters_in_memory_of_two(common_store, expected):
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", memory=2 * size)
     for order in itertools.permutations(bank.names):
         for name in order:
-            assert_right(bank, expected, name)
+            assert_answers_match(bank, expected, name)
             assert bank.num_bytes <= 2 * size
-            assert name in in_slots(bank) == in_memory(bank)
+            assert name in slot_names(bank) == memory_names(bank)
     assert bank.num_bytes == 2 * size
 
 
 def test_batch_can_exceed_memory_temporarily(common_store, expected):
     size = size_of(common_store, "lora")
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", memory=size)
-    assert_right(bank, expected, *bank.names)
+    assert_answers_match(bank, expected, *bank.names)
     assert bank.num_bytes == size
-    assert len(in_slots(bank)) == 1
-    assert in_slots(bank) == in_memory(bank)
+    assert len(slot_names(bank)) == 1
+    assert slot_names(bank) == memory_names(bank)
 
 
 def test_adapters_of_different_sizes_share_memory(common_store, expected):
@@ -228,17 +228,17 @@ def test_adapters_of_different_sizes_share_memory(common_store, expected):
     budget = max(sizes.values()) + min(sizes.values())
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", memory=budget)
     for name in (*NAMES, *reversed(NAMES), *NAMES[::2], *NAMES):
-        assert_right(bank, expected, name)
-        assert bank.num_bytes == sum(sizes[one] for one in in_memory(bank)) <= budget
+        assert_answers_match(bank, expected, name)
+        assert bank.num_bytes == sum(sizes[one] for one in memory_names(bank)) <= budget
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
 def test_batch_with_more_adapters_than_slots(common_store, expected, slots):
     bank = peftlab.load(*NAMES, store=common_store, device="cpu", slots=slots)
     for names in (NAMES, NAMES[::-1], NAMES * 3):
-        assert_right(bank, expected, *names)
-        assert len(in_slots(bank)) == slots
-    assert in_memory(bank) == sorted(NAMES)
+        assert_answers_match(bank, expected, *names)
+        assert len(slot_names(bank)) == slots
+    assert memory_names(bank) == sorted(NAMES)
 
 
 def test_forward_pass_has_at_most_slots_adapters(common_store, monkeypatch):
@@ -267,7 +267,7 @@ def test_adapter_larger_than_memory_raises_error(common_store, expected):
     )
     assert error.value.exit_code == 5
     assert state(bank) == before
-    assert_right(bank, expected, small)
+    assert_answers_match(bank, expected, small)
 
 
 def test_removed_adapter_is_missing_until_next_add(common_store, expected):
@@ -276,7 +276,7 @@ def test_removed_adapter_is_missing_until_next_add(common_store, expected):
     for name in ("lora-2", "prompt"):
         bank.remove(name)
     assert bank.names == ["lora"]
-    assert in_slots(bank) == in_memory(bank) == ["lora"]
+    assert slot_names(bank) == memory_names(bank) == ["lora"]
     for use in (
         lambda: bank.predict(TEXTS, adapters="lora-2"),
         lambda: list(bank.stream([("lora-2", TEXTS[0])])),
@@ -290,7 +290,7 @@ def test_removed_adapter_is_missing_until_next_add(common_store, expected):
             use()
     for name in ("lora-2", "prompt"):
         bank.add(name)
-    assert_right(bank, expected, "prompt", "lora-2", "lora")
+    assert_answers_match(bank, expected, "prompt", "lora-2", "lora")
     assert (bank.names, bank.num_bytes) == (["lora", "lora-2", "prompt"], before)
 
 
@@ -301,66 +301,66 @@ def test_empty_bank_error_and_new_adapters(common_store, expected):
     with pytest.raises(AdapterNotFoundError, match=f"{MISSING}. Loaded: none."):
         bank.predict(TEXTS, adapters="lora")
     bank.add("lora-3")
-    assert_right(bank, expected, "lora-3")
+    assert_answers_match(bank, expected, "lora-3")
     with pytest.raises(AdapterNotFoundError, match=r"no adapter was added\. Available: lora, lora-2, lora-3, pf"):
         _ = Bank(Store(common_store)).base
 
 
-def another_base(manifest):
+def set_wrong_base(manifest):
     manifest["base"]["fingerprint"] = "0" * 64
 
 
-def another_tokenizer(manifest):
+def set_wrong_tokenizer(manifest):
     manifest["base"]["tokenizer_sha256"] = "0" * 64
 
 
-def not_tensors(folder):
+def write_invalid_tensors(folder):
     (folder / WEIGHTS_FILE).write_bytes(b"no tensors")
 
 
-def cut_short(folder):
+def truncate_tensors(folder):
     (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-40])
 
 
-def not_json(folder):
+def write_invalid_json(folder):
     (folder / CONFIG_FILE).write_text("{")
 
 
-def of_an_unknown_method(folder):
+def set_unknown_method(folder):
     (folder / CONFIG_FILE).write_text((folder / CONFIG_FILE).read_text().replace('"LORA"', '"LORRA"'))
 
 
-def without_a_method(folder):
+def remove_method(folder):
     (folder / CONFIG_FILE).write_text("{}")
 
 
-def no_configuration(folder):
+def remove_config(folder):
     (folder / CONFIG_FILE).unlink()
 
 
 WRONG = {
     "a flipped bit": ({}, rf"wrong@1 is not what was published:\n  {WEIGHTS_FILE}: changed"),
-    "another base": ({"told": another_base}, "wrong@1 was tuned on .* with weights 000000000000…"),
-    "another tokenizer": ({"told": another_tokenizer}, "wrong@1 was tuned on .* with tokenizer 000000000000…"),
-    "no tensors": ({"finish": not_tensors}, f"wrong@1: {WEIGHTS_FILE} cannot be read: "),
-    "cut short": ({"finish": cut_short}, f"wrong@1: {WEIGHTS_FILE} cannot be read: "),
-    "no JSON": ({"finish": not_json}, f"wrong@1: {CONFIG_FILE} cannot be read: "),
+    "another base": ({"told": set_wrong_base}, "wrong@1 was tuned on .* with weights 000000000000…"),
+    "another tokenizer": ({"told": set_wrong_tokenizer}, "wrong@1 was tuned on .* with tokenizer 000000000000…"),
+    "no tensors": ({"finish": write_invalid_tensors}, f"wrong@1: {WEIGHTS_FILE} cannot be read: "),
+    "cut short": ({"finish": truncate_tensors}, f"wrong@1: {WEIGHTS_FILE} cannot be read: "),
+    "no JSON": ({"finish": write_invalid_json}, f"wrong@1: {CONFIG_FILE} cannot be read: "),
     "an unknown method": (
-        {"finish": of_an_unknown_method},
+        {"finish": set_unknown_method},
         f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is 'LORRA'",
     ),
-    "no method": ({"finish": without_a_method}, f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is None"),
+    "no method": ({"finish": remove_method}, f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is None"),
     "no configuration": (
-        {"finish": no_configuration},
+        {"finish": remove_config},
         f"wrong@1 was published without {CONFIG_FILE}, so there is nothing",
     ),
 }
 
 
-@pytest.mark.parametrize(("how", "message"), WRONG.values(), ids=WRONG)
-def test_failed_add_does_not_change_bank(store, expected, how, message):
-    wrong = publish_changed(store, "lora-2", name="wrong", **how)
-    if not how:
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_failed_add_does_not_change_bank(store, expected, changes, message):
+    wrong = publish_changed(store, "lora-2", name="wrong", **changes)
+    if not changes:
         damage(wrong)
     for names in (["lora", "pfeiffer"], ["pfeiffer"]):  # with a mould of its kind, and without
         bank = peftlab.load(*names, store=store, device="cpu", memory=size_of(store, "lora"))  # others would go for it
@@ -368,7 +368,7 @@ def test_failed_add_does_not_change_bank(store, expected, how, message):
         with pytest.raises(IntegrityError, match=message):
             bank.add("wrong")
         assert state(bank) == before
-        assert_right(bank, expected, *names)
+        assert_answers_match(bank, expected, *names)
     with pytest.raises(IntegrityError, match=message):
         peftlab.load("wrong", store=store, device="cpu")
 
@@ -381,23 +381,23 @@ def test_bank_accepts_adapters_after_first_add_failed(store, expected):
             bank.add(name)
     assert (bank.names, bank.num_bytes) == ([], 0)
     bank.add("lora")
-    assert_right(bank, expected, "lora")
+    assert_answers_match(bank, expected, "lora")
 
 
 def test_damaged_evicted_adapter_raises_error(store, expected):
     bank = peftlab.load("lora", "lora-2", store=store, device="cpu", memory=size_of(store, "lora"))
-    assert_right(bank, expected, "lora-2")
+    assert_answers_match(bank, expected, "lora-2")
     damage(Store(store).resolve("lora"))
     with pytest.raises(IntegrityError, match="lora@1 is not what was published"):
         answers(bank, "lora", "lora-2")
-    assert_right(bank, expected, "lora-2")
+    assert_answers_match(bank, expected, "lora-2")
     assert bank.num_bytes == size_of(store, "lora-2")
     assert not any(cache._pins for cache in (bank._cache._files, bank._cache._slots))
 
 
-def wait_for(what):
+def wait_for(condition):
     for _ in range(500):
-        if what():
+        if condition():
             return
         time.sleep(0.01)
     raise AssertionError("it did not happen in five seconds")
@@ -405,11 +405,11 @@ def wait_for(what):
 
 def test_prefetch_loads_adapter(common_store, expected):
     bank = peftlab.load("lora", "lora-2", "lora-3", store=common_store, device="cpu", slots=1)
-    assert in_slots(bank) == ["lora-3"]
+    assert slot_names(bank) == ["lora-3"]
     bank.prefetch("lora")
-    wait_for(lambda: in_slots(bank) == ["lora"])
+    wait_for(lambda: slot_names(bank) == ["lora"])
     bank.prefetch("lora")  # which it is already
-    assert_right(bank, expected, "lora")
+    assert_answers_match(bank, expected, "lora")
 
 
 def test_prefetch_error_is_raised_on_predict(store):
@@ -424,12 +424,12 @@ def test_prefetch_error_is_raised_on_predict(store):
 def test_two_names_share_one_version(common_store, expected):
     bank = peftlab.load("lora", "lora@1", store=common_store, device="cpu")
     assert bank.num_bytes == size_of(common_store, "lora")
-    assert in_slots(bank) == ["lora"]
+    assert slot_names(bank) == ["lora"]
     for gone, left in (("lora", "lora@1"), ("lora@1", "lora")):
         bank.remove(gone)
         assert bank.names == [left]
-        assert in_slots(bank) == ["lora"]
-        assert_right(bank, expected, left)
+        assert slot_names(bank) == ["lora"]
+        assert_answers_match(bank, expected, left)
         with pytest.raises(AdapterNotFoundError, match=f"'{gone}' {MISSING}"):
             bank.predict(TEXTS, adapters=gone)
         bank.add(gone)
@@ -439,12 +439,12 @@ def test_new_version_replaces_current_but_not_pinned_version(store, expected):
     bank = peftlab.load("lora", "lora@1", "lora-2", store=store, device="cpu")
     publish_constant_label(store, "lora", "answer 7")
     assert bank.predict(TEXTS[0], adapters="lora")[0].prediction.label == "answer 7"
-    assert_right(bank, expected, "lora@1", "lora-2")
+    assert_answers_match(bank, expected, "lora@1", "lora-2")
     assert str(bank.adapter("lora")) == "lora@2"
     assert str(bank.adapter("lora@1")) == "lora@1"
 
 
-def alive(references):
+def alive_objects(references):
     gc.collect()
     return [reference() for reference in references if reference() is not None]
 
@@ -466,9 +466,9 @@ def test_removed_adapter_is_released(common_store, name):
         references = references_to(bank, twin)
         bank.remove(twin)
     if name == "lora":
-        assert alive(references)  # for the other name
+        assert alive_objects(references)  # for the other name
         bank.remove("lora@1")
-    assert alive(references) == []
+    assert alive_objects(references) == []
 
 
 def test_previous_version_is_released(store):
@@ -478,7 +478,7 @@ def test_previous_version_is_released(store):
         references = references_to(bank, "lora")
         publish_constant_label(store, "lora@1", f"answer {number}")
         assert bank.predict(TEXTS[0])[0].prediction.label == f"answer {number}"
-        assert alive(references) == []
+        assert alive_objects(references) == []
     assert len([thing for thing in gc.get_objects() if isinstance(thing, LoadedAdapter)]) == count
     Store(store).rollback("lora@2")
     assert bank.predict(TEXTS[0])[0].prediction.label == "answer 0"
@@ -487,8 +487,8 @@ def test_previous_version_is_released(store):
 def test_evicted_adapter_is_released(common_store, expected):
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu", memory=size_of(common_store, "lora"))
     references = references_to(bank, "lora")
-    assert_right(bank, expected, "lora-2")
-    assert alive(references) == []
+    assert_answers_match(bank, expected, "lora-2")
+    assert alive_objects(references) == []
 
 
 def test_failed_add_is_released(store):
@@ -499,12 +499,12 @@ def test_failed_add_is_released(store):
             bank.add("wrong")
     gc.collect()
     assert bank.num_bytes == sum(t.nbytes for t in bank._files("lora").tensors.values())
-    assert in_slots(bank) == in_memory(bank) == ["lora"]
+    assert slot_names(bank) == memory_names(bank) == ["lora"]
 
 
 def test_request_keeps_removed_adapter(common_store, expected):
     bank = peftlab.load("lora", "lora-2", store=common_store, device="cpu")
-    edition, features = bank._registry.resolve("lora"), asked(bank, "lora")
+    edition, features = bank._registry.resolve("lora"), make_features(bank, "lora")
     with bank._cache.pinned([edition]) as adapters_by_key:
         references = [weakref.ref(adapters_by_key[edition]), weakref.ref(bank._cache.files(edition))]
         with bank._request() as request:
@@ -512,10 +512,10 @@ def test_request_keeps_removed_adapter(common_store, expected):
             bank.remove("lora")
             given = torch.stack(request.forward([(key, feature) for _, feature in features]))
         torch.testing.assert_close(given, expected["lora"], rtol=0, atol=1e-5)
-        assert len(alive(references)) == 2
+        assert len(alive_objects(references)) == 2
     del adapters_by_key
-    assert alive(references) == []
-    assert in_slots(bank) == in_memory(bank) == ["lora-2"]
+    assert alive_objects(references) == []
+    assert slot_names(bank) == memory_names(bank) == ["lora-2"]
 
 
 def test_deleted_bank_is_released(common_store):
@@ -524,4 +524,4 @@ def test_deleted_bank_is_released(common_store):
     bank._cache._prefetch_pool.submit(int).result()
     references = [*references_to(bank, "lora"), *map(weakref.ref, (bank, bank._cache, bank.base, bank.base.backbone))]
     del bank
-    assert alive(references) == []
+    assert alive_objects(references) == []

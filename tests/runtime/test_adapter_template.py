@@ -44,16 +44,16 @@ def bank(store):
 
 
 @pytest.fixture
-def made_by_peft(monkeypatch):
+def created_by_peft(monkeypatch):
     """The adapters that PEFT is asked for."""
-    asked, attach = [], loaded_base.attach_adapter
+    created, attach = [], loaded_base.attach_adapter
 
-    def told(read, *args, **options):
-        asked.append(str(read.adapter))
+    def record_adapter(read, *args, **options):
+        created.append(str(read.adapter))
         return attach(read, *args, **options)
 
-    monkeypatch.setattr(loaded_base, "attach_adapter", told)
-    return asked
+    monkeypatch.setattr(loaded_base, "attach_adapter", record_adapter)
+    return created
 
 
 def answers(bank, name):
@@ -70,15 +70,15 @@ def plain_answers(bank, name):
     return torch.stack(forward(task, plain, bank.base.inputs, features))
 
 
-def assert_close(mine, theirs):
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=TOLERANCE)
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_adapter_from_template_matches_plain_peft(bank, made_by_peft, name):
+def test_adapter_from_template_matches_plain_peft(bank, created_by_peft, name):
     before = answers(bank, name)
     bank.add(f"{name}-2")
-    assert made_by_peft == ([f"{name}-2@1"] if name in MADE_BY_PEFT_EACH_TIME else [])
+    assert created_by_peft == ([f"{name}-2@1"] if name in MADE_BY_PEFT_EACH_TIME else [])
     expected = plain_answers(bank, f"{name}-2")
     assert (before - expected).abs().max() > 0.1  # or else it would prove nothing
     assert_close(answers(bank, f"{name}-2"), expected)
@@ -91,13 +91,13 @@ def test_methods_with_template(bank):
     assert METHODS.keys() - left == MADE_BY_PEFT_EACH_TIME
 
 
-def test_template_works_after_first_adapter_is_removed(store, made_by_peft):
+def test_template_works_after_first_adapter_is_removed(store, created_by_peft):
     bank = peftlab.load("pfeiffer", "lora", "head", store=store, device="cpu")
     for name in ("pfeiffer", "lora", "head"):
         bank.remove(name)
         bank.add(f"{name}-2")
         assert_close(answers(bank, f"{name}-2"), plain_answers(bank, f"{name}-2"))
-    assert made_by_peft == ["pfeiffer@1", "lora@1", "head@1"]
+    assert created_by_peft == ["pfeiffer@1", "lora@1", "head@1"]
 
 
 def test_template_has_no_tensors_of_first_adapter(store):
@@ -109,7 +109,7 @@ def test_template_has_no_tensors_of_first_adapter(store):
 
 
 @pytest.mark.parametrize("base", ["gpt2", "deberta-v2", "llama"])
-def test_template_on_other_architectures(tmp_path, made_by_peft, base):
+def test_template_on_other_architectures(tmp_path, created_by_peft, base):
     recipe = recipe_for(tmp_path / "rows", enlarge_weights(build(base, tmp_path)), "classes")
     for name in ("lora", "dora", "pfeiffer", "last-layers"):
         publish_untrained(tmp_path / "store", recipe, {"name": name, "method": METHODS[name]})
@@ -117,80 +117,80 @@ def test_template_on_other_architectures(tmp_path, made_by_peft, base):
         bank = peftlab.load(name, f"{name}-2", store=tmp_path / "store", device="cpu")
         for one in bank.names:
             assert_close(answers(bank, one), plain_answers(bank, one))
-        assert made_by_peft.pop() == f"{name}@1"
-        assert not made_by_peft
+        assert created_by_peft.pop() == f"{name}@1"
+        assert not created_by_peft
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("poured", [True, False], ids=["poured", "made"])
-def test_half_precision_file_matches_plain_peft(store, dtype, poured):
-    name = f"{str(dtype)[6:]}-{'poured' if poured else 'made'}"
+@pytest.mark.parametrize("from_template", [True, False], ids=["from_template", "from_peft"])
+def test_half_precision_file_matches_plain_peft(store, dtype, from_template):
+    name = f"{str(dtype)[6:]}-{'template' if from_template else 'peft'}"
     publish_changed(store, "pfeiffer-2", lambda tensors: {key: t.to(dtype) for key, t in tensors.items()}, name=name)
-    bank = peftlab.load(*["pfeiffer"] * poured, name, store=store, device="cpu")
+    bank = peftlab.load(*["pfeiffer"] * from_template, name, store=store, device="cpu")
     assert_close(answers(bank, name), plain_answers(bank, name))
 
 
 # what is an adapter of that kind, and what is not
 
 
-def test_reordered_configuration_shares_template(store, tmp_path, made_by_peft):
-    def told(config):
+def test_reordered_configuration_shares_template(store, tmp_path, created_by_peft):
+    def reorder_config(config):
         config["target_modules"] = sorted(config["target_modules"], reverse=True)
         config["peft_version"], config["base_model_name_or_path"] = "0.0.1", "elsewhere"
 
-    publish_changed(store, "lora", name="lora-reordered", configured=told)
+    publish_changed(store, "lora", name="lora-reordered", configured=reorder_config)
     bank = peftlab.load("lora", "lora-reordered", store=store, device="cpu")
-    assert made_by_peft == ["lora@1"]
+    assert created_by_peft == ["lora@1"]
     assert torch.equal(answers(bank, "lora-reordered"), answers(bank, "lora"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("lora_alpha", 1), ("use_rslora", True)])
-def test_different_configuration_has_separate_template(store, made_by_peft, key, value):
+def test_different_configuration_has_separate_template(store, created_by_peft, key, value):
     name = f"other-{key.replace('_', '-')}"
     publish_changed(store, "lora", name=name, configured=lambda config: config.update({key: value}))
     bank = peftlab.load("lora", name, store=store, device="cpu")
-    assert made_by_peft == ["lora@1", f"{name}@1"]
+    assert created_by_peft == ["lora@1", f"{name}@1"]
     assert_close(answers(bank, name), plain_answers(bank, name))
     assert (answers(bank, name) - answers(bank, "lora")).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["topics", "entities", "rating"])
-def test_different_task_has_separate_template(store, tmp_path, made_by_peft, kind):
+def test_different_task_has_separate_template(store, tmp_path, created_by_peft, kind):
     classes = peftlab.load("lora", store=store, device="cpu")
     recipe = recipe_for(tmp_path / "rows", classes.base.files.folder, kind)
     publish_untrained(store, recipe, {"name": kind, "method": METHODS["lora"]})
-    made_by_peft.clear()
+    created_by_peft.clear()
     classes.add(kind)
-    assert made_by_peft == [f"{kind}@1"]
+    assert created_by_peft == [f"{kind}@1"]
     text = dict.fromkeys(classes.task(kind).input_columns, TEXTS[0])
     [feature] = build_feature(classes, kind, text)
     [expected] = forward(classes.task(kind), classes.model(kind), classes.base.inputs, [feature])
     assert_close(predict_each(classes, [(kind, feature)])[0], expected)
 
 
-def without_one(tensors):
+def remove_tensor(tensors):
     return {name: tensors[name] for name in sorted(tensors)[1:]}
 
 
-def with_one_more(tensors):
+def add_tensor(tensors):
     name = next(name for name in sorted(tensors) if ".layer.1." in name)
     return {**tensors, name.replace(".layer.1.", ".layer.7."): tensors[name]}
 
 
-def in_another_shape(tensors):
+def change_shape(tensors):
     name = sorted(tensors)[-1]
     return {**tensors, name: torch.cat([tensors[name], tensors[name]])}
 
 
-def with_a_head_of_more_labels(tensors):
+def change_num_labels(tensors):
     return {name: torch.cat([t, t]) if "classifier" in name else t for name, t in tensors.items()}
 
 
 FAULTS = {
-    without_one: ": missing",
-    with_one_more: "layer.7.*: not in this model",
-    in_another_shape: r"\) where the model has \(",
-    with_a_head_of_more_labels: r"classifier.bias: \(6,\) where the model has \(3,\)",
+    remove_tensor: ": missing",
+    add_tensor: "layer.7.*: not in this model",
+    change_shape: r"\) where the model has \(",
+    change_num_labels: r"classifier.bias: \(6,\) where the model has \(3,\)",
 }
 
 

@@ -152,7 +152,7 @@ def test_base_from_package_replaces_hub_cache(tmp_path, hub_cache, carrier, monk
     assert bank.predict("Nobody came .")
 
 
-def forge(store_copy, change):
+def publish_modified(store_copy, change):
     """Publish a copy of ner-tiny whose tensors or config were changed, with hashes that match."""
     store = Store(store_copy)
     source = store.resolve("ner-tiny@1")
@@ -175,7 +175,7 @@ def test_mismatched_tensors_are_all_reported(store_copy):
         tensors[names[-1]] = torch.zeros(1, 1)
         save_file(tensors, folder / "adapter_model.safetensors")
 
-    forge(store_copy, change)
+    publish_modified(store_copy, change)
     with pytest.raises(IntegrityError) as error:
         peftlab.load("ner-forged", store=store_copy, device="cpu")
     message = str(error.value)

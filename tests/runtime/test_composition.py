@@ -44,7 +44,7 @@ def logits(bank, name):
     )
 
 
-def by_hand(bank, weights, head):
+def expected_logits(bank, weights, head):
     """The base with ΔW = Σ weight · scaling · B A added to its weights, and head = Σ weight · head, in plain torch."""
     model = bank.base.full_precision_copy(bank._files(next(iter(weights)))).unload()
     state = model.state_dict()
@@ -59,10 +59,10 @@ def by_hand(bank, weights, head):
     for place in ("classifier.weight", "classifier.bias"):
         state[place] = sum(share * files[name][f"base_model.model.{place}"] for name, share in head.items())
     model.load_state_dict(state)
-    return hand_logits(bank, model, next(iter(weights)))
+    return model_logits(bank, model, next(iter(weights)))
 
 
-def hand_logits(bank, model, name):
+def model_logits(bank, model, name):
     inputs = [build_feature(bank, name, {"text": text})[0].inputs for text in TEXTS]
     with torch.no_grad():
         return torch.stack([model.eval()(**{k: torch.tensor([v]) for k, v in one.items()}).logits[0] for one in inputs])
@@ -70,7 +70,7 @@ def hand_logits(bank, model, name):
 
 def test_lora_stack_is_sum_of_updates(bank):
     bank.compose("both", "stack", ["books", "films"])
-    expected = by_hand(bank, {"books": 1.0, "films": 1.0}, {"films": 1.0})
+    expected = expected_logits(bank, {"books": 1.0, "films": 1.0}, {"films": 1.0})
     torch.testing.assert_close(logits(bank, "both"), expected, rtol=0, atol=TOLERANCE)
     assert (logits(bank, "both") - logits(bank, "films")).abs().max() > 1e-3
 
@@ -78,7 +78,7 @@ def test_lora_stack_is_sum_of_updates(bank):
 def test_lora_average_with_different_ranks(bank):
     bank.compose("mean", "average", ["books", "films"], [3, 1])
     weights = {"books": 0.75, "films": 0.25}
-    torch.testing.assert_close(logits(bank, "mean"), by_hand(bank, weights, weights), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(logits(bank, "mean"), expected_logits(bank, weights, weights), rtol=0, atol=TOLERANCE)
 
 
 def test_module_stack_runs_both_modules(bank):
@@ -88,7 +88,7 @@ def test_module_stack_runs_both_modules(bank):
     for name, module in model.named_modules():
         for held in getattr(module, "ia3_l", {}).values():
             held.data *= below[f"base_model.model.{name}.ia3_l"].reshape(held.shape)  # (x l₁) l₂ = x (l₁ l₂)
-    torch.testing.assert_close(logits(bank, "scaled-twice"), hand_logits(bank, model, "stays"), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(logits(bank, "scaled-twice"), model_logits(bank, model, "stays"), rtol=0, atol=TOLERANCE)
 
 
 def test_module_average_is_parameter_average(bank):
@@ -98,7 +98,7 @@ def test_module_average_is_parameter_average(bank):
     for name, tensor in model.state_dict().items():
         if "ia3_l" in name or "classifier" in name:
             tensor.copy_((tensor + other[name]) / 2)
-    torch.testing.assert_close(logits(bank, "mean"), hand_logits(bank, model, "stays"), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(logits(bank, "mean"), model_logits(bank, model, "stays"), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("names", [["books", "narrow"], ["narrow", "books"], ["shop", "narrow"]])
@@ -144,11 +144,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("asked", "message"), WRONG.items())
-def test_invalid_composition_raises_error(bank, asked, message):
+@pytest.mark.parametrize(("arguments", "message"), WRONG.items())
+def test_invalid_composition_raises_error(bank, arguments, message):
     names = bank.names
     with pytest.raises(IntegrityError, match=message):
-        bank.compose("new", asked[0], asked[1])
+        bank.compose("new", arguments[0], arguments[1])
     assert bank.names == names
 
 

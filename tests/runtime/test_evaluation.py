@@ -20,16 +20,16 @@ def evaluate(task_store):  # noqa: F811
 
 
 @pytest.fixture
-def refused(evaluate, tmp_path):
+def evaluate_error(evaluate, tmp_path):
     """What is told of rows that cannot be scored, on one line."""
 
-    def refused(adapter, rows, *options):
+    def evaluate_error(adapter, rows, *options):
         (tmp_path / "rows.jsonl").write_text(rows if isinstance(rows, str) else to_json_lines(rows), encoding="utf8")
         result = evaluate(adapter, tmp_path / "rows.jsonl", *options)
         assert (result.exit_code, result.stdout) == (2, "")
         return one_line(result.stderr).replace(f"{tmp_path}/", "")
 
-    return refused
+    return evaluate_error
 
 
 def test_file(store, kind):
@@ -39,7 +39,7 @@ def test_file(store, kind):
 test_file.__test__ = False
 
 
-def as_table(file, rows):
+def write_table(file, rows):
     """Rows in a csv or tsv file, lists as JSON in its cells."""
     with file.open("w", encoding="utf8", newline="") as opened:
         plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}  # quotes are only quotes
@@ -145,7 +145,7 @@ def test_all_file_formats_give_equal_scores(evaluate, task_store, tmp_path, kind
     if form == "json":
         file.write_text(json.dumps(rows, indent=1), encoding="utf8")
     else:
-        as_table(file, rows)
+        write_table(file, rows)
     results = [evaluate(kind, data, "--json") for data in (file, test_file(task_store, kind))]
     assert [result.exit_code for result in results] == [0, 0]
     told, expected = (json.loads(result.stdout)["scores"] for result in results)
@@ -165,7 +165,7 @@ def test_squad_and_conll_files(evaluate, tmp_path):
 
 def test_columns_header_encoding_and_format_options(evaluate, tmp_path):
     expected = json.loads(
-        evaluate("classes", as_table(tmp_path / "plain.csv", KINDS["classes"][1][:3]), "--json").stdout
+        evaluate("classes", write_table(tmp_path / "plain.csv", KINDS["classes"][1][:3]), "--json").stdout
     )
     rows = [(row["label"], row["text"]) for row in KINDS["classes"][1][:3]]
     lines = "".join(f'{label},"{text}"\n' for label, text in rows)
@@ -201,8 +201,8 @@ def test_header_names_can_have_spaces(evaluate, tmp_path):
         ("entities", {"tokens": ["a"], "tags": ["B-PERS"]}, "PERS"),
     ],
 )
-def test_unknown_label_error_with_line_and_suggestion(refused, kind, row, label):
-    told = refused(kind, [KINDS[kind][1][0], row])
+def test_unknown_label_error_with_line_and_suggestion(evaluate_error, kind, row, label):
+    told = evaluate_error(kind, [KINDS[kind][1][0], row])
     assert f"label '{label}' occurs in the data (1×, first at rows.jsonl:2) but not in the adapter." in told
     assert "Did you mean '" in told
     assert "Available labels: " in told
@@ -235,17 +235,17 @@ def test_numeric_label_is_not_a_label_index(tiny_base, tmp_path):
         ("entities", {"text": "a", "entities": [{"start": 0, "end": 9, "label": "PER"}]}, "0 ≤ start < end ≤ 1"),
     ],
 )
-def test_invalid_row_error_with_line(refused, kind, row, expected):
-    told = refused(kind, [KINDS[kind][1][0], row])
+def test_invalid_row_error_with_line(evaluate_error, kind, row, expected):
+    told = evaluate_error(kind, [KINDS[kind][1][0], row])
     assert "rows.jsonl:2" in told
     assert expected in told
 
 
-def test_invalid_files_raise_error(evaluate, refused, tmp_path):
-    assert "rows.jsonl:2 expected one JSON object on this line" in refused(
+def test_invalid_files_raise_error(evaluate, evaluate_error, tmp_path):
+    assert "rows.jsonl:2 expected one JSON object on this line" in evaluate_error(
         "classes", '{"text": "x", "label": "good"}\n{'
     )
-    assert "rows.jsonl holds no rows." in refused("classes", "")
+    assert "rows.jsonl holds no rows." in evaluate_error("classes", "")
     absent = evaluate("classes", tmp_path / "row.jsonl")
     assert (absent.exit_code, "Did you mean 'rows.jsonl'?" in absent.output) == (2, True)
     folder = evaluate("classes", tmp_path)

@@ -43,20 +43,20 @@ def store(first_store, tmp_path):
     return folder
 
 
-def said(bank, name="news", text=TEXTS[0]):
+def predict_label(bank, name="news", text=TEXTS[0]):
     [answer] = bank.predict(text, adapters=name)
     return answer.prediction.label
 
 
-def wait_for(what):
+def wait_for(condition):
     for _ in range(1000):
-        if what():
+        if condition():
             return
         time.sleep(0.01)
     raise AssertionError("it did not happen in ten seconds")
 
 
-def alive(kind):
+def count_instances(kind):
     gc.collect()
     return sum(type(thing) is kind for thing in gc.get_objects())
 
@@ -67,39 +67,39 @@ class Current:
     def __init__(self, answer):
         self._lock = threading.Lock()
         self._history = [answer]  # each from the moment when its change began
-        self._settled = 0  # the earliest that may still be answered
+        self._first_valid = 0  # the earliest that may still be answered
 
     @contextmanager
-    def becomes(self, answer):
+    def change_to(self, answer):
         with self._lock:
             self._history.append(answer)
         yield
         with self._lock:
-            self._settled = len(self._history) - 1
+            self._first_valid = len(self._history) - 1
 
     def at_begin(self):
         with self._lock:
-            return self._settled
+            return self._first_valid
 
-    def since(self, begun):
+    def labels_since(self, start):
         with self._lock:
-            return set(self._history[begun:])
+            return set(self._history[start:])
 
 
 @contextmanager
-def single_turn_chat(*asked):
+def single_turn_chat(*functions):
     """Threads that call these by turns until the block ends, each at least once; what they raise is raised here."""
     stop, counts = threading.Event(), [0] * THREADS
 
-    def ask(number):
+    def send_request(number):
         while not stop.is_set():
-            asked[(number + counts[number]) % len(asked)]()
+            functions[(number + counts[number]) % len(functions)]()
             counts[number] += 1
 
     with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [pool.submit(ask, number) for number in range(THREADS)]
+        jobs = [pool.submit(send_request, number) for number in range(THREADS)]
 
-        def rounds(number=2):
+        def wait_for_requests(number=2):
             """Wait until each thread has asked so often again, or one has failed."""
             before = list(counts)
             wait_for(
@@ -110,46 +110,48 @@ def single_turn_chat(*asked):
             )
 
         try:
-            yield rounds
-            rounds()
+            yield wait_for_requests
+            wait_for_requests()
         finally:
             stop.set()
         for job in jobs:
             job.result()
 
 
-@pytest.mark.parametrize("room", [{}, {"slots": 1}, {"memory": 60_000}], ids=["room", "one slot", "little memory"])
-def test_answers_come_from_current_versions(store, room):
-    bank = peftlab.load("news", "other", "prompt", store=store, device="cpu", **room)
-    current, prompt = Current("answer 0"), said(bank, "prompt")
+@pytest.mark.parametrize(
+    "limits", [{}, {"slots": 1}, {"memory": 60_000}], ids=["no limit", "one slot", "little memory"]
+)
+def test_answers_come_from_current_versions(store, limits):
+    bank = peftlab.load("news", "other", "prompt", store=store, device="cpu", **limits)
+    current, prompt = Current("answer 0"), predict_label(bank, "prompt")
 
-    def ask():
-        begun = current.at_begin()
+    def send_request():
+        start = current.at_begin()
         names = ["news", "other", "news", "prompt", "news"]
         given = [answer.prediction.label for answer in bank.predict([*TEXTS[:2], *TEXTS], adapters=names)]
         assert given[1] == "answer 39"
         assert len({given[0], given[2], given[4]}) == 1  # one version throughout a call
-        assert given[0] in current.since(begun)
+        assert given[0] in current.labels_since(start)
 
-    def ask_about_one():
-        begun = current.at_begin()
-        assert said(bank) in current.since(begun)
-        assert said(bank, "prompt", TEXTS[0]) == prompt
+    def send_single_request():
+        start = current.at_begin()
+        assert predict_label(bank) in current.labels_since(start)
+        assert predict_label(bank, "prompt", TEXTS[0]) == prompt
 
     held = len(bank._cache._slots), bank.num_bytes
-    with single_turn_chat(ask, ask_about_one) as rounds:
+    with single_turn_chat(send_request, send_single_request) as wait_for_requests:
         for number in range(1, 7):
-            with current.becomes(f"answer {number}"):
+            with current.change_to(f"answer {number}"):
                 published = publish_constant_label(store, "lora", f"answer {number}", name="news")
-            rounds(1)
+            wait_for_requests(1)
             if number % 2 == 0:
-                with current.becomes(f"answer {number - 1}"):
+                with current.change_to(f"answer {number - 1}"):
                     Store(store).rollback("news")
                 Store(store).remove(str(published))
-                rounds(1)
-        with current.becomes("answer 0"):
+                wait_for_requests(1)
+        with current.change_to("answer 0"):
             Store(store).rollback("news@1")
-    assert said(bank) == "answer 0"
+    assert predict_label(bank) == "answer 0"
     assert len(bank._cache._slots) <= held[0]
     assert bank.num_bytes == held[1]
     assert set(bank._cache._references.values()) == {1}
@@ -159,38 +161,38 @@ def test_answers_come_from_current_versions(store, room):
 
 def test_memory_is_independent_of_number_of_versions(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
-    before = alive(LoadedAdapter), alive(AdapterFiles)
-    with single_turn_chat(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as rounds:
+    before = count_instances(LoadedAdapter), count_instances(AdapterFiles)
+    with single_turn_chat(lambda: bank.predict(TEXTS[:2], adapters=["news", "other"])) as wait_for_requests:
         for number in range(1, 9):
             publish_constant_label(store, "news@1", f"answer {number}")
-            rounds(1)
-    assert said(bank) == "answer 8"
-    assert (alive(LoadedAdapter), alive(AdapterFiles)) == before
+            wait_for_requests(1)
+    assert predict_label(bank) == "answer 8"
+    assert (count_instances(LoadedAdapter), count_instances(AdapterFiles)) == before
 
 
 def test_removed_adapter_with_concurrent_requests(store):
     bank = peftlab.load("news", "other", store=store, device="cpu")
     outcomes = set()
 
-    def ask():
+    def send_request():
         try:
-            outcomes.add(said(bank))
+            outcomes.add(predict_label(bank))
         except AdapterNotFoundError:
             outcomes.add(None)
 
-    def ask_another():
-        assert said(bank, "other") == "answer 39"
+    def send_other_request():
+        assert predict_label(bank, "other") == "answer 39"
 
-    with single_turn_chat(ask, ask_another) as rounds:
+    with single_turn_chat(send_request, send_other_request) as wait_for_requests:
         for _ in range(3):
             for step in (lambda: bank.remove("news"), lambda: bank.add("news")):
                 step()
                 outcomes.clear()
-                rounds()
+                wait_for_requests()
             assert "answer 0" in outcomes
     bank.remove("news")
     with pytest.raises(AdapterNotFoundError):
-        said(bank)
+        predict_label(bank)
 
 
 def test_adapter_published_after_remove_uses_new_weights(store):
@@ -198,74 +200,74 @@ def test_adapter_published_after_remove_uses_new_weights(store):
     saved = Store(store)
     seen, expected = set(), {"answer 0"}
 
-    def ask():
+    def send_request():
         try:
-            seen.add(said(bank))
+            seen.add(predict_label(bank))
         except AdapterNotFoundError:
             seen.add(None)
 
-    def ask_another():
-        assert said(bank, "other") == "answer 39"
+    def send_other_request():
+        assert predict_label(bank, "other") == "answer 39"
 
-    with single_turn_chat(ask, ask_another) as rounds:
+    with single_turn_chat(send_request, send_other_request) as wait_for_requests:
         for number in range(1, 6):
             assert saved.remove("news") == [1]
-            rounds()
+            wait_for_requests()
             assert str(publish_constant_label(store, "lora", f"answer {number}", name="news")) == "news@1"
-            rounds()
-            assert said(bank) == f"answer {number}"
+            wait_for_requests()
+            assert predict_label(bank) == f"answer {number}"
             expected |= {f"answer {number}"}
     assert seen <= expected | {None}
     assert bank.warnings == []
     assert len(bank._cache._slots) == 2
 
 
-def not_tensors(folder):
+def write_invalid_tensors(folder):
     (folder / WEIGHTS_FILE).write_bytes(b"no tensors")
 
 
-def another_base(manifest):
+def set_wrong_base(manifest):
     manifest["base"]["fingerprint"] = "0" * 64
 
 
-def incomplete(manifest):
+def drop_required_fields(manifest):
     del manifest["task"], manifest["max_length"]
 
 
-def too_few(tensors):
+def drop_first_tensor(tensors):
     return dict(sorted(tensors.items())[1:])
 
 
 WRONG = {
-    "for another base": ({"told": another_base}, "news@2 was tuned on .* One bank holds one base."),
-    "no tensors": ({"finish": not_tensors}, f"news@2: {WEIGHTS_FILE} cannot be read: "),
-    "not as its configuration says": ({"change": too_few}, "news@2 does not fit its base:.*missing"),
-    "an incomplete manifest": ({"told": incomplete}, r"is not a valid manifest:\n  task: is missing"),
+    "for another base": ({"told": set_wrong_base}, "news@2 was tuned on .* One bank holds one base."),
+    "no tensors": ({"finish": write_invalid_tensors}, f"news@2: {WEIGHTS_FILE} cannot be read: "),
+    "not as its configuration says": ({"change": drop_first_tensor}, "news@2 does not fit its base:.*missing"),
+    "an incomplete manifest": ({"told": drop_required_fields}, r"is not a valid manifest:\n  task: is missing"),
 }
 
 
-@pytest.mark.parametrize(("how", "message"), WRONG.values(), ids=WRONG)
-def test_invalid_version_adds_one_warning(store, how, message):
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_invalid_version_adds_one_warning(store, changes, message):
     bank = peftlab.load("news", "other", store=store, device="cpu")
 
-    def ask():
+    def send_request():
         assert [answer.prediction.label for answer in bank.predict(TEXTS[:2], adapters=["news", "other"])] == [
             "answer 0",
             "answer 39",
         ]
 
-    with single_turn_chat(ask) as rounds:
-        rounds()
+    with single_turn_chat(send_request) as wait_for_requests:
+        wait_for_requests()
         with suppress(IntegrityError):  # the publisher of an incomplete manifest hears of it too
-            publish_changed(store, "news", **how)
-        rounds(2)
+            publish_changed(store, "news", **changes)
+        wait_for_requests(2)
     [note] = bank.warnings
     assert note.startswith("news still means news@1, since news@2 cannot be served: ")
     assert re.search(message, note, re.DOTALL)
     publish_constant_label(store, "lora", "answer 5", name="news")
-    assert said(bank) == "answer 5"
+    assert predict_label(bank) == "answer 5"
     (store / "news" / "current").write_text("2\n")
-    assert said(bank) == "answer 5"  # the one that was served last
+    assert predict_label(bank) == "answer 5"  # the one that was served last
     assert len(bank.warnings) == 1
 
 
@@ -276,13 +278,13 @@ def test_damaged_version_adds_one_warning(store):
     saved.rollback("news")
     damage(saved.resolve("news@2"))
     (store / "news" / "current").write_text("2\n")  # as it is where the damage came after publishing
-    with single_turn_chat(lambda: said(bank)) as rounds:
-        rounds(2)
-    assert said(bank) == "answer 0"
+    with single_turn_chat(lambda: predict_label(bank)) as wait_for_requests:
+        wait_for_requests(2)
+    assert predict_label(bank) == "answer 0"
     [note] = bank.warnings
     assert note.startswith("news still means news@1, since news@2 cannot be served: news@2 is not what was published")
     saved.rollback("news")
-    assert said(bank) == "answer 0"
+    assert predict_label(bank) == "answer 0"
     assert len(bank.warnings) == 1
 
 
@@ -295,11 +297,11 @@ def test_stream_uses_first_version(store, monkeypatch):
     stream = bank.stream(("news", text) for text in TEXTS * 5)
     given = [next(stream).prediction.label]
     publish_constant_label(store, "lora", "answer 1", name="news")
-    assert said(bank) == "answer 1"
+    assert predict_label(bank) == "answer 1"
     publish_constant_label(store, "lora", "answer 2", name="news")
     Store(store).remove("news@1")
     given += [next(stream).prediction.label for _ in range(5)]
-    assert said(bank) == "answer 2"
+    assert predict_label(bank) == "answer 2"
     bank.remove("news")
     given += [answer.prediction.label for answer in stream]
     assert given == ["answer 0"] * 15
@@ -310,25 +312,25 @@ def test_stream_uses_first_version(store, monkeypatch):
 def test_closed_stream_releases_adapters(store, monkeypatch):
     monkeypatch.setattr("peftlab.runtime.request.CHUNK_SIZE", 1)
     bank = peftlab.load("news", store=store, device="cpu")
-    before = alive(LoadedAdapter)
+    before = count_instances(LoadedAdapter)
     stream = bank.stream(("news", text) for text in TEXTS)
     next(stream)
     publish_constant_label(store, "lora", "answer 1", name="news")
-    assert said(bank) == "answer 1"
-    assert alive(LoadedAdapter) == before + 1
+    assert predict_label(bank) == "answer 1"
+    assert count_instances(LoadedAdapter) == before + 1
     stream.close()
     bank._cache._prefetch_pool.submit(int).result()
-    assert alive(LoadedAdapter) == before
+    assert count_instances(LoadedAdapter) == before
 
 
 def test_concurrent_publish_keeps_last_version_current(store):
     bank = Bank(Store(store), device="cpu")
     bank.add("news")
-    with single_turn_chat(lambda: ANSWERS.index(said(bank))), ThreadPoolExecutor(4) as publishers:
+    with single_turn_chat(lambda: ANSWERS.index(predict_label(bank))), ThreadPoolExecutor(4) as publishers:
         for number in range(1, 9):
             publishers.submit(publish_constant_label, store, "lora", f"answer {number}", name="news")
     last = Store(store).resolve("news")
     assert last.version == 9
     alone = peftlab.load("news", store=store, device="cpu")
-    assert said(bank) == said(alone)
+    assert predict_label(bank) == predict_label(alone)
     assert str(bank.adapter("news")) == "news@9"

@@ -17,7 +17,7 @@ IN, OUT = 24, 40  # (IN + OUT) · tokens ≥ IN · OUT from 15 tokens on: then W
 
 
 @pytest.fixture(autouse=True)
-def _as_the_bank_runs_it():
+def _inference_mode():
     torch.manual_seed(0)
     with torch.inference_mode():
         yield
@@ -30,45 +30,48 @@ def linear(inputs=IN, outputs=OUT, *, bias=True, dtype=torch.float32):
 class Lora:
     """An adapter's numbers, and what they do by hand to one Linear."""
 
-    def __init__(self, bare, rank, scaling=1.5):
-        wide, narrow = getattr(bare, "in_features", None) or bare.nx, getattr(bare, "out_features", None) or bare.nf
+    def __init__(self, base_layer, rank, scaling=1.5):
+        wide, narrow = (
+            getattr(base_layer, "in_features", None) or base_layer.nx,
+            getattr(base_layer, "out_features", None) or base_layer.nf,
+        )
         self.down, self.up, self.scaling = torch.randn(rank, wide) / 5, torch.randn(narrow, rank) / 5, scaling
-        self.update = LowRankUpdate(bare, self.down, self.up, scaling)
+        self.update = LowRankUpdate(base_layer, self.down, self.up, scaling)
 
-    def added(self, x):
+    def delta(self, x):
         return self.scaling * (x.float() @ self.down.T) @ self.up.T
 
 
-def parts_of(loras, lengths):
+def parts_of(adapters, lengths):
     """(update, rows) that cover a batch in order."""
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    updates = [lora and lora.update for lora in loras]
+    updates = [lora and lora.update for lora in adapters]
     return [(u, slice(start, start + n)) for u, start, n in zip(updates, starts, lengths, strict=True)]
 
 
-def by_hand(bare, x, loras, lengths):
+def expected_output(base_layer, x, adapters, lengths):
     """One row at a time."""
-    weight, bias = bare.weight.float(), 0 if bare.bias is None else bare.bias.float()
-    whose = [lora for lora, count in zip(loras, lengths, strict=True) for _ in range(count)]
+    weight, bias = base_layer.weight.float(), 0 if base_layer.bias is None else base_layer.bias.float()
+    whose = [lora for lora, count in zip(adapters, lengths, strict=True) for _ in range(count)]
     rows = [
-        row.float() @ weight.T + bias + (lora.added(row) if lora else 0) for row, lora in zip(x, whose, strict=True)
+        row.float() @ weight.T + bias + (lora.delta(row) if lora else 0) for row, lora in zip(x, whose, strict=True)
     ]
     return torch.stack(rows)
 
 
 @pytest.fixture(autouse=True)
-def small_shapes_have_both_forms(monkeypatch):
+def low_merge_cost(monkeypatch):
     monkeypatch.setattr(low_rank, "MERGE_COST", 1)
 
 
-def assert_as_by_hand(bare, x, loras, lengths, tolerance=TOLERANCE):
-    given = forward_with_updates(bare, x, parts_of(loras, lengths))
+def assert_matches_expected(base_layer, x, adapters, lengths, tolerance=TOLERANCE):
+    given = forward_with_updates(base_layer, x, parts_of(adapters, lengths))
     assert given.dtype == x.dtype
-    torch.testing.assert_close(given.float(), by_hand(bare, x, loras, lengths), rtol=0, atol=tolerance)
+    torch.testing.assert_close(given.float(), expected_output(base_layer, x, adapters, lengths), rtol=0, atol=tolerance)
 
 
-def longs(loras, lengths, tokens):
-    return [_is_long(part, tokens, (OUT, IN)) for part in parts_of(loras, lengths)]
+def long_segments(adapters, lengths, tokens):
+    return [_is_long(part, tokens, (OUT, IN)) for part in parts_of(adapters, lengths)]
 
 
 # rows of each adapter, tokens, whether each segment is long
@@ -89,43 +92,43 @@ LENGTHS = {
 @pytest.mark.parametrize("ranks", [(4,), (4, 1, 8)], ids=["one rank", "several ranks"])
 @pytest.mark.parametrize(("lengths", "tokens", "long"), LENGTHS.values(), ids=LENGTHS)
 def test_each_row_uses_update_of_adapter(lengths, tokens, long, ranks, bias):
-    bare = linear(bias=bias)
-    loras = [Lora(bare, ranks[i % len(ranks)], scaling=0.5 + i) for i in range(len(lengths))]
-    assert longs(loras, lengths, tokens) == long
-    assert_as_by_hand(bare, torch.randn(sum(lengths), tokens, IN), loras, lengths)
+    base_layer = linear(bias=bias)
+    adapters = [Lora(base_layer, ranks[i % len(ranks)], scaling=0.5 + i) for i in range(len(lengths))]
+    assert long_segments(adapters, lengths, tokens) == long
+    assert_matches_expected(base_layer, torch.randn(sum(lengths), tokens, IN), adapters, lengths)
 
 
 @pytest.mark.parametrize("lengths", [(2, 1, 2), (1, 6, 1), (8, 1, 8), (3, 3, 3)])
-@pytest.mark.parametrize("bares", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("base_segments", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_base_rows_at_any_position(lengths, bares, bias):
-    bare = linear(bias=bias)
-    loras = [None if i in bares else Lora(bare, 4) for i in range(3)]
+def test_base_rows_at_any_position(lengths, base_segments, bias):
+    base_layer = linear(bias=bias)
+    adapters = [None if i in base_segments else Lora(base_layer, 4) for i in range(3)]
     x = torch.randn(sum(lengths), 4, IN)
-    assert_as_by_hand(bare, x, loras, lengths)
-    if len(bares) == 3:
-        assert torch.equal(forward_with_updates(bare, x, parts_of([None], [len(x)])), bare(x))
+    assert_matches_expected(base_layer, x, adapters, lengths)
+    if len(base_segments) == 3:
+        assert torch.equal(forward_with_updates(base_layer, x, parts_of([None], [len(x)])), base_layer(x))
 
 
 def test_random_shapes():
     choose = random.Random(0)
     for _ in range(60):
-        bare = linear(choose.randint(1, 40), choose.randint(1, 40), bias=choose.random() < 0.5)
+        base_layer = linear(choose.randint(1, 40), choose.randint(1, 40), bias=choose.random() < 0.5)
         lengths = choose.choices(range(1, 9), k=choose.randint(1, 6))
         ranks = choose.choices(range(9), k=len(lengths))
-        loras = [Lora(bare, rank, choose.uniform(0.1, 2)) if rank else None for rank in ranks]
-        shape = [sum(lengths), *choose.choices(range(1, 7), k=choose.randint(0, 2)), bare.in_features]
-        assert_as_by_hand(bare, torch.randn(shape), loras, lengths)
+        adapters = [Lora(base_layer, rank, choose.uniform(0.1, 2)) if rank else None for rank in ranks]
+        shape = [sum(lengths), *choose.choices(range(1, 7), k=choose.randint(0, 2)), base_layer.in_features]
+        assert_matches_expected(base_layer, torch.randn(shape), adapters, lengths)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 5), (2, 3, 2)], ids=["2-D", "3-D", "4-D", "5-D"])
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 1, 4), (12, 1, 9)])
 def test_output_shape_matches_input_shape(shape, lengths):
-    bare = linear()
+    base_layer = linear()
     x = torch.randn(sum(lengths), *shape, IN)
-    loras = [Lora(bare, rank) for rank in (4, 2, 4)]
-    assert forward_with_updates(bare, x, parts_of(loras, lengths)).shape == (*x.shape[:-1], OUT)
-    assert_as_by_hand(bare, x, loras, lengths)
+    adapters = [Lora(base_layer, rank) for rank in (4, 2, 4)]
+    assert forward_with_updates(base_layer, x, parts_of(adapters, lengths)).shape == (*x.shape[:-1], OUT)
+    assert_matches_expected(base_layer, x, adapters, lengths)
 
 
 STRIDED = {
@@ -142,33 +145,35 @@ STRIDED = {
 @pytest.mark.parametrize("lengths", [(1,) * 6, (2, 2, 2), (1, 2, 3), (6,)], ids=str)
 @pytest.mark.parametrize("made", STRIDED.values(), ids=STRIDED)
 def test_noncontiguous_inputs(made, lengths):
-    bare, x = linear(), made()
+    base_layer, x = linear(), made()
     before = x.clone()
-    assert_as_by_hand(bare, x, [Lora(bare, 4) for _ in lengths], lengths)
+    assert_matches_expected(base_layer, x, [Lora(base_layer, 4) for _ in lengths], lengths)
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("lengths", [(1, 1), (2, 3), (20, 1), (20, 20)], ids=str)
 def test_small_bf16_update_with_large_weight(lengths):
-    bare = linear(dtype=torch.bfloat16)
-    bare.weight.copy_(torch.full((OUT, IN), 4.0))  # of which W + BA would keep nothing below 1/64
-    loras = [Lora(bare, 4, scaling=0.01) for _ in lengths]
-    assert longs(loras, lengths, 4) == [False] * 2
+    base_layer = linear(dtype=torch.bfloat16)
+    base_layer.weight.copy_(torch.full((OUT, IN), 4.0))  # of which W + BA would keep nothing below 1/64
+    adapters = [Lora(base_layer, 4, scaling=0.01) for _ in lengths]
+    assert long_segments(adapters, lengths, 4) == [False] * 2
     x = torch.randn(sum(lengths), 4, IN).bfloat16()
     x -= x.mean(-1, keepdim=True)
-    for update, part in parts_of(loras, lengths):
+    for update, part in parts_of(adapters, lengths):
         assert update.down.dtype == update.up.dtype == torch.bfloat16
-        exact = by_hand(bare, x[part], [lora for lora in loras if lora.update is update], [part.stop - part.start])
-        given = forward_with_updates(bare, x, parts_of(loras, lengths))[part].float()
+        exact = expected_output(
+            base_layer, x[part], [lora for lora in adapters if lora.update is update], [part.stop - part.start]
+        )
+        given = forward_with_updates(base_layer, x, parts_of(adapters, lengths))[part].float()
         torch.testing.assert_close(given, exact, rtol=2**-7, atol=2**-7)
 
 
 def test_base_dtype_different_from_input_dtype():
-    bare = linear()
+    base_layer = linear()
     with torch.autocast("cpu", torch.bfloat16):
-        lora, x = Lora(bare, 4), torch.randn(3, 2, IN).bfloat16()
-        given = forward_with_updates(bare, x, parts_of([lora], [3]))
-    torch.testing.assert_close(given.float(), by_hand(bare, x, [lora], [3]), rtol=0, atol=0.05)
+        lora, x = Lora(base_layer, 4), torch.randn(3, 2, IN).bfloat16()
+        given = forward_with_updates(base_layer, x, parts_of([lora], [3]))
+    torch.testing.assert_close(given.float(), expected_output(base_layer, x, [lora], [3]), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("lengths", [(1, 2), (30, 30)], ids=str)
@@ -176,93 +181,98 @@ def test_base_dtype_different_from_input_dtype():
 def test_quantized_base_with_updates(kind, lengths):
     extra = {"has_fp16_weights": False} if kind is Linear8bitLt else {"quant_type": "nf4"}
     with torch.inference_mode(False), torch.no_grad():
-        bare = kind(64, 64, **extra)
-        bare.load_state_dict(nn.Linear(64, 64).state_dict())
-        bare = bare.to("cpu")
-    assert not bare.weight.is_floating_point()
-    loras, x = [Lora(bare, 4), Lora(bare, 2)], torch.randn(sum(lengths), 3, 64)
-    alone = bare(x)
-    whose = [lora for lora, count in zip(loras, lengths, strict=True) for _ in range(count)]
-    expected = torch.stack([y + lora.added(row) for y, row, lora in zip(alone, x, whose, strict=True)])
+        base_layer = kind(64, 64, **extra)
+        base_layer.load_state_dict(nn.Linear(64, 64).state_dict())
+        base_layer = base_layer.to("cpu")
+    assert not base_layer.weight.is_floating_point()
+    adapters, x = [Lora(base_layer, 4), Lora(base_layer, 2)], torch.randn(sum(lengths), 3, 64)
+    alone = base_layer(x)
+    whose = [lora for lora, count in zip(adapters, lengths, strict=True) for _ in range(count)]
+    expected = torch.stack([y + lora.delta(row) for y, row, lora in zip(alone, x, whose, strict=True)])
     torch.testing.assert_close(
-        forward_with_updates(bare, x, parts_of(loras, lengths)), expected, rtol=0, atol=TOLERANCE
+        forward_with_updates(base_layer, x, parts_of(adapters, lengths)), expected, rtol=0, atol=TOLERANCE
     )
-    loras[0].update.merge()  # there is no W to fold into
-    assert loras[0].update.merged_weight is None
+    adapters[0].update.merge()  # there is no W to fold into
+    assert adapters[0].update.merged_weight is None
 
 
 def test_conv1d_base_with_updates():
-    bare = Conv1D(OUT, IN)
-    bare.bias.normal_()
-    lora, x = Lora(bare, 4), torch.randn(5, 3, IN)
-    given = forward_with_updates(bare, x, parts_of([lora, None], [3, 2]))
-    torch.testing.assert_close(given[:3], bare(x[:3]) + lora.added(x[:3]), rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(given[3:], bare(x[3:]), rtol=0, atol=TOLERANCE)
+    base_layer = Conv1D(OUT, IN)
+    base_layer.bias.normal_()
+    lora, x = Lora(base_layer, 4), torch.randn(5, 3, IN)
+    given = forward_with_updates(base_layer, x, parts_of([lora, None], [3, 2]))
+    torch.testing.assert_close(given[:3], base_layer(x[:3]) + lora.delta(x[:3]), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(given[3:], base_layer(x[3:]), rtol=0, atol=TOLERANCE)
 
 
 # folded
 
 
 def test_merged_long_segment_is_bitwise_equal():
-    bare = linear()
-    lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
-    before = bare.weight.clone(), bare.bias.clone()
-    assert longs([lora], [4], 8) == [True]
-    expected = forward_with_updates(bare, x, parts_of([lora], [4]))
+    base_layer = linear()
+    lora, x = Lora(base_layer, 4), torch.randn(4, 8, IN)
+    before = base_layer.weight.clone(), base_layer.bias.clone()
+    assert long_segments([lora], [4], 8) == [True]
+    expected = forward_with_updates(base_layer, x, parts_of([lora], [4]))
     lora.update.merge()
-    assert torch.equal(forward_with_updates(bare, x, parts_of([lora], [4])), expected)
+    assert torch.equal(forward_with_updates(base_layer, x, parts_of([lora], [4])), expected)
     lora.update.unmerge()
-    assert torch.equal(forward_with_updates(bare, x, parts_of([lora], [4])), expected)
-    assert torch.equal(bare.weight, before[0])
-    assert torch.equal(bare.bias, before[1])
+    assert torch.equal(forward_with_updates(base_layer, x, parts_of([lora], [4])), expected)
+    assert torch.equal(base_layer.weight, before[0])
+    assert torch.equal(base_layer.bias, before[1])
 
 
 def test_merged_short_segments():
-    bare = linear()
-    loras, lengths = [Lora(bare, 4), Lora(bare, 2), Lora(bare, 4), None, Lora(bare, 1)], (1, 2, 1, 1, 1)
-    loras[1].update.merge()
-    loras[4].update.merge()
-    assert longs(loras, lengths, 3) == [False, True, False, True, True]
-    assert_as_by_hand(bare, torch.randn(6, 3, IN), loras, lengths)
+    base_layer = linear()
+    adapters, lengths = (
+        [Lora(base_layer, 4), Lora(base_layer, 2), Lora(base_layer, 4), None, Lora(base_layer, 1)],
+        (1, 2, 1, 1, 1),
+    )
+    adapters[1].update.merge()
+    adapters[4].update.merge()
+    assert long_segments(adapters, lengths, 3) == [False, True, False, True, True]
+    assert_matches_expected(base_layer, torch.randn(6, 3, IN), adapters, lengths)
 
 
 def test_unmerge_frees_memory():
-    bare = linear()
-    update = Lora(bare, 4).update
+    base_layer = linear()
+    update = Lora(base_layer, 4).update
     small = update.num_bytes
     assert small == 4 * (4 * IN + 4 * OUT)
     update.merge()
-    assert update.num_bytes == small + bare.weight.nbytes
+    assert update.num_bytes == small + base_layer.weight.nbytes
     update.merge()  # folded already
-    assert update.num_bytes == small + bare.weight.nbytes
+    assert update.num_bytes == small + base_layer.weight.nbytes
     update.unmerge()
     assert update.num_bytes == small
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3])
-def test_unmerge_during_forward(looks):
+@pytest.mark.parametrize("num_reads", [1, 2, 3])
+def test_unmerge_during_forward(num_reads):
     """Another thread may unfold it between any two looks at it."""
-    bare = linear()
-    lora, x = Lora(bare, 4), torch.randn(4, 8, IN)
-    left = [lora.update.merge_into(bare.weight)] * looks
+    base_layer = linear()
+    lora, x = Lora(base_layer, 4), torch.randn(4, 8, IN)
+    left = [lora.update.merge_into(base_layer.weight)] * num_reads
 
-    class UnmergingUpdate(LowRankUpdate):
+    class UnmergeOnReadUpdate(LowRankUpdate):
         merged_weight = property(lambda self: left.pop() if left else None, lambda self, value: None)
 
-    given = forward_with_updates(bare, x, [(UnmergingUpdate(bare, lora.down, lora.up, lora.scaling), slice(0, 4))])
-    torch.testing.assert_close(given, by_hand(bare, x, [lora], [4]), rtol=0, atol=TOLERANCE)
+    given = forward_with_updates(
+        base_layer, x, [(UnmergeOnReadUpdate(base_layer, lora.down, lora.up, lora.scaling), slice(0, 4))]
+    )
+    torch.testing.assert_close(given, expected_output(base_layer, x, [lora], [4]), rtol=0, atol=TOLERANCE)
 
 
 def test_call_applies_linear_with_update():
-    bare = linear()
-    lora, x = Lora(bare, 4), torch.randn(3, 2, IN)
-    torch.testing.assert_close(lora.update(x), by_hand(bare, x, [lora], [3]), rtol=0, atol=TOLERANCE)
+    base_layer = linear()
+    lora, x = Lora(base_layer, 4), torch.randn(3, 2, IN)
+    torch.testing.assert_close(lora.update(x), expected_output(base_layer, x, [lora], [3]), rtol=0, atol=TOLERANCE)
 
 
 # which of PEFT's layers are that plain
 
 
-def layer_of(**options):
+def make_layer(**options):
     with torch.inference_mode(False):
         model = nn.Sequential(linear(), nn.Embedding(4, 8))
         options = {"r": 4, "lora_alpha": 12, "target_modules": ["0"], "init_lora_weights": False, **options}
@@ -271,7 +281,7 @@ def layer_of(**options):
 
 @pytest.mark.parametrize(("rslora", "scaling"), [(False, 3.0), (True, 6.0)])
 def test_plain_lora_equals_update(rslora, scaling):
-    layer = layer_of(use_rslora=rslora).eval()[0]
+    layer = make_layer(use_rslora=rslora).eval()[0]
     assert plain_lora(layer) == ("default", scaling)
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     update, x = LowRankUpdate(layer.base_layer, down, up, scaling), torch.randn(3, 5, IN)
@@ -280,9 +290,9 @@ def test_plain_lora_equals_update(rslora, scaling):
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 def test_lora_options_are_not_plain(options):
-    assert plain_lora(layer_of(**options)[0]) is None
+    assert plain_lora(make_layer(**options)[0]) is None
 
 
 def test_other_layers_are_not_plain():
     assert plain_lora(linear()) is None
-    assert plain_lora(layer_of(target_modules=["1"])[1]) is None
+    assert plain_lora(make_layer(target_modules=["1"])[1]) is None

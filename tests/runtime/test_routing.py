@@ -23,21 +23,23 @@ KINDS = ("classes", "entities", "rating", "answers")
 TOLERANCE = 1e-5
 
 
-def asked_of(bank, name, text):
+def input_row(bank, name, text):
     """A row with the columns of the adapter's task."""
     columns = bank.task(name).input_columns
     return dict(zip(columns, (text, TEXTS[0]), strict=False))
 
 
 def first_feature(bank, name, text):
-    return build_feature(bank, name, asked_of(bank, name, text))[0]
+    return build_feature(bank, name, input_row(bank, name, text))[0]
 
 
-def mixed_rows_differ(bank, names, **how):
-    return max_mixed_difference(bank, {(n, text): first_feature(bank, n, text) for n in names for text in TEXTS}, **how)
+def mixed_rows_differ(bank, names, **settings):
+    return max_mixed_difference(
+        bank, {(n, text): first_feature(bank, n, text) for n in names for text in TEXTS}, **settings
+    )
 
 
-def store_of(base, methods, folder):
+def make_store(base, methods, folder):
     """An adapter of each method on one base, by turns of each kind of task."""
     for place, name in enumerate(methods):
         kind = KINDS[place % len(KINDS)]
@@ -51,7 +53,7 @@ def store_of(base, methods, folder):
 def bank(tmp_path_factory):
     folder = tmp_path_factory.mktemp("routed")
     base = enlarge_weights(build("bert", folder))
-    return peftlab.load(*ROUTED, store=store_of(base, ROUTED, folder), device="cpu")
+    return peftlab.load(*ROUTED, store=make_store(base, ROUTED, folder), device="cpu")
 
 
 def test_random_mixed_batches_match_single_rows(bank):
@@ -61,7 +63,7 @@ def test_random_mixed_batches_match_single_rows(bank):
 @pytest.mark.parametrize("base", ["roberta", "deberta-v2", "modernbert", "llama", "gpt2"])
 def test_mixed_batches_on_other_architectures(tmp_path, base):
     methods = [name for name in ROUTED if not refusal(name, base, None)]
-    store = store_of(enlarge_weights(build(base, tmp_path)), methods, tmp_path)
+    store = make_store(enlarge_weights(build(base, tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
     assert all(map(loaded.is_routed, methods))
     assert mixed_rows_differ(loaded, methods, rounds=80) <= TOLERANCE
@@ -71,7 +73,7 @@ def test_mixed_batches_on_other_architectures(tmp_path, base):
 def test_mixed_batches_on_quantized_base(tmp_path, quantization):
     methods = [name for name in ("lora", "prefix", "pfeiffer", "head") if not refusal(name, "bert", quantization)]
     base = build("bert", tmp_path)
-    store = store_of(base, methods, tmp_path)
+    store = make_store(base, methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu", quantization=quantization)
     bare = peftlab.load("head", store=store, device="cpu", quantization=quantization)
     noise = mixed_rows_differ(bare, ["head"], rounds=5)  # 8-bit layers round a row by its neighbours
@@ -107,7 +109,7 @@ def test_single_forward_pass_for_all_adapters(bank):
 
 def test_predictions_have_row_order(bank):
     names = ["ia3", "lora", "lora", "ia3"]
-    rows = [asked_of(bank, name, text) for name, text in zip(names, TEXTS, strict=True)]
+    rows = [input_row(bank, name, text) for name, text in zip(names, TEXTS, strict=True)]
     answers = bank.predict(rows, adapters=names)
     assert [answer.adapter for answer in answers] == names
     for name, row, answer in zip(names, rows, answers, strict=True):
@@ -117,7 +119,7 @@ def test_predictions_have_row_order(bank):
 
 def test_virtual_tokens_use_separate_forward_passes(tmp_path):
     methods = ("lora", "prompt", "p-tuning", "prefix")
-    store = store_of(enlarge_weights(build("bert", tmp_path)), methods, tmp_path)
+    store = make_store(enlarge_weights(build("bert", tmp_path)), methods, tmp_path)
     loaded = peftlab.load(*methods, store=store, device="cpu")
     assert [name for name in methods if loaded.is_routed(name)] == ["lora", "prefix"]
     assert mixed_rows_differ(loaded, methods, rounds=10) <= TOLERANCE

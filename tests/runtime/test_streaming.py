@@ -36,12 +36,12 @@ def bank(tmp_path_factory):
     return peftlab.load("class", "rate", "soft", store=folder / "store", device="cpu")
 
 
-def rows_of(count, names=("class", "rate", "soft", "rate")):
+def make_rows(count, names=("class", "rate", "soft", "rate")):
     for name, text in itertools.islice(zip(itertools.cycle(names), itertools.cycle(TEXTS), strict=False), count):
         yield name, {"text": text, "text_pair": TEXTS[1]} if name == "rate" else text
 
 
-class Reading:
+class RowCounter:
     """Rows that are counted as they are read."""
 
     def __init__(self, rows):
@@ -67,8 +67,8 @@ def assert_same(given, expected):
 
 @pytest.mark.parametrize("count", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 2])
 def test_stream_matches_predict(bank, count):
-    rows = list(rows_of(count))
-    given = list(bank.stream(rows_of(count)))
+    rows = list(make_rows(count))
+    given = list(bank.stream(make_rows(count)))
     assert len(given) == count
     alone = [bank.predict(row, adapters=name)[0] for name, row in rows]
     assert_same(given, alone)
@@ -81,7 +81,7 @@ def test_stream_of_file_rows(bank):
 
 
 def test_stream_reads_at_most_one_chunk_ahead(bank):
-    reading = Reading(rows_of(10 * CHUNK))
+    reading = RowCounter(make_rows(10 * CHUNK))
     stream = bank.stream(reading)
     assert reading.count == 0
     for place, _ in enumerate(stream):
@@ -101,7 +101,7 @@ BAD = {"txt": "nobody came ."}
 
 @pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 2])
 def test_invalid_row_error_with_number_after_previous_chunks(bank, place):
-    rows = list(rows_of(20))
+    rows = list(make_rows(20))
     rows[place - 1] = ("class", BAD)
     given = []
     with pytest.raises(RecipeError) as told:
@@ -114,7 +114,7 @@ def test_invalid_row_error_with_number_after_previous_chunks(bank, place):
 
 
 def test_all_invalid_rows_of_chunk_are_reported(bank):
-    rows = list(rows_of(3 * CHUNK))
+    rows = list(make_rows(3 * CHUNK))
     rows[CHUNK] = ("class", BAD)
     rows[CHUNK + 2] = ("soft", Row({"no": "text"}, "rows.jsonl:77"))
     rows[2 * CHUNK] = ("class", BAD)
@@ -125,7 +125,7 @@ def test_all_invalid_rows_of_chunk_are_reported(bank):
 
 @pytest.mark.parametrize("place", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
 def test_unknown_name_error_after_previous_chunks(bank, place):
-    rows = list(rows_of(12))
+    rows = list(make_rows(12))
     rows[place - 1] = ("clas", TEXTS[0])
     given = []
     with pytest.raises(AdapterNotFoundError, match=r"'clas' was not loaded\. Did you mean 'class'"):
@@ -135,12 +135,12 @@ def test_unknown_name_error_after_previous_chunks(bank, place):
 
 
 def test_error_of_row_iterator_is_raised(bank):
-    def broken():
-        yield from rows_of(CHUNK + 1)
+    def failing_rows():
+        yield from make_rows(CHUNK + 1)
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(bank.stream(broken()))
+        list(bank.stream(failing_rows()))
 
 
 def test_next_chunk_is_prefetched(bank):
