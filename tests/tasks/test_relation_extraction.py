@@ -274,7 +274,7 @@ def test_truncated_text_without_spaces_includes_neighbors(tokenizer):
 def test_loss_matches_torch_cross_entropy():
     logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(9) % 4
-    assert RelationExtractionTask().loss(logits, labels) == functional.cross_entropy(logits, labels)
+    assert RelationExtractionTask().head.loss(logits, labels) == functional.cross_entropy(logits, labels)
 
 
 def test_prediction_as_dict():
