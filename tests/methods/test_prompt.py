@@ -13,6 +13,7 @@ from peftlab.errors import RecipeError
 from peftlab.methods.prompt import p_tuning_config, prompt_config
 from peftlab.methods.tuners.prompt import PromptConfig, PromptForward, PromptLayer
 from peftlab.recipe import Prompt, PTuning
+from peftlab.tasks import TASKS as RECORDS
 from peftlab.tuning.frozen.layers import find_frozen_prefix
 from tests.architectures import build
 from tests.methods.test_prefix import INPUTS, MASK, base_of
@@ -239,7 +240,7 @@ def bank_row(task):
     text = (
         "<e1>Ada Lovelace</e1> left <e2>Rome</e2> ." if "relation" in type(task).__name__.lower() else "Ada left Rome ."
     )
-    return dict.fromkeys(task.input_columns, text)
+    return dict.fromkeys(RECORDS[task.type].input_columns(task), text)
 
 
 def run_of(tiny, tmp_path, kind="bert", method=None, **changes):
