@@ -84,7 +84,7 @@ def test_scores_match_plain_peft_and_seqeval(tuned_store, tiny_base):
     from tests.conftest import SENTENCES
 
     adapter = Store(tuned_store).resolve("ner-tiny@1")
-    names = adapter.manifest.task.head.labels
+    names = adapter.manifest.task.head_labels
     model = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=len(names))
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
