@@ -11,6 +11,7 @@ from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.runtime import loaded_base
 from peftlab.tasks.prediction import forward
+from peftlab.tasks.registry import TASKS
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights
 from tests.serving import build_feature, predict_each
@@ -162,7 +163,7 @@ def test_different_task_has_separate_template(store, tmp_path, created_by_peft, 
     created_by_peft.clear()
     classes.add(kind)
     assert created_by_peft == [f"{kind}@1"]
-    text = dict.fromkeys(classes.task(kind).input_columns, TEXTS[0])
+    text = dict.fromkeys(TASKS[classes.task(kind).type].input_columns(classes.task(kind)), TEXTS[0])
     [feature] = build_feature(classes, kind, text)
     [expected] = forward(classes.task(kind), classes.model(kind), classes.base.inputs, [feature])
     assert_close(predict_each(classes, [(kind, feature)])[0], expected)

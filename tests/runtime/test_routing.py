@@ -7,6 +7,7 @@ import torch
 
 import peftlab
 from peftlab.runtime import routing
+from peftlab.tasks.registry import TASKS
 from tests.architectures import build
 from tests.methods.test_method_matrix import METHODS, enlarge_weights, refusal
 from tests.serving import build_feature, max_mixed_difference, predict_each
@@ -25,7 +26,8 @@ TOLERANCE = 1e-5
 
 def input_row(bank, name, text):
     """A row with the columns of the adapter's task."""
-    columns = bank.task(name).input_columns
+    task = bank.task(name)
+    columns = TASKS[task.type].input_columns(task)
     return dict(zip(columns, (text, TEXTS[0]), strict=False))
 
 
