@@ -140,4 +140,4 @@ def test_unknown_names_and_commands_get_suggestions(store):
 def test_chat_requires_generating_adapters(store):
     result = run_chat(store, "ada,ner-tiny", "Who?")
     assert result.exit_code == 2
-    assert "ner-tiny is for token-classification; a chat needs adapters of causal-lm" in one_line(result.output)
+    assert "ner-tiny is for token-classification; a chat needs an adapter of causal-lm" in one_line(result.output)

@@ -21,7 +21,7 @@ TEXTS = ["Ada Lovelace left Rome .", "It rained in Paris , wrote Grace Hopper ."
 
 def plain_logits(tiny_base, adapter, text):
     """Logits (tokens, labels) of one text with peft + transformers alone."""
-    count = len(adapter.manifest.task.head.labels)
+    count = len(adapter.manifest.task.head_labels)
     model = AutoModelForTokenClassification.from_pretrained(tiny_base, num_labels=count)
     model = PeftModel.from_pretrained(model, adapter.folder).eval()
     batch = AutoTokenizer.from_pretrained(tiny_base)(text, return_tensors="pt")
