@@ -10,7 +10,6 @@ import peftlab
 from peftlab.base import load_with_head
 from peftlab.errors import IntegrityError
 from peftlab.runtime import loaded_base
-from peftlab.tasks import TASKS
 from peftlab.tasks.prediction import forward
 from peftlab.tasks.registry import TASKS
 from tests.architectures import build
