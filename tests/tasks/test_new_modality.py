@@ -253,7 +253,7 @@ def test_features_of_images_are_cached(recipe):
     [
         ({"task.type": "image-clasification"}, "Did you mean 'image-classification'?"),
         ({"task.lables": ["a"]}, "task.lables: unknown key. Did you mean 'labels'?"),
-        ({"training.packing": True}, "each text of image-classification needs a row of its own"),
+        ({"training.packing": True}, "each text of image-classification needs its own row"),
     ],
 )
 def test_wrong_plugin_task_section_raises_recipe_error(recipe, overrides, message):

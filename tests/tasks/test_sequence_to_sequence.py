@@ -241,7 +241,7 @@ def test_unsupported_base_or_method_raises_recipe_error(tmp_path, tiny_base, bas
     with pytest.raises(RecipeError) as fault:
         peftlab.tune(recipe, store=tmp_path / "store")
     assert "does not support translation" in str(fault.value)
-    assert "a model of type bert" in str(fault.value)
+    assert "is a 'bert' model" in str(fault.value)
     for method in ("head", "prompt", "p-tuning", "full"):
         refused = translation_recipe(tmp_path / "other", base, method={"type": method})
         with pytest.raises(RecipeError, match=f"'{method}'"):
