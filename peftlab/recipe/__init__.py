@@ -1,4 +1,4 @@
-"""The recipe: its schema, and reading one from YAML with every problem at once."""
+"""The recipe: its schema, and a YAML reader that reports all errors at once."""
 
 from peftlab.recipe.extended_schema import complete_schema, parse_method
 from peftlab.recipe.method import Limits, Method, MethodInfo

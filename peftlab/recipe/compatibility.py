@@ -1,4 +1,4 @@
-"""Sections of a recipe that cannot be combined: found before anything is loaded."""
+"""Find sections of a recipe that cannot be combined, before anything is loaded."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def _find_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     yield from _task_conflicts(recipe)
     if recipe.method.start_from:
         for reason in filter(None, (limits.start_from for limits in recipe.method.limits)):
-            yield ValidationIssue(reason, key="method.start_from", hint="Remove it, or take another method.")
+            yield ValidationIssue(reason, key="method.start_from", hint="Remove it, or use another method.")
     if recipe.training.packing:
         yield from _packing_conflicts(recipe)
     if recipe.training.torch_compile:
@@ -28,7 +28,7 @@ def _find_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if recipe.training.distributed in SHARDING:
         for reason in _sharding_conflicts(recipe):
             yield ValidationIssue(
-                reason, key="training.distributed", hint="Use ddp, where each process holds the whole base."
+                reason, key="training.distributed", hint="Use ddp, where each process keeps a full copy of the base."
             )
 
 
@@ -42,7 +42,7 @@ def _quantization_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 
 
 def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
-    """Reasons for which the method cannot be combined with the task."""
+    """Reasons why the method cannot be combined with the task."""
     method, task = recipe.method, recipe.task
     for limits in method.limits:
         if reason := (
@@ -55,7 +55,7 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 
 
 def _sharding_conflicts(recipe: Recipe) -> Iterator[str]:
-    """Reasons against fsdp and deepspeed, where each process holds only a part of the base."""
+    """Reasons why the recipe cannot use fsdp or deepspeed, where each process keeps only a shard of the base."""
     strategy, task = recipe.training.distributed, recipe.task
     if task.sharding_conflict:
         yield task.sharding_conflict

@@ -1,4 +1,4 @@
-"""The schema of recipes with the `task` and `method` sections that other installed packages bring."""
+"""The schema of recipes, extended by the `task` and `method` sections of plugins (other installed packages)."""
 
 import copy
 from collections.abc import Collection, Mapping
@@ -18,17 +18,17 @@ PLUGIN_SECTIONS: dict[str, tuple[str, type[Section]]] = {
     "task": (TASK_PLUGINS, TaskFields),
     "method": (METHOD_PLUGINS, Method),
 }
-"""Section of a recipe → the group of its entry points, and the class that their sections are subclasses of."""
+"""Section of a recipe → its entry-point group, and the base class of the section classes of plugins."""
 
 
 def section_classes(field: FieldInfo) -> dict[str, type[Section]]:
-    """The classes of a section that is a union, by type; empty for other sections."""
+    """The classes of a union section, by type; empty if the section is no union."""
     classes = get_args(field.annotation) if field.discriminator else ()
     return {name: section for section in classes for name in section_types(section)}
 
 
 def plugin_types(section: str) -> list[str]:
-    """The types of `task` or `method` that other packages bring and peftlab has not itself; none is imported."""
+    """The types of `task` or `method` that only plugins provide; no plugin is imported."""
     if section not in PLUGIN_SECTIONS:
         return []
     own = section_classes(Recipe.model_fields[section])
@@ -36,10 +36,10 @@ def plugin_types(section: str) -> list[str]:
 
 
 def extended_schema(types: Mapping[str, Collection[str]]) -> type[Recipe]:
-    """`Recipe`, where some sections also take these types of other packages, as in `{"method": ["scale"]}`.
+    """`Recipe`, extended by these types of plugins for each section, as in `{"method": ["scale"]}`.
 
     Raises:
-        PluginError: a package that brings one cannot be used.
+        PluginError: a plugin cannot be used.
     """
     sections = {
         section: tuple(load_section(*_plugin(section, name)) for name in names)
@@ -50,20 +50,20 @@ def extended_schema(types: Mapping[str, Collection[str]]) -> type[Recipe]:
 
 
 def complete_schema() -> type[Recipe]:
-    """`Recipe` with every type of every installed package.
+    """`Recipe`, extended by all types of all installed plugins.
 
     Raises:
-        PluginError: a package that brings one cannot be used.
+        PluginError: a plugin cannot be used.
     """
     return extended_schema({section: plugin_types(section) for section in PLUGIN_SECTIONS})
 
 
 def parse_method(values: Mapping[str, Any]) -> Method:
-    """The section of a method, alone, as in `{"type": "lora", "r": 8}`.
+    """Validate the `method` section alone, as in `{"type": "lora", "r": 8}`.
 
     Raises:
         pydantic.ValidationError: a key or a value is wrong.
-        PluginError: the package that brings this type cannot be used.
+        PluginError: the plugin that provides this type cannot be used.
     """
     name = values.get("type", "lora")
     schema = extended_schema({"method": [name] if name in plugin_types("method") else []})
@@ -83,5 +83,5 @@ def _schema(**sections: tuple[type[Section], ...]) -> type[Recipe]:
     fields: dict[str, Any] = {}
     for name, classes in sections.items():
         field = copy.copy(Recipe.model_fields[name])
-        fields[name] = (Union[(*get_args(field.annotation), *classes)], field)  # made at run time
+        fields[name] = (Union[(*get_args(field.annotation), *classes)], field)  # built at run time
     return create_model("Recipe", __base__=Recipe, __module__=Recipe.__module__, **fields)

@@ -1,4 +1,4 @@
-"""What every method's section has: common keys, and what is known of the method besides its keys."""
+"""The base class of all `method` sections: common keys, and facts about the method that are not keys."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,78 +9,78 @@ from peftlab.recipe.types import Quantization, Section
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a method, or one value of one of its keys, cannot be combined with, each with the reason.
+    """What a method, or one value of one of its keys, cannot be combined with, and why.
 
     An empty reason means that the combination works.
     """
 
     name: str = ""
-    """What messages call it; empty takes the method's type."""
+    """The name in messages; empty means the method's type."""
     key: str = "type"
-    """The key that it depends on; `type` stands for the method as such."""
+    """The key that the limits depend on; `type` means that they always apply to the method."""
     value: Any = None
-    """The value of `key` that has these limits; None stands for any value but null, false and empty ones."""
+    """The value of `key` that has these limits; None means any value except null, false and empty ones."""
     quantization: Mapping[Quantization, str] = field(default_factory=dict)
     only_training: bool = False
-    """Whether adapters that were trained elsewhere can be served in spite of `quantization`."""
+    """Whether `quantization` limits only training, so that trained adapters can still be served."""
     base_head: str = ""
-    """Tasks without a new head, which use the base's own, as language models do."""
+    """Why it does not work for tasks that use the base's own head, such as causal-lm."""
     encoder_decoder: str = ""
-    """Bases with an encoder and a decoder, as for translation."""
+    """Why it does not work for encoder-decoder models."""
     start_from: str = ""
-    """Beginning with the weights of a published adapter."""
+    """Why training cannot start from the weights of a published adapter."""
     sharding: str = ""
-    """Training in which each process holds a part of the base."""
+    """Why it does not work with fsdp and deepspeed, where each process keeps a shard of the base."""
     merging: str = ""
-    """Adding the delta to the base's weights."""
+    """Why the delta cannot be merged into the base's weights."""
 
     def apply_to(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a section, or a configuration of PEFT, with these `settings` has the limits."""
+        """Whether the limits apply to a section, or a PEFT configuration, with these `settings`."""
         found = settings.get(self.key)
         return self.key == "type" or (bool(found) if self.value is None else found == self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo:
-    """What is known of a method besides its keys; stands nowhere else."""
+    """All facts about a method that are not keys of its section."""
 
     learning_rate: float = 1e-3
     """The usual one: the best of a small grid on validation rows of two sample sets (decisions 0014 and 0029)."""
     limits: tuple[Limits, ...] = ()
     supports_mixed_batches: bool = True
-    """Whether rows of other adapters can go through the base in the same forward pass.
+    """Whether rows of this adapter and of other adapters can share a forward pass of the base.
 
-    A method that changes single modules of the base can: each row takes its own adapter's modules. One that changes the
-    base's forward as a whole, as virtual tokens do, has a forward pass of its own.
+    True for methods that change single modules of the base: each row uses the modules of its own adapter. False for
+    methods that change the input of the base, such as virtual tokens: their rows need a separate forward pass.
     """
     peft_supports_mixed_batches: bool = False
     """Whether plain PEFT can mix rows of several adapters of this method by `adapter_names`."""
     width_divisor: str = ""
-    """The field of PEFT's configuration that must divide the widths of all adapted layers."""
+    """The field of the PEFT configuration that must divide the widths of all adapted layers."""
     size_hint: str = ""
-    """What to do where an adapter's file would be larger than its base's."""
+    """A hint for adapters whose file would be larger than the base's."""
     setup_code: str = ""
-    """The line of Python by which plain PEFT learns how to load this method's adapters; empty where it needs none."""
+    """The line of Python that plain PEFT needs before it can load adapters of this method; empty if it needs none."""
     card_note: str = ""
-    """A sentence for the model card on what the adapter holds."""
+    """A sentence for the model card about what the adapter contains."""
 
     @property
     def merge_error(self) -> str:
-        """Why the delta cannot be added to the base's weights; empty where it can."""
+        """Why the delta cannot be merged into the base's weights; empty if it can."""
         return next((limits.merging for limits in self.limits if limits.merging), "")
 
     def limits_for(self, settings: Mapping[str, Any]) -> Iterator[Limits]:
-        """The limits that apply to a section, or a configuration of PEFT, with these `settings`."""
+        """The limits that apply to a section, or a PEFT configuration, with these `settings`."""
         return (limits for limits in self.limits if limits.apply_to(settings))
 
     def quantization_error(
         self, method: str, settings: Mapping[str, Any], quantization: Quantization | None, *, serving: bool = False
     ) -> tuple[str, str] | None:
-        """The key and the sentence that say why these `settings` do not go with a quantized base, if they do not.
+        """The key and the reason why these `settings` cannot be used with a quantized base; None if they can.
 
         Args:
             method: The method's type.
-            serving: The adapter is trained already.
+            serving: Check for serving a trained adapter, not for training.
         """
         if quantization is None:
             return None
@@ -93,18 +93,18 @@ class MethodInfo:
 
 
 class Method(Section):
-    """The section of a method; a subclass gives `type` one literal value or several, and sets `info`."""
+    """The section of a method; a subclass declares the literal values of `type`, and sets `info`."""
 
     info: ClassVar[MethodInfo] = MethodInfo()
     type: str
     start_from: str | None = None
-    """A published adapter whose weights this one begins with, whatever its task: `name` or `name@version` in the store,
-    or the path of its folder, relative to the recipe, as in ../adapters/name. Base, method and its shape must be the
-    same; the head is taken only where task and labels are."""
+    """Initialize from the weights of this published adapter, of any task: `name` or `name@version` in the store, or the
+    path of its folder, relative to the recipe, as in ../adapters/name. Base, method and the shapes of the weights must
+    be the same. The head is used only if the task and the labels are the same; otherwise it is newly initialized."""
 
     @classmethod
     def info_of(cls, method_type: str) -> MethodInfo:
-        """What is known of a method that has this section class."""
+        """The facts about a method that uses this section class."""
         return cls.info
 
     @property
@@ -118,20 +118,20 @@ class Method(Section):
 
     @property
     def default_learning_rate(self) -> float:
-        """What a recipe without `training.learning_rate` takes."""
+        """The learning rate of a recipe that does not set `training.learning_rate`."""
         return self.info_of(self.type).learning_rate
 
     @property
     def input_tokens(self) -> int:
-        """How many tokens of the longest input the method takes for itself."""
+        """The number of input positions that the method's virtual tokens use."""
         return 0
 
     @property
     def freezes_lower_layers(self) -> bool:
-        """Whether some layers below the lowest one that trains stay frozen."""
+        """Whether layers below the lowest trainable one stay frozen."""
         return getattr(self, "layers_to_transform", None) is not None
 
     @property
     def has_trainable_tokens(self) -> bool:
-        """Whether embeddings of single tokens train too."""
+        """Whether embeddings of single tokens are trained too."""
         return False

@@ -1,4 +1,4 @@
-"""The `method` section of a recipe: one class for each method, whose fields are PEFT's."""
+"""The `method` section of a recipe: one class for each method, with PEFT's field names."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,14 +11,14 @@ from peftlab.recipe.types import Fraction, NonNegativeInt, PositiveInt
 _OWN_WEIGHTS = "it trains the base's own weights, and quantized ones cannot train"
 _PACKED_TYPE = "PEFT makes A and B of the packed weight's type, which cannot train"
 _NORMS = "it needs the norms of the base's weights, and 8bit layers give none after their first step"
-_ONE_INPUT = "virtual tokens go into one input, and '{}' cannot tell the encoder's from the decoder's."
+_ONE_INPUT = "virtual tokens go into one input, and '{}' does not distinguish encoder and decoder inputs."
 _SETUP = "import peftlab.methods  # pip install peftlab: "
-_OTHER_TOKENS = f"{_SETUP}PEFT's own virtual tokens are of another kind"
+_OTHER_TOKENS = f"{_SETUP}PEFT's own virtual tokens have another format"
 _VIRTUAL_TOKENS = "virtual tokens are inputs, not weights"
 
 
 class Lora(Method):
-    """Low-rank updates of Linear layers."""
+    """Low-rank updates of Linear layers (LoRA)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         peft_supports_mixed_batches=True,
@@ -33,36 +33,38 @@ class Lora(Method):
             ),
             Limits(
                 key="trainable_token_indices",
-                sharding="PEFT trains rows of whole embeddings, and each process holds a part of them.",
+                sharding="PEFT trains rows of the full embedding matrix, and each process keeps only a shard of it.",
             ),
         ),
     )
     type: Literal["lora"] = "lora"
     r: PositiveInt = 8
-    """Rank of the update."""
+    """Rank of the update matrices."""
     lora_alpha: PositiveInt = 16
     """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with use_rslora)."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Names, or ends of names, of the layers to adapt; all-linear takes every Linear of the base, never the head."""
+    """Names, or name suffixes, of the layers to adapt; all-linear means every Linear layer of the base except the
+    head."""
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """Numbers of the layers to adapt, counted from 0; null takes all. Layers below the lowest adapted one run without
-    dropout, and `training.frozen_cache` saves most of their time."""
+    """Indices of the layers to adapt, starting at 0; null adapts all layers. Layers below the lowest adapted one run
+    without dropout, and `training.frozen_cache` avoids most of their computation."""
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
-    """Initial values of A: true draws them uniformly. B begins as 0; with orthogonal, A and B begin so that BA = 0."""
+    """Initialization of A: true means Kaiming uniform. B starts at 0; with orthogonal, A and B start such that BA =
+    0."""
     rank_pattern: dict[str, PositiveInt] = {}
-    """Ends of layer names → their own r."""
+    """Name suffix of layers → their r, if it differs from `r`."""
     alpha_pattern: dict[str, PositiveInt] = {}
-    """Ends of layer names → their own lora_alpha."""
+    """Name suffix of layers → their lora_alpha, if it differs from `lora_alpha`."""
     trainable_token_indices: Literal["endings"] | Annotated[list[str | NonNegativeInt], Field(min_length=1)] | None = (
         None
     )
-    """causal-lm: tokens, by text or id, whose embeddings train as well; all other embeddings stay frozen. endings takes
-    the tokens that end an answer: the template's ending, and the tokenizer's end of text."""
+    """For causal-lm: tokens, by text or id, whose embeddings are trained too; all other embeddings stay frozen. endings
+    means the tokens that end an answer: those of the chat template, and the tokenizer's eos token."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
-    """LoRA+: B's learning rate divided by A's; null takes the same for both."""
+    """LoRA+: the ratio of B's learning rate to A's; null uses the same learning rate for both."""
 
     @property
     def has_trainable_tokens(self) -> bool:
@@ -71,40 +73,40 @@ class Lora(Method):
 
 
 class AdaLora(Method):
-    """LoRA whose rank is distributed among the layers while it trains."""
+    """LoRA that distributes its rank budget among the layers during training (AdaLoRA)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         limits=(
             Limits(
-                start_from="'adalora' redistributes its ranks while it trains, and a trained one has few left.",
-                sharding="'adalora' compares directions of whole layers, and each process holds a part of them.",
+                start_from="'adalora' redistributes its ranks while it trains, and few ranks are left after training.",
+                sharding="'adalora' compares directions of full layers, and each process keeps only a shard of them.",
             ),
         ),
     )
     type: Literal["adalora"]
     target_r: PositiveInt = 8
-    """Average rank at the end of training."""
+    """Average rank of a layer after training."""
     init_r: PositiveInt = 12
-    """Rank of each layer at the beginning."""
+    """Rank of each layer before training."""
     tinit: NonNegativeInt | None = None
-    """Steps before ranks begin to fall; null takes a tenth of all."""
+    """Number of steps before ranks are reduced; null means 10 % of all steps."""
     tfinal: NonNegativeInt | None = None
-    """Steps after ranks have stopped falling; null takes three tenths of all."""
+    """Number of final steps in which ranks stay fixed; null means 30 % of all steps."""
     deltaT: PositiveInt = 1  # noqa: N815  # PEFT's name
-    """Steps between two distributions of the ranks."""
+    """Number of steps between two redistributions of the ranks."""
     beta1: Fraction = 0.85
-    """Decay of the moving average of a direction's importance."""
+    """Decay rate of the moving average of a direction's importance."""
     beta2: Fraction = 0.85
-    """Decay of the moving average of that importance's uncertainty."""
+    """Decay rate of the moving average of the uncertainty of that importance."""
     orth_reg_weight: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the orthogonality term in the loss."""
+    """Weight of the orthogonality regularization in the loss."""
     lora_alpha: PositiveInt = 16
     """The update is scaled by lora_alpha / init_r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """As for lora."""
+    """The same as for lora."""
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """As for lora."""
+    """The same as for lora."""
 
     @field_validator("init_r")
     @classmethod
@@ -115,27 +117,27 @@ class AdaLora(Method):
 
 
 class Bottleneck(Method):
-    """Small two-layer networks between the sub-layers of the base."""
+    """Small two-layer networks, inserted into each layer of the base (bottleneck adapters)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        limits=(Limits(merging="a bottleneck is not linear, and no weight of the base could stand for it"),),
+        limits=(Limits(merging="a bottleneck is not linear, so it cannot be expressed as a change of a weight"),),
         setup_code=f"{_SETUP}PEFT itself has no bottleneck adapters",
     )
     type: Literal["bottleneck"]
     variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
-    """houlsby: one after attention and one after the feed-forward network of each layer; pfeiffer: one after the
-    feed-forward network; parallel: one parallel to it."""
+    """houlsby: one bottleneck after attention and one after the feed-forward network of each layer; pfeiffer: one after
+    the feed-forward network; parallel: one parallel to the feed-forward network."""
     reduction_factor: PositiveInt | None = None
-    """The base's hidden size divided by the bottleneck's; null takes 16 (parallel: 2)."""
+    """Hidden size of the base divided by the hidden size of the bottleneck; null means 16 (parallel: 2)."""
     activation: Literal["relu", "gelu", "silu", "tanh"] | None = None
-    """null takes relu (houlsby: silu)."""
+    """Activation function; null means relu (houlsby: silu)."""
     scaling: Annotated[float, Field(gt=0)] | None = None
-    """Factor of the update; null takes 1 (parallel: 4)."""
+    """Factor that scales the update; null means 1 (parallel: 4)."""
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names, or ends of names, of the modules that get one; null takes those of the base's architecture, if it is
-    known."""
+    """Names, or name suffixes, of the modules that get a bottleneck; null uses the default of the base's architecture,
+    if it is known."""
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """Numbers of the layers to adapt, counted from 0; null takes all."""
+    """Indices of the layers to adapt, starting at 0; null adapts all layers."""
 
     @property
     def default_learning_rate(self) -> float:
@@ -144,14 +146,14 @@ class Bottleneck(Method):
 
 
 class Ia3(Method):
-    """(IA)³: one trained factor for each key, value and inner activation of feed-forward networks."""
+    """Trained factors that scale the keys, the values and the inner activations of feed-forward networks ((IA)³)."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(learning_rate=3e-2)  # so few parameters that each must move far
+    info: ClassVar[MethodInfo] = MethodInfo(learning_rate=3e-2)  # few parameters need large steps
     type: Literal["ia3"]
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names, or ends of names, of the Linear layers whose outputs are scaled; null takes keys and values."""
+    """Names, or name suffixes, of the Linear layers whose outputs are scaled; null uses the key and value layers."""
     feedforward_modules: list[str] = []
-    """With target_modules: the Linear layers whose inputs are scaled instead."""
+    """With target_modules: those of its Linear layers whose inputs are scaled instead of their outputs."""
 
     @field_validator("feedforward_modules")
     @classmethod
@@ -162,25 +164,25 @@ class Ia3(Method):
 
 
 class Prefix(Method):
-    """Trained keys and values in front of every self-attention's own; they have no position and use no input tokens."""
+    """Trained keys and values before those of each self-attention; they have no position and use no input positions."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=3e-2,
-        limits=(Limits(merging="no weight of an attention layer could stand for a prefix"),),
-        setup_code=f"{_SETUP}PEFT's own prefixes are of another kind",
+        limits=(Limits(merging="a prefix cannot be expressed as a change of a weight"),),
+        setup_code=f"{_SETUP}PEFT's own prefixes have another format",
     )
     type: Literal["prefix"]
     num_virtual_tokens: PositiveInt = 16
-    """Trained keys, and values, in each layer."""
+    """Number of trained keys, and of trained values, in each layer."""
     prefix_projection: bool = False
-    """A small network computes keys and values from embeddings; it is saved with them."""
+    """Compute the keys and values by a small network from trained embeddings; both are saved in the adapter."""
     encoder_hidden_size: PositiveInt | None = None
-    """With prefix_projection: the hidden size of that network; null takes the size of the keys."""
+    """With prefix_projection: the hidden size of that network; null uses the size of the keys."""
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names, or ends of names, of self-attention modules; null takes those of the base's architecture, if it is
-    known."""
+    """Names, or name suffixes, of the self-attention modules; null uses the default of the base's architecture, if it
+    is known."""
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """Numbers of the layers to adapt, counted from 0; null takes all."""
+    """Indices of the layers to adapt, starting at 0; null adapts all layers."""
 
     @field_validator("encoder_hidden_size")
     @classmethod
@@ -191,10 +193,10 @@ class Prefix(Method):
 
 
 class VirtualTokens(Method):
-    """Trained embeddings in front of each input."""
+    """Trained embeddings that are prepended to each input."""
 
     num_virtual_tokens: PositiveInt = 16
-    """Trained embeddings in front of each input; they count as tokens of it."""
+    """Number of trained embeddings that are prepended to each input; they count toward its maximum length."""
 
     @property
     def input_tokens(self) -> int:
@@ -203,7 +205,8 @@ class VirtualTokens(Method):
 
 
 class Prompt(VirtualTokens):
-    """Trained embeddings in front of each input; they begin as words drawn from the base's vocabulary."""
+    """Trained embeddings that are prepended to each input, initialized from random tokens of the vocabulary (prompt
+    tuning)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=1e-1,
@@ -215,7 +218,7 @@ class Prompt(VirtualTokens):
 
 
 class PTuning(VirtualTokens):
-    """Trained embeddings in front of each input, computed by a small network, which is saved with them."""
+    """Trained embeddings that are prepended to each input, computed by a small network that is saved too (p-tuning)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=3e-3,
@@ -225,56 +228,56 @@ class PTuning(VirtualTokens):
     )
     type: Literal["p-tuning"]
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
-    """MLP: three layers; LSTM: a bidirectional LSTM of two layers, and two more."""
+    """MLP: three Linear layers; LSTM: a bidirectional LSTM of two layers, then two Linear layers."""
     encoder_hidden_size: PositiveInt | None = None
-    """Hidden size of the network; null takes the size of the embeddings."""
+    """Hidden size of the network; null uses the size of the embeddings."""
 
 
 class BitFit(Method):
-    """Differences to all biases of the base, those of Linear layers and of norms."""
+    """Trained differences to all biases of the base, of Linear layers and of norms (BitFit)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        learning_rate=1e-2, setup_code=f"{_SETUP}PEFT itself has no differences to biases"
+        learning_rate=1e-2, setup_code=f"{_SETUP}PEFT itself does not implement BitFit"
     )
     type: Literal["bitfit"]
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """Numbers of the layers to adapt, counted from 0; null takes all."""
+    """Indices of the layers to adapt, starting at 0; null adapts all layers."""
 
 
 class LnTuning(Method):
-    """Every norm of the base trains, as the adapter's own copy."""
+    """All norms of the base are trained; the adapter has its own copies of them."""
 
     info: ClassVar[MethodInfo] = MethodInfo(learning_rate=1e-2)
     type: Literal["ln-tuning"]
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """Numbers of the layers to adapt, counted from 0; null takes all."""
+    """Indices of the layers to adapt, starting at 0; null adapts all layers."""
 
 
 class Head(Method):
-    """Only the head trains, on the unchanged base, whose layers run without dropout."""
+    """Only the head is trained; the base is unchanged, and its layers run without dropout."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=3e-2,
         limits=(
             Limits(
                 base_head="'head' trains only a new head, and this task uses the base's own.",
-                start_from="'head' has no delta that could begin with another adapter's.",
+                start_from="'head' has no delta that another adapter could initialize.",
             ),
         ),
-        card_note="The base stays as it is: only its head is new.",
+        card_note="The base is unchanged: only its head is new.",
     )
     type: Literal["head"]
 
 
 class LastLayers(Method):
-    """The last layers of the base and the head train; the adapter holds these layers."""
+    """The last layers of the base and the head are trained; the adapter contains these layers."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         limits=(Limits(quantization={"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS}),),
     )
     type: Literal["last-layers"]
     layers: PositiveInt = 1
-    """Number of layers that train."""
+    """Number of layers to train."""
 
     @property
     def freezes_lower_layers(self) -> bool:
@@ -283,14 +286,14 @@ class LastLayers(Method):
 
 
 class Full(Method):
-    """Every weight of the base trains; the adapter holds them all."""
+    """All weights of the base are trained; the adapter contains them all."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=1e-4,
         limits=(
             Limits(
                 quantization={"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS},
-                encoder_decoder="'full' trains each module for itself, and encoder and decoder share their embeddings.",
+                encoder_decoder="'full' trains each module separately, but encoder and decoder share their embeddings.",
             ),
         ),
     )

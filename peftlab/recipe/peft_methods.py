@@ -1,4 +1,4 @@
-"""Methods that peftlab takes as PEFT has them, by their names there, and those that it does not take."""
+"""PEFT's methods that peftlab uses as they are, by PEFT's names, and those that it does not support."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,7 @@ PEFT_METHODS = {
     "psoft": MethodInfo(learning_rate=3e-3, limits=_NO_QUANTIZED_LAYERS),
     "randlora": MethodInfo(
         learning_rate=3e-4,
-        size_hint="With method.save_projection: false, PEFT draws that part again on loading.",
+        size_hint="With method.save_projection: false, PEFT draws that part again when it loads the adapter.",
     ),
     "road": MethodInfo(learning_rate=3e-2, width_divisor="group_size"),
     "shira": MethodInfo(learning_rate=3e-3),
@@ -46,19 +46,20 @@ PEFT_METHODS = {
     "vera": MethodInfo(learning_rate=3e-2),
     "waveft": MethodInfo(),
 }
-"""Learning rates are the best on one set, a step lower where the next step up learned nothing; see decision 0029."""
+"""Default learning rates are the best on one data set, one step lower if the next higher step failed; see decision
+0029."""
 
 _RENAMED = "peftlab calls it"
-_CHANGES_THE_BASE = "it rewrites the base's own weights, which others are served from"
-_NO_LAYER_NAMES = "its files name no layer, so that nothing tells which ones it changes"
-_TASK_NUMBERS = "it needs a task's number with each row"
+_CHANGES_THE_BASE = "it changes the base's own weights, which other adapters share"
+_NO_LAYER_NAMES = "its files do not name the layers that it changes"
+_TASK_NUMBERS = "it needs a task id in each row"
 UNSUPPORTED_PEFT_METHODS = {
-    "adamss": "its files do not say how it clustered the rows of a weight, and another machine may cluster others",
-    "adaption_prompt": "PEFT has it for the attention of Llama, Mistral and GPT-2 alone",
-    "boft": "it compiles a CUDA extension when it is used; oft is its simpler form",
+    "adamss": "its files do not store the clusters of weight rows, and another machine may compute other clusters",
+    "adaption_prompt": "PEFT supports it only for the attention of Llama, Mistral and GPT-2",
+    "boft": "it compiles a CUDA extension when it is used; oft is the simpler variant",
     "bone": f"{_RENAMED} miss, as PEFT does now",
-    "cartridge": "it learns from what the base says of one long text, not from rows with answers",
-    "cpt": "its prompt is made of labelled examples, which a recipe's rows are not",
+    "cartridge": "it is trained on the outputs of the base for one long text, not on rows with answers",
+    "cpt": "it builds its prompt from labelled examples, which a recipe cannot express",
     "frod": _CHANGES_THE_BASE,
     "ln_tuning": f"{_RENAMED} ln-tuning",
     "multitask_prompt_tuning": _TASK_NUMBERS,
@@ -67,12 +68,12 @@ UNSUPPORTED_PEFT_METHODS = {
     "poly": _TASK_NUMBERS,
     "prefix_tuning": f"{_RENAMED} prefix",
     "prompt_tuning": f"{_RENAMED} prompt",
-    "pvera": "it draws random numbers, and gives other outputs when it is loaded again",
-    "shadow": "it is a second network with a loss of its own, beside decoders alone",
+    "pvera": "it draws random numbers, so its outputs differ each time it is loaded",
+    "shadow": "it is a second network with its own loss, for decoders only",
     "tinylora": _NO_LAYER_NAMES,
-    "trainable_tokens": "lora has it as method.trainable_token_indices",
+    "trainable_tokens": "use lora with method.trainable_token_indices",
     "unilora": _NO_LAYER_NAMES,
-    "xlora": "it mixes adapters that exist already; peftlab serves each row through its own",
+    "xlora": "it mixes existing adapters, and peftlab serves each row with its own adapter",
 }
 """PEFT's other methods, and why a recipe cannot name them (decisions 0014 and 0018). A test compares this with PEFT."""
 
@@ -83,15 +84,16 @@ else:
 
 
 class PeftMethod(Method):
-    """Any other method of PEFT that changes Linear layers; further keys are the fields of its configuration class."""
+    """Any other PEFT method that changes Linear layers; its other keys are the fields of the PEFT configuration
+    class."""
 
     model_config = ConfigDict(extra="allow")
 
     type: PeftMethodType
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """As for lora."""
+    """The same as for lora."""
     layers_to_transform: list[NonNegativeInt] | NonNegativeInt | None = None
-    """As for lora."""
+    """The same as for lora."""
 
     @classmethod
     def info_of(cls, method_type: str) -> MethodInfo:
@@ -100,5 +102,5 @@ class PeftMethod(Method):
 
     @property
     def extras(self) -> dict[str, Any]:
-        """The fields of PEFT's configuration that the recipe sets."""
+        """The fields of the PEFT configuration that the recipe sets."""
         return dict(self.model_extra or {})

@@ -1,7 +1,7 @@
 """Methods and tasks of other installed packages, found by the entry points `peftlab.methods` and `peftlab.tasks`.
 
-An entry point's name is the type that a recipe names, its value a record. A package is imported only when its type is
-used; the names alone are known from its metadata.
+The name of an entry point is the type in a recipe, and its value is a record. A package is imported only when its type
+is used; the names are read from its metadata.
 """
 
 import sys
@@ -20,9 +20,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 class Registry(Mapping[str, Record]):
-    """Records by type: peftlab's own, and those that other packages bring in an entry-point group.
+    """Records by type: peftlab's own, and those that other packages provide in an entry-point group.
 
-    A record of a package is imported and checked when it is looked up. Peftlab's own types cannot be replaced.
+    The record of a package is imported and checked when it is looked up. A package cannot replace peftlab's own types.
     """
 
     def __init__(self, group: str, record_type: type[Record], own: Mapping[str, Record]) -> None:
@@ -33,7 +33,7 @@ class Registry(Mapping[str, Record]):
 
         Raises:
             KeyError: there is no such type.
-            PluginError: the package that brings it cannot be used.
+            PluginError: the package that provides it cannot be used.
         """
         return self.own[name] if name in self.own or name not in plugin_names(self.group) else self._load(name)
 
@@ -56,20 +56,20 @@ class Registry(Mapping[str, Record]):
 
 
 def plugin_names(group: str) -> list[str]:
-    """The types that other packages bring; no package is imported."""
+    """The types that other packages provide; no package is imported."""
     return sorted(_entry_points(group, tuple(sys.path)))
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """What the entry point of this name refers to.
+    """Load the object of the entry point with this name.
 
     Raises:
-        PluginError: its package cannot be imported, or lacks what the entry point names, or two packages bring it.
+        PluginError: the package cannot be imported or has no such object, or two packages provide this name.
     """
     found = _entry_points(group, tuple(sys.path))[name]
     if len(found) > 1:
         packages = " and ".join(sorted(f"'{_package(point)}'" for point in found))
-        raise PluginError(f"'{name}' is brought by the packages {packages}; uninstall one of them.")
+        raise PluginError(f"'{name}' is provided by the packages {packages}; uninstall one of them.")
     try:
         return found[0].load()
     except Exception as error:  # a package may fail in any way while it is imported
@@ -78,10 +78,10 @@ def load_plugin(group: str, name: str) -> Any:
 
 
 def load_section(group: str, name: str, base: type[SectionType]) -> type[SectionType]:
-    """The section class of the record that a package brings.
+    """The section class of the record that a package provides.
 
     Raises:
-        PluginError: as `load_plugin`, or the record's section is no subclass of `base` with this type.
+        PluginError: as in `load_plugin`, or the section of the record is no subclass of `base` with this type.
     """
     section = getattr(load_plugin(group, name), "section", None)
     if not (isinstance(section, type) and issubclass(section, base)):
@@ -93,13 +93,13 @@ def load_section(group: str, name: str, base: type[SectionType]) -> type[Section
 
 
 def section_types(section: type[Section]) -> tuple[str, ...]:
-    """The values of `type` that a section class is for."""
+    """The values of `type` that a section class accepts."""
     return get_args(section.model_fields["type"].annotation) if "type" in section.model_fields else ()
 
 
 @cache
 def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
-    """Entry points by name; `path` is what they were searched in, for the cache."""
+    """Entry points by name; `path` is part of the cache key."""
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, []).append(point)

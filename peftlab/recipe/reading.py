@@ -29,7 +29,7 @@ def read_recipe(
 
     Paths in the recipe are relative to its folder, paths in `overrides` to the current folder.
 
-    With `errors`, issues are added there, and the repaired recipe is returned so that more can be checked.
+    With `errors`, issues are added to it, and the repaired recipe is returned so that more can be checked.
 
     Raises:
         RecipeError: lists every issue; with `errors`, raised only if too little is left to check.
@@ -45,7 +45,7 @@ def read_recipe(
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split an override such as `training.learning_rate=5e-4` into its key and its value, which is read as YAML.
+    """Split an override such as `training.learning_rate=5e-4` into its key and its value, which is parsed as YAML.
 
     Raises:
         ValueError: `text` is not of the form key=value.
@@ -60,7 +60,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def recipe_yaml(recipe: Recipe, folder: str | Path) -> str:
-    """The recipe as YAML with every default filled in, its paths relative to `folder`."""
+    """The recipe as YAML with all defaults filled in and with paths relative to `folder`."""
     values = recipe.model_dump()
     for section, name in (*DATA_FILES, *OPTIONAL_FOLDERS, *ADAPTER_REFERENCES, TEMPLATE_FILE):
         value = values[section].get(name)

@@ -1,7 +1,8 @@
-"""The whole recipe: every key a user can write, its type, default and meaning; tasks and methods in files beside.
+"""The schema of a recipe: all keys, with types, defaults and descriptions; `tasks` and `methods` are in their own
+files.
 
-Names inside `method` are PEFT's, names inside `training` are Transformers'. Unknown keys are refused, types are not
-coerced.
+Keys of `method` have PEFT's names, keys of `training` have those of Transformers. Unknown keys are errors, and types
+are not coerced.
 """
 
 from typing import Annotated, Literal
@@ -22,110 +23,118 @@ SHARDING = ("fsdp", "deepspeed")
 
 class BaseSection(Section):
     model: str
-    """Hub id, local folder, or a model that an installed package carries."""
+    """Hub id, local folder, or a model that an installed package contains."""
     revision: str | None = None
-    """Hub branch, tag or commit; null takes the main branch."""
+    """Branch, tag or commit on the Hub; null uses the main branch."""
     quantization: Quantization | None = None
-    """Hold the frozen base in 8bit (LLM.int8) or 4bit (NF4) instead of fp32: less memory, slower steps."""
+    """Load the frozen base in 8bit (LLM.int8) or 4bit (NF4) instead of fp32: this needs less memory, but steps are
+    slower."""
     attn_implementation: Attention | None = None
-    """Which of Transformers' attention kernels computes; null takes the fastest that is there."""
+    """Attention implementation in Transformers; null uses the fastest one that is available."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Leave it off unless you have read that code."""
+    """Run Python code from the model's repository. Do not set this unless you have read that code."""
 
 
 class DataSection(Section):
     train: str
-    """File, relative to the recipe; with `dataset`, the name of a split. `train.{en,de}` are two files whose lines are
-    texts and their translations."""
+    """File, relative to the recipe; with `dataset`, the name of a split. `train.{en,de}` means two files with parallel
+    lines: the texts and their translations."""
     validation: str | Fraction = 0.1
-    """File or split; a number is the share carved out of the training rows."""
+    """File or split; a number is the fraction of the training rows that is split off for validation."""
     test: str | Fraction | None = None
-    """File or split; a number is the share carved out of the training rows; null skips the final test."""
+    """File or split; a number is the fraction of the training rows that is split off for the test; null means no
+    test."""
     dataset: str | None = None
-    """Hub id, or a local folder, that `datasets` loads; train, validation and test then name its splits."""
+    """Hub id, or local folder, of a data set that `datasets` loads; train, validation and test are then names of its
+    splits."""
     subset: str | None = None
-    """Configuration of that Hub dataset."""
+    """Configuration name of `dataset`."""
     format: Literal[
         "auto", "jsonl", "json", "squad", "conll", "markup", "text", "paragraphs", "csv", "tsv", "parquet"
     ] = "auto"
-    """File format; auto goes by the file's ending, then by its first lines. text has a row a line, paragraphs one up to
-    each blank line."""
+    """File format; auto detects it from the file name, then from the first lines. text: each line is a row; paragraphs:
+    blank lines separate the rows."""
     header: Labels | None = None
-    """Column names of csv and tsv files that have no header line of their own."""
+    """Column names for csv and tsv files without a header line."""
     encoding: str = "utf-8"
-    """Encoding of text files, such as latin-1."""
+    """Character encoding of the files, such as latin-1."""
     columns: dict[str, str] = {}
-    """Our column name → the name in your files, as in `tokens: words`, or `text: translation.en` for what is inside a
-    column."""
+    """Column name of the task → name in your files, as in `tokens: words`, or `text: translation.en` for a nested
+    field."""
     seed: int = 13
-    """Seed of the carving."""
+    """Random seed for splitting off validation and test rows."""
     max_length: Annotated[int, Field(ge=8)] | None = None
-    """Longest training input in tokens, special ones included; null takes what the base allows. Longer rows are cut."""
+    """Maximum length of training inputs in tokens, including special tokens; null uses the maximum of the base. Longer
+    rows are truncated."""
     max_lost: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of rows or entities that may be lost to dropping and cutting before the run is refused."""
+    """Maximum fraction of rows, or of entities, that may be lost because rows are dropped or truncated; above it,
+    training does not start."""
 
 
 class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """null takes what suits the method; see `Method.default_learning_rate`."""
+    """Peak learning rate; null uses the default of the method."""
     num_train_epochs: PositiveInt = 10
+    """Maximum number of epochs; the weights of the epoch with the best validation score are kept."""
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
     gradient_accumulation_steps: PositiveInt = 1
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps in which the learning rate rises from 0."""
+    """Fraction of the steps in which the learning rate rises linearly from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Optimizer = "adamw_torch_fused"
-    """Transformers' name of the optimizer. Those in 8bit hold their state of large tensors in bytes, paged ones move it
-    out of a GPU that is full."""
+    """Name of the optimizer in Transformers. 8bit optimizers store the state of large tensors in 8 bits; paged
+    optimizers move it to CPU memory if the GPU is full."""
     gradient_checkpointing: bool = False
-    """Keep only what enters each layer and compute the rest again going backward: less memory, slower steps."""
+    """Store only the inputs of each layer and recompute its activations in the backward pass: this needs less memory,
+    but steps are slower."""
     train_sampling_strategy: Literal["tokens", "random"] = "tokens"
-    """tokens puts rows of about the same length into batches of about the same number of tokens, of as many rows on
-    average as the batch size says; random takes rows as they come."""
+    """tokens: batches contain rows of similar length and about the same number of tokens; the batch size is the mean
+    number of rows. random: rows are shuffled, and each batch has the same number of rows."""
     packing: bool = False
-    """causal-lm, as task or objective: put several texts into one row of a batch, each as if it stood alone, instead of
-    padding them."""
+    """For causal-lm, as task or objective: pack several texts into one row of a batch instead of padding them; the
+    texts do not attend to each other."""
     bf16: bool | None = None
-    """Compute training steps in bfloat16, though what trains stays in fp32; null does where the device is faster so."""
+    """Compute training steps in bfloat16; trainable parameters stay in fp32. null uses it if it is faster on this
+    device."""
     fp16: bool | None = None
-    """The same in float16 with a scaled loss, on CUDA; null does where there is no bfloat16."""
+    """Compute training steps in float16 with loss scaling, on CUDA; null uses it if the GPU has no bfloat16."""
     fused_lora: bool | None = None
-    """Compute LoRA layers by our own fused function instead of PEFT's; null does where it is faster, on CPUs."""
+    """Compute LoRA layers by peftlab's fused function instead of PEFT's layers; null uses it where it is faster, on
+    CPUs."""
     torch_compile: bool = False
-    """Have torch.compile make kernels of the base's layers in the place of our own functions: minutes of compiling, for
-    steps that `peftlab bench tuning --compile` compares."""
+    """Compile the layers of the base by torch.compile instead of using peftlab's own functions. Compilation takes
+    minutes; `peftlab bench tuning --compile` compares the step times."""
     base_dropout: bool = True
-    """Leave the base's own dropout on while training."""
+    """Use the dropout of the base during training."""
     distributed: Literal["ddp", "fsdp", "deepspeed"] | None = None
-    """How several processes share the work: each holds the whole base (ddp), or a part of it (fsdp, deepspeed).
-
-    null takes ddp wherever `--launch` starts several.
-    """
+    """Strategy for training with several processes: each keeps a full copy of the base (ddp), or a shard of it (fsdp,
+    deepspeed). null uses ddp if `--launch` starts several processes."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Seeds the head, dropout and row order."""
+    """Random seed for new weights, dropout and the order of rows."""
     early_stopping_patience: PositiveInt | None = 5
-    """Stop after so many epochs without a better validation score, once that is above 0; null never stops early."""
+    """Stop after this number of epochs without a better validation score, once the score is above 0; null trains all
+    epochs."""
     frozen_cache: ByteSize | None = "2GiB"
-    """Disk space for what the layers below the lowest adapted one make of each row: computed once instead of in every
-    epoch, with the same result to rounding. Where it is not enough, that is said; null never keeps any. In either case
-    these layers run without dropout."""
+    """Maximum disk space for the activations of the frozen layers below the lowest adapted one. They are computed once
+    instead of in each epoch, and results are the same except for rounding. If the space is too small, peftlab prints a
+    warning and does not cache; null never caches. In both cases these layers run without dropout."""
 
     @field_validator("fp16")
     @classmethod
     def _check_one_precision(cls, fp16: bool | None, info: ValidationInfo) -> bool | None:
         if fp16 and info.data.get("bf16"):
-            raise ValueError("should not be true beside bf16")
+            raise ValueError("should not be true together with bf16")
         return fp16
 
 
 class Recipe(Section):
-    """What the user asks for: a base, a task, a method, data and training."""
+    """A recipe: base, task, method, data and training."""
 
     name: AdapterName
-    """Name of the adapter: lower-case letters, digits and dashes."""
+    """Name of the adapter: 2 to 63 lower-case letters, digits and dashes."""
     base: BaseSection
     task: TaskSection
     method: MethodSection = Lora()
@@ -135,7 +144,7 @@ class Recipe(Section):
     @field_validator("training")
     @classmethod
     def _set_default_learning_rate(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
-        """A recipe that is written down says its learning rate, whatever a later version takes."""
+        """Store the default learning rate in the recipe, so that later versions of peftlab do not change it."""
         if training.learning_rate is not None or "method" not in info.data:
             return training
         return training.model_copy(update={"learning_rate": info.data["method"].default_learning_rate})

@@ -1,4 +1,4 @@
-"""The `task` section of a recipe: one class a task."""
+"""The `task` section of a recipe: one class for each task."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,13 +20,13 @@ TemplateFile = Annotated[str, AfterValidator(_template_file)]
 
 
 class TaskFields(Section):
-    """The base class of all `task` sections: what the rest of a recipe depends on."""
+    """The base class of all `task` sections, with the facts that other sections depend on."""
 
     type: str
     reads_plain_text: ClassVar[bool] = False
-    """Whether a file that is no table holds text as it is; for other tasks it has inline markup."""
+    """Whether files that are no tables contain plain text; for other tasks they contain inline markup."""
     uses_base_head: ClassVar[bool] = False
-    """Whether the base model's own head is used and stays as it is."""
+    """Whether the task uses the base model's own head, unchanged."""
     is_encoder_decoder: ClassVar[bool] = False
     """Whether the base model is an encoder with a decoder."""
     trains_token_embeddings: ClassVar[bool] = False
@@ -41,35 +41,36 @@ class TaskFields(Section):
 
     @property
     def sharding_conflict(self) -> str:
-        """Why processes cannot each hold a part of the base model; empty if they can."""
+        """Why the base model cannot be sharded (fsdp, deepspeed); empty if it can."""
         return ""
 
     def _scored_by_generation(self) -> str:
-        return f"{self.type} is scored by generating text, and each process holds only a part of the base."
+        return f"{self.type} is scored by generating text, and each process keeps only a shard of the base."
 
 
 class TokenClassification(TaskFields):
-    """Entities and other labelled spans of words."""
+    """Labelled spans of words, such as named entities."""
 
     type: Literal["token-classification"]
     labels: Labels | None = None
-    """Entity types, in order; null takes those found in the training rows."""
+    """Entity types, in order; null uses those of the training rows."""
     tag_scheme: Literal["auto", "iob1", "iob2", "iobes"] = "auto"
-    """How `tags` in the data mark entities; auto looks at each split."""
+    """Tag scheme of the column `tags` in the data; auto detects it for each split."""
 
 
 class TextClassification(TaskFields):
-    """One label, or any number of labels, for a text or a pair of texts."""
+    """One label, or several labels, for a text or a pair of texts."""
 
     type: Literal["text-classification"]
     labels: Labels | None = None
-    """Class names, in order, also what numbers in the data stand for; null takes those found in the training rows."""
+    """Class names, in order; numbers in the data are indices of this list. null uses the labels of the training
+    rows."""
     multi_label: bool = False
-    """A row has a list of labels, which may be empty, instead of exactly one."""
+    """Each row has a list of labels, which may be empty, instead of exactly one label."""
     threshold: Fraction = 0.5
-    """With multi_label: the probability from which on a label is given."""
+    """With multi_label: the minimum probability of a predicted label."""
     class_weights: Literal["balanced"] | None = None
-    """balanced weighs each class by the inverse of its frequency in training."""
+    """balanced: weight each class by its inverse frequency in the training rows; null: no weights."""
 
 
 class Regression(TaskFields):
@@ -77,17 +78,17 @@ class Regression(TaskFields):
 
     type: Literal["regression"]
     loss: Literal["mse", "mae"] = "mse"
-    """Squared error, or absolute error, which outliers move less."""
+    """mse: mean squared error; mae: mean absolute error, which is less sensitive to outliers."""
 
 
 class QuestionAnswering(TaskFields):
-    """The span of a context that answers a question, or none."""
+    """The span of a context that answers a question, or no answer."""
 
     type: Literal["question-answering"]
     doc_stride: PositiveInt = 128
-    """Tokens that one window of a long context shares with the next."""
+    """Number of tokens by which two neighbouring windows of a long context overlap."""
     max_answer_length: PositiveInt = 30
-    """Longest answer, in tokens, that is looked for."""
+    """Maximum length of an answer in tokens."""
 
 
 class RelationExtraction(TaskFields):
@@ -95,60 +96,63 @@ class RelationExtraction(TaskFields):
 
     type: Literal["relation-extraction"]
     labels: Labels | None = None
-    """Relations, in order; null takes those found in the training rows."""
+    """Relations, in order; null uses those of the training rows."""
     negative_label: str | None = None
-    """The label that says there is no relation, left out of the scores; null takes Other, no_relation, NA or none."""
+    """The label for "no relation", which the scores leave out; null uses Other, no_relation, NA or none if one is a
+    label."""
 
 
 class Generation(Section):
-    """How a text goes on when an adapter is asked: Transformers' own names."""
+    """Settings for generating text, with the names of Transformers."""
 
     max_new_tokens: PositiveInt = 128
-    """The longest reply, in tokens."""
+    """Maximum length of a reply in tokens."""
     num_beams: PositiveInt = 1
-    """From 2 on, beam search for the likeliest reply."""
+    """Number of beams in beam search; 1 means no beam search."""
     do_sample: bool = False
-    """Draw each token by its probability, instead of taking the likeliest."""
+    """Sample each token by its probability instead of taking the most probable one."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """With do_sample: below 1 the likely become likelier."""
+    """With do_sample: logits are divided by this number; below 1, probable tokens become more probable."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """With do_sample: draw among the likeliest, which have this much probability together."""
+    """With do_sample: sample from the smallest set of most probable tokens whose probabilities sum to this number."""
     top_k: NonNegativeInt = 0
-    """With do_sample: draw among so many of the likeliest; 0 for all."""
+    """With do_sample: sample from this number of most probable tokens; 0 means all tokens."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1, tokens that were there already become less likely."""
+    """Above 1, tokens that already occur in the text become less probable."""
     no_repeat_ngram_size: NonNegativeInt = 0
-    """No run of so many tokens comes twice; 0 for no such rule."""
+    """No n-gram of this number of tokens occurs twice; 0 means no restriction."""
     length_penalty: float = 1.0
-    """With num_beams: above 0 longer replies are preferred, below 0 shorter ones."""
+    """With num_beams: above 0 favours longer replies, below 0 shorter ones."""
     stop_strings: list[str] = []
-    """A reply also ends before any of these."""
+    """A reply ends before any of these strings."""
 
 
 class LanguageModelTask(TaskFields):
     uses_base_head: ClassVar[bool] = True
 
     template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | TemplateFile | None = None
-    """How instructions and chats are written; base is the tokenizer's own; null takes that if there is one, else plain;
-    yours is a .jinja file, relative to the recipe. Its text is published with the adapter."""
+    """Chat template for instructions and chats: base is the tokenizer's own; null uses base if the tokenizer has one,
+    else plain; a path of a .jinja file, relative to the recipe, is your own template. It is published with the
+    adapter."""
     system: str | None = None
-    """What the system says in chats that do not begin with a message of its own."""
+    """The system prompt of chats that do not begin with a system message."""
     generation: Generation = Generation()
-    """How replies are made; published with the adapter."""
+    """Settings for generating replies; they are published with the adapter."""
 
 
 class CausalLm(LanguageModelTask):
-    """A text that goes on: instructions with their answers, chats, or plain text."""
+    """Text generation: instructions with answers, chats, prompts with completions, or plain text."""
 
     reads_plain_text: ClassVar[bool] = True
     trains_token_embeddings: ClassVar[bool] = True
     type: Literal["causal-lm"]
     scored_by: Literal["perplexity", "rouge", "bleu"] = "perplexity"
-    """perplexity of the answers, or replies compared with them, the last of each chat: by ROUGE, or BLEU and chrF."""
+    """perplexity: of the answers. rouge, bleu: generate a reply to the last turn of each chat, and compare it with the
+    answer by ROUGE, or by BLEU and chrF."""
 
     @property
     def packing_conflict(self) -> str:
-        """None: see `TaskFields.packing_conflict`."""
+        """No conflict; see `TaskFields.packing_conflict`."""
         return ""
 
     @property
@@ -158,19 +162,20 @@ class CausalLm(LanguageModelTask):
 
 
 class Preference(LanguageModelTask):
-    """Of two answers the better one, by direct preference optimization against the base."""
+    """Preferences between two answers, by direct preference optimization (DPO) with the base as the reference model."""
 
     trainer: ClassVar[Literal["supervised", "preference"]] = "preference"
     type: Literal["preference"]
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How much it costs to move away from the base: the larger, the nearer to it replies stay (for ipo, its τ)."""
+    """Strength of the penalty for differing from the base: a larger beta keeps replies closer to it (for ipo, this is
+    τ)."""
     loss_type: Literal[
         "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
         "apo_zero", "apo_down", "discopop", "sigmoid_norm",
     ] = "sigmoid"  # fmt: skip
-    """TRL's name of the loss; sigmoid is DPO's own."""
+    """Name of the loss in TRL; sigmoid is the original DPO loss."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, validate_default=True)] = 0.0
-    """With robust, exo_pair, aot and aot_unpaired: the share of pairs that may be the wrong way round."""
+    """For robust, exo_pair, aot and aot_unpaired: the assumed fraction of pairs with swapped answers."""
 
     @field_validator("label_smoothing")
     @classmethod
@@ -185,26 +190,26 @@ class Preference(LanguageModelTask):
     @property
     def sharding_conflict(self) -> str:
         """See `TaskFields.sharding_conflict`."""
-        return "the reference scores of the base are computed before training, where no process holds the whole base."
+        return "the reference scores of the base are computed before training, and no process has the full base."
 
 
 class Translation(TaskFields):
-    """A text in another language, by an encoder with a decoder."""
+    """Translation by an encoder-decoder model."""
 
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
     type: Literal["translation"]
     source_language: str | None = None
-    """The code of the texts' language in the tokenizer of a base with many, as in eng_Latn (NLLB) or en_XX (mBART)."""
+    """For multilingual bases: the tokenizer's code of the source language, as in eng_Latn (NLLB) or en_XX (mBART)."""
     target_language: str | None = None
-    """The same of what they are translated to."""
+    """For multilingual bases: the tokenizer's code of the target language."""
     prefix: str | None = None
-    """What stands before each text, as in `translate English to German: ` (T5)."""
+    """Text that is prepended to each input, as in `translate English to German: ` (T5)."""
     bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
-    """How sacreBLEU splits texts into words: zh for Chinese, char for other languages that put no blanks between."""
+    """Tokenizer of sacreBLEU: zh is for Chinese, char for other languages without spaces between words."""
     generation: Generation = Generation()
-    """How translations are made; published with the adapter."""
+    """Settings for generating translations; they are published with the adapter."""
 
     @property
     def sharding_conflict(self) -> str:
@@ -213,19 +218,19 @@ class Translation(TaskFields):
 
 
 class Summarization(TaskFields):
-    """A text in short, by an encoder with a decoder."""
+    """Summarization by an encoder-decoder model."""
 
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
     type: Literal["summarization"]
     prefix: str | None = None
-    """What stands before each text, as in `summarize: ` (T5)."""
+    """Text that is prepended to each input, as in `summarize: ` (T5)."""
     rouge_tokenize: Literal["unicode", "rouge-score"] = "unicode"
-    """unicode takes words of any script, and characters where words are not set apart; rouge-score splits as that
-    package does, which knows Latin letters without accents alone."""
+    """unicode: words of any script, and single characters in scripts without spaces; rouge-score: the tokenizer of that
+    package, which knows only Latin letters without accents."""
     generation: Generation = Generation()
-    """How summaries are made; published with the adapter."""
+    """Settings for generating summaries; they are published with the adapter."""
 
     @property
     def sharding_conflict(self) -> str:
@@ -234,19 +239,20 @@ class Summarization(TaskFields):
 
 
 class DomainAdaptation(TaskFields):
-    """Plain text of a domain, from which the base goes on learning as it was pretrained (DAPT, TAPT)."""
+    """Continued pretraining on plain text of a domain (DAPT, TAPT)."""
 
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
     type: Literal["domain-adaptation"]
     objective: Literal["masked-lm", "causal-lm"] | None = None
-    """masked-lm finds masked tokens, causal-lm foresees each next one; null takes what the base was pretrained for."""
+    """masked-lm: predict masked tokens; causal-lm: predict the next token; null: the pretraining objective of the
+    base."""
     mask_probability: Fraction | None = None
-    """masked-lm: share of a text's tokens that is masked, anew in every epoch; null takes 0.15. Scores always mask
-    0.15."""
+    """For masked-lm: the fraction of tokens to mask, redrawn in each epoch; null means 0.15. Validation and test always
+    use 0.15."""
     generation: Generation | None = None
-    """causal-lm: how texts go on when the adapter is asked; null takes the defaults, but at most half of the longest
-    input for new tokens."""
+    """For causal-lm: settings for generating text; null uses the defaults, but max_new_tokens is at most half of the
+    maximum length."""
 
     @field_validator("mask_probability", "generation")
     @classmethod
@@ -260,7 +266,7 @@ class DomainAdaptation(TaskFields):
     def packing_conflict(self) -> str:
         """See `TaskFields.packing_conflict`."""
         if self.objective == "masked-lm":
-            return "masked tokens are predicted from the whole row, so each text needs its own row."
+            return "masked tokens are predicted from the full row, so each text needs its own row."
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Types of values in a recipe (fractions, counts, names, sizes), and the base class of its sections."""
+"""Types of recipe values (fractions, counts, names, sizes), and the base class of all sections."""
 
 import re
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ BYTE_UNITS = {
 
 def _require_unique_names(labels: list[str]) -> list[str]:
     if len(set(labels)) < len(labels) or not all(labels):
-        raise ValueError("should be names, each given once")
+        raise ValueError("should be unique, non-empty names")
     return labels
 
 

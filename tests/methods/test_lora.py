@@ -56,7 +56,7 @@ def test_wrong_lora_fields_raise_recipe_error(recipe, method, message):
 
 
 def test_adalora_with_sharding_raises_recipe_error(recipe):
-    with pytest.raises(RecipeError, match="'adalora' compares directions of whole layers"):
+    with pytest.raises(RecipeError, match="'adalora' compares directions of full layers"):
         read_recipe(recipe, {"method": ADALORA, "training.distributed": "fsdp"})
 
 

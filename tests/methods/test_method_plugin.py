@@ -173,5 +173,5 @@ def test_two_packages_with_one_method_raise_plugin_error(tmp_path, monkeypatch):
     points = {"peftlab.methods": {"twice": "record"}}
     for name in ("first_plugin", "second_plugin"):
         monkeypatch.syspath_prepend(install_plugin(tmp_path / name, name, "record = 1", points))
-    with pytest.raises(PluginError, match="'twice' is brought by the packages 'first-plugin' and 'second-plugin'"):
+    with pytest.raises(PluginError, match="'twice' is provided by the packages 'first-plugin' and 'second-plugin'"):
         METHODS["twice"]

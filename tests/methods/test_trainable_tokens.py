@@ -252,7 +252,9 @@ def test_unsupported_token_training_raises_recipe_error(tmp_path):
     recipe = chat_recipe(tmp_path, "nowhere")
     with pytest.raises(RecipeError, match="single token embeddings can be trained for causal-lm, not for regression"):
         read_recipe(recipe, {"task": {"type": "regression"}})
-    with pytest.raises(RecipeError, match="PEFT trains rows of whole embeddings, and each process holds a part"):
+    with pytest.raises(
+        RecipeError, match="PEFT trains rows of the full embedding matrix, and each process keeps only a shard"
+    ):
         read_recipe(recipe, {"training.distributed": "fsdp"})
     for wrong in ("ends", [], [-1], [[1]]):
         with pytest.raises(RecipeError, match=r"method\.trainable_token_indices"):

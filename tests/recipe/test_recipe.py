@@ -130,7 +130,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "method: {type: p-tuning, encoder_reparameterization_type: GRU}",
             "method.encoder_reparameterization_type: unknown encoder_reparameterization_type 'GRU'. Known: LSTM, MLP.",
         ),
-        ("training: {bf16: true, fp16: true}", "training.fp16: should not be true beside bf16, not True."),
+        ("training: {bf16: true, fp16: true}", "training.fp16: should not be true together with bf16, not True."),
         ("method: {use_dora: 1}", "method.use_dora: should be a valid boolean, not 1."),
         ("method: {use_dora: yes}", "method.use_dora: should be a valid boolean, not 'yes'."),
         ("method: {target_modules: 3}", "method.target_modules: should be 'all-linear', or a valid list, not 3."),
@@ -576,7 +576,7 @@ def test_reading_recipe_imports_nothing_heavy(write):
 @pytest.mark.parametrize("labels", ["[PER, PER]", "[PER, '']"])
 def test_labels_are_unique_names(write, get_errors, labels):
     text = SHORTEST.replace("token-classification", f"token-classification\n  labels: {labels}")
-    assert get_errors(write(text))[0].startswith("recipe.yaml:6  task.labels: should be names, each given once, not [")
+    assert get_errors(write(text))[0].startswith("recipe.yaml:6  task.labels: should be unique, non-empty names, not [")
 
 
 def test_empty_section_uses_defaults(write):

@@ -122,7 +122,7 @@ def test_keys_of_another_task_are_refused(get_errors, kind, other):
         ("text-classification", "threshold: 0", "threshold: should be greater than 0, not 0."),
         ("text-classification", "class_weights: balance", "class_weights: unknown class_weights 'balance'. Did "),
         ("text-classification", "class_weights: [1, 2]", "class_weights: should be 'balanced', not [1, 2]."),
-        ("text-classification", "labels: [a, a]", "labels: should be names, each given once, not ['a', 'a']."),
+        ("text-classification", "labels: [a, a]", "labels: should be unique, non-empty names, not ['a', 'a']."),
         ("text-classification", "labels: [0, 1]", "labels: should be a valid string, not "),
         ("regression", "loss: rmse", "loss: unknown loss 'rmse'. Did you mean 'mse'? Known: mae, mse."),
         ("question-answering", "doc_stride: 0", "doc_stride: should be greater than or equal to 1, not 0."),
