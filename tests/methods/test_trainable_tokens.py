@@ -263,7 +263,7 @@ def test_unsupported_token_training_raises_recipe_error(tmp_path):
 
 @pytest.mark.parametrize(("form", "server"), [("vllm", "vLLM"), ("gguf-lora", "llama.cpp"), ("ollama", "Ollama")])
 def test_exports_without_token_embeddings_raise_error(stores, tmp_path, form, server):
-    with pytest.raises(IntegrityError, match=f"embeddings of its own for some tokens, which {server} does not take"):
+    with pytest.raises(IntegrityError, match=f"its own embeddings for some tokens, which {server} does not take"):
         export_adapter("ends", tmp_path / "copy", form, store=stores / "tied")
     handed = export_adapter("ends", tmp_path / "copy", "peft", store=stores / "tied")
     saved = json.loads((handed.folder / "adapter_config.json").read_text())

@@ -141,8 +141,8 @@ def test_short_recipe_gets_every_default(write, tmp_path):
         ),
         (
             "method: {type: boft, r: 8}",
-            "method.type: 'boft' is not supported: it compiles a CUDA extension when it is used; oft is its simpler "
-            "form. Take lora, or another method.",
+            "method.type: 'boft' is not supported: it compiles a CUDA extension when it is used; oft is the "
+            "simpler variant. Take lora, or another method.",
         ),
         (
             "method: {tpye: head}",
