@@ -1,7 +1,7 @@
-"""Which parameters and modules of a model are its head.
+"""Find the parameters and modules of a model's head.
 
-A task's own head is everything that the base's checkpoint does not hold. A language model keeps the head of its
-checkpoint, which stays frozen.
+A new head consists of the parameters that the base's checkpoint does not contain. A language model keeps the head of
+its checkpoint, which stays frozen.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ def head_config(task: "Task") -> dict[str, Any]:
 
 
 def head_parameters(model: "PreTrainedModel", new: set[str]) -> set[str]:
-    """Names of the head's parameters: the `new` ones, and the others of a head of which only a part is new.
+    """Names of all parameters of the head: the `new` ones, and the rest of the head if only a part of it is new.
 
-    ModernBERT, for example, has a new classifier on top of a `head` that its checkpoint holds: both are one head.
+    In ModernBERT, for example, a new classifier follows a `head` from the checkpoint; together they are the head.
     """
     prefix = f"{model.base_model_prefix}."
     outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
@@ -36,7 +36,7 @@ def head_parameters(model: "PreTrainedModel", new: set[str]) -> set[str]:
 def lm_head_modules(model: "PreTrainedModel") -> Iterator[str]:
     """Names of the modules of a language model's own head: everything outside its backbone. They stay frozen.
 
-    The weight of the last of them is usually tied to the embeddings.
+    The weight of the last module is usually tied to the embeddings.
     """
     output_embeddings, prefix = model.get_output_embeddings(), model.base_model_prefix
     if output_embeddings is None:

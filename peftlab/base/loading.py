@@ -1,4 +1,4 @@
-"""Load the frozen base in fp32 or quantized, with a head for a task or without any."""
+"""Load the frozen base in fp32 or quantized, with or without a head for a task."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -28,8 +28,8 @@ FP16_OVERFLOW_MODEL_TYPES = ("t5", "mt5", "umt5", "longt5")
 class Base:
     """A base in memory, with its inputs and a newly initialized head for one task.
 
-    `head_modules` names the modules that are trained and saved with the adapter: those whose parameters the checkpoint
-    does not hold, and the rest of their head. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the
+    `head_modules` names the modules that are trained and saved with the adapter: those whose parameters are not in the
+    checkpoint, and the rest of their head. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the
     base without these. `max_length` is the longest input in tokens.
     """
 
@@ -93,13 +93,15 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
 
 
 def _check_architecture(section: BaseSection, files: BaseFiles, task: "Task") -> None:
-    """Refuse a base for whose architecture Transformers has no class for the task; remote code may bring its own.
+    """Check that Transformers has a model class for the base's architecture and the task.
+
+    A base with remote code is not checked, because it may bring its own class.
 
     Raises:
         RecipeError: there is no such class.
     """
     model_type = files.config.get("model_type", "unknown")
-    # the public mapping would import every architecture to answer `in`; the private one holds plain names
+    # `in` on the public mapping would import every architecture; the private one holds plain names
     supported = getattr(transformers, task.head.auto_class)._model_mapping._model_mapping
     if section.trust_remote_code or model_type in supported:
         return
@@ -138,7 +140,7 @@ def load_with_head(
 
 
 def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The same model class as `load_with_head` gives, on the meta device: modules without weights."""
+    """Build the model class of `load_with_head` on the meta device, without weights."""
     trusted = {"trust_remote_code": trust_remote_code}
     with torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
@@ -147,7 +149,7 @@ def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool 
 
 
 def load_tensors(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
-    """The checkpoint's tensors with these names; names that it does not hold are left out."""
+    """The checkpoint's tensors with these names; unknown names are ignored."""
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(files.folder.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as weights:
@@ -181,7 +183,7 @@ def _from_pretrained(
         if quantization is None:
             model, report = load()
             return model.to(placement), set(report["missing_keys"])
-        # new parameters must not be quantized: load on the meta device first, which reads no weight, to learn them
+        # new parameters must not be quantized: first load on the meta device, without weights, to find their names
         empty_model, report = load(device_map={"": "meta"})
         new = set(report["missing_keys"])
         head = {name.rpartition(".")[0] for name in head_parameters(empty_model, new)}

@@ -1,7 +1,8 @@
 """Find and fingerprint the frozen base model.
 
-The places, in order: a local folder, the Hub's cache, an installed package that carries the model, the Hub. So a
-machine without network never waits for one. Weights are read from safetensors only, and no code of a package is run.
+It is searched in this order: a local folder, the Hub's cache, an installed package that contains the model, the Hub.
+Files on this machine come first, so no network is needed for them. Weights are read from safetensors only, and no code
+of a package is run.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from peftlab.recipe import BaseSection
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """An installable package that carries a model's files; `sha256` is the hash of its model.safetensors."""
+    """An installable package that contains a model's files; `sha256` is the hash of its model.safetensors."""
 
     module: str
     folder: str
@@ -43,7 +44,7 @@ INCOMPLETE = "incomplete, some files are missing"
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """The folder of a base. `source` says in which place it was found; `revision` is the Hub commit, if known."""
+    """The folder of a base. `source` says where it was found; `revision` is the Hub commit, if known."""
 
     model: str
     folder: Path
@@ -57,7 +58,7 @@ class BaseFiles:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the configuration and every weight file, without the keys that depend on who saved it."""
+        """sha256 over every weight file and the configuration, without keys that only describe how it was saved."""
         config = self.config
         for volatile in ("_name_or_path", "transformers_version"):
             config.pop(volatile, None)
@@ -156,7 +157,7 @@ def find_hub_snapshot(name: str, revision: str | None, patterns: list[str], *, l
 
 
 def _require_safetensors(files: BaseFiles) -> BaseFiles:
-    """Refuse a base whose weights could only be unpickled.
+    """Check that the base has weights in safetensors format.
 
     Raises:
         IntegrityError: there is no safetensors file.

@@ -1,4 +1,4 @@
-"""Publish adapters with random weights: their predictions mean nothing, but they cost as much as trained ones."""
+"""Publish adapters with random weights; they take as much time and memory as trained ones."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Manifest, ParameterCounts, 
 from peftlab.tasks import ModelContext, Task
 from peftlab.tuning.publish import describe_base
 
-STANDARD_DEVIATION = 0.02  # about that of trained weights
+STANDARD_DEVIATION = 0.02  # similar to trained weights
 
 
 def publish_random(

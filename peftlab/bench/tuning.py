@@ -19,7 +19,7 @@ OPTIMIZATIONS: dict[str, dict[str, Any]] = {
     "precision": {"training.bf16": False},
     "dropout": {"training.base_dropout": True, "method.lora_dropout": 0.1},
 }
-"""Each optimization → the recipe keys that turn it off, as plain Transformers + PEFT is mostly used."""
+"""Each optimization → the recipe keys that turn it off, as in common use of plain Transformers + PEFT."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished runs and the number of all runs."""

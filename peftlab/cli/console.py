@@ -138,7 +138,7 @@ def bar_for(description: str, *, quiet: bool = False, console: Console = err) ->
         console=console,
         transient=True,
         disable=quiet or not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # leave the output for programs alone
+        redirect_stdout=sys.stdout.isatty(),  # do not change output for programs
     ) as bar:
         bar_id = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(bar_id, completed=done, total=total)

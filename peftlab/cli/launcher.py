@@ -102,7 +102,7 @@ def report_to_launcher(error: PeftlabError) -> bool:
 
 
 def report_unexpected_error(error: Exception) -> None:
-    """Tell the process that launched this one about an unexpected error, whose traceback goes to the log."""
+    """Report an unexpected error to the process that launched this one; the traceback is in the log."""
     if not isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
         place = f"unexpected error in process {ProcessGroup.from_environment().rank}"
         report_to_launcher(PeftlabError(f"{place}: {type(error).__name__}: {error}. Please report it."))
@@ -164,7 +164,7 @@ def _error_from_json(plain: Mapping[str, Any]) -> PeftlabError:
 
 
 def _read_process_errors(folder: Path) -> PeftlabError | None:
-    """Return the first reported error; that another process ended is only a consequence of it."""
+    """Return the first reported error; a ProcessLostError is only a consequence of another one."""
     files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
     reported = [_error_from_json(json.loads(file.read_text(encoding="utf8"))) for file in files]
     causes = [error for error in reported if not isinstance(error, ProcessLostError)]

@@ -1,4 +1,4 @@
-"""METHODS: how a base is adapted; one file and one record for each method."""
+"""METHODS: the ways to adapt a base, with one file and one record per method."""
 
 from peftlab.methods.registry import (
     METHODS,

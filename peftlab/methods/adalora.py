@@ -1,6 +1,6 @@
 """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): P Λ Q instead of BA; entries of Λ are masked during training.
 
-PEFT has the layers and decides which entries to mask; a callback asks it to after every step.
+PEFT has the layers and decides which entries to mask; a callback calls it after every step.
 """
 
 from peft import AdaLoraConfig
@@ -10,14 +10,14 @@ from peftlab.methods.target_modules import resolve_targets
 from peftlab.recipe import AdaLora
 from peftlab.tasks import Task
 
-UNKNOWN_STEPS = 10**9  # PEFT wants a number of steps before it is known
+UNKNOWN_STEPS = 10**9  # PEFT requires a number of steps, which is not known yet
 
 
 def adalora_config(base: Base, section: AdaLora, task: Task) -> AdaLoraConfig:
     """PEFT's configuration with full module names; the number of steps is still unknown.
 
     Raises:
-        RecipeError: the base has no such module or layer as `section` names.
+        RecipeError: the base lacks a module or layer that `section` names.
     """
     return AdaLoraConfig(
         target_r=section.target_r,

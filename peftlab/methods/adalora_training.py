@@ -1,4 +1,4 @@
-"""AdaLoRA's part of training: ranks are distributed again after every step, and a loss keeps directions orthogonal."""
+"""AdaLoRA during training: ranks are reallocated after every step, and a loss term keeps directions orthogonal."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class AdaLoraCallback(TrainerCallback):
         """Set the schedule, and restore the state of the checkpoint that the run resumes from.
 
         Raises:
-            RecipeError: the schedule leaves no steps in which ranks could fall.
+            RecipeError: the schedule leaves no steps in which ranks can be reduced.
         """
         self._set_schedule(state.max_steps)
         if state.global_step:
@@ -47,27 +47,29 @@ class AdaLoraCallback(TrainerCallback):
         last = 3 * steps // 10 if self.section.tfinal is None else self.section.tfinal
         with ErrorCollector() as errors:
             if first + last >= steps:
-                message = f"{first} steps before ranks fall and {last} after (tfinal) leave none of this run's {steps}."
+                message = (
+                    f"ranks are reduced after step {first} (tinit) and before the last {last} (tfinal) of only {steps}."
+                )
                 errors.add(message, key="method.tinit", hint="Lower tinit or tfinal, or train for more epochs.")
         self.config.tinit, self.config.tfinal, self.config.total_step = first, last, steps
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Distribute the ranks while the step's gradients still exist."""
+        """Reallocate the ranks before the step's gradients are reset."""
         self.config.rank_pattern = self.pattern
         self.tuner.update_and_allocate(state.global_step + 1)
         self.pattern, self.config.rank_pattern = self.config.rank_pattern, None
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save the state beside Trainer's files."""
+        """Save the allocator's state in the checkpoint's folder."""
         moments = {f"{moment}/{name}": tensor for moment in MOMENTS for name, tensor in self._moments(moment).items()}
         metadata = {"rank_pattern": json.dumps(self.pattern)}
         save_file(moments, _checkpoint(args, state) / STATE_FILE, metadata=metadata)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Warn where the best checkpoint is from before ranks had fallen."""
+        """Warn if the best checkpoint was saved before the ranks were reduced."""
         if (rank := average_rank(self.tuner)) > self.config.target_r:
             self.warn(
-                f"the best epoch came before ranks had fallen: they are {rank:.1f} on average, not target_r: "
+                f"the best epoch came before ranks were reduced: they are {rank:.1f} on average, not target_r: "
                 f"{self.config.target_r}."
             )
 
@@ -77,11 +79,11 @@ class AdaLoraCallback(TrainerCallback):
 
     def _restore(self, file: Path) -> None:
         if not file.is_file():
-            self.warn(f"{file} is missing: the importance of directions is learned again from here on.")
+            self.warn(f"{file} is missing: the importance of directions is estimated again from this step on.")
             return
         with safe_open(file, framework="pt", device=str(self.tuner.device)) as state:
             self.pattern = json.loads(state.metadata()["rank_pattern"])
-            for key in state.keys():  # noqa: SIM118  # it is no dictionary
+            for key in state.keys():  # noqa: SIM118  # not a dictionary
                 moment, _, name = key.partition("/")
                 self._moments(moment)[name] = state.get_tensor(key)
 
@@ -97,7 +99,7 @@ def average_rank(model: torch.nn.Module) -> float:
 
 
 def orthogonality_loss(model: torch.nn.Module, section: AdaLora) -> Tensor:
-    """`mean_orthogonality` by the weight that the recipe gives it."""
+    """`mean_orthogonality` times its weight in the recipe."""
     return section.orth_reg_weight * mean_orthogonality(model)
 
 

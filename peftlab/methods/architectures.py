@@ -1,6 +1,6 @@
 """ARCHITECTURES: the modules that methods adapt in each architecture, by Transformers' model type.
 
-Names are regular expressions for the ends of full module names.
+Names are regular expressions that match the end of a full module name.
 """
 
 import re
@@ -12,15 +12,15 @@ NO_MODULE = "(?!)"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Modules of one architecture; None where it has no such module.
+    """Modules of one architecture; None if it has no such module.
 
     Args:
         attention: Ends of attention sub-layers, before the residual is added.
         feed_forward: Ends of feed-forward sub-layers, before the residual is added.
-        pfeiffer: Where the one bottleneck of a layer goes, and its form (a key of `tuners.bottleneck.FORMS`): the norm
-            behind the residual where a base normalizes last ("around-norm"), else the end of the feed-forward network.
-        parallel: The module that is the whole feed-forward network, and the form of a bottleneck parallel to it.
-        keys_and_values: The attention's two projections, where they are modules of their own.
+        pfeiffer: The module that gets the one bottleneck of a layer, and its form (a key of `tuners.bottleneck.FORMS`):
+            in post-norm models the norm after the residual ("around-norm"), else the end of the feed-forward network.
+        parallel: The complete feed-forward network as one module, and the form of a bottleneck parallel to it.
+        keys_and_values: The key and value projections of the attention, if they are separate modules.
         self_attention: Modules that hold queries, keys and values, and the form of a prefix in them (a key of
             `tuners.prefix_attention.FORMS`).
     """
@@ -33,7 +33,7 @@ class Architecture:
     self_attention: tuple[str, str] | None
 
     def bottleneck_targets(self, variant: str, names: list[str]) -> tuple[list[str], str]:
-        """The modules among `names` that get a bottleneck, and its form; none where the variant is impossible."""
+        """The modules among `names` that get a bottleneck, and its form; none if the variant is impossible."""
         pattern, form = {
             "houlsby": (f"{self.attention}|{self.feed_forward}", "after"),
             "pfeiffer": self.pfeiffer,
@@ -42,12 +42,12 @@ class Architecture:
         return _matching(pattern, names), form
 
     def prefix_targets(self, names: list[str]) -> tuple[list[str], str]:
-        """The self-attention modules among `names`, and the form of a prefix in them; none where it is impossible."""
+        """The self-attention modules among `names`, and the form of a prefix in them; none if it is impossible."""
         pattern, form = self.self_attention or (NO_MODULE, "")
         return _matching(pattern, names), form
 
     def ia3_targets(self, names: list[str]) -> tuple[list[str], list[str]]:
-        """Modules whose outputs (IA)³ scales, keys and values, and those whose inputs it does, feed-forward ends."""
+        """The modules whose outputs (IA)³ scales (keys, values), and those whose inputs it scales (feed-forward)."""
         return _matching(self.keys_and_values or NO_MODULE, names), _matching(self.feed_forward, names)
 
 
@@ -97,11 +97,11 @@ _BART = Architecture(
     attention=r"\.self_attn\.out_proj",
     feed_forward=r"\.fc2",
     pfeiffer=(r"\.final_layer_norm", "around-norm"),
-    parallel=None,  # its feed-forward network is no module of its own
+    parallel=None,  # its feed-forward network is not one module
     keys_and_values=r"_attn\.[kv]_proj",
     self_attention=(r"\.self_attn", "interface"),
 )
-_MBART = replace(_BART, pfeiffer=(r"\.fc2", "after"))  # it normalizes first
+_MBART = replace(_BART, pfeiffer=(r"\.fc2", "after"))  # pre-norm
 _LLAMA = Architecture(
     attention=r"\.self_attn\.o_proj",
     feed_forward=r"\.mlp\.down_proj",

@@ -13,7 +13,7 @@ def bitfit_config(base: Base, section: BitFit, task: Task) -> BitFitConfig:
     """PEFT's configuration with full module names.
 
     Raises:
-        RecipeError: the base has no bias in these layers, or none at all, as Llama.
+        RecipeError: the base has no bias in these layers, or no bias at all, like Llama.
     """
     none_found = f"no module of this '{base.model.config.model_type}' has a bias."
     return BitFitConfig(target_modules=matching_modules(base, section, _has_bias, none_found))

@@ -13,7 +13,7 @@ from peftlab.tasks import Task
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a paper, or AdapterHub after it, takes where the recipe says nothing; `form` is for modules users name."""
+    """A variant's default values, from its paper or AdapterHub; `form` is for modules that the recipe names."""
 
     reduction_factor: int
     activation: str
@@ -75,6 +75,6 @@ def _architecture_targets(
         return [], ""
     targets, form = ARCHITECTURES[model_type].bottleneck_targets(variant, names)
     if not targets:
-        message = f"'{variant}' has no place in '{model_type}', whose feed-forward network is no module of its own."
+        message = f"'{variant}' is impossible in '{model_type}': its feed-forward network is not one module."
         errors.add(message, key="method.variant", hint="Take houlsby or pfeiffer.")
     return targets, form

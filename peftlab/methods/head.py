@@ -1,7 +1,7 @@
 """Head only: the task's new head trains on the unchanged base (a linear probe).
 
-PEFT has no method without a delta, but its LoRA can have no target modules: the adapter's files then hold the head
-alone, and plain PEFT loads them as any other adapter.
+PEFT has no such method, so the adapter is a LoRA without target modules: its files contain only the head, and plain
+PEFT loads them like any other adapter.
 """
 
 from peft import LoraConfig
@@ -17,12 +17,12 @@ def head_config(base: Base, section: Head, task: Task) -> LoraConfig:
     """PEFT's configuration of an adapter without a delta.
 
     Raises:
-        RecipeError: the base's checkpoint holds its whole head, so that no module is new.
+        RecipeError: the base's checkpoint contains the complete head, so no module is new.
     """
     with ErrorCollector() as errors:
         if not base.head_modules:
             errors.add(
-                "'head' trains a new head, and this base's checkpoint holds its whole head.",
+                "'head' trains a new head, but this base's checkpoint contains the complete head.",
                 key="method.type",
                 hint="Take lora, or a base whose checkpoint has no head.",
             )

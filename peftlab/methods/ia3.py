@@ -31,5 +31,5 @@ def _find_targets(base: Base, section: Ia3, errors: ErrorCollector) -> tuple[lis
     outputs, inputs = known.ia3_targets(names) if known else ([], [])
     if not outputs:
         hint = "Name them with target_modules, and the ends of feed-forward networks with feedforward_modules."
-        errors.add(f"no module of '{model_type}' is known to make keys or values alone.", key="method", hint=hint)
+        errors.add(f"peftlab knows no key or value projections of '{model_type}'.", key="method", hint=hint)
     return outputs, inputs

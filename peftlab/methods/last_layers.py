@@ -1,6 +1,6 @@
-"""The last layers of a base train as they are, the others stay frozen: a baseline for methods with a delta.
+"""Fine-tune the last layers of a base, and keep the others frozen: a baseline for methods with a delta.
 
-The adapter then holds whole layers, as PEFT's `modules_to_save`.
+The adapter contains complete layers, as PEFT's `modules_to_save`.
 """
 
 from peft import LoraConfig

@@ -13,12 +13,12 @@ def ln_tuning_config(base: Base, section: LnTuning, task: Task) -> LNTuningConfi
     """PEFT's configuration with full module names.
 
     Raises:
-        RecipeError: the base has no norm with weights in these layers, or none at all.
+        RecipeError: the base has no norm with weights in these layers, or no such norm at all.
     """
     none_found = f"no norm of this '{base.model.config.model_type}' has weights."
     return LNTuningConfig(target_modules=matching_modules(base, section, _is_norm, none_found))
 
 
 def _is_norm(module: torch.nn.Module) -> bool:
-    """LayerNorm, RMSNorm, and architectures' own classes, as LlamaRMSNorm."""
+    """Whether `module` is a LayerNorm, an RMSNorm, or an architecture's own class such as LlamaRMSNorm."""
     return type(module).__name__.endswith("Norm") and next(module.parameters(), None) is not None

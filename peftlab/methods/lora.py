@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685), with rank-stabilized scaling (Kalajdzievski 2023, arXiv:2312.03732), DoRA
 (Liu et al. 2024, arXiv:2402.09353) and the learning rates of LoRA+ (Hayou et al. 2024, arXiv:2402.12354).
 
-Fields are PEFT's `LoraConfig` fields under their own names.
+Fields have the names of PEFT's `LoraConfig`.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def lora_config(base: Base, section: Lora, task: Task) -> LoraConfig:
     """PEFT's configuration with full module names.
 
     Raises:
-        RecipeError: the base has no such module, layer or token as `section` names.
+        RecipeError: the base lacks a module, layer or token that `section` names.
     """
     tokens = section.trainable_token_indices
     token_indices = find_token_indices(base, tokens, task) if tokens else None
@@ -51,7 +51,7 @@ def loraplus_optimizer(
     settings: dict[str, Any],
     weight_decay: float,
 ) -> torch.optim.Optimizer | None:
-    """An optimizer with LoRA+'s learning rates for A and B; None where the recipe asks for the same rate."""
+    """An optimizer with LoRA+'s learning rates for A and B; None if the recipe sets no `loraplus_lr_ratio`."""
     if section.loraplus_lr_ratio is None:
         return None
     optimizer: torch.optim.Optimizer = create_loraplus_optimizer(

@@ -1,4 +1,4 @@
-"""Any other method of PEFT that changes Linear layers, by its name there; its fields are PEFT's own.
+"""Other PEFT methods that change Linear layers, under the names of their types and fields in PEFT.
 
 Descriptions and papers: https://huggingface.co/docs/peft. The method matrix tests each of them.
 """
@@ -18,14 +18,14 @@ from peftlab.recipe import PeftMethod
 from peftlab.tasks import Task
 
 FIELDS_FILLED_IN = {"target_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"}
-"""Fields that a recipe cannot set here; `bias` would train what the files of an adapter do not all hold."""
+"""Fields that a recipe cannot set here; `bias` would train parameters that an adapter's files do not contain."""
 
 
 def peft_method_config(base: Base, section: PeftMethod, task: Task) -> PeftConfig:
     """PEFT's configuration with full module names.
 
-    A field that must divide the widths of the layers is, unless the recipe sets it, the largest divisor of PEFT's
-    default that does.
+    Some fields must divide the widths of the layers. If the recipe does not set such a field, it becomes the largest
+    divisor of PEFT's default that divides them.
 
     Raises:
         RecipeError: the method has no such field, a value is wrong, or the base has no such module or layer.

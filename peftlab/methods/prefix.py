@@ -49,7 +49,7 @@ def _architecture_targets(
     if model_type in ARCHITECTURES:
         targets, form = ARCHITECTURES[model_type].prefix_targets(names)
         if not targets:
-            message = f"prefixes have no place in '{model_type}', which has an attention of its own kind."
+            message = f"prefixes are impossible in '{model_type}', because its attention is of another kind."
             errors.add(message, key="method.type", hint="Take lora, ia3 or prompt.")
         return targets, form
     if not section.target_modules:
@@ -63,7 +63,7 @@ def _architecture_targets(
 
 def _check_kernel(name: str | None, errors: ErrorCollector) -> None:
     if name not in MASKED_ATTENTION:
-        message = f"prefixes do not go with '{name}', which sees keys by their positions."
+        message = f"prefixes do not work with '{name}', because it masks keys by their positions."
         errors.add(message, key="base.attn_implementation", hint="Take eager or sdpa.")
 
 
@@ -71,10 +71,10 @@ def _common_width(widths: dict[str, int], targets: list[str], errors: ErrorColle
     """The width of the keys, which must be the same in all targets."""
     for name in targets:
         if name not in widths:
-            message = f"'{name}' does not compute attention by Transformers' attention interface itself."
+            message = f"'{name}' does not use Transformers' attention interface."
             errors.add(message, key="method.target_modules", hint="Name modules that do, or take lora or prompt.")
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
-        hint = "Choose layers that are alike, by layers_to_transform."
+        hint = "Choose layers of the same width with layers_to_transform."
         errors.add(f"the keys are not equally wide in all layers: {listed}.", key="method.target_modules", hint=hint)
     return next(iter(widths.values()), 0)

@@ -1,4 +1,4 @@
-"""METHODS: one record for each method, and what a run does with it: put the adapter on a base, measure its size."""
+"""METHODS: one record for each method; add a method's adapter to a base, and measure the adapter's size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,23 +48,23 @@ from peftlab.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingHooks:
-    """What a method adds to training besides its parameters; None where it adds nothing."""
+    """What a method adds to training besides its parameters; None if it adds nothing."""
 
     callbacks: Callable[[PeftModel, Any, Callable[[str], None]], list[TrainerCallback]] | None = None
     """(model, section, warn) → callbacks of Trainer; `warn` shows the user a sentence."""
     loss: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None
-    """(model, section) → a term that is added to the loss of every batch."""
+    """(model, section) → a term of the loss, added in every batch."""
     optimizer: Callable[..., torch.optim.Optimizer | None] | None = None
-    """(model, section, optimizer type, its settings, weight decay) → the optimizer; None takes Trainer's."""
+    """(model, section, optimizer type, its settings, weight decay) → the optimizer; None means Trainer's own."""
 
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """All that peftlab knows of a method.
+    """Everything that peftlab knows about a method.
 
-    `section` is its section of a recipe, whose `info` says what the method cannot be combined with, its usual learning
-    rate, and how adapters are routed, merged and shown. `build_config` makes PEFT's configuration for a base, a section
-    and a task; task type and head are filled in afterwards. It raises RecipeError where the base has no such layers.
+    `section` is the method's section of a recipe. Its `info` says what the method cannot be combined with, its usual
+    learning rate, and how adapters are routed, merged and shown. `build_config` makes PEFT's configuration for a base,
+    a section and a task; task type and head are filled in afterwards. It raises RecipeError if the base lacks a layer.
     """
 
     section: type[Method]
@@ -99,21 +99,21 @@ METHODS: Registry[MethodRecord] = Registry(
 
 
 def method_info(method_type: str) -> MethodInfo:
-    """What is known of a method by its type; nothing of one that is not installed.
+    """Return what is known about a method type; the default `MethodInfo` if the method is not installed.
 
     Raises:
-        PluginError: the package that brings it cannot be used.
+        PluginError: the package that provides the method cannot be used.
     """
     record = METHODS.get(method_type)
     return record.section.info_of(method_type) if record else MethodInfo()
 
 
 def create_peft_model(base: Base, section: Method, task: Task) -> PeftModel:
-    """Freeze the base and add the method's delta, so that only delta and head train.
+    """Freeze the base and add the method's delta, so that only delta and head are trained.
 
     Raises:
-        RecipeError: this base has no such layer as the section names, nothing that the method could train, or layers of
-            a kind or size that it cannot change.
+        RecipeError: the base lacks a layer that the section names, has nothing to train for this method, or has layers
+            of a type or size that the method does not support.
     """
     config = peft_config(base, section, task)
     message = f"PEFT cannot put '{section.type}' on this base"
@@ -125,7 +125,7 @@ def peft_config(base: Base, section: Method, task: Task) -> PeftConfig:
     """PEFT's configuration for the method, the base and its head.
 
     Raises:
-        RecipeError: as `create_peft_model`.
+        RecipeError: as for `create_peft_model`.
     """
     config: Any = METHODS[section.type].build_config(base, section, task)
     saved = config.modules_to_save or []
@@ -135,19 +135,19 @@ def peft_config(base: Base, section: Method, task: Task) -> PeftConfig:
 
 
 def count_trainable_parameters(model: torch.nn.Module) -> int:
-    """How many parameters train: delta and head."""
+    """The number of trainable parameters: delta and head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def saved_bytes(model: PeftModel) -> int:
-    """Size of the adapter's weights in its file: delta and head, and what a method keeps beside that does not train."""
+    """Bytes of the adapter's weights in its file: delta, head, and the frozen tensors that some methods save."""
     return sum(tensor.nbytes for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values())
 
 
 def size_warning(model: PeftModel, base: Base, section: Method) -> str:
-    """A sentence where the adapter takes more disk than its base because of what does not train; else empty."""
+    """A warning if frozen tensors make the adapter's file larger than its base; else an empty string."""
     size = saved_bytes(model)
-    if size < max(base.num_bytes_fp32, 8 * count_trainable_parameters(model)):  # `full` trains all that it holds
+    if size < max(base.num_bytes_fp32, 8 * count_trainable_parameters(model)):  # `full` trains everything that it saves
         return ""
-    warning = f"the adapter will hold {size / 1e6:.0f} MB, more than its base, most of which does not train."
+    warning = f"the adapter will take {size / 1e6:.0f} MB, more than its base, and most of it is not trained."
     return f"{warning} {section.info_of(section.type).size_hint}".rstrip()

@@ -1,4 +1,4 @@
-"""Which modules of a base a method adapts, by full name; modules of the head are never among them."""
+"""Find the modules of a base that a method adapts, by full name. Modules of the head are never adapted."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,13 @@ LINEAR = (torch.nn.Linear, Conv1D)  # Conv1D is GPT-2's transposed Linear
 
 
 def resolve_targets(base: Base, section: Lora | AdaLora | PeftMethod) -> list[str]:
-    """Full names of the Linear layers to adapt: every one of the base for all-linear.
+    """Full names of the Linear layers to adapt; `all-linear` means every Linear layer of the base.
 
-    With `layers_to_transform`, only those in these layers; as in PEFT, modules outside any layer, such as a pooler, are
+    `layers_to_transform` restricts them to some layers; as in PEFT, modules outside any layer, such as a pooler, are
     then left out.
 
     Raises:
-        RecipeError: a wanted name, or end of a name, fits no module; a wanted layer is not there or holds none of them.
+        RecipeError: a name matches no module, a layer does not exist, or the layers contain none of the modules.
     """
     linears, wanted = list_linear_layers(base), section.target_modules
     with ErrorCollector() as errors:
@@ -42,10 +42,10 @@ def list_modules(base: Base, types: tuple[type[torch.nn.Module], ...] = (torch.n
 def matching_modules(
     base: Base, section: BitFit | LnTuning, matches: Callable[[torch.nn.Module], bool], none_found: str
 ) -> list[str]:
-    """Full names of the base's modules for which `matches` is true, in the layers that the section wants.
+    """Full names of the base's modules for which `matches` is true, in the layers that the section names.
 
     Raises:
-        RecipeError: a wanted layer is not there or holds none of them; the base has none at all (`none_found`).
+        RecipeError: a layer does not exist or contains no such module, or the base has none at all (`none_found`).
     """
     found = [name for name in list_modules(base) if matches(base.model.get_submodule(name))]
     with ErrorCollector() as errors:
@@ -62,9 +62,9 @@ def in_out_features(base: Base, name: str) -> tuple[int, int]:
 
 
 def layer_names(model: torch.nn.Module) -> list[str]:
-    """Full names of the repeated layers, lowest first: of the list of modules with most parameters.
+    """Full names of the repeated layers, lowest first: the items of the module list with the most parameters.
 
-    Where lists contain lists, that is the outermost one.
+    If module lists contain module lists, the outermost one is used.
     """
     lists = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)}
     sizes = {name: sum(parameter.numel() for parameter in layers.parameters()) for name, layers in lists.items()}
@@ -82,20 +82,20 @@ def match_names(
     what: str = "Linear layer",
     key: str = "target_modules",
 ) -> list[str]:
-    """Those of `names` that are, or end in, one of `wanted`; an error is noted for each that fits none."""
+    """The `names` that equal or end in one of `wanted`; adds an error for each of `wanted` that matches none."""
     for target in wanted:
         if not any(_ends_with(name, target) for name in names):
             hint = suggest(target, {name.rpartition(".")[2] for name in names}, what="Layers end in")
-            errors.add(f"'{target}' fits no {what} of this base.", key=f"method.{key}", hint=hint)
+            errors.add(f"'{target}' matches no {what} of this base.", key=f"method.{key}", hint=hint)
     return [name for name in names if any(_ends_with(name, target) for target in wanted)]
 
 
 def filter_layers(
     chosen: list[str], names: list[str], wanted: int | list[int] | None, errors: ErrorCollector
 ) -> list[str]:
-    """Those of `chosen` in the layers `wanted`; None takes all.
+    """The modules of `chosen` in the layers `wanted`; None means all layers.
 
-    `names` tells which layers the base has; an error is noted for each that it has not.
+    The layers of the base are read from `names`; adds an error for each wanted layer that does not exist.
     """
     if wanted is None:
         return chosen
@@ -103,11 +103,15 @@ def filter_layers(
     selected = [name for name in chosen if _layer(name) in _as_list(wanted)]
     missing = [number for number in _as_list(wanted) if number not in existing]
     for number in missing:
-        hint = f"Layers of this base: {existing[0]} to {existing[-1]}." if existing else "This base numbers no layers."
+        hint = (
+            f"Layers of this base: {existing[0]} to {existing[-1]}."
+            if existing
+            else "This base has no numbered layers."
+        )
         errors.add(f"there is no layer {number}.", key="method.layers_to_transform", hint=hint)
     if chosen and not (selected or missing):
-        message = "none of the modules to adapt lies in these layers."
-        errors.add(message, key="method.layers_to_transform", hint="Name layers and target_modules that meet.")
+        message = "none of the modules to adapt is in these layers."
+        errors.add(message, key="method.layers_to_transform", hint="Name layers that contain the target_modules.")
     return selected
 
 

@@ -1,7 +1,7 @@
-"""Single tokens whose embeddings train beside a LoRA: PEFT's `trainable_token_indices`.
+"""Train the embeddings of single tokens together with a LoRA: PEFT's `trainable_token_indices`.
 
-A base may hardly have seen a token, such as the end of a text if it was pretrained on texts without an end. The token's
-own rows of the embeddings are few parameters and learn it; layers alone hardly can.
+Some tokens are rare in pretraining, such as the end of a text. Training the embeddings of such a token takes few
+parameters; a LoRA without them hardly learns when to use the token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ KEY = "method.trainable_token_indices"
 def find_token_indices(base: Base, wanted: str | Sequence[str | int], task: Task) -> dict[str, list[int]]:
     """Names of the base's embedding modules → the ids of the tokens to train in them.
 
-    Where the head is tied to the embeddings, PEFT trains both as one; else the head is among the modules.
+    If the head is tied to the embeddings, PEFT trains both together; otherwise the head is one of the modules.
 
     Raises:
-        RecipeError: the base has no such tokens, or `endings` are not one token each, or the head has a bias, which
-            PEFT would leave out.
+        RecipeError: the base has no such tokens, an ending is not a single token, or the head has a bias, which PEFT
+            would ignore.
     """
-    assert isinstance(task, CausalLmTask)  # the recipe was checked for it
+    assert isinstance(task, CausalLmTask)  # ensured by the validation of the recipe
     with ErrorCollector() as errors:
         by_name = isinstance(wanted, str)
         ids = list(_ending_ids(base, task, errors) if by_name else _token_ids(base, wanted, errors))
@@ -42,8 +42,8 @@ def _token_ids(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) 
         if token_id is None:
             close = nearest(str(token), vocabulary)
             hint = f"Did you mean '{close}'? " if close else ""
-            hint += "Tokens cannot be added: take one that the base has and its texts never use."
-            errors.add(f"'{token}' is no token of this base.", key=KEY, hint=hint)
+            hint += "Tokens cannot be added: take one that the base has and your texts never use."
+            errors.add(f"'{token}' is not a token of this base.", key=KEY, hint=hint)
         elif token_id >= rows:
             errors.add(f"there is no token {token}: this base has embeddings of {rows}.", key=KEY)
         else:
@@ -60,7 +60,7 @@ def _ending_ids(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Itera
             yield from _token_ids(base, [ending], errors)
         else:
             pieces = len(base.inputs.processor(ending, add_special_tokens=False).input_ids)
-            message = f"'{ending}', which ends an answer, is {pieces} tokens of this base, which other texts use too."
+            message = f"'{ending}', which ends an answer, is not one token of this base but {pieces}."
             hint = "Take a template that ends with one, as task.template: plain does, or name the tokens to train."
             errors.add(message, key=KEY, hint=hint)
 
@@ -70,7 +70,7 @@ def _embedding_modules(base: Base, errors: ErrorCollector) -> list[str]:
     embeddings, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
     tied = head.weight is embeddings.weight
     if getattr(head, "bias", None) is not None:
-        message = "the head of this base has a bias, which PEFT leaves out where single tokens train."
+        message = "the head of this base has a bias, which PEFT ignores if single tokens are trained."
         errors.add(message, key=KEY, hint="Remove it.")
     modules: list[nn.Module] = [embeddings] if tied else [embeddings, head]
     return [name for module in modules for name, found in base.model.named_modules() if found is module]

@@ -1,4 +1,4 @@
-"""A published adapter, and the version of one that a name means."""
+"""A published adapter, and the version that a name refers to."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class AdapterVersion:
-    """The published files that a reference means at one time.
+    """The published version that a reference was resolved to.
 
     `stamp` is the inode and modification time of the manifest: it differs if the same version is published again.
     """

@@ -1,4 +1,4 @@
-"""The manifest of a published adapter, `peftlab.json`: what it was tuned on, how, with which scores and files.
+"""The manifest of a published adapter, `peftlab.json`: its data, method, scores and files.
 
 Format 2 is a JSON object with these keys. `null` means not known or not used.
 
@@ -13,12 +13,12 @@ Format 2 is a JSON object with these keys. `null` means not known or not used.
     head_modules       modules that the adapter saves in full, because the checkpoint of the base lacks them
     method             type of the method, such as lora
     started_from       only after method.start_from: adapter, manifest_sha256, tensors (how many were loaded),
-                       head (whether its head was), anew (modules newly initialized), left (modules skipped)
+                       head (whether its head was loaded), anew (modules newly initialized), left (modules skipped)
     max_length         longest input in tokens
     parameters         trained, base
     data               sha256, ledger: for each split source, read, used, dropped (by reason), cut (truncated rows),
                        targets, targets_lost, notes (by reason)
-    scores             for each split: each score by its name, by_label, and where there are any confusion, signatures
+    scores             for each split: each score by its name, by_label, and, if they exist, confusion and signatures
     main_score         name of the score that the best epoch was chosen by
     reload_difference  largest difference of logits between training and the reloaded adapter
     seconds            how long tuning or importing took
@@ -28,8 +28,8 @@ Format 2 is a JSON object with these keys. `null` means not known or not used.
     files              sha256 of every other file of the adapter
     manifest_sha256    sha256 of the manifest without this key
 
-Other keys are kept and not used: a later version of peftlab may add some. It increases `format` when a reader of today
-would misunderstand the file.
+Other keys are kept and ignored: a later version of peftlab may add some. A later version increases `format` if this
+version would misread the file.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ from peftlab.store.manifest_v1 import upgrade_v1
 from peftlab.tasks import Scores, Task
 
 FORMAT: Final = 2
-OPTIONAL_SECTIONS = ("started_from", "imported")  # not written where they do not apply
+OPTIONAL_SECTIONS = ("started_from", "imported")  # left out of the file if they are None
 RECORDED_VERSIONS = ("peftlab", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 MAX_ERRORS = 10  # listed in one message
 
@@ -98,7 +98,7 @@ class Manifest(ManifestPart):
         """Read a manifest of any format.
 
         Raises:
-            IntegrityError: the file is not, byte for byte, what was published, or its content is no manifest.
+            IntegrityError: the file differs from the published one, or its content is not a valid manifest.
         """
         try:
             text = path.read_bytes().decode()
@@ -115,7 +115,7 @@ class Manifest(ManifestPart):
         """Upgrade JSON values of any format to this one, and validate them.
 
         Raises:
-            IntegrityError: they are no manifest; lists the fields that are wrong, and `where`.
+            IntegrityError: the values are not a valid manifest; lists the wrong fields, and names `where`.
         """
         try:
             return cls.model_validate_json(json.dumps(_upgrade(values, where)))
@@ -176,7 +176,7 @@ def build_manifest(
 
 
 def canonical_text(values: Mapping[str, Any]) -> str:
-    """The only valid spelling of a manifest with these values, with its sha256 as the last key."""
+    """The text that the file of a manifest with these values must have; its sha256 is the last key."""
     body = {key: value for key, value in values.items() if key != "manifest_sha256"}
     return json.dumps({**body, "manifest_sha256": _digest(body)}, indent=2, ensure_ascii=False) + "\n"
 

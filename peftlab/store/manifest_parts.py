@@ -37,7 +37,7 @@ class ManifestPart(BaseModel):
 
 
 class TaskInfo(ManifestPart):
-    """A task with its labels. `state` holds numbers that came from the training data."""
+    """A task with its labels. `state` holds numbers computed from the training data."""
 
     type: str
     labels: tuple[str, ...]
@@ -79,7 +79,7 @@ class BaseMemory(ManifestPart):
 class BaseInfo(ManifestPart):
     """The base model. `fingerprint` is the sha256 of its weights, `inputs_fingerprint` that of its tokenizer.
 
-    `pretrained_head` names the Linear layers of the head that comes with the base, where the task adds none.
+    `pretrained_head` names the Linear layers of the base's own head, if the task adds no head.
     """
 
     model: str
@@ -170,7 +170,7 @@ class _ScoreFields(ManifestPart):
 
 
 def _scores_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-    """Validate `Scores` as `_ScoreFields`, and write them as they write themselves."""
+    """Validate `Scores` as `_ScoreFields`, and serialize them with `Scores.as_dict`."""
 
     def validate(value: Any, validate_fields: core_schema.ValidatorFunctionWrapHandler) -> Scores:
         return value if isinstance(value, Scores) else validate_fields(value).to_scores()

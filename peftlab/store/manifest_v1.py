@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 TASK_DEFAULTS: dict[str, Any] = {"options": {}, "learned": {}}
-"""The first task type had neither."""
+"""Early versions had one task type, without options and without fitted numbers."""
 BASE_DEFAULTS: dict[str, Any] = {"quantization": None, "own_head": [], "bytes": None}
-"""Earlier versions loaded every base in fp32, gave every task a head of its own, and did not measure memory."""
+"""Early versions loaded every base in fp32, gave every task a new head, and did not measure memory."""
 DEFAULTS = {"head_modules": None, "reload_difference": None}
-"""Earlier versions did not record the first; imported adapters do not have the second."""
+"""Early versions did not record head_modules; imported adapters have no reload_difference."""
 
 
 def upgrade_v1(values: Mapping[str, Any]) -> dict[str, Any]:

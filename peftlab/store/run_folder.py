@@ -17,7 +17,7 @@ FULL_DISK = 1_000_000
 
 @contextmanager
 def open_run_folder(folder: Path, bytes_needed: int, *, resume: bool) -> Iterator[Path]:
-    """Hold the checkpoints of one run in `folder`; see `Store.tuning_run`."""
+    """Lock `folder` for the checkpoints of one run; see `Store.tuning_run`."""
     _make_folder(folder, bytes_needed)
     with as_store_error(folder):
         lock = _lock_run(folder.parent)
@@ -27,11 +27,13 @@ def open_run_folder(folder: Path, bytes_needed: int, *, resume: bool) -> Iterato
         yield folder
         shutil.rmtree(folder)
     except KeyboardInterrupt:
-        raise TuningInterrupted("stopped; nothing was published. Go on with the same command and --resume.") from None
+        raise TuningInterrupted(
+            "stopped; nothing was published. Continue with the same command and --resume."
+        ) from None
     except Exception as error:  # torch and safetensors raise their own types for a full disk
         if shutil.disk_usage(folder).free < FULL_DISK:
             raise StoreError(
-                f"the disk of {folder} is full, the run was lost. Free some space and start again."
+                f"the disk of {folder} is full, so the run failed. Free some space and start again."
             ) from error
         raise
     finally:
@@ -45,7 +47,7 @@ def _make_folder(folder: Path, bytes_needed: int) -> None:
     if free < bytes_needed:
         raise StoreError(
             f"{folder} has {free / 1e6:.0f} MB of free space, and this run may need {bytes_needed / 1e6:.0f} MB. "
-            "Free some, or choose another disk with --store."
+            "Free some space, or choose another disk with --store."
         )
 
 

@@ -3,9 +3,9 @@
     <store>/<name>/<version>/    adapter_config.json, adapter_model.safetensors   PEFT's own files
                                  README.md, recipe.yaml, curves.png               for people
                                  peftlab.json                                     the manifest, written last
-    <store>/<name>/current       the version that the name means
+    <store>/<name>/current       the current version: the one that `<name>` refers to
     <store>/<name>/run/          checkpoints of an unfinished tuning run
-    <store>/<name>/.*.lock       held by a process that tunes or publishes
+    <store>/<name>/.*.lock       locks of a process that tunes or publishes
 
 A version without a manifest does not exist. The manifest holds the sha256 of every other file and of itself.
 """
@@ -28,9 +28,9 @@ from peftlab.store.run_folder import open_run_folder
 
 
 class Store:
-    """A folder of adapters. Reading never creates anything.
+    """A folder of adapters. Reading never creates files or folders.
 
-    A reference is `name`, which means its current version, or `name@version`.
+    A reference is `name`, for the current version, or `name@version`.
     """
 
     def __init__(self, folder: str | Path = "adapters") -> None:
@@ -52,7 +52,7 @@ class Store:
         return sorted(int(f.name) for f in published)
 
     def current_version(self, name: str) -> int:
-        """Return the version that `name` means.
+        """Return the current version of `name`.
 
         Raises:
             AdapterNotFoundError: there is no such adapter.
@@ -81,7 +81,7 @@ class Store:
         return Adapter(name, version, folder, Manifest.read(folder / MANIFEST_FILE))
 
     def resolve_version(self, reference: str) -> AdapterVersion:
-        """Find out which version a reference means now, without reading the manifest: takes some microseconds.
+        """Resolve a reference to a version without reading the manifest; takes a few microseconds.
 
         Raises:
             AdapterNotFoundError: no such adapter or version.
@@ -94,7 +94,7 @@ class Store:
             status = (home / version / MANIFEST_FILE).stat() if VERSION.fullmatch(version) else None
         except (OSError, UnicodeDecodeError):
             status = None
-        if status is None:  # the slow way, which finds out what is wrong
+        if status is None:  # the slow path finds the reason
             try:
                 version = str(self._existing_version(name, version_text) if at else self.current_version(name))
                 status = (home / version / MANIFEST_FILE).stat()
@@ -127,7 +127,7 @@ class Store:
         return adapter, contents
 
     def publish(self, name: str, write: Callable[[Path], Manifest]) -> Adapter:
-        """Publish a new version, and let the name mean it.
+        """Publish a new version, and make it the current one.
 
         `write` puts the files into an empty folder and returns the manifest. If it raises, nothing is published.
 
@@ -140,14 +140,14 @@ class Store:
             staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
         try:
             manifest = write(staging)
-            with as_store_error(home), FileLock(home / ".publish.lock"):  # two publishers must not take one number
+            with as_store_error(home), FileLock(home / ".publish.lock"):  # two processes must not use the same number
                 version = self._move_in(staging, home, manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return self.resolve(f"{name}@{version}")
 
     def rollback(self, reference: str) -> Adapter:
-        """Let a name mean the version before the current one, or the version given as name@version.
+        """Make an earlier version current: the one before the current version, or the one given as name@version.
 
         Raises:
             AdapterNotFoundError: no such adapter or version, or the current version is the oldest.
@@ -190,12 +190,12 @@ class Store:
 
     @contextmanager
     def tuning_run(self, name: str, bytes_needed: int, *, resume: bool) -> Iterator[Path]:
-        """Hold the folder for the checkpoints of one tuning run; it is emptied first unless `resume`.
+        """Lock the folder for the checkpoints of one tuning run; it is emptied first unless `resume`.
 
-        One process can hold it at a time. It is removed when the block succeeds, and kept for `resume` when it fails.
+        One process can lock it at a time. It is removed if the block succeeds, and kept for `resume` if it fails.
 
         Raises:
-            StoreError: the store cannot be written, has too little space, or another run of this name is going on.
+            StoreError: the store cannot be written, has too little space, or another run of this name is active.
             TuningInterrupted: Ctrl-C inside the block.
         """
         with open_run_folder(self.run_folder(name), bytes_needed, resume=resume) as folder:
@@ -233,7 +233,7 @@ class Store:
         return earlier[-1]
 
     def _move_in(self, staging: Path, home: Path, manifest: Manifest) -> int:
-        """Write the manifest, rename the folder to its version, then set `current`: each step is all or nothing."""
+        """Write the manifest, rename the folder to its version, then set `current`; each step is atomic."""
         files = sorted(staging.iterdir())
         taken = [int(f.name) for f in home.iterdir() if VERSION.fullmatch(f.name)]
         version = max(taken, default=0) + 1
@@ -243,7 +243,7 @@ class Store:
         for file in (*files, staging / MANIFEST_FILE):
             flush_to_disk(file)
         make_readable(staging)
-        if not self.versions(home.name):  # the first version: the name must have a `current` at any moment
+        if not self.versions(home.name):  # the first version: every published name must have a `current`
             self._set_current(home.name, version)
         staging.rename(home / str(version))
         self._set_current(home.name, version)

@@ -176,7 +176,7 @@ def test_bottleneck_unloads_and_merge_raises_value_error():
 
 def test_adapters_of_different_form_raise_value_error():
     model = make_peft_model(bert(), "pfeiffer")
-    with pytest.raises(ValueError, match="adapter 'other' is of form 'after', the others here 'around-norm'"):
+    with pytest.raises(ValueError, match="adapter 'other' has form 'after', the others here have 'around-norm'"):
         model.add_adapter("other", config_for(bert(), "pfeiffer", form="after"))
 
 

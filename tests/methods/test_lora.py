@@ -37,10 +37,13 @@ def test_rank_and_alpha_patterns_set_layer_values(recipe):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"rank_pattern": {"querry": 2}}, "method.rank_pattern: 'querry' fits no adapted layer of this base. Did you"),
+        (
+            {"rank_pattern": {"querry": 2}},
+            "method.rank_pattern: 'querry' matches no adapted layer of this base. Did you",
+        ),
         (
             {"target_modules": ["query"], "alpha_pattern": {"key": 2}},
-            "method.alpha_pattern: 'key' fits no adapted layer",
+            "method.alpha_pattern: 'key' matches no adapted layer",
         ),
         ({"rank_pattern": {"query": 0}}, "method.rank_pattern.query: should be greater than or equal to 1, not 0."),
         ({"init_lora_weights": "pissa"}, "unknown init_lora_weights 'pissa'"),
@@ -116,7 +119,9 @@ def test_missing_adalora_state_is_warned_on_resume(recipe, tmp_path):
         file.unlink()
     tune(recipe, overrides=changes, store=tmp_path / "store", resume=True, progress=heard)
     assert [
-        warning for warning in heard.warnings if "is missing: the importance of directions is learned again" in warning
+        warning
+        for warning in heard.warnings
+        if "is missing: the importance of directions is estimated again" in warning
     ]
 
 
@@ -124,12 +129,14 @@ def test_adalora_warns_if_best_epoch_has_full_rank(recipe, tmp_path):
     heard = Losses()
     changes = {"method": ADALORA, "training.learning_rate": 1e-9}  # no epoch is better than the first
     tune(recipe, overrides=changes, store=tmp_path / "store", progress=heard)
-    assert [warning for warning in heard.warnings if "the best epoch came before ranks had fallen" in warning]
+    assert [warning for warning in heard.warnings if "the best epoch came before ranks were reduced" in warning]
 
 
 def test_adalora_schedule_longer_than_run_raises_recipe_error(recipe, tmp_path):
     changes = {"method": {**ADALORA, "tinit": 100}}
-    with pytest.raises(RecipeError, match=r"tinit: 100 steps before ranks fall and 2 after \(tfinal\) leave none"):
+    with pytest.raises(
+        RecipeError, match=r"ranks are reduced after step 100 \(tinit\) and before the last 2 \(tfinal\) of only"
+    ):
         tune(recipe, overrides=changes, store=tmp_path / "store")
 
 

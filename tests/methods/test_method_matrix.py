@@ -88,7 +88,7 @@ def refusal(method, base, quantization):
     if conflict := quantization_error(method, quantization):
         return re.escape(conflict)
     if method == "ia3" and base in ("modernbert", "gpt2"):
-        return f"no module of '{base}' is known to make keys or values alone"
+        return f"peftlab knows no key or value projections of '{base}'"
     if method == "bitfit" and base in ("modernbert", "llama"):
         return f"no module of this '{base}' has a bias"
     return REFUSED.get((method, base, quantization))
@@ -299,13 +299,13 @@ def test_each_quantization_limit_is_in_the_matrix():
     [
         (
             {"type": "bottleneck", "target_modules": ["output.dens"]},
-            "'output.dens' fits no module of this base. Did you mean 'output'?",
+            "'output.dens' matches no module of this base. Did you mean 'output'?",
         ),
         ({"type": "bottleneck", "layers_to_transform": 7}, "there is no layer 7. Layers of this base: 0 to 1."),
         ({"type": "last-layers", "layers": 2}, "this base has 2 layers; all but the first can train. Take 1 to 1."),
         (
             {"type": "ia3", "target_modules": ["key"], "feedforward_modules": ["fc9"]},
-            "'fc9' fits no Linear layer of this base.",
+            "'fc9' matches no Linear layer of this base.",
         ),
     ],
 )
@@ -346,5 +346,7 @@ def test_architecture_has_targets_in_each_layer(kind):
 
 def test_parallel_without_feed_forward_module_raises_recipe_error(cell, monkeypatch):
     monkeypatch.setattr("peftlab.methods.bottleneck.ARCHITECTURES", {"bert": ARCHITECTURES["bart"]})
-    with pytest.raises(RecipeError, match=r"method.variant: 'parallel' has no place in 'bert', .* Take houlsby or pfe"):
+    with pytest.raises(
+        RecipeError, match=r"method.variant: 'parallel' is impossible in 'bert': .* Take houlsby or pfe"
+    ):
         cell("parallel", "bert")

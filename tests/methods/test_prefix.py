@@ -323,8 +323,8 @@ def prepared(tmp_path):
 def test_wrong_prefix_section_raises_recipe_error(prepared):
     wrong = {
         "there is no layer 5. Layers of this base: 0 to 1.": {"layers_to_transform": [5]},
-        "'self_attn' fits no module of this base.": {"target_modules": ["self_attn"]},
-        "'bert.encoder.layer.0.output' does not compute attention by Transformers' attention interface itself.": {
+        "'self_attn' matches no module of this base.": {"target_modules": ["self_attn"]},
+        "'bert.encoder.layer.0.output' does not use Transformers' attention interface.": {
             "target_modules": ["0.output"]
         },
         "method.encoder_hidden_size: should come with prefix_projection: true": {"encoder_hidden_size": 4},
@@ -337,13 +337,13 @@ def test_wrong_prefix_section_raises_recipe_error(prepared):
 
 def test_position_based_kernel_raises_recipe_error(prepared):
     with pytest.raises(
-        RecipeError, match=r"base.attn_implementation: prefixes do not go with 'flex_attention', .* Take eager"
+        RecipeError, match=r"base.attn_implementation: prefixes do not work with 'flex_attention', .* Take eager"
     ):
         prepared(**{"base.attn_implementation": "flex_attention"})
     model = make_peft_model(base_of("bert"))
     model.get_base_model().config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(
-        ValueError, match="prefixes do not go with the attention function 'flash_attention_2'; take eager"
+        ValueError, match="prefixes do not work with the attention function 'flash_attention_2'; take eager"
     ):
         model.get_base_model().encoder.layer[0].attention.self(torch.zeros(1, 2, 16, dtype=torch.double))
 
@@ -351,7 +351,7 @@ def test_position_based_kernel_raises_recipe_error(prepared):
 def test_prefix_in_unsupported_architecture_raises_recipe_error(prepared, monkeypatch):
     nowhere = {"bert": replace(ARCHITECTURES["bert"], self_attention=None)}
     monkeypatch.setattr("peftlab.methods.prefix.ARCHITECTURES", nowhere)
-    with pytest.raises(RecipeError, match=r"prefixes have no place in 'bert', .* Take lora, ia3 or prompt"):
+    with pytest.raises(RecipeError, match=r"prefixes are impossible in 'bert', .* Take lora, ia3 or prompt"):
         prepared()
     assert not ARCHITECTURES["deberta"].prefix_targets(["encoder.layer.0.attention.self"])[0]
 
@@ -367,14 +367,14 @@ def test_unknown_architecture_requires_target_modules(prepared, monkeypatch):
 def test_unequal_key_widths_raise_recipe_error(prepared, monkeypatch):
     monkeypatch.setattr("peftlab.methods.prefix.key_widths", lambda model, names, form: {names[0]: 8, names[1]: 4})
     with pytest.raises(
-        RecipeError, match=r"the keys are not equally wide in all layers: .* Choose layers that are alike"
+        RecipeError, match=r"the keys are not equally wide in all layers: .* Choose layers of the same width"
     ):
         prepared()
 
 
 def test_unsupported_prefix_call_raises_value_error():
     model = make_peft_model(base_of("bert"), width=12)
-    with pytest.raises(ValueError, match="a prefix of width 12 does not go with 2 heads of 8"):
+    with pytest.raises(ValueError, match="a prefix of width 12 does not fit 2 heads of size 8"):
         model(INPUTS)
     model = make_peft_model(base_of("bert"))
     inner = layers_of(model)[0].base_layer

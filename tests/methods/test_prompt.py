@@ -200,9 +200,9 @@ def test_prompt_outputs_match_real_tokens():
 
 def test_unsupported_prompt_inputs_raise_value_error():
     model = make_peft_model(base_of("bert"))
-    with pytest.raises(ValueError, match=r"a mask of \(batch, tokens\), not of 4 dimensions"):
+    with pytest.raises(ValueError, match=r"a mask of shape \(batch, tokens\), not of 4 dimensions"):
         model(INPUTS, attention_mask=torch.ones(2, 1, 9, 9))
-    with pytest.raises(ValueError, match="virtual tokens do not go with 'bbox', of which they have none"):
+    with pytest.raises(ValueError, match="virtual tokens do not work with 'bbox', because they have no value for it"):
         model(INPUTS, bbox=torch.ones(2, 9, 4))
 
 
@@ -280,9 +280,11 @@ def test_prompt_has_no_frozen_prefix(tiny, tmp_path):
 
 
 def test_prompt_in_unsupported_base_raises_recipe_error(monkeypatch):
-    with pytest.raises(RecipeError, match="virtual tokens have no place in 't5', an encoder with a decoder"):
+    with pytest.raises(RecipeError, match="virtual tokens do not work with 't5', an encoder-decoder"):
         prompt_config(SimpleNamespace(model=base_of("t5")), Prompt(type="prompt"), None)
     blind = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
     monkeypatch.setattr(transformers.BertModel.forward, "__signature__", blind, raising=False)
-    with pytest.raises(RecipeError, match="'bert' does not take embeddings instead of tokens"):
+    with pytest.raises(
+        RecipeError, match="virtual tokens do not work with 'bert', which does not accept `inputs_embeds`"
+    ):
         p_tuning_config(SimpleNamespace(model=base_of("bert")), PTuning(type="p-tuning"), None)

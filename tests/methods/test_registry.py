@@ -84,8 +84,8 @@ def test_peft_model_matches_plain_peft(base, fields):
 def test_unknown_target_module_suggests_nearest_name(base):
     with pytest.raises(RecipeError) as error:
         create_peft_model(base, Lora(target_modules=["qurey", "value", "classifier"]), TASK)
-    assert "'qurey' fits no Linear layer of this base. Did you mean 'query'?" in str(error.value)
-    assert "'classifier' fits no Linear layer" in str(error.value)
+    assert "'qurey' matches no Linear layer of this base. Did you mean 'query'?" in str(error.value)
+    assert "'classifier' matches no Linear layer" in str(error.value)
     assert "'value'" not in str(error.value)
 
 
@@ -114,10 +114,10 @@ def test_all_linear_respects_layers_to_transform(base):
     [
         ({"layers_to_transform": [1, 2, 7]}, "there is no layer 2. Layers of this base: 0 to 1."),
         ({"layers_to_transform": 7}, "there is no layer 7. Layers of this base: 0 to 1."),
-        ({"layers_to_transform": []}, "none of the modules to adapt lies in these layers."),
+        ({"layers_to_transform": []}, "none of the modules to adapt is in these layers."),
         (
             {"layers_to_transform": 0, "target_modules": ["1.attention.self.query"]},
-            "none of the modules to adapt lies in these layers. Name layers and target_modules that meet.",
+            "none of the modules to adapt is in these layers. Name layers that contain the target_modules.",
         ),
     ],
 )
@@ -156,7 +156,9 @@ def test_head_method_without_new_head_raises_recipe_error(base, tmp_path):
     base.model.save_pretrained(tmp_path)
     base.inputs.tokenizer.save_pretrained(tmp_path)
     complete = load_base(BaseSection(model=str(tmp_path)), TASK, seed=0, device="cpu")
-    with pytest.raises(RecipeError, match=r"method.type: 'head' trains .* checkpoint holds its whole head. Take lora"):
+    with pytest.raises(
+        RecipeError, match=r"method.type: 'head' trains .* checkpoint contains the complete head. Take lora"
+    ):
         create_peft_model(complete, Head(type="head"), TASK)
 
 
@@ -179,7 +181,7 @@ def test_ln_tuning_without_norms_raises_recipe_error(base, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("save_projection", "message"), [(True, "the adapter will hold . MB, more than its base"), (False, "^$")]
+    ("save_projection", "message"), [(True, "the adapter will take . MB, more than its base"), (False, "^$")]
 )
 def test_adapter_larger_than_base_is_warned(base, save_projection, message):
     section = PeftMethod(type="randlora", save_projection=save_projection, r=1)

@@ -221,7 +221,10 @@ def test_resumed_run_yields_equal_adapter(bases, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (["<|im_ends|>"], "'<|im_ends|>' is no token of this base. Did you mean '<|im_end|>'? Tokens cannot be added"),
+        (
+            ["<|im_ends|>"],
+            "'<|im_ends|>' is not a token of this base. Did you mean '<|im_end|>'? Tokens cannot be added",
+        ),
         (["<|im_end|>", 9999], "there is no token 9999: this base has embeddings of"),
     ],
 )
@@ -238,13 +241,13 @@ def test_ending_of_several_tokens_raises_recipe_error(bases, tmp_path):
     )
     base = build_language_model(tmp_path / "base", template=template)
     recipe = chat_recipe(tmp_path, base)
-    with pytest.raises(RecipeError, match="'##END##', which ends an answer, is 7 tokens of this base"):
+    with pytest.raises(RecipeError, match="'##END##', which ends an answer, is not one token of this base but 7"):
         prepared_run(recipe, {"task.template": "base"})
 
 
 def test_head_with_bias_raises_recipe_error(tmp_path):
     base = build_language_model(tmp_path / "phi", "phi", tied=False, partial_rotary_factor=0.5)
-    with pytest.raises(RecipeError, match="the head of this base has a bias, which PEFT leaves out"):
+    with pytest.raises(RecipeError, match="the head of this base has a bias, which PEFT ignores"):
         prepared_run(chat_recipe(tmp_path, base))
 
 

@@ -378,7 +378,7 @@ def test_invalid_base_or_option_raises_recipe_error(tmp_path, tiny_base, base):
         ("task.template", "chatlm", "chatml"),
         ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for what it replies to"),
         ("method.type", "head", "'head' trains only a new head"),
-        ("method.target_modules", ["lm_head"], "'lm_head' fits no Linear layer of this base"),
+        ("method.target_modules", ["lm_head"], "'lm_head' matches no Linear layer of this base"),
     ):
         with pytest.raises(RecipeError, match=message):
             peftlab.tune(recipe, overrides={**own, key: value}, store=tmp_path / "store")

@@ -27,7 +27,7 @@ def test_valid_recipe_returns_run_without_files(base, tmp_path, monkeypatch):
 
 def test_check_raises_same_errors_as_tune(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, method={"target_modules": ["query"]})
-    with pytest.raises(RecipeError, match="'query' fits no Linear layer of this base"):
+    with pytest.raises(RecipeError, match="'query' matches no Linear layer of this base"):
         peftlab.check(recipe, device="cpu")
     output = run("check", recipe, "-o", "task.template=chatlm")
     assert output.exit_code == 2

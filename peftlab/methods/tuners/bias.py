@@ -1,7 +1,7 @@
-"""BitFit (Ben Zaken et al. 2022, arXiv:2106.10199) as a PEFT tuner: all biases of the base train, and nothing else.
+"""BitFit (Ben Zaken et al. 2022, arXiv:2106.10199) as a PEFT tuner: only the biases of the base are trained.
 
-PEFT's LoRA has `bias="all"`, which trains the base's own biases in place. Here each adapter has differences to them, so
-that the base stays unchanged and serves other adapters too.
+PEFT's LoRA has `bias="all"`, which trains the base's own biases in place. Here each adapter stores its differences from
+them, so that the base stays unchanged and other adapters can share it.
 
 Importing this module registers the type BITFIT, so that plain `PeftModel.from_pretrained` loads its adapters.
 """
@@ -23,7 +23,7 @@ class BitFitConfig(CustomTunerConfig):
 
 
 class BiasLayer(CustomTunerLayer):
-    """A module whose last step adds a bias, as Linear and LayerNorm, and each adapter's difference to that bias."""
+    """A module that finally adds a bias, like Linear and LayerNorm, and each adapter's difference from that bias."""
 
     adapter_layer_names = ("bitfit_delta",)
     bitfit_delta: nn.ParameterDict
@@ -35,11 +35,11 @@ class BiasLayer(CustomTunerLayer):
 
     @property
     def bias(self) -> Tensor:
-        """(width,) of the base's module, merged differences included."""
+        """The bias (width,) of the base's module, with merged differences."""
         return cast(Tensor, self.get_base_layer().bias)
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
-        """Add an adapter's difference, which begins as 0."""
+        """Add an adapter's difference, initialized to 0."""
         self.bitfit_delta[adapter_name] = nn.Parameter(torch.zeros_like(self.bias, requires_grad=True))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 

@@ -37,7 +37,7 @@ Update = Callable[[Tensor], Tensor]
 
 
 def _after(base: nn.Module, update: Update, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """y + A(y): after the module that ends a sub-layer."""
+    """y + A(y): after the last module of a sub-layer, with output y."""
     y = base(x, *args, **kwargs)
     return y + update(y)
 
@@ -48,7 +48,7 @@ def _wrap_norm(base: nn.Module, update: Update, x: Tensor) -> Tensor:
 
 
 def _parallel(base: nn.Module, update: Update, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """F(x) + A(x): parallel to a module that is the whole sub-layer."""
+    """F(x) + A(x): parallel to a module F that is a complete sub-layer."""
     return base(x, *args, **kwargs) + update(x)
 
 
@@ -76,7 +76,7 @@ class BottleneckConfig(CustomTunerConfig):
         bottleneck_size: Width between the two layers.
         activation: A key of `ACTIVATIONS`.
         scaling: Factor of the update.
-        init: "near-identity" (normal, sd 0.01, Houlsby et al.) or "zero-up" (He et al.: the update begins as 0).
+        init: "near-identity" (normal, sd 0.01, Houlsby et al.) or "zero-up" (He et al.: the update is 0 at first).
     """
 
     method: ClassVar[str] = "bottleneck"
@@ -112,7 +112,7 @@ class BottleneckLayer(CustomTunerLayer):
             ValueError: the adapters of this layer have another form.
         """
         if other := {*self.form.values()} - {config.form}:
-            raise ValueError(f"adapter '{adapter_name}' is of form '{config.form}', the others here '{other.pop()}'")
+            raise ValueError(f"adapter '{adapter_name}' has form '{config.form}', the others here have '{other.pop()}'")
         down = nn.Linear(config.hidden_size, config.bottleneck_size)
         up = nn.Linear(config.bottleneck_size, config.hidden_size)
         _initialize(down, up, config.init)

@@ -32,8 +32,8 @@ class CustomTunerConfig(PeftConfig):
 class CustomTunerLayer(nn.Module, BaseTunerLayer):
     """A module of the base, and the parameters that each adapter adds to it.
 
-    The keys of the first of `adapter_layer_names` are the adapters that this layer has. `merge_error` says why
-    they cannot be merged into the module's weights.
+    The parameters named first in `adapter_layer_names` are stored by adapter name, so their keys are the layer's
+    adapters. `merge_error` says why adapters cannot be merged into the module's weights.
     """
 
     merge_error: ClassVar[str]
@@ -142,7 +142,7 @@ def move_like(like: Tensor, module: nn.Module) -> nn.Module:
 
 
 def register_tuner(config: type[CustomTunerConfig], model: type[CustomTunerModel]) -> None:
-    """Register a tuner with PEFT; its enum of types is closed, so that a member is added first."""
+    """Register a tuner with PEFT; a member is added to PEFT's enum of types first, because it is closed."""
     name = config.method.upper()
     if name in PeftType.__members__:
         return
@@ -150,5 +150,5 @@ def register_tuner(config: type[CustomTunerConfig], model: type[CustomTunerModel
     member._name_, member._value_ = name, name
     PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
     PeftType._member_names_.append(name)
-    type.__setattr__(PeftType, name, member)  # where Python ≥ 3.12 looks
+    type.__setattr__(PeftType, name, member)  # Python ≥ 3.12 looks up members here
     register_peft_method(name=config.method, config_cls=config, model_cls=model)

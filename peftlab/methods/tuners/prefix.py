@@ -1,8 +1,8 @@
-"""Prefix tuning as a PEFT tuner: trained keys and values in front of every self-attention's own.
+"""Prefix tuning as a PEFT tuner: trained keys and values are put before the keys and values of each self-attention.
 
 Li & Liang 2021 (arXiv:2101.00190), with a prefix in every layer as in P-tuning v2 (Liu et al. 2022, arXiv:2110.07602).
-PEFT's own PREFIX_TUNING puts them into the cache of past keys, which encoders do not have or count as positions; here
-they enter where attention is computed (`prefix_attention`) and have no position: no token moves, no input gets shorter.
+PEFT's own PREFIX_TUNING uses the key-value cache, which encoders do not have or count as positions. Here the attention
+function adds them (`prefix_attention`), without positions: tokens keep their positions and inputs their full length.
 
 Importing this module registers the type ATTENTION_PREFIX, so that plain `PeftModel.from_pretrained` loads its adapters.
 """
@@ -33,7 +33,7 @@ class PrefixConfig(CustomTunerConfig):
 
     Args:
         form: How keys and values get into the attention modules: a key of `FORMS`.
-        num_virtual_tokens: Number of keys, and of values, in front.
+        num_virtual_tokens: Number of trained keys, and of trained values.
         width: Of a key or value: number of key heads times head size.
         prefix_projection: A two-layer network computes them from embeddings, which stabilizes training (Li & Liang,
             §4.3). Each attention module has its own network.
@@ -80,7 +80,7 @@ class PrefixLayer(CustomTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the base's attention, with the prefixes of the active adapters one after the other."""
+        """The output of the base's attention, with the concatenated prefixes of the active adapters."""
         if not self.active:
             return self.base_layer(*args, **kwargs)
         keys, values = torch.cat([self._states(name) for name in self.active])[None].chunk(2, dim=2)

@@ -1,8 +1,8 @@
-"""Keys and values in front of those of a base's self-attention, for every attention function.
+"""Put trained keys and values before those of a base's self-attention, for every attention function.
 
     softmax([q K_pᵀ, q Kᵀ] / √d) [V_p; V]
 
-No hooks, no changed weights: each call goes to a shallow copy of the attention module, on the same weights.
+There are no hooks and no changed weights: each call goes to a shallow copy of the attention module.
 Most architectures pass their queries, keys and values to Transformers' attention interface. There the copy calls a
 function of ours, which adds the prefix, extends the mask, and calls the attention function of the base. The key-value
 cache therefore never contains the prefix (it is added at each step), and threads share nothing.
@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "peftlab_prefix"
 MASKED_ATTENTION = {"eager", "sdpa"}
-"""Attention functions that follow a mask (batch, heads, queries, keys) and know nothing of positions."""
+"""Attention functions that apply a mask (batch, heads, queries, keys) and do not use positions."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def attend_by_interface(module: nn.Module, prefix: PrefixStates, *args: Any, **k
         if mask is None and _is_causal(clone, query, options):
             mask = _causal_mask(query, key)
         mask = None if mask is None else _extend_mask(mask, prefix)
-        if (bias := options.get("position_bias")) is not None:  # T5's, by distance: a prefix is at no distance
+        if (bias := options.get("position_bias")) is not None:  # T5's bias by distance; 0 for a prefix
             options["position_bias"] = functional.pad(bias, (prefix.keys.shape[1], 0))
         key, value = _prepend_heads(prefix.keys, key), _prepend_heads(prefix.values, value)
         return _attention_function(module)(clone, query, key, value, mask, **options)
@@ -57,7 +57,7 @@ def attend_by_interface(module: nn.Module, prefix: PrefixStates, *args: Any, **k
 def attend_disentangled(
     module: Any, prefix: PrefixStates, hidden_states: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    """Call DeBERTa-v2's self-attention with a prefix; attention to it is by content only, as it has no position."""
+    """Call DeBERTa-v2's self-attention with a prefix; attention to it is by content, as it has no position."""
     clone, n = copy.copy(module), prefix.keys.shape[1]
 
     def bias(query: Tensor, key: Tensor, *others: Any) -> Tensor:
@@ -92,7 +92,7 @@ def key_widths(model: PreTrainedModel, names: Sequence[str], form: str) -> dict[
 
 @contextmanager
 def _record_widths(modules: dict[str, nn.Module], widths: dict[str, int]) -> Iterator[None]:
-    """Inside the block, the width of the keys that each of `modules` computes is added to `widths`."""
+    """Inside the block, add to `widths` the width of the keys that each of `modules` computes."""
 
     def record(name: str, clone: Any, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
         widths[name] = key.shape[1] * key.shape[3]
@@ -112,10 +112,10 @@ def _clone(module: Any, attend: Callable[..., Any]) -> nn.Module:
     """A shallow copy on the same weights, which passes its queries, keys and values to `attend`.
 
     Raises:
-        ValueError: the module's forward was replaced, as by a hook of accelerate's, and would be called instead.
+        ValueError: the module's forward was replaced, for example by a hook of accelerate, and would be called instead.
     """
     if "forward" in vars(module):
-        raise ValueError(f"the forward of {type(module).__name__} has been replaced, so that no prefix can be put in")
+        raise ValueError(f"the forward of {type(module).__name__} has been replaced, so no prefix can be added")
     clone, config = copy.copy(module), copy.copy(module.config)
     config._attn_implementation_internal = NAME
     vars(clone).update(config=config, attend=attend)
@@ -130,7 +130,7 @@ def _attention_function(module: Any) -> Callable[..., Any]:
     """
     name = module.config._attn_implementation
     if name not in MASKED_ATTENTION:
-        raise ValueError(f"prefixes do not go with the attention function '{name}'; take eager or sdpa")
+        raise ValueError(f"prefixes do not work with the attention function '{name}'; take eager or sdpa")
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
@@ -161,7 +161,7 @@ def _prepend_heads(prefix: Tensor, states: Tensor) -> Tensor:
     """
     heads, size = states.shape[1], states.shape[3]
     if prefix.shape[2] != heads * size:
-        raise ValueError(f"a prefix of width {prefix.shape[2]} does not go with {heads} heads of {size}")
+        raise ValueError(f"a prefix of width {prefix.shape[2]} does not fit {heads} heads of size {size}")
     return _prepend(prefix.unflatten(2, (heads, size)).transpose(1, 2), states, dim=2)
 
 

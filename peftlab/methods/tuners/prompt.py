@@ -1,10 +1,10 @@
-"""Prompt tuning and P-tuning as a PEFT tuner: trained embeddings, virtual tokens, in front of each input.
+"""Prompt tuning and P-tuning as a PEFT tuner: trained embeddings (virtual tokens) are put before each input.
 
 Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains the embeddings directly, P-tuning (Liu et al. 2021,
 arXiv:2103.10385) the network that computes them. PEFT's own PROMPT_TUNING and P_TUNING extend the input of the whole
 model: token labels and spans then miss their tokens, a pooler reads a virtual token, and training cannot be continued.
-Here only the base without its head gets the longer input, and its output is cut to the real tokens: heads and labels
-see no virtual token. Virtual tokens have the first positions; all other positions move behind them.
+Here only the backbone gets the longer input, and virtual tokens are removed from its output, so heads and labels never
+see them. Virtual tokens have the first positions; the positions of all other tokens are shifted.
 
 Importing this module registers the type INPUT_PROMPT, so that plain `PeftModel.from_pretrained` loads its adapters.
 """
@@ -38,7 +38,7 @@ class PromptConfig(CustomTunerConfig):
     Args:
         num_virtual_tokens: Number of virtual tokens in front of each input.
         width: Size of the base's word embeddings.
-        encoder: The network that computes them: "MLP" or "LSTM"; "none" begins with words drawn from the vocabulary.
+        encoder: The network that computes them: "MLP" or "LSTM"; "none" starts from random words of the vocabulary.
         encoder_hidden_size: Hidden size of that network.
     """
 
@@ -125,7 +125,7 @@ class PromptForward:
         """As the base's own forward.
 
         Raises:
-            ValueError: an input has a value for each token that virtual ones have not, or the mask has another shape.
+            ValueError: an input has a value for each token, which virtual tokens lack, or the mask has another shape.
         """
         if not self.layer.active:
             return self.forward(*args, **kwargs)
@@ -166,13 +166,13 @@ class PromptForward:
 
 
 def _check_inputs(inputs: dict[str, Any]) -> None:
-    """Raise ValueError where an input has a value for each token that virtual tokens have not."""
+    """Raise ValueError if an input has a value for each token, which virtual tokens lack."""
     if (mask := inputs.get("attention_mask")) is not None and mask.dim() != 2:
-        raise ValueError(f"virtual tokens go with a mask of (batch, tokens), not of {mask.dim()} dimensions")
+        raise ValueError(f"virtual tokens need a mask of shape (batch, tokens), not of {mask.dim()} dimensions")
     shape = (inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]).shape[:2]
     for name, value in inputs.items():
         if name not in TOKEN_INPUTS and isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == shape:
-            raise ValueError(f"virtual tokens do not go with '{name}', of which they have none")
+            raise ValueError(f"virtual tokens do not work with '{name}', because they have no value for it")
 
 
 def _shift_positions(inputs: dict[str, Any], n: int) -> dict[str, Any]:
