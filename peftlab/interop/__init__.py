@@ -1,4 +1,4 @@
-"""Adapters from and for other programs: import what plain PEFT saved; export for PEFT, vLLM, llama.cpp and Ollama."""
+"""Import adapters that plain PEFT saved; export adapters for PEFT, vLLM, llama.cpp and Ollama."""
 
 from peftlab.imports import heavy_imports
 

@@ -34,12 +34,12 @@ def export_adapter(
         target: peft; vllm, whose rules (vllm/lora/peft_helper.py) are checked first; gguf-lora, an adapter.gguf for
             llama.cpp; ollama, the same with a Modelfile.
         store: Folder of the store.
-        base_name: The base in Ollama, as a name in its library or a file; None leaves its place in the Modelfile open.
+        base_name: The base in Ollama, as a name in its library or a file; None leaves a placeholder in the Modelfile.
 
     Raises:
         AdapterNotFoundError: no such adapter.
         BaseNotFoundError: its base, whose configuration gguf-lora and ollama need, is not found.
-        IntegrityError: it is damaged, or the program would refuse it or compute something else.
+        IntegrityError: it is damaged, or the program would reject it or compute other outputs.
         PackageNotFoundError: the package gguf, which writes GGUF files, is not installed.
         StoreError: `folder` is not empty, or cannot be written.
         ValueError: `base_name` is for ollama only.

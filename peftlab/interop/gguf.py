@@ -31,7 +31,7 @@ ARCHITECTURES = {
     "qwen2": "QWEN2",
     "qwen3": "QWEN3",
 }
-"""Transformers' `model_type` → llama.cpp's name, for architectures whose weights are not changed except `PERMUTED`."""
+"""Transformers' `model_type` → llama.cpp's name; only for architectures with unchanged weights, except `PERMUTED`."""
 PERMUTED = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 """Weights of the architecture LLAMA whose rows llama.cpp permutes → the key of their number of heads."""
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
@@ -63,7 +63,7 @@ def write_gguf(files: AdapterFiles, base: transformers.PretrainedConfig, path: P
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_architecture(base)])
     modules, names = _adapted_modules(files), _tensor_names(base)
     alphas = {module: _alpha(files, module) for module in modules}
-    alpha = alphas[modules[0]] or 1.0  # llama.cpp reads 0 as no scaling at all
+    alpha = alphas[modules[0]] or 1.0  # llama.cpp does not scale if alpha is 0
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(str(files.adapter))
     writer.add_base_model_count(1)

@@ -1,7 +1,7 @@
 """The task of an adapter that was trained elsewhere, and the order of its head's outputs.
 
-PEFT's files do not name the outputs of a head, so the user names them. How many there are is read from the tensors
-whose shapes depend on the number of labels.
+PEFT's files do not name the outputs of a head, so the user names them. The number of outputs is read from the shapes
+of the head's tensors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ MIN_LENGTH = 8  # tokens, as of data.max_length
 
 @dataclass(frozen=True)
 class ImportTask:
-    """The task that the user names; `order` gives for each output of our head its index in the saved head."""
+    """The task that the user names; `order` lists, for each output of our head, its index in the saved head."""
 
     task: Task
     order: list[int] | None = None
@@ -44,7 +44,7 @@ class ModelLayout:
 def parse_import_task(
     kind: str, labels: Sequence[str] | None, *, multi_label: bool, threshold: float | None, saved: SavedAdapter
 ) -> ImportTask:
-    """Build the task of a saved adapter from what the user says.
+    """Build the task of a saved adapter from the user's arguments.
 
     Raises:
         RecipeError: unknown task, wrong options or labels, or PEFT trained another task; lists every problem.
@@ -71,20 +71,20 @@ def _check_kind(kind: str, trained_as: Any, errors: ErrorCollector) -> None:
     importable = {name: head.peft_task_type for name in TASKS if (head := _imported_head(name))}
     refusal = TASKS[kind].import_refusal if kind in TASKS else ""
     if refusal:
-        errors.add(f"{kind} cannot be imported: {refusal}.", key="task", hint="Tune it anew: peftlab tune.")
+        errors.add(f"{kind} cannot be imported: {refusal}.", key="task", hint="Train a new adapter: peftlab tune.")
     elif kind not in importable:
         errors.add(f"unknown task '{kind}'.", key="task", hint=suggest(kind, importable))
     elif trained_as not in (*ANY_TASK, importable[kind]):
         fitting = [ours for ours, theirs in importable.items() if theirs == trained_as]
-        hint = f"Say {' or '.join(fitting)}." if fitting else "Such an adapter has no head that peftlab knows."
+        hint = f"Use {' or '.join(fitting)}." if fitting else "Such an adapter has no head that peftlab knows."
         errors.add(f"PEFT trained it as {trained_as}, which is not {kind}.", key="task", hint=hint)
 
 
 def _check_options(kind: str, multi_label: bool, threshold: float | None, errors: ErrorCollector) -> None:
     if multi_label and cast(ImportedHead, _imported_head(kind)).labels != "labels":
-        errors.add(f"{kind} gives no labels to choose any number of.", key="multi_label", hint="Remove it.")
+        errors.add(f"{kind} has no multi-label form.", key="multi_label", hint="Remove it.")
     if threshold is not None and not multi_label:
-        errors.add("a threshold is for several labels.", key="threshold", hint="Remove it, or say --multi-label.")
+        errors.add("a threshold needs --multi-label.", key="threshold", hint="Remove it, or add --multi-label.")
     elif threshold is not None and not 0 < threshold < 1:
         errors.add(f"should lie between 0 and 1, not {threshold:g}.", key="threshold")
 
@@ -93,20 +93,20 @@ def _check_labels(kind: str, names: Sequence[str], multi_label: bool, errors: Er
     label_kind = cast(ImportedHead, _imported_head(kind)).labels
     if label_kind == "none":
         if names:
-            errors.add(f"{kind} has none.", key="labels", hint="Take them out.")
+            errors.add(f"{kind} has none.", key="labels", hint="Remove them.")
         return
     least = 1 if multi_label or label_kind == "tags" else 2
     if len(names) < least:
         tags = label_kind == "tags"
         example = "O,B-PER,I-PER" if tags else "negative,positive"
-        message = f"the {'tags' if tags else 'labels'} of the head, in its order, are not told"
-        errors.add(f"{message if not names else 'one label is nothing to tell apart'}.", key="labels",
-                     hint=f"Name each one, as in {example}. Whoever trained it knows them as id2label.")  # fmt: skip
+        message = f"the {'tags' if tags else 'labels'} of the head are missing"
+        errors.add(f"{message if not names else 'one label is not enough'}.", key="labels",
+                     hint=f"Name each one in the head's order, as in {example}; see the model's id2label.")  # fmt: skip
     if "" in names:
         errors.add(f"label {names.index('') + 1} is empty.", key="labels")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice and label_kind != "tags":
-        errors.add(f"{', '.join(repr(name) for name in twice)} is there twice.", key="labels")
+        errors.add(f"{', '.join(repr(name) for name in twice)} is given twice.", key="labels")
 
 
 def _types(names: Sequence[str], errors: ErrorCollector) -> list[str]:

@@ -41,7 +41,7 @@ from peftlab.tasks.inputs.inputs import Inputs
 
 BATCH_SHAPE = (4, 16)  # rows × tokens of the batch on which logits are compared
 MISMATCH_ADVICE = "Was it trained on another base (--base), or for another task (--task)?"
-MISSING_ADVICE = "What is missing was not saved with it: PEFT saves what modules_to_save names."
+MISSING_ADVICE = "The missing tensors were not saved with it: PEFT saves the modules in modules_to_save."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,14 @@ class ImportWriter:
             return load_backbone(self.base_files, trust_remote_code=self.trust_remote_code, device=self.device)
 
     def _pretrained_head_tensors(self, model: PreTrainedModel, new_names: set[str]) -> dict[str, torch.Tensor]:
-        """Tensors of the head that come from the base's checkpoint, as ModernBERT's, and were not saved by PEFT."""
+        """Tensors of the head that PEFT did not save because they come from the base's checkpoint, as in ModernBERT."""
         prefix = f"{model.base_model_prefix}."
         head = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
         pretrained = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in head.items() if name not in new_names}
         return {name: tensor.cpu().clone() for name, tensor in pretrained.items() if name not in self.saved.tensors}
 
     def _build_config(self, tensors: Set[str]) -> dict[str, Any]:
-        """PEFT's configuration with full names of modules, the base found here, and nothing that initializes."""
+        """PEFT's configuration with full module names and the base found here, without initialization options."""
         known = {key: value for key, value in self.saved.config.items() if key not in self.saved.unknown_keys}
         base = {
             "base_model_name_or_path": self.base_files.model,
@@ -160,7 +160,7 @@ class ImportWriter:
         if missing:
             raise IntegrityError(
                 f"'{self.saved.source}' cannot be imported: neither it nor '{self.base_files.model}' has "
-                f"{', '.join(missing)}, which was newly initialized when it was trained, and not saved."
+                f"{', '.join(missing)}, which were newly initialized in training and not saved."
             )
 
     def _import_info(self, comparison: LogitComparison) -> ImportInfo:
@@ -212,7 +212,7 @@ class _UnpublishedAdapter(Adapter):
 
 @contextmanager
 def describe_errors(what: str) -> Iterator[None]:
-    """Raise IntegrityError with one sentence for any error that PEFT or Transformers raise for files of others."""
+    """Raise IntegrityError, with one sentence, for any error of PEFT or Transformers inside the block."""
     try:
         yield
     except (PeftlabError, MemoryError):

@@ -1,4 +1,4 @@
-"""Import an adapter that plain PEFT saved: publish it, if peftlab computes the same logits from it as PEFT."""
+"""Import an adapter that plain PEFT saved: publish it if peftlab and PEFT compute the same logits."""
 
 import importlib.metadata
 import time
@@ -74,7 +74,7 @@ def import_adapter(
         AdapterNotFoundError: `source` is not found, or `name` is not a valid name.
         BaseNotFoundError: its base is not found, or not named.
         DeviceNotFoundError: there is no such device.
-        IntegrityError: it cannot be read or served, does not fit the base, or has other logits than with plain PEFT.
+        IntegrityError: it cannot be read or served, does not fit the base, or its logits differ from plain PEFT's.
         RecipeError: task, labels or options are wrong; lists every problem.
         StoreError: the store cannot be written.
     """
@@ -127,15 +127,15 @@ def _find_base(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -
         base_files = replace(base_files, model=str(base_files.folder.absolute()))
     warnings = [f"'{saved.source}' does not say which weights its base had in training: those found here are used."]
     if revision and base_files.revision != revision:
-        found = base_files.revision or "one without a number"
-        warnings.append(f"it names revision '{revision}' of its base; found was {found}.")
+        found = base_files.revision or "an unknown revision"
+        warnings.append(f"it names revision '{revision}' of its base, but {found} was found.")
     if base and named and named != base:
         warnings.append(f"it names another base, '{named}'.")
     return base_files, warnings
 
 
 def _find_base_files(section: BaseSection, advice: str) -> BaseFiles:
-    """Find a base at its revision, otherwise at any, as for adapters of the store."""
+    """Find a base at its revision, or else at any revision, as for adapters of the store."""
     try:
         return find_base(section)
     except BaseNotFoundError as error:
@@ -149,7 +149,9 @@ def _describe_changes(saved: SavedAdapter, import_task: ImportTask) -> list[str]
     changes, task, order = [], import_task.task, import_task.order
     if saved.unknown_keys:
         version = importlib.metadata.version("peft")
-        changes.append(f"PEFT {version} does not know {', '.join(saved.unknown_keys)} of its configuration: left out.")
+        changes.append(
+            f"PEFT {version} does not know these keys of its configuration: {', '.join(saved.unknown_keys)}."
+        )
     if order and order != sorted(order):
         changes.append(f"the outputs of its head are in another order now: {', '.join(task.head.labels)}.")
     if task.options.get("token_types") is False:

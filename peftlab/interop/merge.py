@@ -59,7 +59,7 @@ def merge(
 
     Raises:
         StoreError: `folder` is not empty, or cannot be written.
-        IntegrityError: the adapter's method cannot be merged, the merged model has other logits, or as for `load`.
+        IntegrityError: the method cannot be merged, the merged model's logits differ, or as for `load`.
         AdapterNotFoundError: no such adapter.
         BaseNotFoundError: its base is not found.
     """
@@ -77,7 +77,7 @@ def merge(
         comparison = compare_logits(merged, expected)
         if not comparison.is_equal:
             raise IntegrityError(
-                f"{adapter} was not exported: merged, {comparison}. Please report this with the adapter."
+                f"{adapter} was not exported: after merging, {comparison}. Please report this with the adapter."
             )
         served = _logits(task, bank.model(name))
         return Merged(adapter, target, compare_logits(merged, served).difference, comparison.largest_logit)
@@ -96,7 +96,7 @@ def _merge_error(adapter: Adapter, reason: str) -> IntegrityError:
 
 
 def _save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
-    """Save a model without layers of the shared backbone that its class leaves out, such as BERT's pooler."""
+    """Save a model without layers that only the shared backbone has, such as BERT's pooler."""
     with torch.device("meta"):
         names = type(model)(model.config).state_dict()
     state = model.state_dict()

@@ -29,7 +29,7 @@ It was trained elsewhere. Its training data is not known here, and it was not sc
 peftlab predict {name} {example}
 ```
 
-With nothing but PEFT and Transformers:
+With only PEFT and Transformers:
 
 ```python
 from peft import PeftModel

@@ -1,7 +1,7 @@
-"""Write a Modelfile: it says for Ollama the base of an adapter, the chat template, stop strings and sampling.
+"""Write a Modelfile, in which Ollama reads an adapter's base, chat template, stop strings and sampling options.
 
-Ollama's chat templates are Go templates. Next to each of our chat templates lies a Go template that writes the same
-text (`*.gotmpl`).
+Ollama's chat templates are Go templates. Each of our chat templates has a Go template that writes the same text
+(`*.gotmpl`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _SYSTEM, _FIRST, _REPLY, _SECOND = (
     )
 )
 PROBE_CHATS = [[_FIRST], [_SYSTEM, _FIRST], [_FIRST, _REPLY, _SECOND], [_SYSTEM, _FIRST, _REPLY, _SECOND]]
-"""Two templates that write these chats equally are equal, except for white space around messages."""
+"""Two templates count as equal if they write the same text for these chats."""
 PROMPT = "{{ .Prompt }}"
 QUOTES = '"""'
 
@@ -44,7 +44,7 @@ class Modelfile:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user must add, and what Ollama does differently from peftlab."""
+        """A sentence for each thing that the user must add, or that Ollama does differently from peftlab."""
         return [*self._base_warnings(), *self._generation_warnings(), *self._chat_warnings()]
 
     def unsupported(self) -> Iterator[str]:
@@ -60,7 +60,7 @@ class Modelfile:
             )
         for what, text in [("task.system", self._system or ""), *(("a stop string", s) for s in self._stop_strings)]:
             if QUOTES in text or not all(letter.isprintable() or letter in "\n\t" for letter in text):
-                yield f"{what} has three quotes in a row, or characters that a Modelfile loses: {text!r}."
+                yield f"{what} has three quotes in a row, or characters that a Modelfile cannot contain: {text!r}."
 
     def text(self, gguf_file: str) -> str:
         """The text of the Modelfile, for an adapter in `gguf_file` in the same folder."""
@@ -93,7 +93,7 @@ class Modelfile:
 
     @property
     def _tokenizer_adds_bos(self) -> bool:
-        """Whether the tokenizer, and so llama.cpp with this base, begins each text with the BOS token."""
+        """Whether the tokenizer, and thus llama.cpp with this base, starts each text with the BOS token."""
         bos_token_id = self._tokenizer.bos_token_id
         return bos_token_id is not None and self._tokenizer("text").input_ids[0] == bos_token_id
 
@@ -101,7 +101,7 @@ class Modelfile:
         if not self._base_name:
             yield (
                 "FROM is left open: name the base as Ollama has it (peftlab export … --from NAME), or its GGUF file, "
-                f"which llama.cpp makes of the folder of {self._adapter.manifest.base.model}: "
+                f"which llama.cpp makes from the folder of {self._adapter.manifest.base.model}: "
                 "python convert_hf_to_gguf.py FOLDER --outfile base.gguf"
             )
 

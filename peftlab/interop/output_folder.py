@@ -32,6 +32,6 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def check_is_new(target: Path) -> None:
-    """Raise StoreError unless a folder can be written to `target`: it does not exist, or it is empty."""
+    """Raise StoreError unless `target` does not exist or is an empty folder."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise StoreError(f"{target} is there already. Name a new folder, or remove that one first.")
+        raise StoreError(f"{target} already exists. Name a new folder, or remove that one first.")

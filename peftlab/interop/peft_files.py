@@ -28,11 +28,11 @@ PROMPT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_
 METHODS_BY_TYPE = {str(kind.value): kind.value.lower() for kind in PeftType if kind.value.lower() in METHODS}
 """PEFT's types → our names of these methods."""
 UNCHANGED_BASE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base's weights as they are; others subtract A and B from them."""
+"""Values of `init_lora_weights` that do not change the base's weights; others subtract BA from them."""
 UNSUPPORTED_KEYS = {
     "layer_replication": "it repeats layers of the base",
-    "alora_invocation_tokens": "it is active after certain tokens only, peftlab's adapters for all tokens",
-    "trainable_token_indices": "it changes the embeddings of single tokens, which only peftlab's own adapters may",
+    "alora_invocation_tokens": "it is active only after certain tokens, but peftlab applies adapters to all tokens",
+    "trainable_token_indices": "it changes embeddings of single tokens, which only peftlab's own adapters may",
     "arrow_config": "it chooses among other adapters",
     "megatron_config": "it needs Megatron's layers",
 }
@@ -115,7 +115,7 @@ def _check_files(source: str, folder: Path) -> None:
     if (folder / MANIFEST_FILE).is_file():
         raise IntegrityError(
             f"'{source}' was published by peftlab: its {MANIFEST_FILE} holds task, labels and base. There is nothing "
-            "to import; name the store that it lies in with --store."
+            "to import; name the store that contains it with --store."
         )
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if not missing:

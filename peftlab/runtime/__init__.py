@@ -1,4 +1,4 @@
-"""The bank: adapters in memory beside one resident base; scores on labelled rows."""
+"""The bank: many adapters in memory on one shared base; evaluation on labelled rows."""
 
 from peftlab.imports import heavy_imports
 

@@ -1,8 +1,8 @@
 """The adapters of a bank at three levels: ready to predict (slots), tensors in host memory, files in the store.
 
 An adapter that is used moves up. The least recently used ones move down: out of the slots if more than `slots` are
-ready, out of host memory if tensors take more than `memory` bytes. On a CPU, slots and host memory share tensors. What
-a request has pinned stays until it is unpinned. A load that fails changes nothing.
+ready, out of host memory if tensors take more than `memory` bytes. On a CPU, slots and host memory share tensors. An
+adapter that a request has pinned stays until it is unpinned. A load that fails changes nothing.
 """
 
 import threading
@@ -66,7 +66,7 @@ class AdapterCache:
                     self._discard_unused(key)
 
     def files(self, key: AdapterKey) -> AdapterFiles:
-        """An adapter's verified files, of a composition those of its last part; raises as `pinned` does."""
+        """The verified files of an adapter, or of the last part of a composition; raises the errors of `pinned`."""
         if isinstance(key, CompositeVersion):
             return self.files(key.parts[-1])
         with self._load_lock:
@@ -78,7 +78,7 @@ class AdapterCache:
             return files
 
     def retain(self, key: AdapterKey) -> None:
-        """Keep an adapter as long as there is room, until `release` was called as often."""
+        """Keep an adapter while there is room, until `release` has been called as many times as `retain`."""
         with self._lock:
             self._references.update(parts_of(key))
 
@@ -161,7 +161,7 @@ class AdapterCache:
         return loaded
 
     def reuse_files(self, key: AdapterVersion, files: AdapterFiles) -> None:
-        """Use files that were read already, the next time that this version is loaded."""
+        """Use these files when this version is loaded next, instead of reading them again."""
         self._files_read[key] = files
 
     def _read_files(self, key: AdapterVersion) -> AdapterFiles:
@@ -178,7 +178,9 @@ class AdapterCache:
     def _check_not_replaced(self, key: AdapterVersion) -> None:
         """Raise AdapterNotFoundError if the version was removed while it was read."""
         if self._store.resolve_version(str(key)) != key:
-            raise AdapterNotFoundError(f"{key} was removed, and published anew under the same number, meanwhile.")
+            raise AdapterNotFoundError(
+                f"{key} was removed and published again under the same number while it was read."
+            )
 
     def _check_size(self, files: AdapterFiles) -> None:
         capacity = self._files.capacity

@@ -62,7 +62,7 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
 
 @contextmanager
 def _parse_errors(adapter: Adapter, file: str) -> Iterator[None]:
-    """Raise IntegrityError if the block cannot parse a file: verified bytes may still be anything."""
+    """Raise IntegrityError if the block cannot parse a file: verified files may still be invalid."""
     try:
         yield
     except (ValueError, SafetensorError) as error:

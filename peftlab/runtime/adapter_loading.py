@@ -1,7 +1,7 @@
 """Attach a published adapter to a base: all tensors of its files are placed in the model, or none.
 
-PEFT says which tensors an adapter of a configuration has, and places them. What PEFT would load silently (another
-depth, another task, missing or extra tensors) is refused.
+PEFT determines which tensors an adapter of a configuration has, and loads them. PEFT itself would ignore missing or
+extra tensors, for example of an adapter with another depth or task; here they are an error.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ from peftlab.store import CONFIG_FILE, PEFT_PREFIX
 from peftlab.tasks import Task
 
 QUANTIZATION_FLAGS = ("is_loaded_in_8bit", "is_loaded_in_4bit")
-"""Attributes of a model from which PEFT knows how to wrap its layers."""
+"""Attributes of a model that PEFT reads to wrap its layers."""
 INTERNAL_NAME = "served"
 """The adapter's name inside its PEFT layers, which never contains the user's text."""
 
@@ -37,8 +37,8 @@ class AttachedAdapter:
     Attributes:
         peft_model: The PEFT model; it has the adapter's head.
         full_modules: Names of modules that the adapter replaces as a whole.
-        parameter_names: Each tensor's name in the adapter's file → in the model; None if PEFT made other tensors of
-            some.
+        parameter_names: Each tensor's name in the adapter's file → in the model; None if PEFT converted some
+            tensors.
     """
 
     peft_model: PeftModel
@@ -64,10 +64,10 @@ def attach_adapter(
         IntegrityError: such a model has other tensors than the adapter, or PEFT does not know its method.
     """
     adapter, tensors = files.adapter, files.tensors
-    METHODS.get(adapter.manifest.method)  # importing the package that brings a method makes PEFT know its type
+    METHODS.get(adapter.manifest.method)  # importing the package of a method registers its type with PEFT
     if (method := files.config.get("peft_type")) not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise IntegrityError(
-            f"{adapter}: {CONFIG_FILE} is of a method that PEFT does not know: peft_type is {method!r}."
+            f"{adapter}: {CONFIG_FILE} names a method that PEFT does not know: peft_type is {method!r}."
         )
     config = PeftConfig.from_pretrained(adapter.folder)
     full_modules = frozenset(config.modules_to_save or ())
@@ -75,14 +75,14 @@ def attach_adapter(
     full_tensors = _select_full_tensors(model, full_modules, new_head=bool(files.task.head.labels))
     try:
         peft_model = PeftModel(model, _target_exact_layers(config, tensors), INTERNAL_NAME)
-    except (TypeError, ValueError) as error:  # the kind or size of a layer does not fit
+    except (TypeError, ValueError) as error:  # the type or size of a layer does not fit
         raise IntegrityError(f"{adapter} does not fit its base: {error}") from error
     delta = get_peft_model_state_dict(peft_model, adapter_name=INTERNAL_NAME, save_embedding_layers=False)
     if errors := list(_find_mismatches(tensors, {**delta, **full_tensors})):
         raise IntegrityError("\n".join([f"{adapter} does not fit its base:", *sorted(errors)]))
     state = _to_state_dict(peft_model, config, tensors)
     if unexpected := peft_model.load_state_dict(state, strict=False, assign=True).unexpected_keys:
-        raise IntegrityError(f"{adapter} does not fit its base: there is no place for {', '.join(unexpected)}.")
+        raise IntegrityError(f"{adapter} does not fit its base, which has no {', '.join(unexpected)}.")
     peft_model = peft_model.requires_grad_(False).to(backbone.device).eval()
     if backbone.dtype in (torch.bfloat16, torch.float16):
         model.base_model.to(backbone.dtype)
@@ -105,7 +105,7 @@ def _to_state_dict(
 
 
 def _match_names(tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, str] | None:
-    """Map each tensor's name in its file to its name in the model; None if PEFT makes other tensors of some."""
+    """Map each tensor's name in its file to its name in the model; None if PEFT converts some."""
     names = {id(tensor): name.removeprefix(PEFT_PREFIX) for name, tensor in state.items()}
     matches = {name: names[id(tensor)] for name, tensor in tensors.items() if id(tensor) in names}
     return matches if len(matches) == len(tensors) == len(state) else None
@@ -155,7 +155,7 @@ def _load_base_head(
 
 
 def _target_exact_layers(config: PeftConfig, tensors: Iterable[str]) -> PeftConfig:
-    """Set `target_modules` of an adapter's configuration to the very layers it adapts; its head is loaded by us.
+    """Set `target_modules` of an adapter's configuration to exactly the layers it adapts; its head is loaded by us.
 
     The saved `target_modules` may match more here: the shared backbone has layers, such as BERT's pooler, that the
     task's model class leaves out.

@@ -3,8 +3,8 @@
 PEFT walks through the whole model for each adapter that it loads. Here the first adapter of a kind (configuration,
 shapes, task) leaves a template: its modules, by the base's module that each replaces, and its head. A later adapter of
 that kind copies these few modules and puts its own tensors into them. This takes the same time for any base and for any
-number of loaded adapters. No check is lost: the first adapter's tensors all fitted, so tensors of equal names and
-shapes fit.
+number of loaded adapters. No check is skipped: the first adapter's tensors all fit, so tensors of equal names and
+shapes fit too.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,7 +26,7 @@ from peftlab.store import Adapter
 from peftlab.tasks import Task
 
 HEAD = ""
-"""Stands for the head among the names of the base's modules."""
+"""The key of the head, where other keys are names of the base's modules."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,8 @@ class LoadedAdapter:
         task: Its task, with its labels.
         modules: Its modules, by the name of the base's module that each replaces.
         model: The task's Transformers model with its head; with its delta too if it is not routed.
-        is_routed: Whether its rows share forward passes with other adapters' rows; an adapter that changes the base as
-            a whole cannot.
+        is_routed: Whether its rows share forward passes with other adapters' rows; impossible for an adapter that
+            changes the input of the whole base.
     """
 
     adapter: Adapter
@@ -63,7 +63,7 @@ class LoadedAdapter:
 def extract_adapter(
     files: AdapterFiles, attached: AttachedAdapter, router: Router
 ) -> tuple[LoadedAdapter, "AdapterTemplate | None"]:
-    """Take an adapter's modules out of the model that PEFT built; return its template too, where it can have one."""
+    """Take an adapter's modules out of the model that PEFT built; return its template too, if it can have one."""
     model = attached.model
     has_token_embeddings = replace_token_wrappers(model)
     backbone, path = backbone_in(model, router.tree), path_of_backbone(model)

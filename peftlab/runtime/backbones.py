@@ -1,7 +1,7 @@
 """Find and replace the backbone of a model: the part that Transformers' `AutoModel` builds, without the head.
 
 Most models hold it as one child, named by `base_model_prefix`. T5 and its relatives hold encoder, decoder and
-embeddings themselves, beside the head.
+embeddings themselves, next to the head.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def backbone_in(model: PreTrainedModel, like: nn.Module) -> nn.Module:
 def with_backbone(model: Model, backbone: nn.Module, like: nn.Module | None = None) -> Model:
     """Copy a model with another backbone; everything else is shared.
 
-    `backbone` may be any module that is called like one. `like` then names the backbone's children, which models
-    without a prefix need.
+    `backbone` may be any module with the same `forward` arguments. For models without a
+    prefix, `like` names the backbone's children.
     """
     return replace_children(model, _backbone_children(model, backbone, like or backbone))
 

@@ -1,4 +1,4 @@
-"""The bank: adapters in memory beside one base; `load` opens one.
+"""The bank: many adapters in memory on one base; `load` creates a bank.
 
 The weights of the base are in memory once. An adapter is at up to three levels: ready to predict (a slot), as verified
 tensors (host memory), and in the store (disk); see `adapter_cache.py`. A request (`request.py`) resolves names to
@@ -37,7 +37,7 @@ from peftlab.tasks.inputs.rows import InputRow
 
 
 class Bank:
-    """Adapters beside one base, which is that of the first adapter added; safe to use from any number of threads.
+    """Many adapters on one base, the base of the first adapter that is added; safe for threads.
 
     Args:
         store: Where the adapters are published.
@@ -58,7 +58,7 @@ class Bank:
     @property
     def warnings(self) -> list[str]:
         """A sentence for each adapter that was tuned on the base in another quantization than the bank's, and for each
-        new version that cannot be served, so that its name means the version before."""
+        new version that cannot be served, so that its name still means the previous version."""
         return self._registry.warnings
 
     @property
@@ -90,7 +90,7 @@ class Bank:
         return self.base.attach(self._files(name)).model
 
     def full_precision_copy(self, name: str) -> PeftModel:
-        """Build the same on a base of its own in fp32; quantized weights are dequantized."""
+        """Build the same model on a separate fp32 base; quantized weights are dequantized."""
         return self.base.full_precision_copy(self._files(name))
 
     def is_routed(self, name: str) -> bool:
@@ -139,7 +139,7 @@ class Bank:
     ) -> None:
         """Compose adapters into one, under a new name in this bank (not in the store).
 
-        At each request the composition has the versions that its parts mean then.
+        Each request resolves the names of the parts to their current versions.
 
         Args:
             name: The new name.
@@ -185,9 +185,9 @@ class Bank:
         self._cache.prefetch(keys)
 
     def merge(self, name: str) -> None:
-        """Keep the merged weights of an adapter's LoRA modules beside the base, until `unmerge` or eviction.
+        """Keep merged weights for an adapter's LoRA modules, in addition to the base, until `unmerge` or eviction.
 
-        Its rows then cost as much as those of the base alone, for the memory of the merged weights. Predictions stay
+        Its rows then take as much time as those of the base alone, but the merged weights take memory. Predictions stay
         the same, and the base does not change.
 
         Raises:
@@ -198,7 +198,7 @@ class Bank:
                 update.merge()
 
     def unmerge(self, name: str) -> None:
-        """Free the memory that `merge` took; raises as it does."""
+        """Free the memory that `merge` took; raises the same errors."""
         with self._pinned(name) as loaded:
             for update in loaded.updates:
                 update.unmerge()
@@ -295,18 +295,18 @@ class Bank:
 
 
 def load(*names: str, store: str | Path = "adapters", **options: Unpack[BankOptions]) -> Bank:
-    """Verify adapters and load them beside one base.
+    """Verify adapters and load them on one base.
 
     Args:
         names: `name`, which means the store's current version at each request, or `name@version`; all of one base.
-            `lower+top` is one on top of the other, with the head of the top.
+            `lower+top` is a stack of two, with the head of the top adapter.
         store: Folder of the store.
         options:
             device: auto, cpu, cuda or mps.
-            quantization: How to hold the base, whatever the adapters were tuned on (`Bank.warnings` says where that
-                differs): none, 8bit or 4bit; None takes the first adapter's.
-            precision: In what an unquantized base computes: fp32, bf16, fp16; auto takes bf16 on a CPU with AMX, else
-                fp32. Heads compute in fp32.
+            quantization: Quantization of the base in memory: none, 8bit or 4bit; None means that of the first adapter.
+                `Bank.warnings` lists adapters that were tuned on another one.
+            precision: Dtype of an unquantized base: fp32, bf16, fp16; auto means bf16 on a CPU with AMX, else fp32.
+                Heads compute in fp32.
             memory: Host memory in bytes that tensors of adapters may take; None for no limit. The least recently used
                 ones are read again when they are needed.
             slots: How many adapters may be ready at a time, on the device; None for no limit.

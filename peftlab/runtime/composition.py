@@ -129,10 +129,10 @@ def check_same_outputs(version: CompositeVersion, parts: Sequence[LoadedAdapter]
 def _modules_by_name(
     version: CompositeVersion, parts: Sequence[LoadedAdapter]
 ) -> Iterator[tuple[str, list[AdapterModule | None]]]:
-    """Yield for each module of the base what each part has in its place.
+    """Yield, for each module of the base that a part replaces, the replacement in each part.
 
     Raises:
-        IntegrityError: a part changes a module inside of one that another part replaces.
+        IntegrityError: one part changes a module inside a module that another part replaces.
     """
     names = list(dict.fromkeys(name for part in parts for name in part.modules))
     inner = next((name for name in names if any(name.startswith(f"{other}.") for other in names)), None)

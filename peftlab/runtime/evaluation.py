@@ -1,4 +1,4 @@
-"""`evaluate()` and `evaluate_mixed()`: score published adapters on labelled rows by the predictions of serving."""
+"""`evaluate()` and `evaluate_mixed()`: score published adapters on labelled rows, with the predictions of a bank."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Evaluation:
         adapter: The published adapter; for a stack, the top adapter.
         task: Its task.
         scores: Its scores.
-        ledger: How many rows were used, and what was dropped.
+        ledger: How many rows were used and dropped.
         predictions: One for each row, in order.
         warnings: Those of the bank.
     """

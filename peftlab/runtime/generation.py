@@ -1,8 +1,8 @@
 """Generate texts, each row by its own adapter, in as few runs of `generate` as possible.
 
 At every step the base's modules look up which adapter each row has (`routing.py`), so rows of any number of adapters
-are generated side by side, by greedy decoding, sampling or beam search, with one cache of keys and values. Nothing that
-is added, removed or published meanwhile changes a run.
+are generated in one batch, by greedy decoding, sampling or beam search, with one key-value cache. Adapters that are
+added, removed or published during a run do not change it.
 """
 
 import inspect
@@ -47,7 +47,7 @@ def _group_rows(rows: Rows, router: Router) -> list[list[int]]:
 
 
 def _shares_cache(loaded: LoadedAdapter, router: Router) -> bool:
-    """Whether an adapter leaves attention to the base; its own attention would write to the cache of all rows."""
+    """Whether an adapter uses the base's attention; its own attention would write to the cache of all rows."""
     forwards = (router.base_module(name).forward for name in loaded.modules)
     return not any("past_key_values" in inspect.signature(forward).parameters for forward in forwards)
 

@@ -1,4 +1,4 @@
-"""The base in memory: checks which adapters belong on it, and attaches them."""
+"""The base in memory: checks that adapters were tuned on it, and attaches them."""
 
 import copy
 from typing import Any
@@ -125,7 +125,7 @@ class LoadedBase:
         return self._attach_to(self.backbone, files)
 
     def full_precision_copy(self, files: AdapterFiles) -> PeftModel:
-        """Build the adapter's model on a base of its own in fp32; quantized weights are dequantized."""
+        """Build the adapter's model on a separate fp32 base; quantized weights are dequantized."""
         if self.quantization is None:
             return copy.deepcopy(self.attach(files).peft_model)
         return self._attach_to(self._load_backbone().dequantize(torch.float32), files).peft_model
@@ -154,7 +154,7 @@ def _resolve_quantization(settings: BankSettings, first: Adapter) -> Quantizatio
 
 
 def find_tuned_base(adapter: Adapter, *, trust_remote_code: bool = False) -> BaseFiles:
-    """Find the base of an adapter at its commit, otherwise at any; the caller compares the fingerprint.
+    """Find the base of an adapter at its commit, or else at any commit; the caller compares the fingerprint.
 
     Raises:
         BaseNotFoundError: the base is not found.

@@ -1,9 +1,9 @@
 """LoRA for rows of different adapters: compute the base's product and all updates with little memory traffic.
 
-A segment is a run of consecutive rows of one adapter. On a CPU, updates cost what they read and write rather than what
-they multiply (decision 0020), so there are two forms, each used where it is cheaper:
+A segment is a run of consecutive rows of one adapter. On a CPU, memory traffic takes more time in updates than
+multiplication does (decision 0020), so there are two forms, and the cheaper one is used:
 
-    long segments    x (W + BA)ᵀ: the sum is computed once for the batch, then the rows cost as much as without LoRA
+    long segments    x (W + BA)ᵀ: the sum is computed once per batch, then the rows take no more time than without LoRA
     short segments   b + (A xᵀ)ᵀ Bᵀ, then + x Wᵀ: bias and update are written first, and the base's product is added
 
 A quantized base computes its own product; updates are added to its output.
@@ -51,7 +51,7 @@ class LowRankUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes beside the base."""
+        """Memory that it takes in addition to the base."""
         return sum(tensor.nbytes for tensor in (self.down, self.up, self.merged_weight) if tensor is not None)
 
     def merge(self) -> None:
@@ -70,7 +70,7 @@ class LowRankUpdate:
 
 
 def _is_dense(base_layer: nn.Module) -> bool:
-    """Whether its forward is a plain matrix product, which may be computed here instead."""
+    """Whether its forward is a plain matrix product, so that it can be computed here instead."""
     return type(base_layer) is nn.Linear
 
 
@@ -153,7 +153,7 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) ->
 def _bias_and_updates(
     rows: Tensor, segments: Sequence[tuple[LowRankUpdate, slice]], bias: Tensor | None, out: Tensor
 ) -> None:
-    """Write bias + update of rows (batch, tokens, in) to `out` (batch, tokens, out); both begin with `segments[0]`."""
+    """Write bias + update of rows (batch, tokens, in) to `out` (batch, tokens, out); both start at `segments[0]`."""
     downs, ups = _get_stack(segments)
     x, y = rows.reshape(len(downs), -1, rows.shape[-1]), out.view(len(downs), -1, out.shape[-1])
     inner = torch.bmm(downs, x.transpose(1, 2)).transpose(1, 2)  # two to four times faster than x Aᵀ (decision 0020)

@@ -1,4 +1,4 @@
-"""The options of a bank: how it holds its base and its adapters."""
+"""The options of a bank: device, dtype and memory of its base and its adapters."""
 
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args
@@ -30,9 +30,8 @@ class BankSettings:
 
     Args:
         device: auto, cpu, cuda or mps.
-        quantization: How to hold the base, whatever the adapters were tuned on; None takes the first adapter's.
-        precision: In what an unquantized base computes; auto takes bf16 on a CPU with AMX, else fp32. Heads compute in
-            fp32.
+        quantization: Quantization of the base in memory; None means that of the first adapter.
+        precision: Dtype of an unquantized base; auto means bf16 on a CPU with AMX, else fp32. Heads compute in fp32.
         memory: Host memory in bytes that tensors of adapters may take; None for no limit. The least recently used ones
             are read again when they are needed.
         slots: How many adapters may be ready at a time, on the device; None for no limit.

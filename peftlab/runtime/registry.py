@@ -1,4 +1,4 @@
-"""The names of the adapters in a bank, and which versions they mean now."""
+"""Map the names of a bank's adapters to their current versions."""
 
 import threading
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ class AdapterRegistry:
     Attributes:
         cache: Where the versions are loaded; set before the first adapter is added.
         warnings: See `Bank.warnings`.
-        lock: Held while names change.
+        lock: Acquired while names change.
     """
 
     cache: AdapterCache
@@ -40,12 +40,12 @@ class AdapterRegistry:
         """One name for each row, from one name, a list of names, or None for the only adapter.
 
         Raises:
-            AdapterNotFoundError: None does not say which of several adapters.
+            AdapterNotFoundError: `adapters` is None, but there are several adapters.
             ValueError: there are not as many names as rows.
         """
         if adapters is None:
             if len(self._versions) != 1:
-                raise AdapterNotFoundError(f"say which adapter each text goes through: {', '.join(self.names)}.")
+                raise AdapterNotFoundError(f"name the adapter for each text: {', '.join(self.names)}.")
             adapters = next(iter(self._versions))
         names = [adapters] * num_rows if isinstance(adapters, str) else list(adapters)
         if len(names) != num_rows:
@@ -53,7 +53,7 @@ class AdapterRegistry:
         return names
 
     def set_version(self, name: str, version: AdapterVersion) -> None:
-        """Load a version and let `name` mean it; if that raises, the name means what it did before."""
+        """Load a version and map `name` to it; if loading fails, the name keeps its previous version."""
         warning = self.cache.load(version)
         previous = self._versions.get(name)
         self._versions[name] = version
@@ -63,7 +63,7 @@ class AdapterRegistry:
             self.warnings.append(warning)
 
     def set_composition(self, name: str, composition: Composition) -> None:
-        """Let `name` mean a composition of adapters that were added."""
+        """Map `name` to a composition of adapters that were added."""
         self._compositions[name] = composition
 
     def check_names(self, names: Collection[str]) -> None:
@@ -87,7 +87,7 @@ class AdapterRegistry:
             self.cache.release(self._versions.pop(name))
 
     def resolve(self, name: str) -> AdapterKey:
-        """The version or composition that a name means now.
+        """The current version or composition of a name.
 
         Raises:
             AdapterNotFoundError: the name was not added, or its adapter is no longer in the store.
@@ -98,12 +98,12 @@ class AdapterRegistry:
         return self._current_version(name)
 
     def resolve_composition(self, composition: Composition) -> CompositeVersion:
-        """A composition of the versions that its names mean now."""
+        """A composition of the current versions of its names."""
         versions = tuple(map(self._current_version, composition.names))
         return CompositeVersion(composition.mode, versions, composition.weights)
 
     def _current_version(self, name: str) -> AdapterVersion:
-        """The store's current version, or the one before if that cannot be served."""
+        """The store's current version, or the previous one if the current one cannot be served."""
         version = self._store.resolve_version(name)
         if version == self._versions.get(name):
             return version
@@ -114,12 +114,12 @@ class AdapterRegistry:
             return self._versions[name]
 
     def _follow(self, name: str, version: AdapterVersion) -> None:
-        """Let a name mean a version that was published or rolled back to; on failure add a warning and reject it."""
+        """Map a name to the store's new current version; if that cannot be served, add a warning and reject it."""
         try:
             self.set_version(name, version)
         except AdapterNotFoundError:  # it was removed again
             pass
-        except Exception as error:  # requests go on with the version before, whatever is wrong with this one
+        except Exception as error:  # any error: requests continue with the previous version
             self._rejected.add(version)
             self.warnings.append(
                 f"{name} still means {self._versions[name]}, since {version} cannot be served: {error}"

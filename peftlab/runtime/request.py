@@ -62,10 +62,10 @@ class _EncodedRows:
 
 
 class Request:
-    """The way from rows to predictions, with each adapter name resolved once.
+    """Predicts rows, and resolves each adapter name only once.
 
     Args:
-        resolve: Which version or composition a name means now.
+        resolve: Returns the current version or composition of a name.
         cache: The adapters in memory.
         base: The base they share.
         slots: How many adapters a batch may have; None for any number.
@@ -78,10 +78,10 @@ class Request:
         self._keys: dict[str, AdapterKey] = {}
 
     def key(self, name: str) -> AdapterKey:
-        """The version or composition that a name means in this request."""
+        """The version or composition of a name in this request."""
         if name not in self._keys:
             while not self._cache.try_retain(key := self._resolve(name)):
-                pass  # a new version took its place between the two calls
+                pass  # replaced by a new version between the two calls
             self._keys[name] = key
         return self._keys[name]
 
@@ -91,7 +91,7 @@ class Request:
             self._cache.release(key)
 
     def files(self, name: str) -> AdapterFiles:
-        """The verified files of an adapter; raises as `AdapterCache.files` does."""
+        """The verified files of an adapter; raises the errors of `AdapterCache.files`."""
         return self._cache.files(self.key(name))
 
     def read_rows(self, rows: Sequence[NamedRow], first: int = 1) -> list[NamedExample]:
@@ -183,7 +183,7 @@ class Request:
             yield _EncodedRows(name, key, files.task, rows, own_examples, features)
 
     def encode(self, files: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
-        """The features of each example: several where its text is longer than the adapter's input."""
+        """The features of each example: several if its text is longer than the adapter's input."""
         max_length, inputs = files.adapter.manifest.max_length, self._base.inputs_for(files.task)
         return encode_examples(files.task, inputs, examples, max_length=max_length, training=False)
 
@@ -213,19 +213,19 @@ class Request:
         ]
 
     def _forward_base(self, key: AdapterKey, features: Sequence[Feature]) -> list[Outcome]:
-        """The outcome of each feature by an adapter's task on the base alone, as a reference for scores."""
+        """The outcome of each feature on the base alone, by the adapter's task; a reference for scores."""
         base, pairs = self._base, [(key, feature) for feature in features]
         return forward_features(pairs, self._pinned_base_only, base.router, base.inputs, max_adapters=self._slots)
 
     @contextmanager
     def _pinned_base_only(self, keys: Collection[AdapterKey]) -> Iterator[dict[AdapterKey, LoadedAdapter]]:
-        """As `AdapterCache.pinned`, without the adapters' deltas."""
+        """Like `AdapterCache.pinned`, but without the adapters' deltas."""
         with self._cache.pinned(keys) as adapters:
             yield {key: loaded.base_only for key, loaded in adapters.items()}
 
 
 def _forward_keys(key: AdapterKey) -> Sequence[AdapterKey]:
-    """The adapters that a feature goes through: one, or the parts of an ensemble."""
+    """The adapters that compute a feature: one, or the parts of an ensemble."""
     return key.parts if is_ensemble(key) else [key]
 
 

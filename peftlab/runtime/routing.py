@@ -3,7 +3,7 @@
 An adapter replaces some modules of the base by its own (`adapter_template.py`). The router holds a copy of the base's
 module tree, on the same weights, in which every module that some adapter replaces is a `RoutedModule`: it sends each
 row to the module of its adapter, and all other rows to the base's. So every method that changes single modules is
-routed in the same way; where the modules are plain LoRAs, all rows share one product (`low_rank.py`). Rows of one
+routed in the same way; if the modules are plain LoRAs, all rows share one product (`low_rank.py`). Rows of one
 adapter are consecutive, so that they are a slice of the batch.
 
 Methods that change the input of the whole base, such as virtual tokens, cannot be routed.
@@ -27,7 +27,7 @@ from peftlab.runtime.module_clone import ModuleWrapper, clone_modules
 
 Item = TypeVar("Item")
 AdapterModule = nn.Module | LowRankUpdate
-"""What an adapter has in the place of a module of the base."""
+"""An adapter's replacement for a module of the base."""
 ModulesByName = Mapping[str, AdapterModule]
 """The modules of one adapter, by the name of the base's module that each replaces; empty for the base alone."""
 Segments = Sequence[tuple[ModulesByName, slice]]
@@ -53,7 +53,7 @@ class Router:
         return next(self.tree.parameters()).device
 
     def base_module(self, name: str) -> nn.Module:
-        """The base's module of a name that is routed."""
+        """The base's own module inside the routed module `name`."""
         return cast(RoutedModule, self.tree.get_submodule(name)).base_layer
 
     def extract_modules(self, backbone: nn.Module, full_modules: Collection[str] = ()) -> dict[str, nn.Module]:
@@ -64,7 +64,7 @@ class Router:
             full_modules: Names of modules that it replaces as a whole, such as trained layers.
 
         Raises:
-            RoutingError: it changes the base as a whole.
+            RoutingError: it changes more than single modules of the base.
         """
         if not _is_same_module(self.tree, backbone):
             raise RoutingError
@@ -94,7 +94,7 @@ class Router:
                 try:
                     replacements += self._find_replacements(base_child, other_child, full_modules, f"{name}.")
                     continue
-                except RoutingError:  # what differs inside is also used with inputs that have no rows
+                except RoutingError:  # a module inside is also called with inputs without rows
                     pass
             if name not in self._batched_modules:
                 raise RoutingError
@@ -125,7 +125,7 @@ class RoutedModule(ModuleWrapper):
         self.name = name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the base's module computes, each row by its adapter's module."""
+        """Compute the module's output, each row with the module of its adapter."""
         segments = _repeat_segments(_segments.get(), args, kwargs)
         parts = [(modules.get(self.name), part) for modules, part in segments]
         if all(module is None for module, _ in parts):
@@ -232,7 +232,7 @@ def _using_segments(segments: Segments) -> Iterator[None]:
 def _find_batched_modules(
     backbone: PreTrainedModel, probe: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> set[str]:
-    """Names of the modules whose every input has the rows of the batch; DeBERTa's relative positions have not."""
+    """Names of the modules whose inputs all have the rows of the batch, unlike DeBERTa's relative positions."""
     calls: dict[str, list[bool]] = {}
     num_rows = len(next(iter(probe.values())))
 

@@ -14,9 +14,9 @@ Generate = Callable[..., object]
 
 
 def stream_text(generate: Generate, stop_strings: Sequence[str], inputs: Inputs) -> Generator[str]:
-    """Yield the pieces of a text while `generate` runs in a thread of its own, up to any of `stop_strings`.
+    """Yield the pieces of a text while `generate` runs in another thread, until one of `stop_strings`.
 
-    Closing the generator stops the thread. What `generate` raises is raised here.
+    Closing the generator stops the thread. Errors of `generate` are raised here.
     """
     streamer = inputs.stream_decoder()
     stopped, errors = threading.Event(), []
@@ -40,7 +40,7 @@ def stream_text(generate: Generate, stop_strings: Sequence[str], inputs: Inputs)
 
 
 def truncate_stream(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:
-    """Yield the text without leading white space, up to the first stop string; no part of that is ever yielded."""
+    """Yield the text without leading white space, until the first stop string; no part of a stop string is yielded."""
     buffer, has_text = "", False
     for piece in pieces:
         buffer = buffer + piece if has_text else (buffer + piece).lstrip()

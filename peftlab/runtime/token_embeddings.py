@@ -14,7 +14,7 @@ from peftlab.runtime.module_clone import ModuleWrapper, clone_modules
 
 
 class TokenEmbeddings(ModuleWrapper):
-    """The base's embeddings or head, where tokens `token_ids` (n,) have the vectors `weights` (n, hidden)."""
+    """The base's embeddings or head, with vectors `weights` (n, hidden) for the tokens `token_ids` (n,)."""
 
     def __init__(self, base_layer: nn.Module, token_ids: Tensor, weights: Tensor) -> None:
         super().__init__(base_layer)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A recipe in which no mistake was found.
+    """A recipe without errors.
 
     `ledgers` describe the rows, by split. `run` is ready to train; it is None if the base is not on this machine, and
-    `missing` then says where it was searched.
+    `missing` then lists the places that were searched.
     """
 
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""The data of a run: rows read and understood, and later encoded."""
+"""The data of a run: parsed rows, and later their features."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class TuningDataset:
 
 @dataclass(frozen=True)
 class EncodedDataset(TuningDataset):
-    """A dataset as the model reads it.
+    """A dataset with the features that the model reads.
 
     `features` holds, by split, the features of each example: in the training split truncated at `max_length` tokens, in
     the others split into windows.

@@ -1,4 +1,4 @@
-"""Examples → features, and the last counts of the ledger: rows dropped and truncated, targets lost."""
+"""Encode examples as features, and count in the ledgers the dropped rows, truncated rows and lost targets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def encode(dataset: TuningDataset, base: Base, recipe: Recipe, session: TuningSe
     """Encode every example for the base, and report what was dropped, truncated and lost.
 
     Raises:
-        RecipeError: the base cannot read such inputs, or more is dropped or lost than `data.max_lost` allows.
+        RecipeError: the base does not support the length, or more is dropped or lost than `data.max_lost` allows.
     """
     with session.process_group.sync_errors():
         max_length = input_length(base, recipe)
@@ -50,10 +50,10 @@ def encode_dataset(
 
 
 def input_length(base: Base, recipe: Recipe) -> int:
-    """The longest input in tokens: `data.max_length`, within what base and method allow.
+    """The longest input in tokens: `data.max_length`, or else the most that base and method allow.
 
     Raises:
-        RecipeError: the recipe asks for more tokens than that, or the method's virtual tokens leave too few.
+        RecipeError: `data.max_length` is more than they allow, or the method's virtual tokens leave too few.
     """
     wanted, virtual = recipe.data.max_length, recipe.method.input_tokens
     available = (base.max_length if base.max_length < NO_LENGTH_LIMIT else wanted or DEFAULT_LENGTH) - virtual

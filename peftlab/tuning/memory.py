@@ -43,7 +43,7 @@ def check_checkpointing(settings: TrainingSection, model: PreTrainedModel) -> No
 
 @contextmanager
 def gradient_checkpointing(model: PreTrainedModel, *, enabled: bool) -> Iterator[None]:
-    """Inside the block, if `enabled`, activations inside a layer are computed again in the backward pass, not saved.
+    """Inside the block, if `enabled`, activations inside a layer are recomputed in the backward pass, not saved.
 
     Trainer's own switch also turns on gradients of the embeddings, which only reentrant checkpointing needs: the
     backward pass would then run through all layers below the lowest trainable one.

@@ -1,4 +1,4 @@
-"""The objective of a domain adaptation: the recipe's, or else the one that the base was pretrained with."""
+"""Choose the objective of a domain adaptation: the recipe's, or else the one that the base was pretrained with."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -75,7 +75,7 @@ def _conflicts(recipe: Recipe, objective: str | None, config: Mapping[str, Any])
     base, section = f"'{recipe.base.model}' ({config.get('model_type')})", recipe.task
     assert isinstance(section, DomainAdaptation)
     if config.get("is_encoder_decoder"):
-        message = f"{base} is an encoder with a decoder; domain-adaptation supports only one of the two."
+        message = f"{base} is an encoder-decoder; domain-adaptation supports only one of the two."
         yield ValidationIssue(message, key="base.model", hint="Use a masked or a causal language model.")
     elif objective is None:
         message = f"{base} has an architecture for which Transformers has no language model."

@@ -14,7 +14,7 @@ def check_packing(run: Run) -> None:
     """Compare the loss of three packed texts with that of the same texts in separate rows.
 
     Raises:
-        RecipeError: the losses differ, or the base takes no positions.
+        RecipeError: the losses differ, or the base takes no position ids.
     """
     texts = sorted(run.train_features, key=len)[:3]
     with ErrorCollector() as errors, module_mode(run.model, training=False), torch.inference_mode():

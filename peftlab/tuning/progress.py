@@ -1,4 +1,4 @@
-"""The progress of a tuning run, as a front end receives it."""
+"""Callbacks through which a front end receives the progress of a tuning run."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,14 +16,14 @@ class Progress:
     """Callbacks that do nothing; a front end overrides those that it wants to show."""
 
     def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
-        """Inside the block the rows of a split are encoded; the callback it gives receives how many are done."""
+        """Inside the block the rows of a split are encoded; yields a callback that receives how many are done."""
         return nullcontext(lambda done, total: None)
 
     def on_data_encoded(self, task: Task, ledgers: Mapping[str, Ledger]) -> None:
         """All rows are read, encoded and counted in the ledgers."""
 
     def on_base_loaded(self, base: "Base", num_trainable: int) -> None:
-        """The base is in memory; `num_trainable` parameters of delta and head train."""
+        """The base is in memory; `num_trainable` counts the parameters of delta and head."""
 
     def warn(self, message: str) -> None:
         """Report a warning; the run continues."""
@@ -42,7 +42,7 @@ class Progress:
         """An optimizer step is done; `loss` is the mean loss since the last log, or None between logs."""
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
-        """The validation split is scored; `best` if every epoch before was worse."""
+        """The validation split is scored; `best` is true if every earlier epoch was worse."""
 
     def on_train_end(self, stopped_early: bool) -> None:
         """No more steps; the best checkpoint is in memory."""

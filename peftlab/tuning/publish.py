@@ -1,4 +1,4 @@
-"""The publishing step: write the adapter's files, reload them into a fresh base, and compare."""
+"""The publishing step: write the adapter's files, reload them into a fresh base, and compare logits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # of logits
 
 
 def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> Adapter:
-    """Write the adapter of a trained run to the store; the main process does, and all get the adapter.
+    """Write the adapter of a trained run to the store, in the main process; all processes return the adapter.
 
     Raises:
         IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
@@ -44,7 +44,7 @@ def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder
         IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
     """
     config = run.model.peft_config["default"]
-    # PEFT saves the folder that the base was loaded from; another machine needs its name
+    # PEFT saves the local folder of the base; other machines need its name
     config.base_model_name_or_path, config.revision = run.base.files.model, run.base.files.revision
     run.model.save_pretrained(folder, save_embedding_layers=False)
     difference = check_reloaded(run, folder)

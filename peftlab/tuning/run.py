@@ -27,7 +27,7 @@ class Run:
         dataset: The encoded rows of all splits, and the task.
         base: The frozen base.
         model: The base with its adapter.
-        num_trainable: Number of parameters that train.
+        num_trainable: Number of trainable parameters.
         process_group: The processes that share the run.
         device: Where this process computes.
         sharded: Whether each process holds only a part of the base.
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What must be unchanged to resume from a checkpoint: name → value."""
+        """The properties that must be unchanged to resume from a checkpoint: name → value."""
         return {
             "recipe": recipe_yaml(self.recipe, "/"),
             "data": self.dataset.rows.content_hash,
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """What training computes in; see `training_dtype`."""
+        """The dtype of training; see `training_dtype`."""
         model_type = self.model.config.model_type
         return training_dtype(self.recipe.training, self.device, self.base.quantization, model_type=model_type)
 

@@ -1,4 +1,4 @@
-"""Where one tuning run takes place: device, processes, store, progress, resuming and time. The flow is in `tune.py`."""
+"""The environment of a tuning run: device, processes, store, progress, resuming, time. The steps are in `tune.py`."""
 
 import time
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class TuningSession:
 
     @contextmanager
     def collect_errors(self) -> Iterator[ErrorCollector]:
-        """Raise everything that is reported inside the block as one RecipeError, in all processes."""
+        """Raise all errors reported inside the block as one RecipeError, in all processes."""
         with self.process_group.sync_errors(), ErrorCollector() as errors:
             yield errors
 

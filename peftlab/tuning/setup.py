@@ -1,4 +1,4 @@
-"""The steps before training: load the base, add the adapter; the result is a `Run` that only has to train."""
+"""The steps before training: load the base and add the adapter; the result is a `Run` that is ready to train."""
 
 from peft import PeftModel
 
@@ -48,9 +48,9 @@ def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
 def add_adapter(
     base: Base, recipe: Recipe, dataset: EncodedDataset, start: Adapter | None, session: TuningSession
 ) -> Run:
-    """Add the method of the recipe to the base, so that only delta and head train.
+    """Add the method of the recipe to the base, so that only delta and head are trained.
 
-    The adapter begins with the weights of `start`, if given.
+    The adapter starts from the weights of `start`, if given.
 
     Raises:
         RecipeError: the base, the method and `start` do not fit together.

@@ -29,7 +29,7 @@ MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A step by its name; the first one imports the modules of all."""
+    """Return a step by its name; the first call imports the modules of all steps."""
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with heavy_imports():

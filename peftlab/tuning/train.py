@@ -74,7 +74,7 @@ def run_trainer(run: Run, folder: Path, *, resume: bool, progress: Progress) -> 
 
 @contextmanager
 def training_context(run: Run, folder: Path, progress: Progress) -> Iterator[None]:
-    """Inside the block the model trains within the memory that the recipe allows, by the fastest way known.
+    """Inside the block the model has the recipe's memory settings and the fastest training functions.
 
     Raises:
         ProcessLostError: another process of the run has ended.

@@ -1,4 +1,4 @@
-"""Warm start: a run that begins with the weights of a published adapter on the same base (`method.start_from`)."""
+"""Warm start: a run that starts from the weights of a published adapter on the same base (`method.start_from`)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,13 @@ RECIPE_KEY = "method.start_from"
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Which weights a run started with.
+    """The weights that a run started from.
 
     Attributes:
         adapter: Where they come from.
         num_tensors: Number of delta tensors that were loaded.
         has_head: Whether the head was loaded too.
-        no_head_reason: Why it was not.
+        no_head_reason: Why the head was not loaded.
         newly_initialized: Modules that only the run's model has; their delta is initialized as without a warm start.
         skipped: Modules that only the adapter's model has; their delta is not used.
     """

@@ -330,7 +330,7 @@ def test_manifest_card_and_commands_show_quantization(store, tiny_base, tmp_path
     recipe = recipe_for(tmp_path / "rows", tiny_base, "classes")
     shown = run("tune", recipe, "-o", "base.quantization=8bit", "--store", tmp_path / "store", "--device", "cpu")
     assert f"{held / 1e6:.1f} MB of memory in 8bit; in fp32 {whole / 1e6:.1f} MB" in one_line(shown.output)
-    assert "is held in" not in (store / "lora-fp32" / "1" / "README.md").read_text()
+    assert "is quantized to" not in (store / "lora-fp32" / "1" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("quantization", LAYERS)

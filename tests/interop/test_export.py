@@ -79,7 +79,7 @@ def test_adapter_unsupported_by_vllm_raises_error(store, tmp_path, name, reason)
 
 def test_nonempty_folder_is_not_changed(store, tmp_path):
     (tmp_path / "mine").write_text("kept")
-    with pytest.raises(StoreError, match="is there already"):
+    with pytest.raises(StoreError, match="already exists"):
         export_adapter("lora", tmp_path, "peft", store=store)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 

@@ -227,14 +227,14 @@ def refused(folder, tmp_path, kind="classes", **changes):
     ("kind", "changes", "message"),
     [
         ("classes", {"labels": ["a", "b"]}, "labels: the head has 3 outputs (classifier), and 2 labels are named: a"),
-        ("classes", {"labels": None}, "labels: the labels of the head, in its order, are not told. Name each one"),
-        ("classes", {"labels": ["a"]}, "one label is nothing to tell apart"),
-        ("classes", {"labels": ["a", "b", "a"]}, "labels: 'a' is there twice"),
+        ("classes", {"labels": None}, "labels: the labels of the head are missing. Name each one in the head's order"),
+        ("classes", {"labels": ["a"]}, "one label is not enough"),
+        ("classes", {"labels": ["a", "b", "a"]}, "labels: 'a' is given twice"),
         ("classes", {"labels": ["a", "", "c"]}, "labels: label 2 is empty"),
         ("classes", {"task": "regression", "labels": None}, "task: the head has 3 outputs (classifier), and reg"),
-        ("rating", {"labels": ["a"]}, "labels: regression has none. Take them out."),
-        ("rating", {"multi_label": True, "threshold": 2.0}, "2 problems multi_label: regression gives no labels"),
-        ("classes", {"threshold": 0.4}, "threshold: a threshold is for several labels"),
+        ("rating", {"labels": ["a"]}, "labels: regression has none. Remove them."),
+        ("rating", {"multi_label": True, "threshold": 2.0}, "2 problems multi_label: regression has no multi-label"),
+        ("classes", {"threshold": 0.4}, "threshold: a threshold needs --multi-label"),
         ("topics", {"threshold": 1.5}, "threshold: should lie between 0 and 1, not 1.5"),
         (
             "tags",
@@ -248,7 +248,7 @@ def refused(folder, tmp_path, kind="classes", **changes):
         (
             "classes",
             {"task": "token-classification"},
-            "PEFT trained it as SEQ_CLS, which is not token-classification. Say text-classification or regression.",
+            "PEFT trained it as SEQ_CLS, which is not token-classification. Use text-classification or regression.",
         ),
         ("classes", {"max_length": 65}, "max_length: should be 8 to 64 tokens, which this base takes, not 65"),
         ("classes", {"base": "nobody/nothing"}, "base model 'nobody/nothing' is in none of these places"),
@@ -320,7 +320,7 @@ def test_mismatched_tensors_are_listed(bases, tmp_path):
     assert "layer.7.attention.self.query.lora_A.weight: not in this model" in message
     assert "layer.0.attention.self.query.lora_A.weight: missing" in message
     assert "classifier.bias: missing" in message
-    assert "PEFT saves what modules_to_save names" in message
+    assert "PEFT saves the modules in modules_to_save" in message
 
 
 def test_wrong_base_raises_error(bases, tmp_path):
@@ -335,7 +335,7 @@ def test_missing_tensors_raise_error(tmp_path):
     base = build("bert-without-pooler", tmp_path / "base")
     saved = save_kind(base, tmp_path / "saved")
     message = refused(saved, tmp_path)
-    assert "has bert.pooler.dense.bias, bert.pooler.dense.weight, which was newly initialized" in message
+    assert "has bert.pooler.dense.bias, bert.pooler.dense.weight, which were newly initialized" in message
     whole = save_kind(base, tmp_path / "whole", modules_to_save=["pooler"])
     assert import_kind(whole, tmp_path / "store").difference <= 1e-5
 
@@ -443,7 +443,7 @@ def test_other_base_revision_adds_warning(bases, tmp_path, hub_cache):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, base_model_name_or_path=HUB_ID, revision="v2")
     imported = import_kind(saved, tmp_path / "store")
-    assert f"it names revision 'v2' of its base; found was {hub_cache.name}." in imported.warnings
+    assert f"it names revision 'v2' of its base, but {hub_cache.name} was found." in imported.warnings
 
 
 def test_unknown_configuration_keys_are_removed_with_warning(bases, tmp_path):

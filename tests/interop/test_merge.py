@@ -66,7 +66,7 @@ def test_nonempty_folder_raises_store_error(store, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     result = run("export", "topics", "--output", tmp_path / "mine", "--store", store)
     assert result.exit_code == 5
-    assert "is there already. Name a new folder" in one_line(result.output)
+    assert "already exists. Name a new folder" in one_line(result.output)
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -94,7 +94,7 @@ def test_merged_model_with_different_logits_is_not_exported(store, tmp_path, mon
 
     merge_and_unload = LoraModel.merge_and_unload
     monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
-    with pytest.raises(IntegrityError, match=r"topics@1 was not exported: merged, its logits .* differ by"):
+    with pytest.raises(IntegrityError, match=r"topics@1 was not exported: after merging, its logits .* differ by"):
         merge("topics", tmp_path / "model", store=store)
     assert list(tmp_path.iterdir()) == []
 

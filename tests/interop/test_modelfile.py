@@ -177,7 +177,7 @@ def test_stop_strings_are_written(store, tokenizers_by_kind):
 @pytest.mark.parametrize("stop", ['a """ b', "zero\u200bwidth"])
 def test_unquotable_stop_string_is_unsupported(store, tokenizers_by_kind, stop):
     (reason,) = modelfile(store, tokenizers_by_kind["none"], stop_strings=[stop]).unsupported()
-    assert "a stop string has three quotes in a row, or characters that a Modelfile loses" in reason
+    assert "a stop string has three quotes in a row, or characters that a Modelfile cannot contain" in reason
 
 
 def test_folder_has_modelfile_and_adapter(store, base, tmp_path):
@@ -199,7 +199,7 @@ def test_missing_base_name_leaves_from_open_with_warning(store, base, tmp_path):
     assert f"ollama create chat -f {tmp_path}/made/Modelfile" in one_line(result.output)
     text = (tmp_path / "made" / "Modelfile").read_text()
     assert "FROM" not in dict(commands(text))
-    assert f"llama.cpp makes of the folder of {base}" in text
+    assert f"llama.cpp makes from the folder of {base}" in text
     fields = ("export", "chat", "--to", "ollama", "--output", tmp_path / "again", "--store", store, "--json")
     assert "FROM is left open" in json.loads(run(*fields).stdout)["notes"][0]
 

@@ -89,7 +89,7 @@ def test_adapter_name_is_optional_for_single_adapter(tuned_store):
     bank = peftlab.load("ner-tiny", store=tuned_store, device="cpu")
     assert [answer.adapter for answer in bank.predict(TEXTS)] == ["ner-tiny"] * len(TEXTS)
     bank.add("ner-place")
-    with pytest.raises(AdapterNotFoundError, match="say which adapter each text goes through: ner-tiny, ner-place"):
+    with pytest.raises(AdapterNotFoundError, match="name the adapter for each text: ner-tiny, ner-place"):
         bank.predict(TEXTS)
     with pytest.raises(AdapterNotFoundError, match="Did you mean 'ner-place'"):
         bank.predict(TEXTS, adapters="ner-plcae")

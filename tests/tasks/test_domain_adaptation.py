@@ -397,7 +397,7 @@ def encoder_with_decoder(folder):
         ("headless", {}, "saved from AutoModelForMaskedLM, usually the model that this one was made from"),
         ("masked", {"task.objective": "causal-lm"}, r"\(bert\) also attends to later tokens"),
         ("written", {"task.objective": "masked-lm"}, r"\(llama\) has an architecture without a head for masked-lm"),
-        ("encoder-decoder", {}, r"\(bart\) is an encoder with a decoder"),
+        ("encoder-decoder", {}, r"\(bart\) is an encoder-decoder"),
         ("masked", {"task.generation": {"num_beams": 2}}, "was pretrained for masked-lm, which does not use it"),
         ("written", {"task.mask_probability": 0.3}, "task.mask_probability: .*was pretrained for causal-lm, which"),
         ("masked", {"task.objective": "causal-lm", "task.mask_probability": 0.3}, "come with objective: masked-lm"),

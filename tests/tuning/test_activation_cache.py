@@ -213,7 +213,7 @@ def test_shared_layers_are_not_cached(prepared, tmp_path):
     layers[1] = layers[0]
     with cached_activations(run, tmp_path, progress) as forward:
         assert forward is None
-    assert "do not simply follow one another" in progress.notes[0]
+    assert "are not a plain sequence" in progress.notes[0]
 
 
 def test_cache_context_restores_model(prepared, tmp_path):

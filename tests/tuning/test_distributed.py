@@ -317,7 +317,7 @@ def test_backend_without_launcher_raises_with_hint(recipe, tmp_path, engine):
         tune(recipe, store=tmp_path, overrides={"training.distributed": engine})
     (problem,) = [problem for problem in caught.value.errors if "several" in problem.message]
     assert problem.key == "training.distributed"
-    assert problem.message == f"{engine} shares a run among several processes, and this is a single one."
+    assert problem.message == f"{engine} shares a run among several processes, but there is only one."
     assert TWO in problem.hint
 
 
@@ -325,7 +325,7 @@ def test_backend_without_launcher_raises_with_hint(recipe, tmp_path, engine):
     ("wanted", "message"),
     [
         ("deepspeed", "the package deepspeed is not installed."),
-        ("fsdp", "fsdp shards the base over CUDA GPUs, and this run computes on none."),
+        ("fsdp", "fsdp shards the base over CUDA GPUs, but this run uses none."),
     ],
 )
 def test_unavailable_backend_is_reported(wanted, message):
@@ -339,7 +339,9 @@ def test_backend_only_in_accelerate_config_is_reported(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     errors, session = ErrorCollector(), TuningSession(Store("store"), "cpu", process_group=ProcessGroup(2, 0, 0))
     check_backend(None, session, errors)
-    assert [problem.message for problem in errors.issues] == ["accelerate is configured for fsdp, the recipe for ddp."]
+    assert [problem.message for problem in errors.issues] == [
+        "accelerate is configured for fsdp, but the recipe for ddp."
+    ]
 
 
 def test_single_process_group(tmp_path):
@@ -429,7 +431,7 @@ def test_incomplete_checkpoint_is_ignored(tmp_path):
 def test_idle_gpus_warning(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     single_run = SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup())
-    assert "this machine has 4 GPUs, and one trains" in idle_gpus_warning(single_run)
+    assert "this run uses one of 4 GPUs" in idle_gpus_warning(single_run)
     assert "--nproc-per-node 4" in idle_gpus_warning(single_run)
     assert idle_gpus_warning(SimpleNamespace(device=torch.device("cuda"), process_group=ProcessGroup(2, 0, 0))) == ""
     assert idle_gpus_warning(SimpleNamespace(device=torch.device("cpu"), process_group=ProcessGroup())) == ""

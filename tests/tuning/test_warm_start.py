@@ -197,7 +197,7 @@ def test_command_line_reports_and_records_start(store, base, tmp_path):
     assert "Starts from letters@1" in one_line(tuned.output)
     adapter, digest = Store(store).resolve("ner-tiny"), Store(store).resolve("letters").manifest.manifest_sha256
     card = (adapter.folder / "README.md").read_text()
-    assert f"It began with the delta of `letters@1` (manifest {digest[:12]}…)." in card
+    assert f"It was started from the delta of `letters@1` (manifest {digest[:12]}…)." in card
     assert "start_from: ../../letters@1" in (adapter.folder / "recipe.yaml").read_text()
     assert "from letters@1, manifest" in one_line(run("adapters", "show", "ner-tiny", "--store", store).output)
     named = run("check", recipe, "-o", "method.start_from=letters", "--store", store, "--device", "cpu")

@@ -1,4 +1,4 @@
-"""Whether a run can use the distributed backend of its recipe here: ddp, fsdp or deepspeed."""
+"""Check that a run can use the distributed backend of its recipe: ddp, fsdp or deepspeed."""
 
 import importlib.util
 import os
@@ -28,17 +28,17 @@ def _obstacles(backend: str | None, process_group: ProcessGroup, device: str) ->
     """Pairs of a reason and a hint."""
     if backend and process_group.world_size == 1:
         yield (
-            f"{backend} shares a run among several processes, and this is a single one.",
+            f"{backend} shares a run among several processes, but there is only one.",
             f"Start several with {LAUNCH_OPTION}, or remove the key: -o training.distributed=null",
         )
     if backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         yield "the package deepspeed is not installed.", "pip install deepspeed, or use fsdp, which needs no package."
     if shards_base(backend, process_group) and not _is_on_cuda(device):
-        yield f"{backend} shards the base over CUDA GPUs, and this run computes on none.", "Use ddp instead."
+        yield f"{backend} shards the base over CUDA GPUs, but this run uses none.", "Use ddp instead."
     for other in SHARDING:
         if backend != other and os.environ.get(f"ACCELERATE_USE_{other.upper()}", "").lower() == "true":
             yield (
-                f"accelerate is configured for {other}, the recipe for {backend or 'ddp'}.",
+                f"accelerate is configured for {other}, but the recipe for {backend or 'ddp'}.",
                 f"Set it in the recipe, so that the recipe records it: -o training.distributed={other}",
             )
 

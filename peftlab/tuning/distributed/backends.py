@@ -32,11 +32,11 @@ def backend_arguments(run: Run) -> dict[str, Any]:
         case "deepspeed":
             return {"deepspeed": deepspeed_config()}
         case _:
-            return {"ddp_find_unused_parameters": True}  # a layer that this task never uses is no error
+            return {"ddp_find_unused_parameters": True}  # the task may not use every layer
 
 
 def fsdp_config(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """FSDP2 by layers of the base. It shards each tensor alone, so frozen and trained ones may share a layer.
+    """FSDP2 by layers of the base. It shards each tensor separately, so a layer may have frozen and trained ones.
 
     With `FULL_STATE_DICT` each checkpoint holds a complete adapter in PEFT's format.
     """
@@ -89,7 +89,7 @@ def idle_gpus_warning(run: Run) -> str:
     num_gpus = torch.cuda.device_count() if run.device.type == "cuda" else 0
     if run.process_group.world_size > 1 or num_gpus < 2:
         return ""
-    return f'this machine has {num_gpus} GPUs, and one trains. For all: --launch "torchrun --nproc-per-node {num_gpus}"'
+    return f'this run uses one of {num_gpus} GPUs. To use all: --launch "torchrun --nproc-per-node {num_gpus}"'
 
 
 def unshard(run: Run, folder: Path) -> Run:

@@ -1,4 +1,4 @@
-"""Prediction in a distributed run: each process computes a share of the rows, and all get all outputs."""
+"""Prediction in a distributed run: each process computes a share of the rows, and all processes get all outputs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from peftlab.tuning.distributed.process_group import ProcessGroup
 
 
 def split_across_ranks(forward: Through, task: Task, process_group: ProcessGroup, *, sharded: bool) -> Through:
-    """`forward`, computed in shares: each process runs some of the features, and all get all outputs.
+    """Distribute `forward`: each process runs some of the features, and all processes get all outputs.
 
-    With a sharded base every process runs all features, in step with the others.
+    With a sharded base every process runs all features, at the same time as the others.
     """
     if process_group.world_size == 1 or sharded:
         return forward

@@ -25,10 +25,9 @@ TIMEOUT = timedelta(hours=2)  # for a slow process, for example one that downloa
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """All processes of a run, as one of them sees them.
+    """All processes of a run, and the place of this process among them.
 
-    `world_size` is the number of processes, `rank` this one among all, `local_rank` this one on its machine; both from
-    0.
+    `world_size` is the number of processes, `rank` the index of this one, and `local_rank` its index on its machine.
     """
 
     world_size: int = 1
@@ -186,4 +185,4 @@ def detect_dead_ranks(next_step: Callable[[], str] = lambda: "Start it again.") 
 
 
 def _is_broken_connection(error: RuntimeError) -> bool:
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # gloo raises bare RuntimeErrors
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # gloo raises plain RuntimeErrors

@@ -1,6 +1,6 @@
 """Fast training steps with the same results: precision, LoRA, dropout, attention and trainable parameters.
 
-`torch.compile` can take the place of LoRA, dropout and attention. Each is a context manager that changes how the model
+`torch.compile` can replace our LoRA, dropout and attention. Each is a context manager that changes how the model
 computes, and restores it afterwards. A whole run takes about a quarter of the time of plain PEFT on a CPU (decisions
 0011 and 0015, benchmarks/results/2026-11-29-tuning-speed-*.md).
 """
@@ -26,7 +26,7 @@ __all__ = ["fast_steps"]
 def fast_steps(
     model: PeftModel, recipe: Recipe, dtype: torch.dtype, inputs: Mapping[str, torch.Tensor]
 ) -> Iterator[None]:
-    """Inside the block, `model` computes in the fastest way known for its device that the recipe allows.
+    """Inside the block, `model` uses the fastest functions for its device that the recipe allows.
 
     Args:
         model: The model to train.

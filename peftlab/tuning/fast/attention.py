@@ -25,7 +25,7 @@ MAX_LENGTH = {torch.float32: 128, torch.bfloat16: 1024}
 
 @contextmanager
 def short_sequence_attention(model: PreTrainedModel, masks: DropoutMasks | None) -> Iterator[bool]:
-    """Inside the block, a model with sdpa attention uses this function for short inputs; gives whether it does.
+    """Inside the block, a model with sdpa attention uses this function for short inputs; yields whether it does.
 
     Args:
         model: A Transformers model.

@@ -23,7 +23,7 @@ MAX_MESSAGE_LINES = 2  # the compiler's name and its message; many lines follow
 
 @contextmanager
 def compiled_layers(model: PeftModel, inputs: Mapping[str, Tensor]) -> Iterator[int]:
-    """Inside the block, the base's layers are compiled for steps with gradients; gives the number of layers.
+    """Inside the block, the base's layers are compiled for steps with gradients; yields the number of layers.
 
     Only `training.torch_compile: true` enters this block. `forward` is replaced on the layers, so that PEFT's and
     Trainer's references to the modules stay valid (decision 0026).

@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from peft.tuners import lora
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (its name everywhere)
+from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from peftlab.base.quantization import dequantize_weight, is_quantized
 from peftlab.tasks.prediction import module_mode
@@ -39,7 +39,7 @@ class SharedInput:
         self.outputs: dict[lora.LoraLayer, Tensor] = {}
 
     def forward(self, layer: Any, peft_forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(…, in) → (…, out) of `layer`; everything but plain LoRA training or prediction is left to `peft_forward`."""
+        """(…, in) → (…, out) of `layer`; calls `peft_forward` for everything but plain LoRA training or prediction."""
         if args or kwargs or layer.disable_adapters or layer.merged:
             return peft_forward(x, *args, **kwargs)
         if x is not self.input or layer not in self.outputs:
@@ -151,7 +151,7 @@ def _concat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 @contextmanager
 def fused_lora(model: PeftModel, batch: Mapping[str, Tensor]) -> Iterator[list[Layers]]:
-    """Inside the block, `model` computes its LoRA layers by fused functions; gives the layers, grouped by input.
+    """Inside the block, `model` computes its LoRA layers with fused functions; yields the layers, grouped by input.
 
     PEFT still computes DoRA and other variants, layers of other types (Conv1D) and several adapters. `forward` is
     replaced on the layers, while their parameters stay PEFT's, so that saving and loading do not change.

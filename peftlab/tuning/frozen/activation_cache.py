@@ -1,9 +1,9 @@
 """A cache of the activations of the frozen layers, computed once per row and used in all epochs.
 
-Layers below the lowest trainable one compute the same for a row in every epoch, if they are not random. So they run
+Layers below the lowest trainable one compute the same for a row in every epoch, unless they use dropout. So they run
 without dropout, with or without the cache, and the output of the last frozen layer is saved for the training and
 validation rows. Masks, positions and everything else are still computed by the model's own code; only the frozen layers
-return cached activations. Before that, logits with and without the cache are compared.
+return cached activations. Before training, logits with and without the cache are compared.
 
 A run with the cache gives the weights of a run without it, up to rounding: the last bits of a row's activations depend
 on the length to which its batch is padded.
@@ -36,7 +36,7 @@ from peftlab.tuning.frozen.layers import (
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 
-RESERVED_BYTES = 100_000_000  # of the disk, which stay free
+RESERVED_BYTES = 100_000_000  # disk space that stays free
 SPLITS = ("validation", "train")
 
 Forward = Callable[..., Any]
@@ -46,9 +46,9 @@ Forward = Callable[..., Any]
 def cached_activations(run: Run, folder: Path, progress: Progress) -> Iterator["CachedForward | None"]:
     """Inside the block, frozen layers run without dropout, and return cached activations if possible.
 
-    Nothing changes if the lowest layer trains. If no cache can be used (no budget, no disk space, other logits with the
-    cache), the reason is reported, training continues without it, and the block gets None. The cache files are in
-    `folder` inside the block.
+    Nothing changes if the lowest layer is trained. If no cache can be used (no budget, disk space or equal logits), the
+    reason is reported, training continues without it, and the block gets None. The cache files are in `folder` inside
+    the block.
     """
     prefix, forward = _find_prefix_or_report(run, progress), None
     with ExitStack() as stack:
@@ -124,7 +124,7 @@ def _compute_activations(
 
 
 def _check_logits(prefix: FrozenPrefix, run: Run, file: Activations, features: list[Feature]) -> None:
-    """Compare logits with and without the cache, of each row alone and of both padded in one batch."""
+    """Compare logits with and without the cache: for each row alone, and for both rows padded in one batch."""
     for size in (1, len(features)):
         predict = partial(outcomes, run.task, run.model, run.base.inputs, features, size)
         expected, forward = cast(list[Tensor], predict()), CachedForward(prefix, [file])

@@ -1,6 +1,6 @@
-"""Find the frozen layers: the layers of a model below everything that trains; and run them without dropout.
+"""Find the frozen layers, those below the lowest trainable parameter of a model, and run them without dropout.
 
-They are found by running two rows, not by names of architectures: each layer passes one tensor (batch, tokens, hidden)
+They are found by running two rows, not by architecture names: each layer passes one tensor (batch, tokens, hidden)
 to the next, and autograd shows which of these depend on a trainable parameter.
 """
 
@@ -34,9 +34,9 @@ class FrozenPrefix:
         model: The model.
         layers: All layers, in order.
         num_frozen: How many of them are frozen.
-        modules: The outermost modules that have finished when the last frozen layer has.
+        modules: The outermost modules that have finished when the last frozen layer finishes.
         token_bytes: Size of the activations of one token.
-        num_extra_outputs: How many more values a layer returns in a tuple; None if it returns the bare tensor.
+        num_extra_outputs: How many more values a layer returns in a tuple; None if it returns only the tensor.
     """
 
     model: nn.Module
@@ -55,7 +55,7 @@ class FrozenPrefix:
 
 
 def find_frozen_prefix(run: Run) -> FrozenPrefix | None:
-    """The frozen layers of the run's model, or None if the lowest layer trains.
+    """The frozen layers of the run's model, or None if the lowest layer is trained.
 
     Raises:
         CacheUnavailable: the frozen layers cannot be determined, or they are random even without dropout.
@@ -65,7 +65,7 @@ def find_frozen_prefix(run: Run) -> FrozenPrefix | None:
     if not layers or any(parameter.requires_grad for parameter in layers[0].parameters()):
         return None
     if model.config.is_encoder_decoder:
-        raise CacheUnavailable("the base is an encoder with a decoder")
+        raise CacheUnavailable("the base is an encoder-decoder")
     if model.device.type == "cuda" and torch.cuda.device_count() > 1:
         raise CacheUnavailable("training uses several GPUs")
     batch = run.model_inputs(shortest_and_longest(run.train_features))
@@ -122,7 +122,7 @@ class _Trace:
         if [number for number, _ in self.outputs] != list(range(num_layers)) or not all(
             isinstance(tensor, Tensor) and tensor.dim() == 3 and tensor.shape[:2] == shape for tensor in tensors
         ):
-            raise CacheUnavailable("the base's layers do not simply follow one another")
+            raise CacheUnavailable("the base's layers are not a plain sequence")
 
 
 def _trace_forward(model: nn.Module, layers: list[nn.Module], batch: dict[str, Tensor]) -> _Trace:
@@ -188,7 +188,7 @@ def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def hidden_states(output: Any) -> Any:
-    """The activations that a layer returns, bare or first in a tuple."""
+    """The activations that a layer returns, alone or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 

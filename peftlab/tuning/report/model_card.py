@@ -34,13 +34,13 @@ It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_n
 
 ## Use
 
-With peftlab, beside any number of adapters on the same base:
+With peftlab, together with any number of adapters on the same base:
 
 ```bash
 {command}
 ```
 
-With nothing but PEFT and Transformers:
+With only PEFT and Transformers:
 
 ```python
 {setup_code}from peft import PeftModel
@@ -117,7 +117,7 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
         recipe=recipe,
     )
-    return re.sub(r"\n{3,}", "\n\n", card)  # empty parts leave no gap
+    return re.sub(r"\n{3,}", "\n\n", card)  # remove the gaps of empty parts
 
 
 def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def _start_sentence(start: StartInfo | None) -> str:
     if not start:
         return ""
     head = " and head" if start.with_head else ""
-    return f" It began with the delta{head} of `{start.adapter}` (manifest {start.manifest_sha256[:12]}…)."
+    return f" It was started from the delta{head} of `{start.adapter}` (manifest {start.manifest_sha256[:12]}…)."
 
 
 def _quantization_sentence(base: BaseInfo) -> str:
@@ -151,7 +151,7 @@ def _quantization_sentence(base: BaseInfo) -> str:
     if not (base.quantization and base.memory):
         return ""
     in_memory, fp32 = (f"{size / 1e6:.1f} MB" for size in (base.memory.in_memory, base.memory.fp32))
-    return f" The base is held in {base.quantization}: {in_memory} of memory, in fp32 {fp32}."
+    return f" The base is quantized to {base.quantization}: {in_memory} of memory, in fp32 {fp32}."
 
 
 def _counts(ledger: LedgerInfo) -> dict[str, Any]:
