@@ -32,7 +32,7 @@ UNCHANGED_BASE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 UNSUPPORTED_KEYS = {
     "layer_replication": "it repeats layers of the base",
     "alora_invocation_tokens": "it is active only after certain tokens, but peftlab applies adapters to all tokens",
-    "trainable_token_indices": "it changes embeddings of single tokens, which only peftlab's own adapters may",
+    "trainable_token_indices": "it changes the embeddings of single tokens, which peftlab cannot import",
     "arrow_config": "it chooses among other adapters",
     "megatron_config": "it needs Megatron's layers",
 }
