@@ -450,7 +450,7 @@ def test_unknown_configuration_keys_are_removed_with_warning(bases, tmp_path):
     saved = save_kind(bases["bert"], tmp_path / "saved")
     change_config(saved, of_the_future=1)
     imported = import_kind(saved, tmp_path / "store")
-    assert any("does not know of_the_future" in note for note in imported.warnings)
+    assert any("does not know these keys of its configuration: of_the_future" in note for note in imported.warnings)
     assert "of_the_future" not in (imported.adapter.folder / "adapter_config.json").read_text()
 
 
