@@ -34,7 +34,7 @@ class Setup:
 
 
 def tuning_setups(*, compiled: bool = False) -> list[Setup]:
-    """Return the setups from plain to the recipe as it stands; each one turns on one more optimization.
+    """Return the setups from plain to the unchanged recipe; each one turns on one more optimization.
 
     With `compiled`, the last setup is the recipe with torch.compile instead of peftlab's own functions.
     """

@@ -126,7 +126,7 @@ def verify(adapter_names: tuple[str, ...], store: str) -> None:
 def rollback(adapter: str, store: str) -> None:
     """Make an earlier version current."""
     found = Store(store).rollback(adapter)
-    out.print(f"{found.name} now means {found}, {_main_score(found.manifest)}.")
+    out.print(f"{found.name} now refers to {found}, {_main_score(found.manifest)}.")
 
 
 @adapters.command(cls=Command, example="peftlab adapters remove ner-clinic@1")

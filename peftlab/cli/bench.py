@@ -90,7 +90,7 @@ def tuning(
     """Compare the speed of tuning with plain Transformers and PEFT.
 
     Whole runs start in a fresh process each. The first setup is plain Transformers + PEFT; every next setup
-    turns on one more optimization, and the last one is the recipe as it stands.
+    turns on one more optimization, and the last one is the unchanged recipe.
 
     Single training steps have 32 × 64 tokens. They are compared with a lower limit: one forward and one
     activation backward of the frozen base model. Nothing is published.
@@ -288,7 +288,7 @@ def print_runs(summaries: list[Summary]) -> None:
         )
     out.print(rendered)
     last = [summary.way for summary in summaries if summary.way != COMPILED][-1]
-    out.print(f"The setup {last} is the recipe as it stands.", style="dim")
+    out.print(f"The setup {last} is the unchanged recipe.", style="dim")
     parts = table("\nTime of each part ÷ time of the plain run", "setup", *summaries[0].parts)
     for summary in summaries:
         parts.add_row(summary.way, *(f"{ratio:.2f}" for ratio in summary.parts.values()))

@@ -55,7 +55,7 @@ def chat(adapters: str, system: str | None, store: str, **settings: Any) -> None
 
 
 class Conversation:
-    """A chat whose messages are kept while the adapter that replies changes."""
+    """A chat that keeps its messages if the user switches to another adapter."""
 
     def __init__(self, bank: "Bank", names: list[str], system: str | None) -> None:
         self._bank, self._names = bank, names

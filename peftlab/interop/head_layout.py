@@ -86,7 +86,7 @@ def _check_options(kind: str, multi_label: bool, threshold: float | None, errors
     if threshold is not None and not multi_label:
         errors.add("a threshold needs --multi-label.", key="threshold", hint="Remove it, or add --multi-label.")
     elif threshold is not None and not 0 < threshold < 1:
-        errors.add(f"should lie between 0 and 1, not {threshold:g}.", key="threshold")
+        errors.add(f"should be between 0 and 1, not {threshold:g}.", key="threshold")
 
 
 def _check_labels(kind: str, names: Sequence[str], multi_label: bool, errors: ErrorCollector) -> None:

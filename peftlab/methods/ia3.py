@@ -22,7 +22,7 @@ def ia3_config(base: Base, section: Ia3, task: Task) -> IA3Config:
 
 
 def _find_targets(base: Base, section: Ia3, errors: ErrorCollector) -> tuple[list[str], list[str]]:
-    """Modules whose outputs are scaled, and those whose inputs are."""
+    """The modules whose outputs are scaled, and the modules whose inputs are scaled."""
     names, model_type = list_linear_layers(base), base.model.config.model_type
     if section.target_modules:
         inputs = match_names(names, section.feedforward_modules, errors, key="feedforward_modules")

@@ -120,7 +120,7 @@ def _as_list(numbers: int | list[int]) -> list[int]:
 
 
 def _layer(name: str) -> int | None:
-    """The layer that a module lies in: the first number in its name, as in `bert.encoder.layer.3.output.dense`."""
+    """The layer of a module: the first number in its name, as in `bert.encoder.layer.3.output.dense`."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 

@@ -145,7 +145,7 @@ def _load_base_head(
         found = {name: tensor for name, tensor in full_model.state_dict().items() if name in head_names - new}
     if missing := head_names - found.keys():
         raise IntegrityError(
-            f"base '{base_files.model}' has no head of its own: {', '.join(sorted(missing))} is not in it."
+            f"base '{base_files.model}' has no head: its checkpoint lacks {', '.join(sorted(missing))}."
         )
     state = {name: tensor.to(backbone.device, backbone.dtype) for name, tensor in found.items()}
     model.load_state_dict(state, strict=False, assign=True)

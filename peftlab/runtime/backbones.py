@@ -1,7 +1,7 @@
 """Find and replace the backbone of a model: the part that Transformers' `AutoModel` builds, without the head.
 
-Most models hold it as one child, named by `base_model_prefix`. T5 and its relatives hold encoder, decoder and
-embeddings themselves, next to the head.
+In most models it is one child module, named by `base_model_prefix`. In T5 and related models, encoder, decoder and
+embeddings are children of the model itself, next to the head.
 """
 
 from collections.abc import Mapping

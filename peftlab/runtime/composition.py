@@ -91,11 +91,11 @@ def compose_adapters(version: CompositeVersion, parts: Sequence[LoadedAdapter]) 
     if version.mode == "ensemble":
         raise ValueError("each part of an ensemble predicts by itself")
     if unrouted := [str(part.adapter) for part in parts if not part.is_routed]:
-        version.refuse(f"{', '.join(unrouted)} changes the base as a whole.")
+        version.refuse(f"{', '.join(unrouted)} changes more than single modules of the base.")
     top = parts[-1]
     if version.mode == "stack":
         if names := [str(part.adapter) for part in parts if has_token_embeddings(part.model)]:
-            version.refuse(f"{', '.join(names)} has embeddings of its own for some tokens.")
+            version.refuse(f"{', '.join(names)} has its own embeddings for some tokens.")
         modules = {name: _stack(version, parts) for name, parts in _modules_by_name(version, parts)}
         return LoadedAdapter(top.adapter, top.task, modules, top.model, is_routed=True)
     check_same_outputs(version, parts)

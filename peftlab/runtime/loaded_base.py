@@ -98,8 +98,8 @@ class LoadedBase:
         if self.settings.quantization is None and tuned != self.quantization:
             raise IntegrityError(
                 f"{adapter} was tuned on its base in {tuned or FP32}, but the base in memory is in "
-                f"{self.quantization or FP32}. One bank holds one base: load them apart, or say which quantization all "
-                "are to share, by --quantization none, 8bit or 4bit, or load(…, quantization=…)."
+                f"{self.quantization or FP32}. One bank holds one base: load them separately, or set one quantization "
+                "for all: --quantization none, 8bit or 4bit, or load(…, quantization=…)."
             )
         method = adapter.manifest.method
         conflict = method_info(method).quantization_error(method, files.config, self.quantization, serving=True)
@@ -113,7 +113,7 @@ class LoadedBase:
             return None
         return (
             f"{files.adapter} was tuned on its base in {tuned or FP32} and runs on it in "
-            f"{self.quantization or FP32}: the scores in its manifest do not hold here."
+            f"{self.quantization or FP32}: the scores in its manifest do not apply here."
         )
 
     def attach(self, files: AdapterFiles) -> AttachedAdapter:

@@ -122,7 +122,7 @@ class AdapterRegistry:
         except Exception as error:  # any error: requests continue with the previous version
             self._rejected.add(version)
             self.warnings.append(
-                f"{name} still means {self._versions[name]}, since {version} cannot be served: {error}"
+                f"{name} still refers to {self._versions[name]}, because {version} cannot be served: {error}"
             )
 
     def _check_name(self, name: str, known: Collection[str]) -> None:

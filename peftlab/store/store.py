@@ -7,7 +7,7 @@
     <store>/<name>/run/          checkpoints of an unfinished tuning run
     <store>/<name>/.*.lock       locks of a process that tunes or publishes
 
-A version without a manifest does not exist. The manifest holds the sha256 of every other file and of itself.
+A version without a manifest counts as unpublished. The manifest holds the sha256 of every other file and of itself.
 """
 
 import os

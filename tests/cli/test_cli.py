@@ -258,7 +258,7 @@ def test_list_shows_valid_and_invalid_adapters(store_copy):
 
 
 def test_adapters_rollback_and_remove(store_copy):
-    assert "ner-tiny now means ner-tiny@1" in run("adapters", "rollback", "ner-tiny", "--store", store_copy).output
+    assert "ner-tiny now refers to ner-tiny@1" in run("adapters", "rollback", "ner-tiny", "--store", store_copy).output
     asked = run("adapters", "remove", "ner-tiny", "--store", store_copy, stdin="n\n")
     assert asked.exit_code == 1
     assert Store(store_copy).versions("ner-tiny") == [1, 2]

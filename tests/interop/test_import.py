@@ -188,7 +188,7 @@ def test_imported_adapter_works_with_predict_stack_merge_and_export(bases, store
     assert 0 <= scored.scores.values["f1"] <= 1
     assert merge("classes@1", tmp_path / "merged", store=store_copy).difference < 1e-4
     assert (
-        "classes now means classes@1, imported, not scored"
+        "classes now refers to classes@1, imported, not scored"
         in run("adapters", "rollback", "classes", "--store", store_copy).output
     )
     listed = run("adapters", "list", "--store", store_copy).output
@@ -235,7 +235,7 @@ def refused(folder, tmp_path, kind="classes", **changes):
         ("rating", {"labels": ["a"]}, "labels: regression has none. Remove them."),
         ("rating", {"multi_label": True, "threshold": 2.0}, "2 problems multi_label: regression has no multi-label"),
         ("classes", {"threshold": 0.4}, "threshold: a threshold needs --multi-label"),
-        ("topics", {"threshold": 1.5}, "threshold: should lie between 0 and 1, not 1.5"),
+        ("topics", {"threshold": 1.5}, "threshold: should be between 0 and 1, not 1.5"),
         (
             "tags",
             {"labels": ["O", "B-PER", "S-PER", "B-LOC", "B-LOC"]},

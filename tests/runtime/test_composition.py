@@ -139,7 +139,7 @@ WRONG = {
     ("average", ("books", "shop")): "of different methods, or change other modules",
     ("average", ("books", "entities")): r"books@1 \(text-classification\) has the labels bad, fair, good; entities@1",
     ("ensemble", ("books", "entities")): "has the labels",
-    ("stack", ("books", "virtual")): "virtual@1 changes the base as a whole",
+    ("stack", ("books", "virtual")): "virtual@1 changes more than single modules of the base",
     ("stack", ("books", "last")): "changes 'encoder.layer.1.*', another replaces the module that contains it",
 }
 

@@ -262,7 +262,7 @@ def test_invalid_version_adds_one_warning(store, changes, message):
             publish_changed(store, "news", **changes)
         wait_for_requests(2)
     [note] = bank.warnings
-    assert note.startswith("news still means news@1, since news@2 cannot be served: ")
+    assert note.startswith("news still refers to news@1, because news@2 cannot be served: ")
     assert re.search(message, note, re.DOTALL)
     publish_constant_label(store, "lora", "answer 5", name="news")
     assert predict_label(bank) == "answer 5"
@@ -282,7 +282,9 @@ def test_damaged_version_adds_one_warning(store):
         wait_for_requests(2)
     assert predict_label(bank) == "answer 0"
     [note] = bank.warnings
-    assert note.startswith("news still means news@1, since news@2 cannot be served: news@2 is not what was published")
+    assert note.startswith(
+        "news still refers to news@1, because news@2 cannot be served: news@2 is not what was published"
+    )
     saved.rollback("news")
     assert predict_label(bank) == "answer 0"
     assert len(bank.warnings) == 1

@@ -128,7 +128,7 @@ class ProcessGroup:
             yield folder
 
     def seed_per_rank(self, seed: int) -> None:
-        """Seed each process differently, so that dropout masks differ across ranks; the main process stays as it is."""
+        """Seed each process differently, so that dropout masks differ across ranks; the main process keeps its seed."""
         if self.rank > 0:
             torch.manual_seed(seed + self.rank)
 
