@@ -1,1 +1,1 @@
-"""Measurements, one command each; results are kept in benchmarks/results/."""
+"""Benchmarks, one command each; results are stored in benchmarks/results/."""

@@ -1,10 +1,11 @@
-"""What an adapter learns of a domain, and what it is worth to start from: `python -m benchmarks.domain`.
+"""Continued pretraining on a domain, and warm starts from the domain adapter: `python -m benchmarks.domain`.
 
-stories260K (a Llama of 260,000 parameters, trained on TinyStories) goes on learning from encyclopedia articles by LoRA
-(r = 8 on every Linear, 256 tokens a piece, learning rate 3e-3): `domain` on 50,000 characters of wikitext-2's
-validation split, 4 epochs. Then other 10,000 characters of it stand for a small domain: learnt alone, and with
-`method.start_from` the domain adapter, 4 epochs each. All are scored on the first 20,000 characters of the test split;
-the whole vocabulary are 512 pieces of words. One seed. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+LoRA (r = 8 on every Linear, 256 tokens per chunk, learning rate 3e-3, 4 epochs) continues the pretraining of
+stories260K (a Llama with 260,000 parameters, trained on TinyStories) on encyclopedia articles. The adapter `domain` is
+trained on 50,000 characters of wikitext-2's validation split. Another 10,000 characters are a small domain: `small` is
+trained on them alone, `started` is trained on them from the weights of `domain` (`method.start_from`). All are scored
+on the first 20,000 characters of the test split; the vocabulary has 512 tokens. One seed. The data folder is
+$PEFTLAB_DATA, or ../shared/data by default.
 """
 
 import json
@@ -24,7 +25,7 @@ LARGE, SMALL, SCORED = (0, 50_000), (50_000, 60_000), (0, 20_000)
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Tune the three, print and write the table."""
+    """Tune the three adapters, print and write the table."""
     data = data_folder()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def write_rows(data: Path, folder: Path) -> None:
-    """The texts, a paragraph a line."""
+    """Write the texts, one paragraph per line."""
     source = data / "lm_wikitext2_validtest"
     for name, file, span in (
         ("large", "valid.txt", LARGE),
@@ -68,7 +69,7 @@ def _recipe(data: Path, folder: Path, name: str, rows: str, start: str | None) -
 
 
 def evaluate_base(data: Path, folder: Path) -> dict[str, float]:
-    """Scores of the base as it is: those of a fresh LoRA, which does nothing yet."""
+    """Scores of the base model, computed with a newly initialized LoRA adapter, whose delta is 0."""
     from peftlab.tuning.evaluate import evaluate_split
 
     run = peftlab.check(_recipe(data, folder, "base", "small", None), device="cpu").run

@@ -1,15 +1,15 @@
-"""What a language model learns of a new domain, and forgets of its old one: `python -m benchmarks.forgetting`.
+"""Learning a new domain, and forgetting the old one: `python -m benchmarks.forgetting`.
 
-stories260K (a Llama of 260,000 parameters, 64 wide, trained on TinyStories) is tuned on encyclopedia articles (the
-first `--characters` of wikitext-2's validation split, 256 tokens a piece; the first 40,000 of its test split to score)
-by LoRA with r = 1, 8 and 64 on every Linear and by full tuning. After each epoch two losses are noted: on the articles,
-and on 80 short stories (those in recipes/data/story-helper). The learning rate and the epoch of each contender are
-those with the lowest loss on articles, as `tune` takes its best epoch. They learn unequally much, so the last columns
-compare what is forgotten where equally much is learnt: where a curve first comes down to a loss on articles, straight
-between epochs; of all rates the one that forgets least there. Beside the table a picture is written, with every rate's
-curve, the chosen one's thick: the further left the more was learnt, the higher the more was forgotten. Runs that are
-done stand in benchmarks/results/forgetting.jsonl and are not repeated. Data is looked for in $PEFTLAB_DATA, or else in
-../shared/data.
+stories260K (a Llama with 260,000 parameters and hidden size 64, trained on TinyStories) is tuned on encyclopedia
+articles (the first `--characters` of wikitext-2's validation split, 256 tokens per chunk; scored on the first 40,000
+characters of its test split) by LoRA with r = 1, 8 and 64 on every Linear, and by full fine-tuning. After each epoch
+two losses are recorded: on the articles, and on 80 short stories (those in recipes/data/story-helper). For each method
+the table has the learning rate and the epoch with the lowest loss on articles. Methods differ in how much they learn,
+so the last columns compare forgetting at equal loss on articles: the point where a curve first reaches this loss, by
+linear interpolation between epochs, for the learning rate that forgets least there. A picture has the curves of all
+learning rates, with the selected one as a thick line: points further left learned more, points further up forgot more.
+Completed runs are stored in benchmarks/results/forgetting.jsonl and are not repeated. The data folder is $PEFTLAB_DATA,
+or ../shared/data by default.
 """
 
 import json
@@ -42,12 +42,13 @@ CANDIDATES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "full": ({"type": "full"}, FULL_RATES),
 }
 Point = tuple[float, float]
-"""Losses, in nats a token, on the new domain and on the old."""
+"""Losses on the new domain and on the old one, in nats per token."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One contender at one rate: parameters that train, and both losses before training and after each epoch."""
+    """One method at one learning rate: number of trained parameters, and both losses before training and after each
+    epoch."""
 
     candidate: str
     rate: float
@@ -58,11 +59,12 @@ class Run:
 
     @property
     def best(self) -> Point:
-        """Where it had learnt most."""
+        """The point with the lowest loss on articles."""
         return min(self.points)
 
     def story_loss_at(self, level: float) -> float | None:
-        """The loss on stories where that on articles first comes down to `level`, straight between epochs."""
+        """The loss on stories where the loss on articles first reaches `level`, interpolated linearly between
+        epochs."""
         for (above, before), (below, after) in pairwise(self.points):
             if below <= level <= above:
                 return before + (after - before) * (above - level) / (above - below)
@@ -70,7 +72,7 @@ class Run:
 
 
 class LossRecorder(Progress):
-    """Notes both losses before training and after each epoch."""
+    """Record both losses before training and after each epoch."""
 
     def __init__(self, stories: list[str]) -> None:
         self.points: list[Point] = []
@@ -78,16 +80,16 @@ class LossRecorder(Progress):
         self._stories = stories
 
     def on_base_loaded(self, base: Base, trained: int) -> None:
-        """The model is made around this base, which is thus the adapted one."""
+        """Keep the base; the adapter is added to it in place."""
         self._base, self.trained = base, trained
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
-        """On articles it is scored already."""
+        """Record both losses; `scores` has the one on articles."""
         self.points.append((scores["loss"], loss_on(self._base, self._stories)))
 
 
 def loss_on(base: Base, texts: list[str]) -> float:
-    """Mean loss of a language model on texts, in nats a token."""
+    """Mean loss of a language model on texts, in nats per token."""
     from peftlab.data import Row
     from peftlab.errors import ErrorCollector
     from peftlab.tasks import ModelContext
@@ -106,7 +108,7 @@ def loss_on(base: Base, texts: list[str]) -> float:
 @click.option("--characters", default=CHARACTERS, show_default=True)
 @click.option("--epochs", default=EPOCHS, show_default=True)
 def main(characters: int, epochs: int) -> None:
-    """Tune what is missing, print and write the table and the picture."""
+    """Do the missing runs, print and write the table and the picture."""
     data = data_folder()
     stories = sorted({row["input"] for row in _story_rows() if "input" in row})
     for candidate, (_, rates) in CANDIDATES.items():
@@ -134,7 +136,7 @@ def _story_rows() -> list[dict[str, str]]:
 
 
 def evaluate_base(data: Path, stories: list[str]) -> Point:
-    """Both losses of the base as it is."""
+    """Both losses of the base model."""
     from peftlab.base import load_base
     from peftlab.recipe import BaseSection
     from peftlab.tasks.causal_lm import CausalLmTask
@@ -148,13 +150,13 @@ def _validation_texts(data: Path) -> list[str]:
 
 
 def paragraphs(file: Path, start: int, end: int) -> list[str]:
-    """Those of one file of wikitext between two characters, without headings."""
+    """The paragraphs of a wikitext file between two character offsets, without headings."""
     lines = file.read_text(encoding="utf8")[start:end].splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("=")]
 
 
 def tuned(data: Path, stories: list[str], candidate: str, rate: float, characters: int, epochs: int) -> Run:
-    """What was noted of one run."""
+    """Do one run, and return its losses."""
     recorder = LossRecorder(stories)
     with tempfile.TemporaryDirectory() as folder:
         learnt = paragraphs(data / "lm_wikitext2_validtest" / "valid.txt", 0, characters)
@@ -182,7 +184,7 @@ def tuned(data: Path, stories: list[str], candidate: str, rate: float, character
 
 
 def _chosen(runs: list[Run]) -> Run:
-    """The one that comes to the lowest loss on articles."""
+    """The run with the lowest loss on articles."""
     return min(runs, key=lambda run: run.best)
 
 
@@ -204,13 +206,13 @@ def _row(runs: list[Run]) -> dict[str, Any]:
 
 
 def _forgetting_at(runs: list[Run], level: float) -> float | str:
-    """By the rate that forgets least there; none may come so far."""
+    """The smallest increase of the loss on stories at this loss on articles; a dash if no run reaches it."""
     at = [there - run.points[0][1] for run in runs if (there := run.story_loss_at(level)) is not None]
     return min(at, default="–")
 
 
 def draw(by_rate: Mapping[str, list[Run]], file: Path) -> None:
-    """A curve a method and rate, an epoch a point, from the base on."""
+    """Draw a curve for each method and learning rate, with a point for the base model and for each epoch."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -222,12 +224,12 @@ def draw(by_rate: Mapping[str, list[Run]], file: Path) -> None:
     start = next(iter(by_rate.values()))[0].points[0]
     axes.plot(*start, marker="s", color="black")
     axes.annotate("base", start, textcoords="offset points", xytext=(-6, 8), ha="right")
-    axes.set(xlabel="loss on articles, which are learnt", ylabel="loss on stories, which are forgotten")
+    axes.set(xlabel="loss on articles (new domain)", ylabel="loss on stories (old domain)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(file, dpi=120)
-    click.echo(f"drawn in {file}")
+    click.echo(f"picture written to {file}")
 
 
 if __name__ == "__main__":

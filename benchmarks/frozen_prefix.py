@@ -1,9 +1,10 @@
-"""What the cache of the frozen layers saves, and that it changes nothing: `python -m benchmarks.frozen_prefix`.
+"""Time with and without the cache for frozen layers, and equality of results: `python -m benchmarks.frozen_prefix`.
 
-banking77 (77 intents, 10,003 training rows of which a tenth validates, 3,080 test rows) on all-MiniLM-L6-v2, once with
-`training.frozen_cache` and once without, one after the other. The time is that of a whole `tune`: reading, training,
-validation after each epoch, scoring, publishing and the reload check; Python's imports, which are the same in both, are
-done before. `head` trains the head alone, `last` LoRA r=8 in the last of 6 layers. Weights are compared as published.
+banking77 (77 intents, 10,003 training rows with a tenth of them for validation, 3,080 test rows) on all-MiniLM-L6-v2,
+first with `training.frozen_cache`, then without. The time is that of a complete `tune`: reading, training, validation
+after each epoch, scoring, publishing and the reload check. Python's imports are not included, because they are done
+before and are the same for both. `head` trains the head only, `last` trains LoRA r=8 in the last of 6 layers. The
+published weights are compared.
 """
 
 import tempfile
@@ -30,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @click.option("--epochs", default=10, show_default=True)
 @override_option
 def main(names: tuple[str, ...], epochs: int, overrides: dict[str, Any]) -> None:
-    """Tune with and without; print times, scores and the difference of weights, and write them."""
+    """Tune with and without the cache; print and write times, scores and the difference of the weights."""
     import peftlab.methods
     import peftlab.tuning.publish
     import peftlab.tuning.train  # noqa: F401  # all that `tune` imports
@@ -59,10 +60,10 @@ def _tuned(work: Path, method: str, epochs: int, cache: str | None, extra: dict[
 
 
 class Notes(Epochs):
-    """Epochs and notes on standard error."""
+    """Print epochs and messages to standard error."""
 
     def info(self, message: str) -> None:
-        """What is kept, or why not."""
+        """Print the message about the cache."""
         click.echo(message, err=True)
 
 

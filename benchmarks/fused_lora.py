@@ -1,8 +1,8 @@
-"""LoRA's steps by our fused function beside PEFT's own layers: `python -m benchmarks.fused_lora`.
+"""Training steps with peftlab's fused LoRA function and with PEFT's layers: `python -m benchmarks.fused_lora`.
 
-all-MiniLM-L6-v2 with LoRA r=8 on every Linear and `lora_dropout: 0.1`, batches of 16 × 32 random tokens, all else as
-`peftlab tune` does it. Both ways step in turn in one process: the median of their ratios. Then each takes some steps in
-a process of its own, whose peak memory is what the system counted.
+all-MiniLM-L6-v2 with LoRA r=8 on every Linear and `lora_dropout: 0.1`, batches of 16 × 32 random tokens, all else as in
+`peftlab tune`. The two variants run steps alternately in one process; the result is the median of their time ratios.
+Then each variant runs some steps in a separate process, and the operating system reports its peak memory.
 """
 
 import json
@@ -26,9 +26,9 @@ BATCH = (16, 32)
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", "num_repeats", default=30, show_default=True, help="Steps of each way that are timed.")
+@click.option("--rounds", "num_repeats", default=30, show_default=True, help="Number of timed steps of each variant.")
 def main(num_repeats: int) -> None:
-    """Measure base by base; print the table and write it."""
+    """Measure each base; print and write the table."""
     warm_up()
     write_result(
         "fused-lora", "LoRA's steps, fused or PEFT's", [_row(base, num_repeats) for base in BASES], __doc__ or ""
@@ -48,7 +48,7 @@ def _row(base: str, num_repeats: int) -> dict[str, Any]:
 
 
 def ratios(base: str, ways: list[str], num_repeats: int) -> dict[str, float]:
-    """Median step time of each way over the first one's, steps taken in turn."""
+    """Median ratio of each variant's step time to the first variant's; steps alternate between variants."""
     from peftlab.bench.step_worker import method_steps, ratios_in_turn
 
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:

@@ -1,9 +1,11 @@
-"""Replies of eight adapters in one batch, beside the bare base and plain PEFT: `python -m benchmarks.generation`.
+"""Generation with eight adapters in one batch, compared with the base model and PEFT: `python -m
+benchmarks.generation`.
 
-A Llama of 100 million random parameters (12 layers, 768 wide, 16,000 tokens), 32 rows with prompts of 32 tokens, 32 new
-tokens each, greedy, fp32; random LoRA adapters (r=8, every Linear), four rows each, or one for all. Bare base and plain
-PEFT (`adapter_names`) by Transformers' `generate` with the same settings. Rounds in which each way writes once; medians
-of time over the bare base's in the same round. Nothing else may run meanwhile.
+A Llama with 100 million random parameters (12 layers, hidden size 768, 16,000 tokens), 32 rows with prompts of 32
+tokens, 32 new tokens each, greedy, fp32; random LoRA adapters (r=8, every Linear), four rows each, or one adapter for
+all rows. The base model and plain PEFT (`adapter_names`) run Transformers' `generate` with the same settings. In each
+round each variant generates once; results are medians of the time ratio to the base model in the same round. No other
+process may run during the measurement.
 """
 
 import statistics
@@ -21,7 +23,7 @@ from peftlab.bench.processes import call_in_process
 ROWS, PROMPT, NEW, ADAPTERS = 32, 32, 32, 8
 VOCABULARY = 16_000
 SHAPE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048}
-BASE_MODEL = "bare base"
+BASE_MODEL = "base model"
 
 
 @click.command(help=__doc__)
@@ -33,7 +35,7 @@ def main(num_repeats: int) -> None:
 
 
 def measure_variants(num_repeats: int) -> list[dict[str, Any]]:
-    """A row a way: its time over the bare base's, and tokens a second."""
+    """One row per variant: ratio of its time to the base model's, and tokens per second."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -46,8 +48,8 @@ def measure_variants(num_repeats: int) -> list[dict[str, Any]]:
     return [
         {
             "way": way,
-            "time ÷ bare base": statistics.median(a / b for a, b in zip(took, kept[BASE_MODEL], strict=True)),
-            "throughput ÷ bare base": statistics.median(b / a for a, b in zip(took, kept[BASE_MODEL], strict=True)),
+            "time ÷ base model": statistics.median(a / b for a, b in zip(took, kept[BASE_MODEL], strict=True)),
+            "throughput ÷ base model": statistics.median(b / a for a, b in zip(took, kept[BASE_MODEL], strict=True)),
             "tokens a second": f"{ROWS * NEW / statistics.median(took):.0f}",
         }
         for way, took in kept.items()

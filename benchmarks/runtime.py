@@ -1,9 +1,10 @@
-"""Mixed batches beside the bare base and plain PEFT, and loading: `python -m benchmarks.runtime`.
+"""Mixed batches compared with the base model and plain PEFT, and load times: `python -m benchmarks.runtime`.
 
-all-MiniLM-L6-v2, 32 rows × 64 random tokens, random LoRA adapters with r=8, medians over batches taken in turn in one
-process a table; the bare base is in the same precision and has one head. Decode-shaped: one token a row. Loading: every
-byte verified, read, ready to answer, with that many adapters in memory; each number has processes of its own, taken in
-turn. Nothing else may run meanwhile.
+all-MiniLM-L6-v2, 32 rows × 64 random tokens, random LoRA adapters with r=8; results are medians over batches, which
+alternate between the variants in one process per table. The base model has the same precision and one head.
+Decode-shaped: one token per row. Loading: the time until all bytes are verified and read and the adapter can predict,
+with the given number of adapters in memory; each number is measured in separate processes, which alternate. No other
+process may run during the measurement.
 """
 
 from typing import Any
@@ -51,7 +52,7 @@ def main(cases: tuple[str, ...], num_repeats: int, loads: bool) -> None:
             }
             for load in times
         ]
-        write_result("runtime-loads", "Bringing an adapter", told, __doc__ or "")
+        write_result("runtime-loads", "Loading an adapter", told, __doc__ or "")
 
 
 def _rows(case: str, batches: list[BatchTime]) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def _rows(case: str, batches: list[BatchTime]) -> list[dict[str, Any]]:
             "case": case,
             "way": batch.way,
             "adapters": batch.adapters or "–",
-            "time ÷ bare base": f"{batch.ratio:.3f}",
+            "time ÷ base model": f"{batch.ratio:.3f}",
             "milliseconds": f"{batch.seconds * 1000:.0f}",
         }
         for batch in batches

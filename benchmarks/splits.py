@@ -1,4 +1,4 @@
-"""The rows of a data set as three files of JSON lines, read and carved once, so that every side has the same."""
+"""Write the splits of a data set as JSON lines files, so that all compared programs use the same rows."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from peftlab.recipe import DataSection
 
 
 def write_splits(section: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Write the rows of a recipe's data section to `folder` → a data section that reads them, with all else it said."""
+    """Write the rows of a recipe's data section to `folder`; return the data section for these files."""
     with ErrorCollector() as errors:
         rows = load_rows(DataSection.model_validate(section), errors)
     files = {}

@@ -1,4 +1,4 @@
-"""How long a recipe takes until it steps: `python -m benchmarks.start_time`."""
+"""Time from the start of `tune` to the first training steps: `python -m benchmarks.start_time`."""
 
 import json
 import os
@@ -22,20 +22,20 @@ from peftlab.tuning import tune
 CONDITIONS = """
 `python -m benchmarks.start_time {recipe} --runs {runs}`
 
-Seconds since the process was asked for, by the clock and of its processor, until each station is reached. A run is a
-process of its own, and stops after its second step. The first finds an empty cache folder, the later ones the features
-there: the least of them is shown. Only processor seconds can be compared where other work goes on beside; load average
-at the end: {load:.1f}.
+Seconds from the start of the process to each milestone, as wall-clock time and as CPU time. Each run is a separate
+process, which stops after its second step. The first run has an empty cache folder, and later runs find the features in
+it; the table has the minimum of the later runs. If other processes run at the same time, only CPU times are comparable.
+Load average at the end: {load:.1f}.
 """
 Milestone = tuple[float, float]
 
 
 class StopAfterTwoSteps(BaseException):
-    """Enough was seen."""
+    """Stop the run after the second step."""
 
 
 class TuningTimer(TuningDisplay):
-    """Notes when each station is reached: seconds since `began`, and of the processor."""
+    """Record when each milestone is reached: seconds since `start_time`, and CPU seconds."""
 
     def __init__(self, start_time: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class TuningTimer(TuningDisplay):
         self.record_milestone("commands imported")
 
     def record_milestone(self, milestone: str) -> None:
-        """A station is reached, if it is not yet."""
+        """Record the milestone, unless it was recorded before."""
         self.milestones.setdefault(milestone, (time.time() - self.start_time, time.process_time()))
 
     def track_encoding(self, split: str) -> AbstractContextManager[ProgressCallback]:
@@ -72,7 +72,7 @@ class TuningTimer(TuningDisplay):
 
 
 def watch_one(recipe: str, start_time: float) -> None:
-    """Tune until the second step, and tell the stations as JSON."""
+    """Tune until the second step, and print the milestones as JSON."""
     watch = TuningTimer(start_time)
     with tempfile.TemporaryDirectory() as store:
         try:
@@ -82,7 +82,7 @@ def watch_one(recipe: str, start_time: float) -> None:
 
 
 def measured(recipe: str, cache: str) -> dict[str, Milestone]:
-    """The stations of a run in a new process."""
+    """The milestones of a run in a new process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.start_time", recipe, "--began", repr(time.time())]
     environment = {**os.environ, "PEFTLAB_CACHE": cache}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -90,7 +90,7 @@ def measured(recipe: str, cache: str) -> dict[str, Milestone]:
 
 
 def row(milestone: str, first: Milestone, later: list[Milestone]) -> dict[str, Any]:
-    """One line of the table."""
+    """One row of the table."""
     clock, processor = (min(times) for times in zip(*later, strict=True))
     shown = {"first run, clock": first[0], "processor": first[1], "later runs, clock": clock, "processor ": processor}
     return {"station": milestone, **{name: f"{seconds:.2f}" for name, seconds in shown.items()}}
@@ -98,10 +98,10 @@ def row(milestone: str, first: Milestone, later: list[Milestone]) -> dict[str, A
 
 @click.command()
 @click.argument("recipe", default="recipes/sentiment-shop.yaml")
-@click.option("--runs", default=3, help="Later runs.")
+@click.option("--runs", default=3, help="Number of later runs.")
 @click.option("--began", "start_time", type=float, hidden=True)
 def main(recipe: str, runs: int, start_time: float | None) -> None:
-    """Measure, print and keep."""
+    """Measure, print and write."""
     if start_time is not None:
         watch_one(recipe, start_time)
         return

@@ -1,8 +1,8 @@
-"""Scores of every text-understanding task on real data: `python -m benchmarks.task_scores`.
+"""Scores of all text-understanding tasks on real data: `python -m benchmarks.task_scores`.
 
-all-MiniLM-L6-v2 with LoRA r=8 on every Linear and the recipe's defaults, but for the epochs in the table; best epoch by
-validation. With `-o method.type=full` every weight of the base trains instead: what this base can do at all. Data is
-looked for in $PEFTLAB_DATA, or else in ../shared/data.
+all-MiniLM-L6-v2 with LoRA r=8 on every Linear and the defaults of recipes, except for the epochs in the table; best
+epoch by validation. With `-o method.type=full`, all weights of the base are trained: the upper bound for this base. The
+data folder is $PEFTLAB_DATA, or ../shared/data by default.
 """
 
 import json
@@ -24,7 +24,7 @@ Overrides = dict[str, Any]
 
 
 def banking77(data: Path, work: Path) -> Overrides:
-    """Intents, 77 of them."""
+    """77 intents of questions to a bank."""
     return {
         "task": {"type": "text-classification"},
         "data": {
@@ -52,7 +52,7 @@ def books(data: Path, work: Path) -> Overrides:
 
 
 def stsb(data: Path, work: Path) -> Overrides:
-    """How alike two sentences are, 0 to 5."""
+    """Semantic similarity of two sentences, 0 to 5."""
     files = {split: str(data / f"reg_stsb/stsb-en-{end}.csv") for split, end in SPLITS.items()}
     return {
         "task": {"type": "regression"},
@@ -62,7 +62,7 @@ def stsb(data: Path, work: Path) -> Overrides:
 
 
 def semeval(data: Path, work: Path) -> Overrides:
-    """Relations between two nominals, 9 with direction, and Other."""
+    """Relations between two nominals: 9 with direction, and Other."""
     return {
         "task": {"type": "relation-extraction"},
         "data": {
@@ -75,9 +75,10 @@ def semeval(data: Path, work: Path) -> Overrides:
 
 
 def squad2(data: Path, work: Path) -> Overrides:
-    """SQuAD v2's development set, split by article: train on 80 % of them, test on the others.
+    """SQuAD v2's development set, split by article: 80 % of them for training, the others for the test.
 
-    Validation is a tenth of the training questions: an article more or less moves a threshold too much.
+    Validation is a tenth of the training questions, not of the articles: a single article would change the threshold
+    too much.
     """
     articles = json.loads((data / "qa_squad2_dev_cs224n/dev-v2.0.json").read_text(encoding="utf8"))["data"]
     random.Random(13).shuffle(articles)
@@ -93,7 +94,7 @@ def squad2(data: Path, work: Path) -> Overrides:
 
 
 def nlupp(domain: str, train_folds: int, epochs: int) -> Callable[[Path, Path], Overrides]:
-    """Multi-label intents: train on so many of the 20 folds, the first ones, and test on the others."""
+    """Multi-label intents: the first `train_folds` of 20 folds for training, the others for the test."""
 
     def prepare(data: Path, work: Path) -> Overrides:
         folds = [json.loads((data / f"cls_nlupp/{domain}/fold{i}.json").read_text(encoding="utf8")) for i in range(20)]
@@ -108,7 +109,7 @@ def nlupp(domain: str, train_folds: int, epochs: int) -> Callable[[Path, Path], 
                 "type": "text-classification",
                 "multi_label": True,
                 "labels": labels,
-                "class_weights": "balanced",  # each intent is rare: without, all are denied for dozens of epochs
+                "class_weights": "balanced",  # without weights, no rare label is predicted for dozens of epochs
             },
             "data": {split: str(work / f"{split}.json") for split in parts},
             "training": {"num_train_epochs": epochs, "early_stopping_patience": None},
@@ -138,7 +139,7 @@ SETS: dict[str, Callable[[Path, Path], Overrides]] = {
 @click.option("--seed", default=42, show_default=True)
 @override_option
 def main(names: tuple[str, ...], seed: int, overrides: Overrides) -> None:
-    """Tune on each set; print its test scores and write them."""
+    """Tune on each data set; print and write its test scores."""
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
@@ -151,15 +152,15 @@ def main(names: tuple[str, ...], seed: int, overrides: Overrides) -> None:
 
 
 def by_key(sections: Mapping[str, Mapping[str, Any]]) -> Overrides:
-    """Sections of a recipe → dotted keys."""
+    """Convert sections of a recipe to dotted keys."""
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
 class Epochs(Progress):
-    """One line an epoch on standard error."""
+    """Print one line per epoch to standard error."""
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
-        """The validation scores."""
+        """Print the validation scores."""
         told = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         click.echo(f"epoch {epoch:g}  {told}{'  best' if best else ''}", err=True)
 

@@ -1,10 +1,10 @@
 """A thousand adapters of five tasks on one base, under Zipf traffic: `python -m benchmarks.traffic`.
 
 all-MiniLM-L6-v2, random LoRA adapters (r=8, every Linear), 200 of each task, all of them in host memory, 64 slots. A
-round is 1,024 features of 64 tokens or less, each through an adapter drawn by Zipf's law (weight 1/rank over a shuffled
-order), in batches of 32 as they come; beside it the same features, all through one adapter. Throughput is the median
-over rounds of one time over the other. Then traffic goes on for --minutes, and the process's memory is noted every half
-a minute. Nothing else may run meanwhile.
+round has 1,024 features of at most 64 tokens in batches of 32, each with an adapter drawn by Zipf's law (weight 1/rank
+over a shuffled order); for comparison, the same features run with one adapter. Throughput is the median ratio of the
+two times over rounds. Then traffic continues for --minutes, and the memory of the process is recorded every 30 seconds.
+No other process may run during the measurement.
 """
 
 import random
@@ -36,7 +36,7 @@ def main(num_repeats: int, minutes: float) -> None:
 
 
 def measure_random_traffic(num_repeats: int, minutes: float) -> dict[str, Any]:
-    """Throughput beside one adapter's, shares of features whose adapter was in a slot, and memory over time."""
+    """Measure throughput relative to one adapter, and memory over time."""
     import torch
 
     from peftlab.runtime import Bank

@@ -1,10 +1,10 @@
-"""Translation by adapters on a small base of our own: `python -m benchmarks.translation`.
+"""Translation adapters on a small base, which this benchmark trains first: `python -m benchmarks.translation`.
 
-Multi30k, English to German (captions of pictures). No pretrained encoder with a decoder can be had here, so the base is
-made first, in plain torch: an mBART of two and two layers, 128 wide, byte-level BPE of 4,000 pieces, 6 epochs of the
-first 14,500 pairs. Each adapter learns 6,000 others for 4 epochs, at the best of two learning rates by BLEU on 200
-sentences of the validation split; test is test_2016_flickr (1,000 sentences), written greedily. "by the command" is
-what `sacrebleu` says of the files. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+Multi30k, English to German (captions of pictures). The base is trained in plain torch: an mBART with two encoder and
+two decoder layers, hidden size 128, byte-level BPE with 4,000 tokens, 6 epochs on the first 14,500 pairs. Each adapter
+is trained on 6,000 other pairs for 4 epochs, at the better of two learning rates by BLEU on 200 sentences of the
+validation split. The test split is test_2016_flickr (1,000 sentences), with greedy decoding. "by the command" is the
+BLEU score that the command `sacrebleu` computes. The data folder is $PEFTLAB_DATA, or ../shared/data by default.
 """
 
 import gzip
@@ -32,10 +32,10 @@ Pairs = list[tuple[str, str]]
 
 
 @click.command(help=__doc__)
-@click.option("--epochs", default=EPOCHS, show_default=True, help="Of the base.")
+@click.option("--epochs", default=EPOCHS, show_default=True, help="Epochs of the base.")
 @click.option("--adapter-epochs", default=4, show_default=True)
 def main(epochs: int, adapter_epochs: int) -> None:
-    """Make the base, tune each adapter on it, print and write the table."""
+    """Train the base, tune each adapter on it, print and write the table."""
     raw = data_folder() / "mt_multi30k" / "raw"
     pairs = {split: read_pairs(raw, name) for split, name in (("train", "train"), ("validation", "val"))}
     pairs["test"] = read_pairs(raw, "test_2016_flickr")
@@ -49,13 +49,13 @@ def main(epochs: int, adapter_epochs: int) -> None:
 
 
 def read_pairs(raw: Path, name: str) -> Pairs:
-    """Lines of both languages, side by side."""
+    """Read the sentence pairs of a split."""
     sides = [gzip.decompress((raw / f"{name}.{side}.gz").read_bytes()) for side in ("en", "de")]
     return list(zip(*(side.decode("utf8").splitlines() for side in sides), strict=True))
 
 
 def write_splits(work: Path, pairs: dict[str, Pairs]) -> None:
-    """What adapters learn and are scored on, as two files a split."""
+    """Write the splits for the adapters, two files per split."""
     chosen = {
         "train": pairs["train"][HALF : HALF + OTHERS],
         "validation": pairs["validation"][:VALIDATED],
@@ -67,7 +67,7 @@ def write_splits(work: Path, pairs: dict[str, Pairs]) -> None:
 
 
 def make_base(folder: Path, pairs: Pairs, epochs: int) -> Path:
-    """Train a small mBART from nothing on the first half of `pairs`, and save it with its tokenizer."""
+    """Train a small mBART from scratch on the first half of `pairs`, and save it with its tokenizer."""
     import torch
     from transformers import MBartConfig, MBartForConditionalGeneration
 
@@ -84,7 +84,7 @@ def make_base(folder: Path, pairs: Pairs, epochs: int) -> Path:
 
 
 def make_tokenizer(folder: Path, pairs: Pairs) -> Any:
-    """Byte-level BPE of both languages, that ends each text."""
+    """Train and save a byte-level BPE tokenizer for both languages; it appends </s> to each text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -102,7 +102,7 @@ def make_tokenizer(folder: Path, pairs: Pairs) -> Any:
 
 
 def learn(model: Any, tokenizer: Any, pairs: Pairs, epochs: int) -> None:
-    """Adam with a warm-up and a linear way down, label smoothing 0.1, batches of like length."""
+    """Train with AdamW, warmup and linear decay, label smoothing 0.1, and batches of similar length."""
     import torch
     from transformers import get_linear_schedule_with_warmup
 
@@ -132,7 +132,7 @@ def learn(model: Any, tokenizer: Any, pairs: Pairs, epochs: int) -> None:
 
 
 def evaluate_base(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
-    """The base as it is, on the test split."""
+    """Score the base model on the test split."""
     from peftlab.tasks.prediction import predict_examples
     from peftlab.tuning import check
 
@@ -143,11 +143,11 @@ def evaluate_base(work: Path, base: Path, test: Pairs) -> dict[str, Any]:
         told = predict_examples(run.task, run.model, run.base.inputs, examples, max_length=run.dataset.max_length)
     scores = run.task.metric.score(examples, told).values
     command = by_command(work, [one.written for one in told], test)
-    return row("base alone", "–", run.base.num_parameters, scores, command)
+    return row("base model", "–", run.base.num_parameters, scores, command)
 
 
 def best_of(work: Path, base: Path, name: str, test: Pairs, epochs: int) -> dict[str, Any]:
-    """The contender at the better of its learning rates, by validation."""
+    """Tune with each learning rate, and return the row of the best one by validation."""
     method, rates = METHODS[name]
     by_rate = {}
     for rate in rates:
@@ -163,7 +163,7 @@ def best_of(work: Path, base: Path, name: str, test: Pairs, epochs: int) -> dict
 
 
 def row(name: str, rate: str, trained: int, scores: dict[str, float], command: float) -> dict[str, Any]:
-    """A line of the table."""
+    """A row of the table."""
     told = {"method": name, "learning rate": rate, "parameters": f"{trained:,}"}
     return {
         **told,
@@ -174,7 +174,7 @@ def row(name: str, rate: str, trained: int, scores: dict[str, float], command: f
 
 
 def by_command(work: Path, written: list[str], test: Pairs) -> float:
-    """BLEU as the command `sacrebleu` has it."""
+    """BLEU as the command `sacrebleu` computes it."""
     (work / "written.txt").write_text("".join(f"{line}\n" for line in written), encoding="utf8")
     (work / "references.txt").write_text("".join(f"{pair[1]}\n" for pair in test), encoding="utf8")
     command = [sys.executable, "-m", "sacrebleu", "references.txt", "-i", "written.txt", "-b", "-w", "4"]
@@ -182,7 +182,7 @@ def by_command(work: Path, written: list[str], test: Pairs) -> float:
 
 
 def write_recipe(work: Path, base: Path, method: dict[str, Any], rate: float, epochs: int) -> Path:
-    """A recipe for the splits in `work`."""
+    """Write a recipe for the splits in `work`."""
     training = {"learning_rate": rate, "num_train_epochs": epochs, "per_device_train_batch_size": 64}
     sections = {
         "name": "captions",

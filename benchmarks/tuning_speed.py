@@ -1,11 +1,12 @@
-"""Whole tuning runs of plain Transformers + PEFT and of peftlab, side by side: `python -m benchmarks.tuning_speed`.
+"""Compare complete tuning runs of plain Transformers + PEFT and of peftlab: `python -m benchmarks.tuning_speed`.
 
-plain is `benchmarks/plain_tuning.py` (fp32, rows in random order, lora_dropout 0.1), tuned the same with `--tuned`
-(rows of like length together, bfloat16 by autocast, no dropout), peftlab is `peftlab tune` with its defaults. All have
-all-MiniLM-L6-v2, LoRA r=8 on every Linear, learning rate 1e-3, batch 16, the same epochs and the same files of rows;
-test score of the best epoch by validation. Each run is a process of its own, timed from outside with its imports, one
-after another in an order that turns with the seed; peftlab's cache is empty each time. Times and memory are medians
-over seeds, ratios within a seed. Data is looked for in $PEFTLAB_DATA, or else in ../shared/data.
+plain is `benchmarks/plain_tuning.py` (fp32, rows in random order, lora_dropout 0.1), tuned is the same with `--tuned`
+(batches of similar length, bfloat16 by autocast, no dropout), peftlab is `peftlab tune` with its defaults. All use
+all-MiniLM-L6-v2, LoRA r=8 on every Linear, learning rate 1e-3, batch size 16, the same epochs and the same data files;
+the test score is that of the best epoch by validation. Each run is a separate process, and its time includes imports.
+Runs are sequential, in an order that rotates with the seed; peftlab's cache is empty before each run. Times and memory
+are medians over seeds, ratios are computed within a seed. The data folder is $PEFTLAB_DATA, or ../shared/data by
+default.
 """
 
 import json
@@ -32,18 +33,19 @@ NAME = "speed"
 EPOCHS = 3
 WAYS = ("plain", "tuned", "peftlab")
 WAYS_SAID = """\
-Ways of tuning with peftlab, from all that makes it fast switched off (plain) to its defaults, as `peftlab bench tuning`
-has them, one seed: all-MiniLM-L6-v2, LoRA r=8 on every Linear, learning rate 1e-3, batch 16. Each run is a process of
-its own with an empty cache, timed from outside; the columns from start to end are shares of plain's whole time."""
+Variants of tuning with peftlab, from no optimizations (plain) to the defaults, as in `peftlab bench tuning`, one seed:
+all-MiniLM-L6-v2, LoRA r=8 on every Linear, learning rate 1e-3, batch 16. Each run is a
+separate process with an empty cache; the columns from start to end are fractions of the total time of plain."""
 STEPS_SAID = """\
-The limit is one forward and one activation backward of the frozen base alone, in the same precision, with the base's
-dropout where the way has it; the others add delta, head, clipping and AdamW. torch.compile is peftlab with it in the
-place of its own functions; compiling does not count. Medians over {num_repeats} rounds of one step each."""
+The limit is one forward and one backward pass (activations only) of the frozen base in the same precision, with the
+dropout of the base if the variant has it; the others add delta, head, gradient clipping and AdamW. torch.compile is
+peftlab with torch.compile instead of its own functions, without compile time. Medians over {num_repeats} rounds of one
+step each."""
 Sections = dict[str, Any]
 
 
 def wnut17(data: Path, work: Path) -> Sections:
-    """Entities in social media, six types."""
+    """Named entities in social media, six types."""
     files = {split: str(data / file) for split, file in ENTITY_SETS["wnut17"][1].items()}
     return {"task": {"type": "token-classification"}, "data": files}
 
@@ -55,11 +57,15 @@ SETS: dict[str, Callable[[Path, Path], Sections]] = {"wnut17": wnut17, "banking7
 @click.option("--set", "names", multiple=True, type=click.Choice(list(SETS)), default=list(SETS))
 @click.option("--seeds", default="1,2,3", show_default=True, callback=parse_seeds)
 @click.option("--epochs", default=EPOCHS, show_default=True)
-@click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="plain is always among them.")
+@click.option(
+    "--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="Variants to run; plain always runs."
+)
 @click.option("--runs/--no-runs", default=True, show_default=True, help="Compare with the plain scripts.")
-@click.option("--breakdown/--no-breakdown", default=True, show_default=True, help="Switch on one thing after another.")
-@click.option("--steps/--no-steps", default=True, show_default=True, help="Time single steps, beside their limit.")
-@click.option("--rounds", "num_repeats", default=10, show_default=True, help="Steps that each way takes.")
+@click.option("--breakdown/--no-breakdown", default=True, show_default=True, help="Add one optimization after another.")
+@click.option(
+    "--steps/--no-steps", default=True, show_default=True, help="Measure single steps, and compare them with the limit."
+)
+@click.option("--rounds", "num_repeats", default=10, show_default=True, help="Number of steps of each variant.")
 @override_option
 def main(
     names: tuple[str, ...],
@@ -72,7 +78,7 @@ def main(
     num_repeats: int,
     overrides: dict[str, Any],
 ) -> None:
-    """Measure what is asked for, set by set; print each table and write it."""
+    """Run the selected measurements for each data set; print and write each table."""
     warm_up()
     for place, name in enumerate(names):
         with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +93,7 @@ def main(
 
 
 def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any]) -> Path:
-    """Files of rows that every side reads, and peftlab's recipe for them, into `folder`."""
+    """Write the data files that all variants read, and peftlab's recipe for them, to `folder`."""
     sections = SETS[name](data_folder(), folder)
     values: dict[str, Any] = {
         "name": NAME,
@@ -104,7 +110,7 @@ def _write_recipe(name: str, folder: Path, epochs: int, overrides: dict[str, Any
 
 
 def _runs(name: str, recipe: Path, epochs: int, seeds: Sequence[int], ways: Sequence[str]) -> list[RunTime]:
-    """Every way with every seed, the ways' order turned by one from seed to seed."""
+    """Run all variants with all seeds; the order of the variants rotates by one from seed to seed."""
     runs = []
     for place, seed in enumerate(seeds):
         turned = [ways[(place + i) % len(ways)] for i in range(len(ways))]
@@ -145,7 +151,7 @@ def _write_runs(name: str, runs: Sequence[RunTime], overrides: dict[str, Any]) -
         for way in summarize(runs, "plain")
     ]
     changed = f"\n\npeftlab with {overrides}." if overrides else ""
-    title = f"Whole tuning runs, {name}, {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"Complete tuning runs, {name}, {seeds} seed{'s' if seeds > 1 else ''}"
     write_result(f"tuning-speed-{name}", title, rows, f"{__doc__}{changed}")
 
 
