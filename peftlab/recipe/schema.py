@@ -74,8 +74,9 @@ class DataSection(Section):
 class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; null uses the default of the method."""
-    num_train_epochs: PositiveInt = 10
-    """Maximum number of epochs; the weights of the epoch with the best validation score are kept."""
+    num_train_epochs: PositiveInt | None = None
+    """Maximum number of epochs; the weights of the epoch with the best validation score are kept. null chooses the
+    epochs that make 500 steps, at least 10 and at most 60; it chooses 10 for language models and generated texts."""
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
     gradient_accumulation_steps: PositiveInt = 1
@@ -114,9 +115,9 @@ class TrainingSection(Section):
     deepspeed). null uses ddp if `--launch` starts several processes."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Random seed for new weights, dropout and the order of rows."""
-    early_stopping_patience: PositiveInt | None = 5
-    """Stop after this number of epochs without a better validation score, once the score is above 0; null trains all
-    epochs."""
+    early_stopping_patience: PositiveInt | Literal["auto"] | None = "auto"
+    """Stop after this number of epochs without a better validation score, once the score is above 0. auto chooses 5
+    epochs and at least 200 steps, or 5 epochs for language models and generated texts; null never stops early."""
     frozen_cache: ByteSize | None = "2GiB"
     """Maximum disk space for the activations of the frozen layers below the lowest adapted one. They are computed once
     instead of in each epoch, and results are the same except for rounding. If the space is too small, peftlab prints a

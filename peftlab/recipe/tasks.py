@@ -33,6 +33,8 @@ class TaskFields(Section):
     """Whether embeddings of single tokens can be trained."""
     trainer: ClassVar[Literal["supervised", "preference"]] = "supervised"
     """How the adapter is trained."""
+    epochs_from_rows: ClassVar[bool] = True
+    """Whether few training rows get more epochs by default."""
 
     @property
     def packing_conflict(self) -> str:
@@ -129,6 +131,7 @@ class Generation(Section):
 
 class LanguageModelTask(TaskFields):
     uses_base_head: ClassVar[bool] = True
+    epochs_from_rows: ClassVar[bool] = False
 
     template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | TemplateFile | None = None
     """Chat template for instructions and chats: base is the tokenizer's own; null uses base if the tokenizer has one,
@@ -199,6 +202,7 @@ class Translation(TaskFields):
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
+    epochs_from_rows: ClassVar[bool] = False
     type: Literal["translation"]
     source_language: str | None = None
     """For multilingual bases: the tokenizer's code of the source language, as in eng_Latn (NLLB) or en_XX (mBART)."""
@@ -223,6 +227,7 @@ class Summarization(TaskFields):
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
+    epochs_from_rows: ClassVar[bool] = False
     type: Literal["summarization"]
     prefix: str | None = None
     """Text that is prepended to each input, as in `summarize: ` (T5)."""
@@ -243,6 +248,7 @@ class DomainAdaptation(TaskFields):
 
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
+    epochs_from_rows: ClassVar[bool] = False
     type: Literal["domain-adaptation"]
     objective: Literal["masked-lm", "causal-lm"] | None = None
     """masked-lm: predict masked tokens; causal-lm: predict the next token; null: the pretraining objective of the

@@ -48,7 +48,7 @@ class DivergenceCallback(TrainerCallback):
             return
         step = f"step {state.global_step} of {state.max_steps}"
         message = f"training diverged: at {step} the weights were NaN or infinite"
-        hint = f"Lower training.learning_rate: {_describe_rates(self.run.recipe)}"
+        hint = f"Lower training.learning_rate: {_describe_rate(self.run.recipe)}"
         if state.best_metric is None:
             raise TuningDiverged(f"{message}; nothing was published. {hint}")
         progress.warn(f"{message}; the best epoch before is kept. {hint}")
@@ -57,10 +57,20 @@ class DivergenceCallback(TrainerCallback):
 def warn_if_collapsed(recipe: Recipe, task: Task, scores: Scores, progress: Progress) -> None:
     """Warn if the validation scores of the best epoch show that nothing was learned."""
     if reason := _collapse_reason(task, scores):
-        progress.warn(
-            f"{reason}: nothing was learned. Train for longer, or with another training.learning_rate: "
-            f"{_describe_rates(recipe)}"
-        )
+        progress.warn(f"{reason}: nothing was learned. {_collapse_hint(recipe)}")
+
+
+def _collapse_hint(recipe: Recipe) -> str:
+    """What may help, without what the recipe has already."""
+    options = [
+        f"raise training.num_train_epochs (it is {recipe.training.num_train_epochs})",
+        f"change training.learning_rate ({_describe_rate(recipe).removesuffix('.')})",
+    ]
+    if getattr(recipe.task, "class_weights", "balanced") is None:
+        options.append("set task.class_weights: balanced if some labels are rare")
+    if recipe.training.early_stopping_patience is not None:
+        options.append("set training.early_stopping_patience: null if the run stopped early")
+    return f"You can {'; '.join(options)}."
 
 
 def _collapse_reason(task: Task, scores: Scores) -> str:
@@ -77,9 +87,10 @@ def _collapse_reason(task: Task, scores: Scores) -> str:
     return ""
 
 
-def _describe_rates(recipe: Recipe) -> str:
+def _describe_rate(recipe: Recipe) -> str:
     rate, default = recipe.training.learning_rate, recipe.method.default_learning_rate
-    return f"it is {rate:g}; the default for this method is {default:g}."
+    comparison = ", the default for this method" if rate == default else f"; the default for this method is {default:g}"
+    return f"it is {rate:g}{comparison}."
 
 
 def _is_finite(model: torch.nn.Module) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from peftlab.tuning.evaluate import evaluate as evaluate
     from peftlab.tuning.objective import choose_objective as choose_objective
     from peftlab.tuning.publish import publish as publish
+    from peftlab.tuning.schedule import choose_schedule as choose_schedule
     from peftlab.tuning.setup import add_adapter as add_adapter
     from peftlab.tuning.setup import load_base as load_base
     from peftlab.tuning.train import train as train
@@ -21,6 +22,7 @@ MODULES = {
     "choose_objective": "objective",
     "load_base": "setup",
     "encode": "encoding",
+    "choose_schedule": "schedule",
     "add_adapter": "setup",
     "train": "train",
     "evaluate": "evaluate",

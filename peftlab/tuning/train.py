@@ -97,8 +97,9 @@ def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
 
 def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     callbacks: list[TrainerCallback] = [ProgressReporter(progress)]
-    if run.recipe.training.early_stopping_patience:
-        callbacks.append(EarlyStopping(run.recipe.training.early_stopping_patience))
+    patience = run.recipe.training.early_stopping_patience
+    if isinstance(patience, int):
+        callbacks.append(EarlyStopping(patience))
     method = run.recipe.method
     if make_callbacks := METHODS[method.type].training.callbacks:
         callbacks += make_callbacks(run.model, method, progress.warn)

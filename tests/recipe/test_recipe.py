@@ -86,7 +86,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
         },
         "training": {
             "learning_rate": 1e-3,
-            "num_train_epochs": 10,
+            "num_train_epochs": None,
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 32,
             "gradient_accumulation_steps": 1,
@@ -105,7 +105,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "base_dropout": True,
             "distributed": None,
             "seed": 42,
-            "early_stopping_patience": 5,
+            "early_stopping_patience": "auto",
             "frozen_cache": "2GiB",
         },
     }

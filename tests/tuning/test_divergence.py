@@ -111,13 +111,27 @@ def test_constant_predictions_warning(recipe, task, scores, message):
     progress = Losses()
     warn_if_collapsed(read_recipe(recipe(learning_rate=5e-3)), task, scores, progress)
     hint = (
-        "Train for longer, or with another training.learning_rate: it is 0.005; the default for this method is 0.001."
+        "You can raise training.num_train_epochs (it is 4); change training.learning_rate (it is 0.005; the default for "
+        "this method is 0.001); set "
+        "training.early_stopping_patience: null if the run stopped early."
     )
     assert progress.warnings == ([f"{message} {hint}"] if message else [])
+
+
+def test_collapse_warning_omits_what_the_recipe_has(recipe):
+    file = recipe(early_stopping_patience=None, learning_rate=1e-3)
+    progress = Losses()
+    for class_weights in ("balanced", None):
+        changed = read_recipe(file, {"task.class_weights": class_weights})
+        warn_if_collapsed(changed, TAGS, Scores({"f1": 0.0}), progress)
+    rate = "change training.learning_rate (it is 0.001, the default for this method)"
+    balance = "set task.class_weights: balanced if some labels are rare"
+    assert progress.warnings[0].endswith(f"You can raise training.num_train_epochs (it is 4); {rate}.")
+    assert progress.warnings[1].endswith(f"{rate}; {balance}.")
 
 
 def test_tune_collapse_warning(recipe, tmp_path):
     progress = Losses()
     file = recipe("entities", learning_rate=1e-9, num_train_epochs=1)
     peftlab.tune(file, store=tmp_path / "store", device="cpu", progress=progress)
-    assert "validation f1 is 0: nothing was learned. Train for longer" in " ".join(progress.warnings)
+    assert "validation f1 is 0: nothing was learned. You can raise" in " ".join(progress.warnings)
