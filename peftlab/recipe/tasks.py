@@ -34,7 +34,7 @@ class TaskFields(Section):
     trainer: ClassVar[Literal["supervised", "preference"]] = "supervised"
     """How the adapter is trained."""
     epochs_from_rows: ClassVar[bool] = True
-    """Whether few training rows get more epochs by default."""
+    """Whether few training rows get more epochs, and more patience, by default."""
 
     @property
     def packing_conflict(self) -> str:

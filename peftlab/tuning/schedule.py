@@ -20,13 +20,13 @@ def choose_schedule(recipe: Recipe, dataset: EncodedDataset, session: TuningSess
     """The recipe with numbers for `num_train_epochs: null` and `early_stopping_patience: auto`; reports the epochs."""
     training, num_rows = recipe.training, sum(map(len, dataset.features["train"]))
     steps = steps_per_epoch(training, num_rows, session.process_group.world_size)
-    epochs = training.num_train_epochs or default_epochs(steps, from_rows=recipe.task.epochs_from_rows)
+    from_rows = recipe.task.epochs_from_rows
+    epochs = training.num_train_epochs or (default_epochs(steps) if from_rows else MIN_EPOCHS)
     patience = training.early_stopping_patience
-    chosen = {
-        "num_train_epochs": epochs,
-        "early_stopping_patience": default_patience(steps) if patience == "auto" else patience,
-    }
-    if training.num_train_epochs is None and recipe.task.epochs_from_rows:
+    if patience == "auto":
+        patience = default_patience(steps) if from_rows else PATIENCE_EPOCHS
+    chosen = {"num_train_epochs": epochs, "early_stopping_patience": patience}
+    if training.num_train_epochs is None and from_rows:
         session.progress.info(
             f"{epochs} epochs ({epochs * steps} steps): chosen from {num_rows} training rows; "
             "training.num_train_epochs sets it."
@@ -40,12 +40,9 @@ def steps_per_epoch(training: TrainingSection, num_rows: int, world_size: int = 
     return max(1, math.ceil(num_rows / rows_per_step))
 
 
-def default_epochs(steps: int, *, from_rows: bool = True) -> int:
-    """Epochs of `steps` each that make at least MIN_STEPS, within MIN_EPOCHS and MAX_EPOCHS.
-
-    Without `from_rows`, MIN_EPOCHS.
-    """
-    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps))) if from_rows else MIN_EPOCHS
+def default_epochs(steps: int) -> int:
+    """Epochs of `steps` each that make at least MIN_STEPS, within MIN_EPOCHS and MAX_EPOCHS."""
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps)))
 
 
 def default_patience(steps: int) -> int:

@@ -54,14 +54,18 @@ def test_chosen_epochs_are_reported_and_published(write_recipe, tmp_path):
 def test_named_epochs_and_patience_are_kept(write_recipe, tmp_path):
     progress = InfoRecorder()
     checked = peftlab.check(write_recipe(training={"early_stopping_patience": None}), device="cpu", progress=progress)
-    assert (checked.run.recipe.training.num_train_epochs, checked.run.recipe.training.early_stopping_patience) == (2, None)
+    assert (checked.run.recipe.training.num_train_epochs, checked.run.recipe.training.early_stopping_patience) == (
+        2,
+        None,
+    )
     assert not [message for message in progress.infos if "epochs" in message]
 
 
-def test_language_model_default_is_ten_epochs(tmp_path):
+def test_language_model_defaults_ignore_rows(tmp_path):
     base = build_language_model(tmp_path / "llama")
     recipe = instruction_recipe(tmp_path / "rows", base, training={"num_train_epochs": None})
-    assert peftlab.check(recipe, device="cpu").run.recipe.training.num_train_epochs == 10
+    training = peftlab.check(recipe, device="cpu").run.recipe.training
+    assert (training.num_train_epochs, training.early_stopping_patience) == (10, 5)
 
 
 def test_resume_keeps_chosen_epochs(write_recipe, tmp_path):
