@@ -111,9 +111,8 @@ def test_constant_predictions_warning(recipe, task, scores, message):
     progress = Losses()
     warn_if_collapsed(read_recipe(recipe(learning_rate=5e-3)), task, scores, progress)
     hint = (
-        "You can raise training.num_train_epochs (it is 4); change training.learning_rate (it is 0.005; the default for "
-        "this method is 0.001); set "
-        "training.early_stopping_patience: null if the run stopped early."
+        "You can raise training.num_train_epochs (it is 4); change training.learning_rate (it is 0.005; the default "
+        "for this method is 0.001); set training.early_stopping_patience: null if the run stopped early."
     )
     assert progress.warnings == ([f"{message} {hint}"] if message else [])
 
