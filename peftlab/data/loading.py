@@ -2,7 +2,6 @@
 
 import codecs
 import json
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from peftlab.data.markup import read_markup
 from peftlab.data.parallel import parallel_paths, read_parallel
 from peftlab.data.plain_text import read_lines, read_paragraphs
 from peftlab.data.rows import DataSplits, Row, RowError, Split
+from peftlab.data.splitting import RowLabels, split_off_fractions
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
 from peftlab.errors import ErrorCollector, NotFoundError, suggest
 from peftlab.recipe import DataSection
@@ -45,10 +45,13 @@ MAX_ISSUES_PER_SPLIT = 5
 _LOCATED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
-def load_rows(section: DataSection, errors: ErrorCollector, *, plain_text: bool = False) -> DataSplits:
+def load_rows(
+    section: DataSection, errors: ErrorCollector, *, plain_text: bool = False, labels_of: RowLabels | None = None
+) -> DataSplits:
     """Read the rows of each split, or split them off the training rows. Unreadable rows are added to `errors`.
 
-    With `plain_text`, a file that is not a table holds plain text instead of markup.
+    With `plain_text`, a file that is not a table holds plain text instead of markup. With `labels_of`, rows are split
+    off by label.
     """
     sources = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
@@ -57,7 +60,7 @@ def load_rows(section: DataSection, errors: ErrorCollector, *, plain_text: bool 
         if isinstance(source, str)
     }
     fractions = {name: fraction for name, fraction in sources.items() if isinstance(fraction, float)}
-    splits = _split_off_fractions(splits, fractions, section.seed, errors)
+    splits = split_off_fractions(splits, fractions, section.seed, errors, labels_of)
     return DataSplits({name: splits[name] for name in sources if name in splits})
 
 
@@ -223,23 +226,3 @@ def _flatten_columns(fields: dict[str, Any]) -> dict[str, Any]:
     """The columns, and the columns inside them by dotted names."""
     holders = {name: content for name, content in fields.items() if isinstance(content, dict)}
     return fields | {f"{name}.{inner}": value for name, content in holders.items() for inner, value in content.items()}
-
-
-def _split_off_fractions(
-    splits: dict[str, Split], fractions: dict[str, float], seed: int, errors: ErrorCollector
-) -> dict[str, Split]:
-    """Split the given fractions off the training rows, at random by `seed`. Each split keeps the order of the rows."""
-    if not fractions or not splits["train"].rows:
-        return splits
-    rows = splits["train"].rows
-    order = random.Random(seed).sample(range(len(rows)), len(rows))
-    new_splits, num_taken = dict(splits), 0
-    for name, fraction in fractions.items():
-        count = max(1, round(fraction * len(rows)))
-        indices = sorted(order[num_taken : num_taken + count])
-        new_splits[name] = Split([rows[i] for i in indices], f"{fraction:.0%} of the training rows, seed {seed}")
-        num_taken += count
-    if num_taken >= len(rows):
-        errors.add(f"the shares of {' and '.join(fractions)} leave no training rows.", key="data")
-    new_splits["train"] = Split([rows[i] for i in sorted(order[num_taken:])], splits["train"].source)
-    return new_splits

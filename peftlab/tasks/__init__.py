@@ -2,7 +2,7 @@
 
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.outputs import Continuation
-from peftlab.tasks.registry import TASKS, build_task, read_examples, restore_task
+from peftlab.tasks.registry import TASKS, build_task, read_examples, restore_task, row_labels
 from peftlab.tasks.task import Confusion, Example, ModelContext, Prediction, Scores, Task
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "build_task",
     "read_examples",
     "restore_task",
+    "row_labels",
 ]

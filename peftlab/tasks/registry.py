@@ -1,11 +1,12 @@
 """The task section of a recipe + rows → a task with its labels, and every row read as an example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from peftlab.data import DataSplits, Ledger, Split
+from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.loading import add_invalid_rows
 from peftlab.data.rows import RowError
+from peftlab.data.splitting import RowLabels
 from peftlab.errors import ErrorCollector, IntegrityError, suggest
 from peftlab.recipe import TaskSection
 from peftlab.recipe import tasks as sections
@@ -108,11 +109,30 @@ def build_task(
     """The task with its labels, the examples of each split, and a ledger of each."""
     if errors.placeholders & {"task", "task.type"}:
         errors.raise_if_any()  # rows would be read as those of another task
-    task = TASKS[section.type].build(**section.model_dump(exclude={"type"}))
+    task = _build(section)
     ledgers = {name: Ledger(source=split.source) for name, split in rows}
     examples = {name: read_examples(task, split, ledgers[name], errors) for name, split in rows}
     task.fit_labels(examples, errors)
     return task, examples, ledgers
+
+
+def row_labels(section: TaskSection, errors: ErrorCollector) -> RowLabels | None:
+    """A function that gives the labels of a row; None if the task has no fixed set of labels."""
+    if errors.placeholders & {"task", "task.type"}:
+        return None
+    task = _build(section)
+
+    def labels_of(row: Row) -> Iterable[str]:
+        try:
+            return task.targets.labels_of(task.read(row))
+        except RowError:  # `read_examples` reports it
+            return ()
+
+    return labels_of if task.targets.has_labels else None
+
+
+def _build(section: TaskSection) -> Task:
+    return TASKS[section.type].build(**section.model_dump(exclude={"type"}))
 
 
 def read_examples(task: Task, split: Split, ledger: Ledger, errors: ErrorCollector) -> list[Any]:

@@ -117,6 +117,11 @@ class Targets:
     empty_reason: str = "no words in it"
     sampler: Callable[[Any], FeatureSampler | None] = _no_sampler
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether examples have labels from a fixed set."""
+        return self.labels_of is not _no_labels
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -6,7 +6,7 @@ from typing import Any
 from peftlab.data import DataSplits, Ledger, load_rows
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
-from peftlab.tasks import Feature, Task, build_task
+from peftlab.tasks import Feature, Task, build_task, row_labels
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,6 @@ class EncodedDataset(TuningDataset):
 
 def load_dataset(recipe: Recipe, errors: ErrorCollector) -> TuningDataset:
     """Read the rows of a recipe, fit its task's labels, and parse each row; every mistake goes to `errors`."""
-    rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text)
+    labels_of = row_labels(recipe.task, errors)
+    rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text, labels_of=labels_of)
     return TuningDataset(rows, *build_task(recipe.task, rows, errors))

@@ -1,0 +1,82 @@
+"""Split validation and test rows off the training rows: at random, or such that every split has the labels."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from peftlab.data.rows import Row, Split
+from peftlab.errors import ErrorCollector
+
+RowLabels = Callable[[Row], Iterable[str]]
+"""The labels of a row: one class, or several, or none."""
+NO_LABEL = ""
+"""Stands for the rows without labels, so that each split has its share of them."""
+
+
+def split_off_fractions(
+    splits: dict[str, Split],
+    fractions: dict[str, float],
+    seed: int,
+    errors: ErrorCollector,
+    labels_of: RowLabels | None = None,
+) -> dict[str, Split]:
+    """Split the given fractions off the training rows, by `seed`. Each split keeps the order of the rows.
+
+    With `labels_of`, every split has about the same share of each label, and each label stays in the training rows.
+    """
+    if not fractions or not splits["train"].rows:
+        return splits
+    rows = splits["train"].rows
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    labels = [tuple(dict.fromkeys(labels_of(row))) or (NO_LABEL,) for row in rows] if labels_of else None
+    new_splits, left = dict(splits), order
+    for name, fraction in fractions.items():
+        count = max(1, round(fraction * len(rows)))
+        taken = set(left[:count] if labels is None else _stratified(labels, left, count))
+        if not taken:
+            errors.add(
+                f"{fraction:.0%} of {len(rows)} training rows cannot be split off: each row has the only one of its "
+                "labels.",
+                key=f"data.{name}",
+                hint="Add rows, or name a file.",
+            )
+        new_splits[name] = Split([rows[i] for i in sorted(taken)], f"{fraction:.0%} of the training rows, seed {seed}")
+        left = [i for i in left if i not in taken]
+    if not left:
+        errors.add(f"the shares of {' and '.join(fractions)} leave no training rows.", key="data")
+    new_splits["train"] = Split([rows[i] for i in sorted(left)], splits["train"].source)
+    return new_splits
+
+
+def _stratified(labels: Sequence[tuple[str, ...]], order: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of the row numbers in `order`, with a proportional share of each label; the others have them all.
+
+    The rows are taken one by one, each for the label that lacks most. A label with a share of at least one row comes
+    first until it has one, the rarest first (iterative stratification: Sechidis et al. 2011).
+    """
+    others = Counter(label for i in order for label in labels[i])
+    share = {label: total * count / len(order) for label, total in others.items()}
+    lacking = dict(share)
+    candidates: dict[str, list[int]] = {label: [] for label in others}
+    for i in reversed(order):
+        for label in labels[i]:
+            candidates[label].append(i)
+
+    def urgency(label: str) -> tuple[bool, float]:
+        is_first = lacking[label] == share[label] >= 1
+        return is_first, -share[label] if is_first else lacking[label]
+
+    taken: dict[int, None] = {}
+    while candidates and len(taken) < count:
+        label = max(candidates, key=urgency)
+        if not candidates[label]:
+            del candidates[label]
+            continue
+        row = candidates[label].pop()
+        if row in taken or any(others[name] == 1 for name in labels[row]):
+            continue
+        taken[row] = None
+        for name in labels[row]:
+            others[name] -= 1
+            lacking[name] -= 1
+    return list(taken)
