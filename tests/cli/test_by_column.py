@@ -437,7 +437,7 @@ def test_memory_below_adapter_size_fails(predict, task_store):  # noqa: F811
 
 def test_predictions_are_printed_incrementally(predict, monkeypatch):
     """The bank fails at its third row, after the first two rows are printed."""
-    monkeypatch.setattr(requests, "AT_A_TIME", 2)
+    monkeypatch.setattr(requests, "CHUNK_SIZE", 2)
     whole = requests.Request._answers
 
     def fail_later(self, chunk, *rest):
@@ -452,7 +452,7 @@ def test_predictions_are_printed_incrementally(predict, monkeypatch):
 
 
 def test_invalid_late_rows_fail_before_prediction(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr(requests, "AT_A_TIME", 2)
+    monkeypatch.setattr(requests, "CHUNK_SIZE", 2)
     rows = [*make_rows(["classes"]), {"expert": "answers", "question": 3, "context": "x"}, *make_rows(["topics"])]
     result = predict("--by", "expert", "--file", write_rows(tmp_path, rows), "--json")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -347,9 +347,9 @@ WRONG = {
     "no JSON": ({"finish": write_invalid_json}, f"wrong@1: {CONFIG_FILE} cannot be read: "),
     "an unknown method": (
         {"finish": set_unknown_method},
-        f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is 'LORRA'",
+        f"wrong@1: {CONFIG_FILE} names a method .*: peft_type is 'LORRA'",
     ),
-    "no method": ({"finish": remove_method}, f"wrong@1: {CONFIG_FILE} is of a method .*: peft_type is None"),
+    "no method": ({"finish": remove_method}, f"wrong@1: {CONFIG_FILE} names a method .*: peft_type is None"),
     "no configuration": (
         {"finish": remove_config},
         f"wrong@1 was published without {CONFIG_FILE}, so there is nothing",
