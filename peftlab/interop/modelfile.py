@@ -23,7 +23,7 @@ _SYSTEM, _FIRST, _REPLY, _SECOND = (
     )
 )
 PROBE_CHATS = [[_FIRST], [_SYSTEM, _FIRST], [_FIRST, _REPLY, _SECOND], [_SYSTEM, _FIRST, _REPLY, _SECOND]]
-"""Two templates count as equal if they write the same text for these chats."""
+"""Two templates with the same text for these chats count as equal; white space around messages is not tested."""
 PROMPT = "{{ .Prompt }}"
 QUOTES = '"""'
 

@@ -46,7 +46,7 @@ Forward = Callable[..., Any]
 def cached_activations(run: Run, folder: Path, progress: Progress) -> Iterator["CachedForward | None"]:
     """Inside the block, frozen layers run without dropout, and return cached activations if possible.
 
-    Nothing changes if the lowest layer is trained. If no cache can be used (no budget, disk space or equal logits), the
+    Nothing changes if the lowest layer is trained. If no cache can be used (too little space, different logits), the
     reason is reported, training continues without it, and the block gets None. The cache files are in `folder` inside
     the block.
     """
