@@ -403,7 +403,7 @@ def encoder_with_decoder(folder):
         ("masked", {"task.objective": "causal-lm", "task.mask_probability": 0.3}, "come with objective: masked-lm"),
         ("masked", {"task.objective": "masked-lm", "task.generation": {}}, "should come with objective: causal-lm"),
         ("masked", {"task.mask_probability": 1.0}, "task.mask_probability: should be less than 1"),
-        ("masked", {"training.packing": True}, "masked tokens are predicted from the whole row"),
+        ("masked", {"training.packing": True}, "masked tokens are predicted from the full row"),
         ("masked", {"method": {"type": "head"}}, "'head' trains only a new head"),
         ("masked", {"method": {"type": "lora", "target_modules": ["decoder"]}}, "'decoder' matches no Linear layer"),
         ("unmasked", {}, "task.objective: the tokenizer of this base has no mask token"),
