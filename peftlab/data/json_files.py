@@ -132,7 +132,7 @@ class _QuestionLines:
             places.reverse()
 
     def next_location(self, wanted: Any) -> str:
-        """The line of the id's next occurrence; the id is added if the whole file is one line."""
+        """The line of the id's next occurrence; the id is added if the file has only one line."""
         places = self._lines.get(json.dumps(wanted))
         line = 1 if not places else places.pop() if len(places) > 1 else places[0]
         return f"{line} (question {wanted})" if self._one_line else f"{line}"

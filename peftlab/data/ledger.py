@@ -1,4 +1,4 @@
-"""Counts of what happened to the rows on their way into training: every dropped or truncated row is counted."""
+"""Counts of used, dropped and truncated rows of a split."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,8 +11,8 @@ PUBLISHED_KEYS = {"truncated": "cut", "num_lost_targets": "targets_lost", "warni
 class Ledger:
     """Counts for one split.
 
-    A *target* is what a row asks the model to find: an entity, an answer, a label. `warnings` counts changes that
-    lost nothing, by reason (such as entities widened to whole words).
+    A *target* is what the model must predict for a row: an entity, an answer, a label. `warnings` counts changes
+    without loss, by reason (such as entities widened to whole words).
     """
 
     source: str = ""

@@ -135,7 +135,8 @@ def add_row_errors(row_errors: Iterable[RowError], errors: ErrorCollector) -> No
 
 
 def add_invalid_rows(broken: Sequence[tuple[str, str]], errors: ErrorCollector, *, read: int) -> None:
-    """Record the `broken` rows, (where, message) each; one issue stands for all if all rows `read` have the same."""
+    """Record the `broken` rows, (where, message) each; if all rows `read` have the same message, it is recorded
+    once."""
     if read == len(broken) > 1 and len({message for _, message in broken}) == 1:
         _add_common_issue(*broken[0], errors)
     else:

@@ -1,4 +1,4 @@
-"""A text that goes on: instructions with their answers, chats, and plain text, for causal language models."""
+"""The task causal-lm: instructions with answers, chats, prompts with completions, and plain text."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ SHORTEST_QUESTION = 8  # tokens
 
 @dataclass(frozen=True)
 class Chat(Example):
-    """Messages in turn; `text` is the last that is not an answer. Asked, they end before an answer.
+    """A chat; `text` is the last message that is no answer. At prediction the messages end before an answer.
 
     `answers_in_loss` is how many answers are in the loss, counted from the last; None for all.
     """
@@ -53,7 +53,7 @@ class Chat(Example):
 
 @dataclass(frozen=True)
 class Passage(Example):
-    """`text` and how it goes on, written without any template; asked, `completion` is None."""
+    """A prompt `text` and its completion, without a chat template; at prediction `completion` is None."""
 
     completion: str | None = None
 
@@ -71,7 +71,7 @@ class Reply(Prediction):
     truncated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """`text`, `reply`, `finished`, and `truncated` where it is so."""
+        """`text`, `reply`, `finished`, and the key `cut` if the input was truncated."""
         prediction = {"text": self.text, "reply": self.reply, "finished": self.finished}
         return prediction | ({"cut": True} if self.truncated else {})
 
@@ -79,8 +79,8 @@ class Reply(Prediction):
 class CausalLmTask(Task):
     """Rows have `messages`, or `instruction` (and `input`) and `output`, or `prompt` and `completion`, or `text`.
 
-    The first two become chats, written by the chat template; the others stand for themselves. Learnt are answers,
-    completions, or the whole text, and the end of each.
+    The first two are formatted by the chat template; the others have no template. The loss is on answers, completions,
+    or all of the text, and on the end token of each.
     """
 
     type = "causal-lm"
@@ -117,15 +117,15 @@ class CausalLmTask(Task):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How chats are written, and how replies are."""
+        """The chat template, the system prompt, and the settings for generating replies."""
         return {"template": self.template, "system": self.system, "generation": self.generation}
 
     def input_columns(self) -> tuple[str, ...]:
-        """A bare text is an instruction, or a prompt, as most of the training rows were."""
+        """A single string is an instruction if most training rows were chats, else a prompt."""
         return ("instruction", "input") if self.state["asked by"] == "instruction" else ("prompt",)
 
     def read(self, row: Row) -> Chat | Passage:
-        """A row with what is to be learnt of it. Raises RowError with what was expected."""
+        """Read a row with its answers, completion or text. Raises RowError with what was expected."""
         form = chosen_form(row, *FORMS)
         if form == ("messages",):
             return self._chat_with_answers(row, messages_column(row))
@@ -137,20 +137,20 @@ class CausalLmTask(Task):
         return Passage(optional_text_column(row, "prompt"), row.where, completion=text_column(row, "completion"))
 
     def read_input(self, row: Row) -> Chat | Passage:
-        """What is to be answered, or to be gone on with."""
+        """Read a row whose reply or continuation is to be generated."""
         form = chosen_form(row, *ASKED_FORMS)
         if form == ("prompt",):
             return Passage(optional_text_column(row, "prompt"), row.where)
         messages = messages_column(row) if form == ("messages",) else instruction_messages(row)
         if messages[-1]["role"] == ASSISTANT:
-            raise RowError(f"expected the last message to be another's than the {ASSISTANT}'s, who is to answer it")
+            raise RowError(f"expected the last message not to have the role {ASSISTANT}, because the model answers it")
         return self._chat(row, messages)
 
     def _chat_with_answers(self, row: Row, messages: list[Message]) -> Chat:
-        """What follows the last answer has nothing to learn."""
+        """Drop the messages after the last answer: they are not in the loss."""
         answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
         if not answers:
-            raise RowError(f"expected a message of the {ASSISTANT}, which is what is learnt")
+            raise RowError(f"expected a message of the {ASSISTANT}, because the loss is on these messages")
         after = len(messages) - answers[-1] - 1
         return self._chat(row, messages[: answers[-1] + 1], {"message after the last answer": after} if after else {})
 
@@ -161,7 +161,7 @@ class CausalLmTask(Task):
         return Chat(asked["content"], row.where, warnings=warnings or {}, messages=tuple(messages))
 
     def fit_labels(self, examples: Mapping[str, Sequence[Chat | Passage]], errors: ErrorCollector) -> None:
-        """Whether a bare text is to be taken for an instruction; and the chat template, if it is in a file."""
+        """Decide whether a single string is an instruction or a prompt, and read the chat template if it is a file."""
         if self.template_file:
             self.state["chat_template"] = read_template(self.template_file, errors, key="task.template")
         chats = sum(isinstance(example, Chat) for example in examples["train"])
@@ -170,13 +170,13 @@ class CausalLmTask(Task):
     def bind_to_base(
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
-        """Take the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.bind_to_base`."""
+        """Choose the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.bind_to_base`."""
         own = (
             context.inputs.tokenizer.chat_template if isinstance(context.inputs.tokenizer.chat_template, str) else None
         )
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
-            errors.add("the tokenizer of this base brings no chat template.", key="task.template", hint=hint)
+            errors.add("the tokenizer of this base has no chat template.", key="task.template", hint=hint)
             return
         if own and self.template in (None, "base"):
             self.state["chat_template"] = own
@@ -189,8 +189,8 @@ class CausalLmTask(Task):
     def _check_prompt_length(self, max_length: int, errors: ErrorCollector) -> None:
         if (budget := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
             message = f"a reply of {self.generation['max_new_tokens']} tokens leaves {max(0, budget)} of {max_length}"
-            hint = "Take fewer, or raise data.max_length if it is below what the base takes."
-            errors.add(f"{message} for what it replies to.", key="task.generation.max_new_tokens", hint=hint)
+            hint = "Use fewer, or raise data.max_length if it is below the maximum of the base."
+            errors.add(f"{message} for the prompt.", key="task.generation.max_new_tokens", hint=hint)
 
     def encode(
         self,
@@ -202,9 +202,9 @@ class CausalLmTask(Task):
     ) -> list[list[Feature]]:
         """See `Task.encode`.
 
-        A plain text is learnt in as many pieces as it needs; of all else its first `max_length` tokens. To be scored, a
-        text goes through in windows that overlap by half, each token scored once, with all before it that there is
-        room for. What only asks keeps its last tokens, with room for the reply.
+        For training, plain text is split into chunks, and other examples are truncated to their first `max_length`
+        tokens. For scoring, texts are split into windows that overlap by half; each token is scored once, with as much
+        context as fits. Prompts keep their last tokens, so that the reply fits.
         """
         tokenizer = inputs.tokenizer
         with ErrorCollector() as errors:
@@ -220,7 +220,7 @@ class CausalLmTask(Task):
     def _written(
         self, examples: Sequence[Chat | Passage], tokenizer: "PreTrainedTokenizerBase", errors: ErrorCollector
     ) -> list[RenderedText]:
-        """The text of each; one that the chat template cannot write is a problem."""
+        """Format each example; it is an error if the chat template fails."""
         template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
         written: list[RenderedText] = []
         broken: dict[str, str] = {}
@@ -248,41 +248,41 @@ class CausalLmTask(Task):
         return Feature(inputs, None, truncated=len(full) > budget)
 
     def count(self, example: Chat | Passage) -> int:
-        """How many answers it has."""
+        """The number of answers."""
         if isinstance(example, Passage):
             return 1
         return example.answers_in_loss or sum(message["role"] == ASSISTANT for message in example.messages)
 
     def lost(self, example: Chat | Passage, features: Sequence[Feature]) -> int:
-        """Answers that do not end within what is learnt."""
+        """The number of answers whose end is truncated."""
         ends = {answer for feature in features for _, answer in feature.positions}
         return self.count(example) - len(ends)
 
     def stop_strings(self, inputs: Any) -> list[str]:
-        """What is learnt as the end of an answer, and the recipe's `stop_strings`."""
+        """The strings that end an answer in training, and the recipe's `stop_strings`."""
         return list(dict.fromkeys([*self.learned_stop_strings(inputs), *self.generation.get("stop_strings", ())]))
 
     def learned_stop_strings(self, inputs: TextInputs) -> list[str]:
-        """What the template writes after an answer, and the tokenizer's own end."""
+        """The string that the template writes after an answer, and the tokenizer's eos token."""
         tokenizer = inputs.tokenizer
         template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
         stop_strings = [template.ending.strip(), tokenizer.eos_token or ""]
         return list(dict.fromkeys(ending for ending in stop_strings if ending))
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> TokenLoss | Reply:
-        """Asked, how the text goes on; or else how well it was foreseen, over its windows."""
+        """For a prompt, the reply; for other examples, the token losses, summed over windows."""
         if is_prompt(example):
             (prediction,), (feature,) = logits, features
             return Reply(example.text, prediction.text.strip(), prediction.finished, feature.truncated)
         return sum_token_losses(example.text, logits, sum(map(self.head.loss_terms, features)))
 
     def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[TokenLoss]) -> Scores:
-        """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""
+        """Perplexity, loss (nats per token), and the fraction of tokens that were predicted right."""
         return perplexity_scores(predictions)
 
 
 def is_prompt(example: Chat | Passage) -> bool:
-    """Whether it is to be gone on with, and has nothing to be learnt."""
+    """Whether the example is a prompt, without an answer."""
     if isinstance(example, Passage):
         return example.completion is None
     return example.messages[-1]["role"] != ASSISTANT
@@ -306,7 +306,7 @@ def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> Rendere
 def _tokenized(
     templated: Sequence[bool], written: Sequence[RenderedText], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Feature]:
-    """The whole of each text; a template writes the special tokens itself, to all else the tokenizer adds its own."""
+    """Tokenize the full texts; the tokenizer adds special tokens only to texts without a chat template."""
     made: dict[int, Feature] = {}
     for kind in (True, False):
         chosen = [i for i, by_template in enumerate(templated) if by_template == kind]
@@ -321,7 +321,7 @@ def _tokenized(
 def _feature(
     inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], loss_spans: Sequence[tuple[int, int]]
 ) -> Feature:
-    """`positions` are the last token of each answer, and its number."""
+    """A feature whose `positions` are the last token of each answer, and the number of the answer."""
     within = tokens_in_spans(loss_spans, offsets)
     labels = [token if chosen else IGNORED for token, chosen in zip(inputs["input_ids"], within, strict=True)]
     ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(loss_spans)]
@@ -329,12 +329,12 @@ def _feature(
 
 
 def _last_within(offsets: Sequence[tuple[int, int]], end: int) -> int:
-    """The token that holds the last character before `end`."""
+    """The token with the last character before `end`."""
     return max(i for i, (start, stop) in enumerate(offsets) if start < end and start < stop)
 
 
 def _part(full: Feature, start: int, end: int, known: int = 0) -> Feature:
-    """Some tokens of a feature; labels of those before `known` are left out."""
+    """The tokens from `start` to `end` of a feature; labels before `known` are ignored."""
     inputs = {name: values[start:end] for name, values in full.inputs.items()}
     labels = [IGNORED if i < known else label for i, label in enumerate(full.labels[start:end], start)]
     ends = [(token - start, answer) for token, answer in full.positions if start <= token < end]
@@ -342,13 +342,14 @@ def _part(full: Feature, start: int, end: int, known: int = 0) -> Feature:
 
 
 def _chunks(full: Feature, length: int) -> Iterator[Feature]:
-    """All of it, one after the other: the last token of each is the first of the next, which foresees from it."""
+    """Split a feature into chunks; the last token of a chunk is the first of the next, so that all tokens are
+    predicted."""
     for start in range(0, max(1, len(full) - 1), length - 1):
         yield replace(_part(full, start, start + length), truncated=False)
 
 
 def _windows(full: Feature, length: int) -> Iterator[Feature]:
-    """All of it, in windows that overlap by half; each label stands in one."""
+    """Split a feature into windows that overlap by half; each label is in one window only."""
     known = 0
     for start in range(0, max(1, len(full) - length // 2), max(1, length // 2)):
         yield replace(_part(full, start, start + length, known), truncated=False)

@@ -1,7 +1,7 @@
 """Continued pretraining on plain text of a domain or task (DAPT and TAPT, Gururangan et al. 2020, arXiv:2004.10964).
 
-The base's own head learns, as it did before, to find masked tokens or to foresee the next one; it stays as it is, and
-the adapter holds what the layers below it learnt. Two tasks in one: the objective decides.
+The base's own head predicts masked tokens or next tokens, as in pretraining. The head is not trained; the adapter
+changes the layers below it. There are two task classes, one for each objective.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ TYPE = "domain-adaptation"
 MASKED, FORESEEN = "masked-lm", "causal-lm"
 MASK_PROBABILITY = 0.15
 NOTHING_TO_MASK = "nothing in it that can be masked"
-LIKELIEST = 5  # fillings told of each mask, as Transformers' fill-mask pipeline does
+LIKELIEST = 5  # predictions for each mask, as Transformers' fill-mask pipeline does
 
 
 def domain_adaptation(
@@ -40,7 +40,7 @@ def domain_adaptation(
     mask_probability: float | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Task:
-    """The task of an objective; without one, a task that only reads rows, which are the same for both."""
+    """Make the task of an objective. Without objective, the task only reads rows, which are the same for both."""
     if objective == MASKED:
         return DomainMaskedLmTask(labels=labels, mask_probability=mask_probability)
     return DomainCausalLmTask(labels=labels, generation=generation)
@@ -57,13 +57,13 @@ def pipeline_tag(task: Task) -> str:
 
 
 def read_text(row: Row) -> Passage:
-    """A row with `text`, all of which is learnt. Raises RowError."""
+    """Read a row with `text`. Raises RowError."""
     chosen_form(row, ("text",))
     return Passage("", row.where, completion=text_column(row, "text"))
 
 
 class DomainCausalLmTask(CausalLmTask):
-    """Each next token of a text is learnt, and the end of it; asked, a text goes on."""
+    """Predict the next tokens of a text and its end; at prediction, continue a text."""
 
     type = TYPE
 
@@ -83,7 +83,7 @@ class DomainCausalLmTask(CausalLmTask):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The objective, and how texts go on."""
+        """The objective, and the settings for generating text."""
         return {"objective": FORESEEN, "generation": self.generation}
 
     def read(self, row: Row) -> Passage:
@@ -91,20 +91,20 @@ class DomainCausalLmTask(CausalLmTask):
         return read_text(row)
 
     def read_input(self, row: Row) -> Passage:
-        """`text`, which is to go on."""
+        """Read a `text` to continue."""
         chosen_form(row, ("text",))
         return Passage(optional_text_column(row, "text"), row.where)
 
     def bind_to_base(
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
-        """See `Task.bind_to_base`; where the recipe does not say how long replies are, they leave half of an input."""
+        """See `Task.bind_to_base`; by default, new tokens are at most half of the maximum length."""
         if not self._asked_for:
             self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], context.max_length // 2)
         self._check_prompt_length(context.max_length, errors)
 
     def stop_strings(self, inputs: Any) -> list[str]:
-        """The tokenizer's own end, and the recipe's `stop_strings`."""
+        """The tokenizer's eos token, and the recipe's `stop_strings`."""
         tokenizer = inputs.tokenizer
         stop_strings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
         return list(dict.fromkeys(ending for ending in stop_strings if ending))
@@ -112,7 +112,7 @@ class DomainCausalLmTask(CausalLmTask):
 
 @dataclass(frozen=True)
 class MaskCandidate:
-    """A token that may stand in the place of a mask, and how probable it is."""
+    """A predicted token for a mask, and its probability."""
 
     token: str
     score: float
@@ -120,7 +120,7 @@ class MaskCandidate:
 
 @dataclass(frozen=True)
 class FilledMasks(Prediction):
-    """The likeliest tokens for each mask of a text, in order."""
+    """The most probable tokens for each mask of a text, in order."""
 
     masks: tuple[tuple[MaskCandidate, ...], ...]
 
@@ -132,7 +132,7 @@ class FilledMasks(Prediction):
 
 @dataclass(frozen=True)
 class MaskedPrompt(Feature):
-    """A window of a text with masks; `positions` are those masks that it decides, with their numbers.
+    """A window of a text with masks; `positions` are the masks that this window predicts, with their numbers.
 
     `written` turns a token into text.
     """
@@ -141,7 +141,7 @@ class MaskedPrompt(Feature):
 
 
 class DomainMaskedLmTask(Task):
-    """Masked tokens of a text are found; asked, those in the place of the tokenizer's mask token."""
+    """Predict masked tokens of a text; at prediction, the tokens for the mask tokens in the input."""
 
     type = TYPE
     inputs_class = PlainTextInputs
@@ -160,7 +160,7 @@ class DomainMaskedLmTask(Task):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The objective, and how much is masked in training."""
+        """The objective, and the mask probability in training."""
         return {"objective": MASKED, "mask_probability": self.mask_probability}
 
     def example_arguments(self) -> str:
@@ -172,20 +172,20 @@ class DomainMaskedLmTask(Task):
         return read_text(row)
 
     def read_input(self, row: Row) -> Passage:
-        """`text` with masks in it. Raises RowError with what was expected."""
+        """Read a `text` with mask tokens. Raises RowError with what was expected."""
         chosen_form(row, ("text",))
         text, mask = optional_text_column(row, "text"), self.state["mask token"]
         if mask not in text:
-            raise RowError(f"expected text to hold {mask} where a word is to be found, found {quoted(text)}")
+            raise RowError(f"expected text to contain {mask} for each word to predict, found {quoted(text)}")
         return Passage(text, row.where)
 
     def fit_labels(self, examples: Mapping[str, Sequence[Passage]], errors: ErrorCollector) -> None:
-        """There is nothing to fix."""
+        """Do nothing: this task has no labels."""
 
     def bind_to_base(
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
-        """Take the tokenizer's mask token; see `Task.bind_to_base`."""
+        """Store the tokenizer's mask token; see `Task.bind_to_base`."""
         if context.inputs.tokenizer.mask_token is None:
             message = "the tokenizer of this base has no mask token."
             errors.add(message, key="task.objective", hint="Take a base that was pretrained with masks.")
@@ -196,8 +196,8 @@ class DomainMaskedLmTask(Task):
     ) -> list[list[Feature]]:
         """See `Task.encode`.
 
-        All of a text is there, in pieces. To be scored, its masks hang on its tokens alone, so that they are the same
-        in every evaluation. What only asks goes through in windows that overlap by half.
+        Texts are split into chunks. For scoring, the masks depend only on the tokens of the chunk, so that they are the
+        same in each evaluation. At prediction, texts are split into windows that overlap by half.
         """
         tokenizer = inputs.tokenizer
         masks = TokenMasker(tokenizer, self.mask_probability if training else MASK_PROBABILITY)
@@ -214,7 +214,7 @@ class DomainMaskedLmTask(Task):
         return [made[i] for i in range(len(examples))]
 
     def dynamic_masking(self, inputs: TextInputs) -> FeatureSampler | None:
-        """Other masks; see `Task.dynamic_masking`."""
+        """Redraw the masks; see `Targets.sampler`."""
         tokenizer = inputs.tokenizer
         return TokenMasker(tokenizer, self.mask_probability).resample
 
@@ -223,7 +223,7 @@ class DomainMaskedLmTask(Task):
         return 1
 
     def decode(self, example: Passage, features: Sequence[Feature], logits: Sequence["torch.Tensor"]) -> Prediction:
-        """Asked, what may stand in the place of each mask; or else how well masked tokens were found."""
+        """At prediction, the most probable tokens for each mask; for scoring, the token losses."""
         if example.completion is not None:
             return sum_token_losses(example.completion, logits, sum(map(self.head.loss_terms, features)))
         found: dict[int, tuple[MaskCandidate, ...]] = {}
@@ -238,7 +238,7 @@ class DomainMaskedLmTask(Task):
 
 
 def _fillings(output: "torch.Tensor", feature: MaskedPrompt) -> Iterator[MaskCandidate]:
-    """Of one token's outcome."""
+    """The predictions for one mask, from its output."""
     probabilities, tokens = output.view(2, -1).tolist()
     for seed, token in zip(probabilities, tokens, strict=True):
         yield MaskCandidate(feature.written(int(token)), seed)
@@ -247,7 +247,7 @@ def _fillings(output: "torch.Tensor", feature: MaskedPrompt) -> Iterator[MaskCan
 def _chunks(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Iterator[list[dict[str, list[int]]]]:
-    """The inputs of each text, one piece after the other."""
+    """The inputs of each text, split into chunks."""
     if not texts:
         return
     encoded = tokenizer(
@@ -258,7 +258,7 @@ def _chunks(
 
 
 def _windows(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[list[Feature]]:
-    """The windows of each text in which a mask is deepest, with most before and after it."""
+    """For each text, the windows that have the most context around a mask."""
     if not texts:
         return
     encoded = tokenizer(
@@ -279,7 +279,7 @@ def _windows(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_len
 def _select_mask_windows(
     windows: Sequence[tuple[dict[str, list[int]], Sequence[tuple[int, int]]]], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[Feature]:
-    """Those of a text's windows, each with its offsets, that decide a mask, known by where it stands in the text."""
+    """Select for each mask of a text the window with the most context; windows without such a mask are left out."""
     best_windows: dict[int, tuple[int, int, int]] = {}
     for number, (inputs, places) in enumerate(windows):
         tokens = inputs["input_ids"]

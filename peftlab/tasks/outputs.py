@@ -1,4 +1,4 @@
-"""Where the outputs of features come from: one forward pass, or generated text."""
+"""How the outputs of features are computed: by one forward pass, or by generating text."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Of two answers the better one: what a language model is to prefer, for direct preference optimization.
+"""The task preference: pairs of a better and a worse answer, for direct preference optimization (DPO).
 
-DPO (Rafailov et al. 2023, arXiv:2305.18290) takes for the reward of an answer how much likelier it has become than the
-base, with the adapter off, holds it to be: beta · (log p(answer) - log p_base(answer)).
+The reward of an answer in DPO (Rafailov et al. 2023, arXiv:2305.18290) is beta · (log p(answer) - log p_base(answer)),
+where p_base is the probability by the base with the adapter disabled.
 """
 
 import math
@@ -36,20 +36,21 @@ SAME_ANSWERS = "its answers do not differ within its first tokens"
 
 @dataclass(frozen=True)
 class Pair(Example):
-    """Two answers to the same, each a whole chat or passage of which only the answer is learnt."""
+    """Two answers to the same prompt, each as a full chat or passage; the loss is on the answers only."""
 
     chosen: ChatOrPassage = NOTHING
     rejected: ChatOrPassage = NOTHING
 
     @property
     def answers_in_order(self) -> tuple[ChatOrPassage, ChatOrPassage]:
-        """The better answer, then the worse, each with the place of the row."""
+        """The better answer, then the worse one, each with the location of the row."""
         return replace(self.chosen, where=self.where), replace(self.rejected, where=self.where)
 
 
 @dataclass(frozen=True)
 class Answer(Feature):
-    """One answer of a pair, or a window of it; `reference` is what the base makes of it, in nats, once that is told."""
+    """One answer of a pair, or a window of it; `reference` is its loss by the base (nats), None until it is
+    computed."""
 
     part: str = "chosen"
     reference: float | None = None
@@ -70,7 +71,7 @@ class Preference(Prediction):
 
     @property
     def margin(self) -> float:
-        """How much the better one has more."""
+        """The reward of the better answer minus that of the worse one."""
         return self.chosen - self.rejected
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Preference(Prediction):
 class PreferenceTask(CausalLmTask):
     """Rows have `chosen` and `rejected`, and before them `prompt`, `instruction` (and `input`) or `messages`.
 
-    All is written, and asked for a reply, as by `causal-lm`. Which answer is better is learnt, by TRL's DPO.
+    Formatting and generation are as for `causal-lm`. The adapter is trained by TRL's DPO.
     """
 
     type = "preference"
@@ -103,12 +104,12 @@ class PreferenceTask(CausalLmTask):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What rewards are scaled by and how they were learnt, and how replies are made."""
+        """The options of `causal-lm`, and beta, loss type and label smoothing."""
         learning = {"beta": self.beta, "loss_type": self.loss_type, "label_smoothing": self.label_smoothing}
         return {**super().options, **learning}
 
     def read(self, row: Row) -> Pair:  # type: ignore[override]
-        """A row with both of its answers. Raises RowError with what was expected."""
+        """Read a row with both answers. Raises RowError with what was expected."""
         form = chosen_form(row, *FORMS)
         if form[0] == "prompt" and all(_is_plain(row, name) for name in form):
             prompt = optional_text_column(row, "prompt")
@@ -138,7 +139,8 @@ class PreferenceTask(CausalLmTask):
     def encode(
         self, examples: Sequence[Any], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """As `CausalLmTask.encode` does, the better answer first; in training both or, if they are alike, none."""
+        """As `CausalLmTask.encode`, the better answer first; for training, a pair with equal answers has no
+        features."""
         encoded = iter(super().encode(_flatten_pairs(examples), inputs, max_length, training=training))
         return [
             _pair_features(next(encoded), next(encoded), training) if isinstance(example, Pair) else next(encoded)
@@ -146,22 +148,22 @@ class PreferenceTask(CausalLmTask):
         ]
 
     def count(self, example: Any) -> int:
-        """How many answers it has, of both sides."""
+        """The number of answers, chosen and rejected ones."""
         return sum(map(super().count, _flatten_pairs([example])))
 
     def lost(self, example: Any, features: Sequence[Any]) -> int:
-        """Answers that do not end within what is learnt."""
+        """The number of answers whose end is truncated."""
         answers_in_order = zip(example.answers_in_order, ANSWERS, strict=True)
         return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in answers_in_order)
 
     def attach_reference(self, feature: Any, outcome: "torch.Tensor") -> Answer:
-        """With the cost of its learnt tokens by the base."""
+        """Add the loss of the answer's tokens by the base."""
         return replace(feature, reference=_sum_nll(outcome))
 
     def decode(  # type: ignore[override]
         self, example: Any, features: Sequence[Any], logits: Sequence[Any]
     ) -> Preference | Reply:
-        """Asked, how the text goes on; or else the rewards of both answers, each over its windows."""
+        """For a prompt, the reply; for a pair, the rewards of both answers, summed over windows."""
         if not isinstance(example, Pair):
             return super().decode(example, features, logits)  # type: ignore[return-value]
         rewards = dict.fromkeys(ANSWERS, 0.0)
@@ -170,8 +172,8 @@ class PreferenceTask(CausalLmTask):
         return Preference(example.text, **rewards)
 
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:
-        """Share of pairs whose better answer has the larger reward, mean rewards, and DPO's loss: the mean of
-        -log σ(margin), whatever `loss_type` is."""
+        """Fraction of pairs whose better answer has the larger reward, mean rewards, and the DPO loss: the mean of
+        -log σ(margin), for any `loss_type`."""
         number = len(predictions) or 1
         chosen, rejected = (sum(getattr(prediction, part) for prediction in predictions) / number for part in ANSWERS)
         return Scores(
@@ -186,13 +188,13 @@ class PreferenceTask(CausalLmTask):
 
 
 def _is_plain(row: Row, name: str) -> bool:
-    """Neither messages, nor those in a table's cell."""
+    """Whether a column has plain text, not messages (also not as JSON in a cell)."""
     value = row.fields[name]
     return not isinstance(value, list | dict) and not MESSAGES_IN_A_CELL.match(str(value))
 
 
 def _prompt_messages(row: Row, column: str) -> list[Message]:
-    """What comes before both answers, where it has a column of its own."""
+    """The messages of the prompt; empty if there is no column for it."""
     if column == "instruction":
         return instruction_messages(row)
     if column == "prompt" and _is_plain(row, column):
@@ -201,7 +203,7 @@ def _prompt_messages(row: Row, column: str) -> list[Message]:
 
 
 def _answer_messages(row: Row, name: str) -> list[Message]:
-    """An answer: a string, a message or several."""
+    """The messages of an answer: a string, a message or a list of messages."""
     if _is_plain(row, name):
         return [{"role": ASSISTANT, "content": text_column(row, name)}]
     value = json_cell(row.fields[name], name)
@@ -211,21 +213,22 @@ def _answer_messages(row: Row, name: str) -> list[Message]:
 def _split_chats(
     asked: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """What is asked, and both answers to it; those that begin with another's message are whole chats."""
+    """Split into prompt and both answers; `chosen` and `rejected` are full chats if their first message is no
+    answer."""
     if chosen[0]["role"] != ASSISTANT and rejected[0]["role"] != ASSISTANT:
         shared = [one for one, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))]
         while shared and shared[-1]["role"] == ASSISTANT:  # the same answer, or the beginning of both
             shared.pop()
         if [message for message in asked if message not in shared]:
-            raise RowError("expected chosen and rejected to be answers, or whole chats that begin with what is asked")
+            raise RowError("expected chosen and rejected to be answers, or full chats that begin with the prompt")
         asked, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
     for name, said in zip(ANSWERS, (chosen, rejected), strict=True):
         if not said or any(said[place]["role"] != ASSISTANT for place in (0, -1)):
-            raise RowError(f"expected {name} to begin and end with a message of the {ASSISTANT} after what is asked")
+            raise RowError(f"expected {name} to begin and end with a message of the {ASSISTANT} after the prompt")
     if not asked:
-        raise RowError("expected what is asked before the answers, as prompt, instruction or messages")
+        raise RowError("expected a prompt before the answers, as prompt, instruction or messages")
     if asked[-1]["role"] == ASSISTANT:
-        raise RowError(f"expected what is asked to end with another's message than the {ASSISTANT}'s")
+        raise RowError(f"expected the last message of the prompt not to have the role {ASSISTANT}")
     return asked, chosen, rejected
 
 
@@ -245,7 +248,7 @@ def _of(part: str, features: Sequence[Answer]) -> list[Answer]:
 
 
 def _sum_nll(outcome: "torch.Tensor") -> float:
-    """What the learnt tokens cost together; see `CausalLmTask.outcome`."""
+    """The sum of the losses of the answer's tokens (nats)."""
     return float(outcome[:, 0].double().sum())
 
 

@@ -201,7 +201,7 @@ class QuestionAnsweringTask(Task):
         return int(bool(example.answers))
 
     def lost(self, example: Question, features: Sequence[Feature]) -> int:
-        """Whether no window holds the whole answer."""
+        """1 if no window contains the full answer, else 0."""
         found = any(isinstance(window, Window) and window.labels != (window.null,) * 2 for window in features)
         return int(bool(example.answers) and not found)
 

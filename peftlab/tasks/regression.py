@@ -69,7 +69,7 @@ class RegressionTask(Task):
         return ScoredText(text_column(row, "text"), row.where, text_pair=pair, label=number_column(row, "label"))
 
     def read_input(self, row: Row) -> TextPair:
-        """A bare text, or a pair."""
+        """Read a text or a pair of texts."""
         return read_pair(row)
 
     def fit_labels(self, examples: Mapping[str, Sequence[ScoredText]], errors: ErrorCollector) -> None:

@@ -102,12 +102,12 @@ def _unchanged(examples: Sequence[Any], predictions: Sequence[Any]) -> Sequence[
 
 @dataclass(frozen=True)
 class Targets:
-    """What an example holds to learn from, as the ledger counts it.
+    """The training targets of examples, as the ledger counts them.
 
-    `noun` is its name in the plural. `count` gives the targets of an example, `count_lost` those that are not wholly
-    inside its features, `labels_of` its labels if there is a fixed set of them. `empty_reason` says why a row without
-    any feature for training is dropped. `sampler` gives a function that draws a feature anew in each epoch, without
-    changing its number of loss terms, as dynamic masking does; None if features stay the same.
+    `noun` is its name in the plural. `count` gives the targets of an example, `count_lost` those that are not
+    completely inside its features, `labels_of` its labels if there is a fixed set of them. `empty_reason` says why a
+    row without any feature for training is dropped. `sampler` gives a function that redraws a feature in each epoch,
+    without changing its number of loss terms, as dynamic masking does; None if features stay the same.
     """
 
     noun: str
@@ -170,7 +170,7 @@ class Task(ABC):
 
     @property
     def outputs(self) -> Outputs:
-        """Where outputs come from: a forward pass, or generated text."""
+        """How outputs are computed: by a forward pass, or by generating text."""
         return Outputs()
 
     @property

@@ -99,7 +99,7 @@ class TextClassificationTask(Task):
         return LabelledText(text_column(row, "text"), row.where, text_pair=pair, labels=tuple(dict.fromkeys(names)))
 
     def read_input(self, row: Row) -> TextPair:
-        """A bare text, or a pair."""
+        """Read a text or a pair of texts."""
         return read_pair(row)
 
     def _label_list(self, value: Any) -> list[str]:
@@ -113,7 +113,7 @@ class TextClassificationTask(Task):
         return [self._label(item, "each of labels") for item in value]
 
     def _label(self, value: Any, what: str) -> str:
-        """A name as it is; a number stands for the name at its place, if the recipe lists labels."""
+        """The label's name; a number is an index of the recipe's labels, if it lists them."""
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise RowError(f"expected {what} to be a name or a whole number, found {quoted(value)}")
         name = str(value).strip()

@@ -38,7 +38,7 @@ class TaggedText(Example):
     words: tuple[tuple[int, int], ...] = ()
     spans: tuple[WordSpan, ...] = ()
     by_character: bool = False
-    """Whether the row came as characters, as corpora of scripts without spaces do."""
+    """Whether the tokens of the row are characters, as in corpora of scripts without spaces."""
 
     def tokens(self) -> list[str]:
         """The words as strings."""
@@ -93,7 +93,7 @@ class TokenClassificationTask(Task):
 
     @property
     def head(self) -> TokenHead:
-        """IOB2: O, then B- and I- of each entity type; a word's tag stands at its first token."""
+        """IOB2: O, then B- and I- of each entity type; the first token of a word has its tag."""
         return TokenHead(["O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI")])
 
     def read(self, row: Row) -> TaggedText:
@@ -102,7 +102,7 @@ class TokenClassificationTask(Task):
         return self._read_tokens(row) if form[0] == "tokens" else self._read_entities(row)
 
     def read_input(self, row: Row) -> TaggedText:
-        """A bare text, split into words, or into characters if the training rows were; or `tokens` as they are."""
+        """Read a text and split it into words, or into characters if the training rows were; or read `tokens`."""
         if chosen_form(row, ("tokens",), ("text",))[0] == "tokens":
             text, words = join_tokens(string_list(row.fields["tokens"], "tokens"))
             return TaggedText(text, row.where, words=tuple(words))
@@ -231,7 +231,7 @@ class TokenClassificationTask(Task):
 def _windows(
     tokens: Sequence[list[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[list[tuple[int, int]]]:
-    """(first word, end) of the windows in which each text is read whole; none for a text without words."""
+    """(first word, end) of the windows that cover each text; none for a text without words."""
     windows = [_one_window(words) for words in tokens]
     filled = [number for number, words in enumerate(tokens) if words]
     if not filled:

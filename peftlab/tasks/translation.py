@@ -20,8 +20,8 @@ SIDES = {"source_language": "src_lang", "target_language": "tgt_lang"}
 class TranslationTask(SequenceToSequenceTask):
     """Rows have `text` and `translation`, one or a list of several.
 
-    Bases of many languages (NLLB, mBART) are told by `source_language` and `target_language`, codes of their
-    tokenizers; others know their languages, or are told by words in `prefix`, as T5.
+    Multilingual bases (NLLB, mBART) need `source_language` and `target_language`, codes of their tokenizers. Other
+    bases have fixed languages, or read them from the `prefix`, such as T5.
     """
 
     type = "translation"
@@ -65,8 +65,8 @@ class TranslationTask(SequenceToSequenceTask):
     def _tell(self, tokenizer: "PreTrainedTokenizerBase", side: str, theirs: str, errors: ErrorCollector) -> None:
         language, knows = getattr(self, side), hasattr(tokenizer, theirs)
         if language and not knows:
-            hint = "Remove it; say what is wanted by task.prefix, if this base is told by words."
-            errors.add("the tokenizer of this base knows no languages.", key=f"task.{side}", hint=hint)
+            hint = "Remove it; for a base such as T5, name the languages in task.prefix."
+            errors.add("the tokenizer of this base has no language codes.", key=f"task.{side}", hint=hint)
         elif knows and not language:
             hint = f"Name it as the tokenizer does: {', '.join(_languages(tokenizer)[:5])}, …"
             errors.add("this base has many languages, and needs to know which.", key=f"task.{side}", hint=hint)

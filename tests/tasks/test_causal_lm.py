@@ -337,7 +337,7 @@ def test_invalid_row_raises_row_error(task, fields, message):
 
 
 def test_input_with_final_answer_raises_recipe_error(bank):
-    with pytest.raises(RecipeError, match="expected the last message to be another's than the assistant's"):
+    with pytest.raises(RecipeError, match="expected the last message not to have the role assistant"):
         bank.predict({"messages": turn("Who?", "Ada.")}, adapters="lora")
 
 
@@ -364,7 +364,7 @@ def test_generation_metric_uses_last_answers(base, tmp_path, by, main):
 def test_generation_metric_requires_prompts(base, tmp_path):
     recipe = instruction_recipe(tmp_path / "rows", base, task={"scored_by": "rouge"})
     (tmp_path / "rows" / "rows.jsonl").write_text('{"text": "It rained in Rome."}\n' * 4)
-    with pytest.raises(RecipeError, match="4 rows of validation are plain text, which asks nothing that could be"):
+    with pytest.raises(RecipeError, match="4 rows of validation are plain text, which has no prompt to reply to"):
         peftlab.tune(recipe, store=tmp_path / "store")
 
 
@@ -374,9 +374,9 @@ def test_invalid_base_or_option_raises_recipe_error(tmp_path, tiny_base, base):
         peftlab.tune(recipe, store=tmp_path / "store")
     own = {"base.model": str(base)}
     for key, value, message in (
-        ("task.template", "base", "the tokenizer of this base brings no chat template. Name one of chatml, gemma"),
+        ("task.template", "base", "the tokenizer of this base has no chat template. Name one of chatml, gemma"),
         ("task.template", "chatlm", "chatml"),
-        ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for what it replies to"),
+        ("task.generation.max_new_tokens", 250, "a reply of 250 tokens leaves 6 of 256 for the prompt"),
         ("method.type", "head", "'head' trains only a new head"),
         ("method.target_modules", ["lm_head"], "'lm_head' matches no Linear layer of this base"),
     ):

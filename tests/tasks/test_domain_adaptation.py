@@ -429,7 +429,7 @@ def test_row_requires_text_and_input_requires_mask():
         task.read(Row({"tekst": "Ada"}, "f:1"))
     with pytest.raises(RowError, match="expected text to hold some text"):
         task.read(Row({"text": " "}, "f:1"))
-    with pytest.raises(RowError, match=r"expected text to hold \[MASK\] where a word is to be found, found 'Ada'"):
+    with pytest.raises(RowError, match=r"expected text to contain \[MASK\] for each word to predict, found 'Ada'"):
         task.read_input(Row({"text": "Ada"}, "f:1"))
 
 
@@ -486,7 +486,7 @@ def test_cli_check_tune_predict_evaluate_and_export(base, tmp_path):
     assert fields["masks"][0][0].keys() == {"token", "score"}
     refused = run("predict", "letters", "It rained.", "--store", store)
     assert refused.exit_code == 2
-    assert "expected text to hold [MASK] where a word is to be found" in one_line(refused.output)
+    assert "expected text to contain [MASK] for each word to predict" in one_line(refused.output)
     scored = run("evaluate", "letters", "--data", tmp_path / "rows" / "test.txt", "--store", store)
     assert "perplexity" in scored.output
     assert run("chat", "letters", "--store", store).exit_code == 2

@@ -418,7 +418,7 @@ def test_template_is_used_for_instructions_only(task, tokenizer):
     ("fields", "message"),
     [
         ({"prompt": "Who?", "chosen": "Ada."}, "expected columns prompt and chosen and rejected, or instruction and"),
-        ({"chosen": "Ada.", "rejected": "No."}, "expected what is asked before the answers, as prompt, instruction or"),
+        ({"chosen": "Ada.", "rejected": "No."}, "expected a prompt before the answers, as prompt, instruction or"),
         ({"prompt": "Who?", "chosen": " ", "rejected": "No."}, "expected chosen to hold some text"),
         ({"prompt": ASKED, "chosen": 3, "rejected": BAD}, "expected chosen to be a string, found 3"),
         (
@@ -427,7 +427,7 @@ def test_template_is_used_for_instructions_only(task, tokenizer):
         ),
         (
             {"prompt": ASKED[:2], "chosen": GOOD, "rejected": BAD},
-            "expected what is asked to end with another's message",
+            "expected the last message of the prompt not to have",
         ),
         (
             {"chosen": ASKED, "rejected": [*ASKED, *BAD]},
@@ -435,7 +435,7 @@ def test_template_is_used_for_instructions_only(task, tokenizer):
         ),
         (
             {"prompt": "Where?", "chosen": [*ASKED, *GOOD], "rejected": [*ASKED, *BAD]},
-            "or whole chats that begin with what is asked",
+            "or full chats that begin with the prompt",
         ),
         (
             {"conversations": [{"from": "function", "value": "x"}], "chosen": "a", "rejected": "b"},

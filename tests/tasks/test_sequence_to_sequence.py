@@ -246,7 +246,7 @@ def test_unsupported_base_or_method_raises_recipe_error(tmp_path, tiny_base, bas
         refused = translation_recipe(tmp_path / "other", base, method={"type": method})
         with pytest.raises(RecipeError, match=f"'{method}'"):
             peftlab.tune(refused, store=tmp_path / "store")
-    with pytest.raises(RecipeError, match="knows no languages"):
+    with pytest.raises(RecipeError, match="has no language codes"):
         peftlab.tune(recipe, overrides={"base.model": str(base), "task.source_language": "eng_Latn"})
 
 

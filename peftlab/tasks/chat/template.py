@@ -20,9 +20,9 @@ _GENERATION = re.compile(r"\{%-?[ \t]*(end)?generation[ \t]*-?%\}")  # tags that
 
 
 def go_template(name: str, **special: str) -> str:
-    """What writes chats as the template of ours of that name does, in the language of Go; see its text/template.
+    """The chat template of this name as a Go template (text/template).
 
-    Special tokens, such as `eos_token`, stand in it by their names until they are given.
+    Names of special tokens, such as `eos_token`, are replaced by the tokens in `special`.
     """
     text = (FOLDER / f"{name}.gotmpl").read_text(encoding="utf8").removesuffix("\n")
     for token, written in special.items():
@@ -53,7 +53,7 @@ class ChatError(ValueError):
 
 
 class RenderedText(NamedTuple):
-    """A text, and the spans of characters in it that are learnt, one for each thing that is answered."""
+    """A formatted text, and the spans of characters that are in the loss, one for each answer."""
 
     text: str
     loss_spans: list[tuple[int, int]]
@@ -72,16 +72,18 @@ class ChatTemplate:
         self._special = special
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """Messages up to where the assistant is to speak. Raises ChatError."""
+        """Format messages up to the beginning of the next answer. Raises ChatError."""
         return self._render(messages, add_generation_prompt=True)[0]
 
     def write(self, messages: Sequence[Message], *, last: int | None = None) -> RenderedText:
-        """A whole chat, and what is learnt of it: where the template marks it with `{% generation %}`, or else by what
-        each answer adds to the chat before it, its end-of-turn token included. Of the `last` answers, or of all.
+        """Format a full chat, and find the spans of its `last` answers, or of all.
+
+        The spans are the parts that the template marks with `{% generation %}`. Without marks, a span is the text that
+        an answer adds to the chat before it, including its end-of-turn token.
 
         Raises:
             ChatError: the template refuses these messages, or writes a turn differently when others follow, so that
-                it cannot be told which part of the text it is.
+                the span of an answer cannot be found.
         """
         written = self._write(messages, last)
         closed = self.ending or messages[-1]["role"] != ASSISTANT
@@ -98,20 +100,20 @@ class ChatTemplate:
 
     @cached_property
     def ending(self) -> str:
-        """What it writes after an answer, such as `<|im_end|>`; empty if nothing."""
+        """The string after an answer, such as `<|im_end|>`; may be empty."""
         answer = "answer"
         written = self._write([{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": answer}])
         start, end = written.loss_spans[-1]
         return written.text[start:end].rpartition(answer)[2]
 
     def _turn(self, messages: Sequence[Message], number: int, text: str) -> tuple[int, int]:
-        """Where one answer stands in the `text` of all messages."""
+        """The span of one answer in the `text` of all messages."""
         before = self.prompt(messages[:number]) if number else ""
         through = self._render(messages[: number + 1])[0]
         if not (text.startswith(through.rstrip()) and through.startswith(before)):
             raise ChatError(
-                "the chat template writes a turn differently when others follow, so it cannot be told which part of "
-                "the text is learnt. Name another (task.template), or mark answers in it with {% generation %}"
+                "the chat template writes a turn differently when others follow, so the tokens of an answer cannot be "
+                "found. Use another one (task.template), or mark answers in it with {% generation %}"
             )
         return len(before), len(through.rstrip())
 
@@ -132,7 +134,7 @@ class ChatTemplate:
 
 
 def tokens_in_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> Iterator[bool]:
-    """For each token, by where it stands in the text, whether any character of it is learnt."""
+    """For each token, by its offsets, whether any of its characters is in a span."""
     left = iter(sorted(spans))
     span = next(left, None)
     for start, end in offsets:

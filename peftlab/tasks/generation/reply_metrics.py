@@ -1,4 +1,4 @@
-"""Replies compared with the answers of the rows: causal-lm scored by what is written, not by what is foreseen."""
+"""Score causal-lm by generated replies (ROUGE, BLEU, chrF) instead of perplexity."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +19,12 @@ MAIN_SCORES = {"rouge": "rougeL", "bleu": "bleu"}
 
 
 def causal_lm(*, scored_by: str = PERPLEXITY, **written: Any) -> CausalLmTask:
-    """The task of a recipe that says how it is scored."""
+    """Make the task for the recipe's `scored_by`."""
     return CausalLmTask(**written) if scored_by == PERPLEXITY else GeneratedReplyTask(scored_by=scored_by, **written)
 
 
 class GeneratedReplyTask(CausalLmTask):
-    """Learns as `CausalLmTask` does. To be scored it replies; of a chat, to what comes before its last answer."""
+    """Training is as in `CausalLmTask`; for scoring, a reply is generated and compared with the last answer."""
 
     def __init__(self, *, scored_by: str, **written: Any) -> None:
         super().__init__(**written)
@@ -33,18 +33,18 @@ class GeneratedReplyTask(CausalLmTask):
 
     @property
     def options(self) -> dict[str, Any]:
-        """And how replies are scored."""
+        """The options of `CausalLmTask`, and `scored_by`."""
         return {**super().options, "scored_by": self.scored_by}
 
     def bind_to_base(
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
-        """See `CausalLmTask.bind_to_base`; plain text asks nothing."""
+        """See `CausalLmTask.bind_to_base`; plain text in validation or test is an error."""
         super().bind_to_base(context, examples, errors)
         for split, chosen in examples.items():
             plain = sum(isinstance(example, Passage) and not example.text for example in chosen)
             if plain and split != "train":
-                message = f"{plain} rows of {split} are plain text, which asks nothing that could be replied to."
+                message = f"{plain} rows of {split} are plain text, which has no prompt to reply to."
                 errors.add(message, key="task.scored_by", hint="Remove it: perplexity is the score of plain text.")
 
     def encode(
@@ -55,7 +55,7 @@ class GeneratedReplyTask(CausalLmTask):
         *,
         training: bool,
     ) -> list[list[Feature]]:
-        """See `CausalLmTask.encode`; what is to be scored only asks."""
+        """See `CausalLmTask.encode`; for scoring, examples are encoded without their last answer."""
         asked = examples if training else [_without_answer(example) for example in examples]
         return super().encode(asked, inputs, max_length, training=training)
 
@@ -75,7 +75,7 @@ class GeneratedReplyTask(CausalLmTask):
 
 
 def _without_answer(example: Chat | Passage) -> Chat | Passage:
-    """Without its last answer."""
+    """The example without its last answer."""
     if is_prompt(example):
         return example
     if isinstance(example, Passage):

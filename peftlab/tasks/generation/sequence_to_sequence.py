@@ -1,4 +1,4 @@
-"""A text written anew, by an encoder with a decoder: what translation and summarization share."""
+"""Text generation by encoder-decoder models: the base class of translation and summarization."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ Frame = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Source(Example):
-    """A text, and what may be written for it; asked, there is nothing yet."""
+    """A text and its references; at prediction there are none."""
 
     references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class GeneratedText(Prediction):
-    """What was written for a text.
+    """The generated text for a source text.
 
     `finished` is false if generation stopped at `max_new_tokens`; `truncated` is true if the end of the input was
     removed because the input was too long. `target_column` is the key of the generated text in the output.
@@ -45,23 +45,24 @@ class GeneratedText(Prediction):
     truncated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """`text`, what was written, by its name, `finished`, and `truncated` where it is so."""
+        """`text`, the generated text under the key `target_column`, `finished`, and the key `cut` if the input was
+        truncated."""
         prediction = {"text": self.text, self.target_column: self.written, "finished": self.finished}
         return prediction | ({"cut": True} if self.truncated else {})
 
 
 class SequenceToSequenceTask(Task):
-    """A task whose base reads a text with its encoder, and writes another with its decoder.
+    """A task whose base encodes a source text and generates a target text.
 
-    The encoder sees the first `max_length` tokens, the decoder learns the first as many of the target and its end;
-    several references of a row are learnt each. Scores are of what is written, by the adapter's own settings.
+    Source and target are truncated to `max_length` tokens. A row with several references is one training example for
+    each. Scores compare generated texts with the references, with the generation settings of the adapter.
     """
 
     noun: ClassVar[str]
     """The targets in the plural."""
     metric_name: ClassVar[str]
     target_column: ClassVar[str]
-    """What is written: the column of it, and the key in predictions."""
+    """The column of the targets, and the key of generated text in predictions."""
     inputs_class = SourceTargetInputs
 
     def __init__(
@@ -80,7 +81,7 @@ class SequenceToSequenceTask(Task):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What stands before each text, and how targets are written."""
+        """The prefix of the inputs, and the settings for generating text."""
         return {"prefix": self.prefix, "generation": self.generation}
 
     @property
@@ -100,7 +101,7 @@ class SequenceToSequenceTask(Task):
         """Compare generated texts with the references."""
 
     def read(self, row: Row) -> Source:
-        """`text`, and what is written for it: a string, or a list of several that may be. Raises RowError."""
+        """Read `text` and its references: a string or a list of strings. Raises RowError."""
         chosen_form(row, ("text", self.target_column))
         return Source(text_column(row, "text"), row.where, references=tuple(self._references(row)))
 
@@ -116,12 +117,12 @@ class SequenceToSequenceTask(Task):
         return several
 
     def read_input(self, row: Row) -> Source:
-        """`text` of a row that only asks. Raises RowError."""
+        """Read the `text` of a row without references. Raises RowError."""
         chosen_form(row, ("text",))
         return Source(optional_text_column(row, "text"), row.where)
 
     def fit_labels(self, examples: Mapping[str, Sequence[Source]], errors: ErrorCollector) -> None:
-        """Nothing comes from the rows."""
+        """Do nothing: this task has no labels."""
         return
 
     def bind_to_base(
@@ -140,7 +141,8 @@ class SequenceToSequenceTask(Task):
         *,
         training: bool,
     ) -> list[list[Feature]]:
-        """For training a feature for each reference, both sides cut at `max_length` tokens; else the source alone."""
+        """For training, one feature for each reference, both sides truncated to `max_length` tokens; else the source
+        only."""
         tokenizer = inputs.tokenizer
         sources = _tokens([f"{self.prefix}{example.text}" for example in examples], tokenizer)
         if not training:
@@ -163,21 +165,21 @@ class SequenceToSequenceTask(Task):
         return SourceFeature(inputs, full[:max_length], ends, truncated=len(source) > budget or not ends)
 
     def count(self, example: Source) -> int:
-        """How many references it has."""
+        """The number of references."""
         return len(example.references)
 
     def lost(self, example: Source, features: Sequence[Feature]) -> int:
-        """References whose end is cut off."""
+        """The number of references whose end is truncated."""
         return sum(not feature.positions for feature in features)
 
     def stop_strings(self, inputs: Any) -> list[str]:
-        """The tokenizer's own end, and the recipe's `stop_strings`."""
+        """The tokenizer's eos token, and the recipe's `stop_strings`."""
         tokenizer = inputs.tokenizer
         stop_strings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
         return [ending for ending in stop_strings if ending]
 
     def decode(self, example: Source, features: Sequence[Feature], logits: Sequence[Any]) -> GeneratedText:
-        """What was written."""
+        """The generated text."""
         (prediction,), (feature,) = logits, features
         return GeneratedText(
             example.text, self.target_column, prediction.text.strip(), prediction.finished, feature.truncated
@@ -185,13 +187,13 @@ class SequenceToSequenceTask(Task):
 
 
 def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Without special tokens."""
+    """Tokenize texts without special tokens."""
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return encoded
 
 
 def _frame(tokenizer: "PreTrainedTokenizerBase", side: str) -> Frame:
-    """What the tokenizer puts around a text of one `side`: its argument's name is text or text_target."""
+    """The special tokens around a text of one `side` (text or text_target, the tokenizer's argument)."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer(**{side: "a"})["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)

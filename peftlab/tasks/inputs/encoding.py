@@ -8,8 +8,8 @@ from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.task import Task
 
 ProgressCallback = Callable[[int, int], None]
-"""Is told how many are done, and of how many, after each batch."""
-AT_A_TIME = 512  # what a tokenizer gives for them is held in memory along with the features
+"""Called after each batch with the number of encoded examples and the total."""
+AT_A_TIME = 512  # bounds the memory for the outputs of the tokenizer
 
 
 def encode_examples(

@@ -79,7 +79,7 @@ def marked_text(example: MarkedText) -> str:
 
 
 def nearest_text(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", budget: int) -> str:
-    """The marked spans with as many words around each as fit into `budget` tokens; gaps are told by an ellipsis."""
+    """The marked spans with as many words around each as fit into `budget` tokens; an ellipsis marks each gap."""
     words = split_words(example.text)
     spans = (example.head, example.tail)
 

@@ -13,7 +13,7 @@ class Window(Feature):
     """A question with one window of the context.
 
     `offsets` gives (start, end) in characters of the context for each of its tokens, None for other tokens. `null` is
-    the token that stands for no answer.
+    the token that means no answer.
     """
 
     offsets: tuple[tuple[int, int] | None, ...] = ()

@@ -1,4 +1,5 @@
-"""What is asked of tasks, as text, columns or row → examples; whatever a task cannot take is told with its place."""
+"""Convert inputs for prediction (strings, columns or rows) to examples; invalid inputs are errors with their
+location."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,15 +11,15 @@ from peftlab.tasks.registry import TASKS
 from peftlab.tasks.task import Task
 
 InputRow = str | Mapping[str, Any] | Row
-"""A text, or the columns that a task asks for."""
+"""A text, or the input columns of a task."""
 
 
 def read_input_rows(
     asked: Iterable[tuple[str, InputRow]], tasks: Mapping[str, Task], errors: ErrorCollector, *, first: int = 1
 ) -> Iterator[Any]:
-    """The example of each (adapter's name, what it is asked); `first` is the number of the first of them.
+    """The example of each (adapter name, input); `first` is the number of the first input.
 
-    Those that the adapter's task cannot take are left out and added to `errors`.
+    Inputs that do not fit the task of the adapter are left out and added to `errors`.
     """
     for number, (name, one) in enumerate(asked, start=first):
         row = _as_row(one, tasks[name], f"row {number}")

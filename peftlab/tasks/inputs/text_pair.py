@@ -1,4 +1,4 @@
-"""A text, or a pair of texts, as inputs of the whole of which one thing is said."""
+"""Sequence-level inputs: a text or a pair of texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

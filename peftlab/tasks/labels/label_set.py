@@ -19,7 +19,7 @@ def fit_labels_from_examples(
     A label of any split that is not among them is a problem.
     """
     if not (given or examples["train"]):
-        return []  # no training row could be read: that is told, and no label is known or unknown
+        return []  # no training row could be read, which is an error already
     labels = given or sorted({label for example in examples["train"] for label in labels_of(example)}, key=_by_value)
     missing_in = "task.labels" if given else "the training rows"
     for split, rows in examples.items():

@@ -1,8 +1,8 @@
 """Tags on words ↔ spans of words.
 
 One lenient reading covers IOB1, IOB2 and IOBES (also spelled BILOU), as the CoNLL-2000 scorer does: a span begins at B
-or S, or at I or E where the word before is not in a span of the same type; it ends after E or S. A named scheme is held
-to strictly.
+or S, or at I or E where the word before is not in a span of the same type; it ends after E or S. A named scheme is
+checked strictly.
 """
 
 import re
@@ -55,10 +55,10 @@ def tags_from_spans(spans: list[WordSpan], words: int, scheme: str = "iob2") -> 
 
 
 def types_of_tags(tags: Sequence[str]) -> list[str]:
-    """The types, in order, of a whole set of IOB2 tags: O, and B- and I- of each type.
+    """The types, in order, of a complete set of IOB2 tags: O, and B- and I- of each type.
 
     Raises:
-        ValueError: it is none; the message tells everything that it lacks or has too much.
+        ValueError: the set is not complete; the message lists all missing and all unexpected tags.
     """
     split = [_IOB2.fullmatch(tag) for tag in tags]
     types = list(dict.fromkeys(match[2] for match in split if match and match[2]))

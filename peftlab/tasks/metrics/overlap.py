@@ -1,4 +1,4 @@
-"""How much of the references stands in what was written: BLEU and chrF by sacreBLEU, ROUGE by rouge-score."""
+"""Overlap of generated texts with references: BLEU and chrF by sacreBLEU, ROUGE by rouge-score."""
 
 import logging
 from collections.abc import Sequence

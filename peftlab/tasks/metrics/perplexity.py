@@ -1,4 +1,4 @@
-"""How well a language model told the tokens of a text: what each cost, and scores over many texts."""
+"""Token losses of a language model, and perplexity, loss and accuracy over many texts."""
 
 import math
 from collections.abc import Sequence
@@ -27,27 +27,27 @@ class TokenLoss(Prediction):
 
 
 def token_losses(logits: "Tensor", targets: "Tensor") -> "Tensor":
-    """(batch, tokens, 2): what each token that `targets` cost, in nats, and whether it was held to be the likeliest.
+    """The loss (nats) of each token, and 1 if it was predicted right: (batch, tokens, 2).
 
-    `logits` are (batch, tokens, vocabulary); a token that is -100 costs nothing.
+    `logits` are (batch, tokens, vocabulary); targets of -100 have loss 0.
     """
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     return torch.stack([nll, (logits.argmax(-1) == targets).to(nll.dtype)], dim=-1)
 
 
 def mean_loss(logits: "Tensor", targets: "Tensor") -> "Tensor":
-    """Mean cross entropy of the tokens that `targets`, (batch, tokens), without those that are -100."""
+    """Mean cross entropy over `targets`, (batch, tokens); targets of -100 are ignored."""
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def sum_token_losses(text: str, costs: "Sequence[Tensor]", tokens: int) -> TokenLoss:
-    """Of a text, of which each window gave `token_losses`."""
+    """Sum the `token_losses` of all windows of a text."""
     nll, num_correct = (sum(float(window[:, i].double().sum()) for window in costs) for i in (0, 1))
     return TokenLoss(text, nll, tokens, round(num_correct))
 
 
 def perplexity_scores(predictions: Sequence[TokenLoss]) -> Scores:
-    """Perplexity and loss (nats) a learnt token, and the share of tokens held to be the likeliest."""
+    """Perplexity, loss (nats per token), and the fraction of tokens that were predicted right."""
     tokens = sum(prediction.tokens for prediction in predictions) or 1
     loss = sum(prediction.nll for prediction in predictions) / tokens
     accuracy = sum(prediction.num_correct for prediction in predictions) / tokens
