@@ -484,7 +484,7 @@ def test_input_row_matches_causal_lm(task):
         ({"task.bta": 0.1}, "Did you mean 'beta'?"),
         ({"method.type": "head"}, "'head' trains only a new head"),
         ({"training.packing": True}, "each text of preference needs its own row"),
-        ({"training.distributed": "fsdp"}, "is computed apart from training, where no process has all of it"),
+        ({"training.distributed": "fsdp"}, "are computed before training, and no process has the full base"),
     ],
     ids=str,
 )
