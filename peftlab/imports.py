@@ -29,6 +29,7 @@ class LazyModule(ModuleType):
 
 
 if TYPE_CHECKING:
+    auto_models: Any
     import datasets as datasets
     import gguf as gguf
     import huggingface_hub as huggingface_hub
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     import torch as torch
     import transformers as transformers
 else:
+    auto_models = LazyModule("transformers.models.auto.modeling_auto")
     datasets = LazyModule("datasets")
     gguf = LazyModule("gguf")
     huggingface_hub = LazyModule("huggingface_hub")

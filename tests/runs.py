@@ -15,7 +15,7 @@ def prepared_run(file, overrides=None, store="adapters"):
         recipe = read_recipe(file, overrides, errors)
         dataset = load_dataset(recipe, errors)
         start = find_start_adapter(recipe, session.store, errors)
-    recipe, dataset = steps.choose_objective(recipe, dataset, session)
+    recipe, dataset = steps.complete_task(recipe, dataset, session)
     base = steps.load_base(recipe, dataset.task, session)
     encoded = steps.encode(dataset, base, recipe, session)
     recipe = steps.choose_schedule(recipe, encoded, session)

@@ -178,7 +178,7 @@ EXPORTERS = {"peft": PeftExporter, "vllm": VllmExporter, "gguf-lora": GgufExport
 def _more_than_plain_lora(files: AdapterFiles, program: str) -> Iterator[str]:
     """Yield each reason why an adapter is not a plain LoRA of a language model."""
     config, task = files.config, files.task
-    if task.head.auto_class != "AutoModelForCausalLM":
+    if not task.head.is_causal_lm:
         yield f"it is for {task.type}; {program} takes adapters of causal language models only."
     if config.get("peft_type") != "LORA":
         yield f"its method is {files.adapter.manifest.method}; {program} takes LoRA only."

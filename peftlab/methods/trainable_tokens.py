@@ -5,15 +5,12 @@ parameters; a LoRA without them hardly learns when to use the token.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 from torch import nn
 
 from peftlab.base import Base
 from peftlab.errors import ErrorCollector, nearest
 from peftlab.tasks import Task
-from peftlab.tasks.causal_lm import CausalLmTask
-from peftlab.tasks.inputs.text import TextInputs
 
 KEY = "method.trainable_token_indices"
 
@@ -27,7 +24,6 @@ def find_token_indices(base: Base, wanted: str | Sequence[str | int], task: Task
         RecipeError: the base has no such tokens, an ending is not a single token, or the head has a bias, which PEFT
             would ignore.
     """
-    assert isinstance(task, CausalLmTask)  # ensured by the validation of the recipe
     with ErrorCollector() as errors:
         by_name = isinstance(wanted, str)
         ids = list(_ending_ids(base, task, errors) if by_name else _token_ids(base, wanted, errors))
@@ -50,9 +46,9 @@ def _token_ids(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) 
             yield token_id
 
 
-def _ending_ids(base: Base, task: CausalLmTask, errors: ErrorCollector) -> Iterator[int]:
+def _ending_ids(base: Base, task: Task, errors: ErrorCollector) -> Iterator[int]:
     vocabulary = base.inputs.processor.get_vocab()
-    endings = task.learned_stop_strings(cast(TextInputs, base.inputs))
+    endings = task.learned_stop_strings(base.inputs)
     if not endings:
         errors.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
     for ending in endings:

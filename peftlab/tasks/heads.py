@@ -22,6 +22,8 @@ class Head(ABC):
     """
 
     auto_class: ClassVar[str]
+    is_causal_lm: ClassVar[bool] = False
+    """Whether the head is that of a causal language model, for which inference servers take adapters."""
     peft_task_type: ClassVar[str | None] = None
     problem_type: str | None = None
 
@@ -169,6 +171,7 @@ class LanguageModelHead(TokenHead):
     """The base model's own head, which predicts each next token."""
 
     auto_class = "AutoModelForCausalLM"
+    is_causal_lm = True
     peft_task_type = "CAUSAL_LM"
     output_width = 2
 

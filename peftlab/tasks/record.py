@@ -1,11 +1,15 @@
 """What peftlab knows about a task type besides the task itself: one record per type."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftlab.errors import ErrorCollector
 from peftlab.recipe.tasks import TaskFields
 from peftlab.tasks.task import Task
+
+SectionCompleter = Callable[[Any, str, Mapping[str, Any], ErrorCollector], TaskFields]
+"""A section, the base's name, its `config.json` and the list of errors → the section with nothing left open."""
 
 
 def _default_example(task: Any) -> str:
@@ -42,6 +46,7 @@ class TaskRecord:
     Args:
         section: The class of its recipe section; its `type` is the task type.
         build: Makes the task from the keys of its section, or from `labels` and `Task.options` of a published adapter.
+        complete_section: Sets what the section leaves to the base model, before it is loaded; None if nothing is left.
         pipeline_tag: The task's name on the Hugging Face Hub, or a function of the task that returns it.
         display: The name of the form in which `peftlab predict` prints predictions; fields prints any.
         formats: Further output formats of predictions, such as conll.
@@ -54,6 +59,7 @@ class TaskRecord:
 
     section: type[TaskFields]
     build: Callable[..., Task]
+    complete_section: SectionCompleter | None = None
     pipeline_tag: Callable[[Any], str] | str = "text-classification"
     display: str = "fields"
     formats: tuple[str, ...] = ()

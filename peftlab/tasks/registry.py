@@ -13,6 +13,7 @@ from peftlab.recipe import tasks as sections
 from peftlab.recipe.plugins import TASK_PLUGINS, Registry
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.domain_adaptation import domain_adaptation, example_text, pipeline_tag
+from peftlab.tasks.domain_objective import choose_objective
 from peftlab.tasks.generation.reply_metrics import causal_lm
 from peftlab.tasks.preference import PreferenceTask
 from peftlab.tasks.question_answering import QuestionAnsweringTask, without_token_types
@@ -92,6 +93,7 @@ OWN_TASKS = {
     "domain-adaptation": TaskRecord(
         sections.DomainAdaptation,
         domain_adaptation,
+        complete_section=choose_objective,
         pipeline_tag=pipeline_tag,
         display="continuation",
         example=example_text,

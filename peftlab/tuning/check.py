@@ -57,7 +57,7 @@ def check(
         find_base(recipe.base)
     except BaseNotFoundError as error:
         return CheckResult(recipe, dataset.task, dataset.ledgers, None, missing=str(error))
-    recipe, dataset = steps.choose_objective(recipe, dataset, session)
+    recipe, dataset = steps.complete_task(recipe, dataset, session)
     base = steps.load_base(recipe, dataset.task, session)
     encoded = steps.encode(dataset, base, recipe, session)
     recipe = steps.choose_schedule(recipe, encoded, session)

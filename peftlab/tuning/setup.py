@@ -12,10 +12,10 @@ from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.backend_check import shards_base
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
 from peftlab.tuning.packing import check_packing
-from peftlab.tuning.preference.dpo_checks import check_dpo
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.start_weights import load_start_weights
+from peftlab.tuning.trainers import TRAINERS
 from peftlab.tuning.warm_start import WarmStart
 
 
@@ -30,8 +30,7 @@ def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
     training = recipe.training
     with session.collect_errors() as errors:
         check_optimizer(training, choose_device(session.device), errors)
-        if recipe.task.trainer == "preference":
-            check_dpo(recipe, session.process_group, errors)
+        TRAINERS[recipe.task.trainer].check(recipe, session.process_group, errors)
     sharded = shards_base(training.distributed, session.process_group)
     with session.process_group.sync_errors():
         base = bases.load_base(

@@ -11,15 +11,15 @@ from peftlab.imports import heavy_imports
 if TYPE_CHECKING:
     from peftlab.tuning.encoding import encode as encode
     from peftlab.tuning.evaluate import evaluate as evaluate
-    from peftlab.tuning.objective import choose_objective as choose_objective
     from peftlab.tuning.publish import publish as publish
     from peftlab.tuning.schedule import choose_schedule as choose_schedule
     from peftlab.tuning.setup import add_adapter as add_adapter
     from peftlab.tuning.setup import load_base as load_base
+    from peftlab.tuning.task_completion import complete_task as complete_task
     from peftlab.tuning.train import train as train
 
 MODULES = {
-    "choose_objective": "objective",
+    "complete_task": "task_completion",
     "load_base": "setup",
     "encode": "encoding",
     "choose_schedule": "schedule",

@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from peftlab.errors import TuningInterrupted
-from peftlab.imports import LazyModule
 from peftlab.methods import METHODS
 from peftlab.tuning.callbacks import EarlyStopping, ProgressReporter, StopOnSignal
 from peftlab.tuning.checkpoints import record_run, resume_hint
@@ -24,8 +23,7 @@ from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.trainer import TaskTrainer
-
-preference = LazyModule("peftlab.tuning.preference.trainer")  # imports TRL, which is an extra
+from peftlab.tuning.trainers import TRAINERS
 
 
 def train(run: Run, session: TuningSession) -> Run:
@@ -103,13 +101,7 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     method = run.recipe.method
     if make_callbacks := METHODS[method.type].training.callbacks:
         callbacks += make_callbacks(run.model, method, progress.warn)
-    trainer = _trainer_class(run)(run, partial(evaluate_split, run, "validation"), folder, callbacks=callbacks)
+    trainer_class = TRAINERS[run.recipe.task.trainer].find_class()
+    trainer = trainer_class(run, partial(evaluate_split, run, "validation"), folder, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _trainer_class(run: Run) -> type[TaskTrainer]:
-    trainer_class: type[TaskTrainer] = TaskTrainer
-    if run.recipe.task.trainer == "preference":
-        trainer_class = preference.PreferenceTrainer
-    return trainer_class

@@ -70,7 +70,7 @@ def tune(
             dataset = load_dataset(recipe, errors)
             start = find_start_adapter(recipe, session.store, errors)
             check_backend(recipe.training.distributed, session, errors)
-        recipe, dataset = steps.choose_objective(recipe, dataset, session)
+        recipe, dataset = steps.complete_task(recipe, dataset, session)
         base = steps.load_base(recipe, dataset.task, session)
         encoded = steps.encode(dataset, base, recipe, session)
         recipe = steps.choose_schedule(recipe, encoded, session)
