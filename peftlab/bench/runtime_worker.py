@@ -42,7 +42,7 @@ def batch_times(
     names = _loaded_names(max(counts))
     with _temporary_store(names, base, method) as store, torch.inference_mode():
         bank = _load_bank(store, names, device, precision)
-        inputs = _random_inputs(bank, rows, tokens)
+        inputs = bank.base.inputs.random_batch(bank.base.backbone, rows, tokens)
         base_only = _load_plain_model(bank, precision)
         calls: dict[tuple[str, int], Call] = {(BASE_MODEL, 0): lambda: base_only(**inputs)}
         if plain:
@@ -52,7 +52,7 @@ def batch_times(
             calls["peftlab", count] = _make_peftlab_call(bank, row_adapters, inputs)
             if plain:
                 calls["plain PEFT", count] = _make_peft_call(adapted, row_adapters, inputs)
-        seconds = _time_in_turn(calls, num_repeats, inputs["input_ids"].device)
+        seconds = _time_in_turn(calls, num_repeats, bank.base.backbone.device)
     return [
         {
             "way": way,
@@ -114,13 +114,6 @@ def _load_bank(store: Store, names: list[str], device: str, precision: str) -> B
     for name in names:
         bank.add(name)
     return bank
-
-
-def _random_inputs(bank: Bank, rows: int, tokens: int) -> dict[str, torch.Tensor]:
-    """Make random tokens without padding."""
-    backbone = bank.base.backbone
-    ids = torch.randint(backbone.config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids.to(backbone.device), "attention_mask": torch.ones_like(ids).to(backbone.device)}
 
 
 def _make_peftlab_call(bank: Bank, names: list[str], inputs: dict[str, torch.Tensor]) -> Call:

@@ -125,7 +125,7 @@ def _training_step(model: torch.nn.Module, task: Task, inputs: Inputs, bf16: boo
     """Make a step of forward, a cheap loss, backward, gradient clipping and AdamW."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    device = inputs["input_ids"].device.type
+    device = trained[0].device.type
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -139,10 +139,8 @@ def _training_step(model: torch.nn.Module, task: Task, inputs: Inputs, bf16: boo
 
 
 def _inputs(base: Base, shape: tuple[int, int]) -> Inputs:
-    """Make random tokens without padding."""
-    batch, tokens = shape[0], min(shape[1], base.max_length)
-    ids = torch.randint(base.model.config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids.to(base.model.device), "attention_mask": torch.ones_like(ids).to(base.model.device)}
+    """Make random inputs without padding, such as tokens."""
+    return base.inputs.random_batch(base.model, shape[0], min(shape[1], base.max_length))
 
 
 def _time_in_turn(steps: Mapping[str, Step], num_repeats: int, device: torch.device) -> list[dict[str, float]]:

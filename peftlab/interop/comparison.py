@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4  # of the largest logit: merging rounds each weight once
 
@@ -27,9 +26,3 @@ class LogitComparison:
 def compare_logits(actual: torch.Tensor, expected: torch.Tensor) -> LogitComparison:
     """Compare logits of equal shape."""
     return LogitComparison(float((actual - expected).abs().max()), float(expected.abs().max()))
-
-
-def random_batch(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, torch.Tensor]:
-    """Random tokens (rows, tokens), the same for all models of one vocabulary."""
-    token_ids = torch.randint(model.config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": token_ids.to(model.device), "attention_mask": torch.ones_like(token_ids).to(model.device)}

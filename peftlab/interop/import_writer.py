@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from peftlab.base import BaseFiles, load_backbone, load_with_head
 from peftlab.errors import IntegrityError, PeftlabError
-from peftlab.interop.comparison import LogitComparison, compare_logits, random_batch
+from peftlab.interop.comparison import LogitComparison, compare_logits
 from peftlab.interop.head_layout import ImportTask, ModelLayout, reorder_outputs
 from peftlab.interop.model_card import imported_card
 from peftlab.interop.peft_files import SavedAdapter
@@ -140,7 +140,7 @@ class ImportWriter:
                 raise IntegrityError(f"{error}\n{advice}") from error
             router = Router(backbone, self.inputs.probe(backbone, *PROBE_SHAPE))
             loaded, _ = extract_adapter(files, attached, router)
-            batch = random_batch(backbone, *BATCH_SHAPE)
+            batch = self.inputs.random_batch(backbone, *BATCH_SHAPE)
             if loaded.is_routed:
                 return torch.stack(forward_rows([loaded] * BATCH_SHAPE[0], batch, router, self.inputs)).cpu()
             return files.task.head.logits(loaded.model(**batch)).float().cpu()
@@ -151,7 +151,7 @@ class ImportWriter:
         task, order = self.import_task.task, self.import_task.order
         with describe_errors(f"PEFT cannot put '{self.saved.source}' on '{self.base_files.model}'"):
             peft_model = PeftModel.from_pretrained(model, self.saved.folder).to(model.device).eval()
-            logits = task.head.logits(peft_model(**random_batch(model, *BATCH_SHAPE))).float().cpu()
+            logits = task.head.logits(peft_model(**self.inputs.random_batch(model, *BATCH_SHAPE))).float().cpu()
         return logits[..., order] if order else logits
 
     def _check_complete(self, new_names: set[str]) -> None:

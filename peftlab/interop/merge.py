@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,12 +11,13 @@ from peft import PeftModel
 
 from peftlab.base import suppress_transformers_output
 from peftlab.errors import IntegrityError
-from peftlab.interop.comparison import compare_logits, random_batch
+from peftlab.interop.comparison import compare_logits
 from peftlab.interop.output_folder import new_folder
 from peftlab.methods import method_info
 from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter
 from peftlab.tasks import Task
+from peftlab.tasks.inputs.inputs import Inputs
 
 BATCH_SHAPE = (8, 32)  # rows × tokens of the batch on which models are compared
 
@@ -67,19 +69,20 @@ def merge(
     with new_folder(target) as temporary:
         bank = load(name, store=store, device=device, precision="fp32", trust_remote_code=trust_remote_code)
         adapter, task = bank.adapter(name), bank.task(name)
+        logits = partial(_logits, task, bank.base.inputs_for(task))
         if reason := method_info(adapter.manifest.method).merge_error:
             raise _merge_error(adapter, reason)
         peft_model = bank.full_precision_copy(name)
-        expected = _logits(task, peft_model.get_base_model())
+        expected = logits(peft_model.get_base_model())
         _save_model(_merge_adapter(peft_model, adapter), temporary)
         _save_processor(bank, task, temporary)
-        merged = _logits(task, _load_model(temporary, task, trust_remote_code).to(peft_model.device))
+        merged = logits(_load_model(temporary, task, trust_remote_code).to(peft_model.device))
         comparison = compare_logits(merged, expected)
         if not comparison.is_equal:
             raise IntegrityError(
                 f"{adapter} was not exported: after merging, {comparison}. Please report this with the adapter."
             )
-        served = _logits(task, bank.model(name))
+        served = logits(bank.model(name))
         return Merged(adapter, target, compare_logits(merged, served).difference, comparison.largest_logit)
 
 
@@ -118,8 +121,6 @@ def _load_model(folder: Path, task: Task, trust_remote_code: bool) -> transforme
 
 
 @torch.inference_mode()
-def _logits(task: Task, model: transformers.PreTrainedModel) -> torch.Tensor:
-    """A model's logits for random tokens."""
-    batch = random_batch(model, *BATCH_SHAPE)
-    decoder = {"decoder_input_ids": batch["input_ids"]} if model.config.is_encoder_decoder else {}
-    return task.head.logits(model(**batch, **decoder)).float()
+def _logits(task: Task, inputs: Inputs, model: transformers.PreTrainedModel) -> torch.Tensor:
+    """A model's logits for random inputs."""
+    return task.head.logits(model(**inputs.random_batch(model, *BATCH_SHAPE))).float()

@@ -101,6 +101,10 @@ class Inputs(ABC):
     def probe(self, model: "PreTrainedModel", rows: int, length: int) -> Batch:
         """A small valid batch for `model`, on its device; `length` is ignored where inputs have a fixed size."""
 
+    def random_batch(self, model: "PreTrainedModel", rows: int, length: int) -> Batch:
+        """Random inputs on which models are compared or timed, the same in each call; by default those of `probe`."""
+        return self.probe(model, rows, length)
+
     def pack(self, features: Sequence[Feature], length: int) -> Batch:
         """Put several features into each row of a batch, of at most `length` positions, with labels.
 

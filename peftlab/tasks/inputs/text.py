@@ -77,9 +77,12 @@ class TextInputs(Inputs):
 
     def probe(self, model: "PreTrainedModel", rows: int, length: int) -> Batch:
         """Ones as token ids, (rows, length), also for a decoder if there is one."""
-        tokens = torch.ones((rows, length), dtype=torch.long, device=model.device)
-        decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
-        return {"input_ids": tokens, MASK: tokens, **decoder}
+        return _full_batch(torch.ones((rows, length), dtype=torch.long), model)
+
+    def random_batch(self, model: "PreTrainedModel", rows: int, length: int) -> Batch:
+        """Random token ids, (rows, length), the same for all models of one vocabulary; no position is padding."""
+        generator = torch.Generator().manual_seed(0)
+        return _full_batch(torch.randint(model.config.vocab_size, (rows, length), generator=generator), model)
 
     def pack(self, features: Sequence[Feature], length: int) -> Batch:
         """Put several texts into each row; see `pack_tokens`."""
@@ -105,6 +108,13 @@ class PlainTextInputs(TextInputs):
     """Text that is tokenized exactly as it is, for language models."""
 
     add_prefix_space = False
+
+
+def _full_batch(token_ids: "torch.Tensor", model: "PreTrainedModel") -> Batch:
+    """A batch without padding on the model's device; a decoder, if there is one, gets the same token ids."""
+    token_ids = token_ids.to(model.device)
+    decoder = {"decoder_input_ids": token_ids} if model.config.is_encoder_decoder else {}
+    return {"input_ids": token_ids, MASK: torch.ones_like(token_ids), **decoder}
 
 
 def load_tokenizer(
