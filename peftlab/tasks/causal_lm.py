@@ -1,7 +1,7 @@
 """The task causal-lm: instructions with answers, chats, prompts with completions, and plain text."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,17 @@ from peftlab.tasks.chat.template import (
     Message,
     RenderedText,
     read_template,
-    tokens_in_spans,
 )
 from peftlab.tasks.heads import LanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, text_column
-from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.rendered_text import (
+    slice_feature,
+    split_into_chunks,
+    split_into_scored_windows,
+    tokenize_rendered,
+)
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
-from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.metrics.perplexity import TokenLoss, perplexity_scores, sum_token_losses
 from peftlab.tasks.outputs import ChatOutputs, Outputs, TextGeneration
 from peftlab.tasks.task import Example, Metric, ModelContext, Prediction, Scores, Targets, Task
@@ -209,7 +213,7 @@ class CausalLmTask(Task):
         tokenizer = inputs.tokenizer
         with ErrorCollector() as errors:
             written = self._written(examples, tokenizer, errors)
-        wholes = _tokenized([isinstance(example, Chat) for example in examples], written, tokenizer)
+        wholes = tokenize_rendered([isinstance(example, Chat) for example in examples], written, tokenizer)
         return [
             [self._encode_prompt(full, max_length)]
             if is_prompt(example)
@@ -235,11 +239,11 @@ class CausalLmTask(Task):
     def _encode_answers(self, example: Chat | Passage, full: Feature, max_length: int, training: bool) -> list[Feature]:
         parts: Iterable[Feature]
         if not training:
-            parts = _windows(full, max_length)
+            parts = split_into_scored_windows(full, max_length)
         elif isinstance(example, Passage) and not example.text:
-            parts = _chunks(full, max_length)
+            parts = split_into_chunks(full, max_length)
         else:
-            parts = [_part(full, 0, max_length)]
+            parts = [slice_feature(full, 0, max_length)]
         return [part for part in parts if self.head.loss_terms(part)]
 
     def _encode_prompt(self, full: Feature, max_length: int) -> Feature:
@@ -301,56 +305,3 @@ def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> Rendere
         return RenderedText(example.text, [])
     text = f"{example.text}{example.completion}{end}"
     return RenderedText(text, [(len(example.text), len(text))])
-
-
-def _tokenized(
-    templated: Sequence[bool], written: Sequence[RenderedText], tokenizer: "PreTrainedTokenizerBase"
-) -> list[Feature]:
-    """Tokenize the full texts; the tokenizer adds special tokens only to texts without a chat template."""
-    made: dict[int, Feature] = {}
-    for kind in (True, False):
-        chosen = [i for i, by_template in enumerate(templated) if by_template == kind]
-        if chosen:
-            texts = [written[i].text for i in chosen]
-            encoded = tokenizer(texts, add_special_tokens=not kind, return_offsets_mapping=True, verbose=False)
-            for place, i in enumerate(chosen):
-                made[i] = _feature(inputs_of(encoded, place), encoded["offset_mapping"][place], written[i].loss_spans)
-    return [made[i] for i in range(len(written))]
-
-
-def _feature(
-    inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], loss_spans: Sequence[tuple[int, int]]
-) -> Feature:
-    """A feature whose `positions` are the last token of each answer, and the number of the answer."""
-    within = tokens_in_spans(loss_spans, offsets)
-    labels = [token if chosen else IGNORED for token, chosen in zip(inputs["input_ids"], within, strict=True)]
-    ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(loss_spans)]
-    return Feature(inputs, labels, ends)
-
-
-def _last_within(offsets: Sequence[tuple[int, int]], end: int) -> int:
-    """The token with the last character before `end`."""
-    return max(i for i, (start, stop) in enumerate(offsets) if start < end and start < stop)
-
-
-def _part(full: Feature, start: int, end: int, known: int = 0) -> Feature:
-    """The tokens from `start` to `end` of a feature; labels before `known` are ignored."""
-    inputs = {name: values[start:end] for name, values in full.inputs.items()}
-    labels = [IGNORED if i < known else label for i, label in enumerate(full.labels[start:end], start)]
-    ends = [(token - start, answer) for token, answer in full.positions if start <= token < end]
-    return Feature(inputs, labels, ends, truncated=end < len(full))
-
-
-def _chunks(full: Feature, length: int) -> Iterator[Feature]:
-    """Split a feature into chunks; the last token of a chunk is the first of the next, so that all tokens are
-    predicted."""
-    for start in range(0, max(1, len(full) - 1), length - 1):
-        yield replace(_part(full, start, start + length), truncated=False)
-
-
-def _windows(full: Feature, length: int) -> Iterator[Feature]:
-    """Split a feature into windows that overlap by half; each label is in one window only."""
-    known = 0
-    for start in range(0, max(1, len(full) - length // 2), max(1, length // 2)):
-        yield replace(_part(full, start, start + length, known), truncated=False)
-        known = start + length
