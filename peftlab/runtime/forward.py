@@ -14,7 +14,7 @@ from peftlab.runtime.routing import Router, apply_head, group_segments, slice_ou
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.inputs.inputs import Inputs
-from peftlab.tasks.prediction import Outcome, forward, longest_first
+from peftlab.tasks.prediction import FeatureOutput, forward, longest_first
 
 Key = TypeVar("Key")
 KeyedFeatures = Sequence[tuple[Key, Feature]]
@@ -33,19 +33,19 @@ def forward_features(
     *,
     max_adapters: int | None = None,
     on_progress: ProgressCallback = lambda done, total: None,
-) -> list[Outcome]:
-    """Compute the outcome of each feature by its adapter, in order.
+) -> list[FeatureOutput]:
+    """Compute the output of each feature by its adapter, in order.
 
     A batch has features of similar length, to save padding, and of at most `max_adapters` adapters.
     """
-    outcomes: dict[int, Outcome] = {}
+    outputs: dict[int, FeatureOutput] = {}
     for batch in _batches(features, max_adapters or BATCH_SIZE):
         with pin({features[i][0] for i in batch}) as adapters:
             rows = [(adapters[features[i][0]], features[i][1]) for i in batch]
             for indices, results in _forward_batch(rows, router, inputs):
-                outcomes |= zip([batch[i] for i in indices], results, strict=True)
-        on_progress(len(outcomes), len(features))
-    return [outcomes[i] for i in range(len(features))]
+                outputs |= zip([batch[i] for i in indices], results, strict=True)
+        on_progress(len(outputs), len(features))
+    return [outputs[i] for i in range(len(features))]
 
 
 def _batches(features: KeyedFeatures[Key], max_adapters: int) -> Iterator[list[int]]:
@@ -71,8 +71,8 @@ def _group_by_adapter(batch: list[int], features: KeyedFeatures[Key]) -> list[in
 
 def _forward_batch(
     rows: Sequence[tuple[LoadedAdapter, Feature]], router: Router, inputs: Inputs
-) -> Iterator[tuple[list[int], Sequence[Outcome]]]:
-    """Yield indices of rows and their outcomes: of generated texts, of all routed rows, then of each other adapter."""
+) -> Iterator[tuple[list[int], Sequence[FeatureOutput]]]:
+    """Yield indices of rows and their outputs: of generated texts, of all routed rows, then of each other adapter."""
     generated, routed = [], []
     others: dict[LoadedAdapter, list[int]] = {}
     for i, (loaded, feature) in enumerate(rows):
@@ -104,20 +104,20 @@ def forward_rows(
     inputs: Inputs,
     features: Sequence[Feature] = (),
 ) -> list[Tensor]:
-    """Compute the outcome of each row of a batch by its adapter, without padding: one pass of the base, then the heads.
+    """Compute the output of each row of a batch by its adapter, without padding: one pass of the base, then the heads.
 
     Args:
         rows: The adapter of each row; rows of one adapter are consecutive.
         batch: Inputs of the base, (batch, tokens) each.
         router: The base.
         inputs: The modality of the batch.
-        features: Those of the rows, for tasks whose outcome depends on labels.
+        features: Those of the rows, for tasks whose output depends on labels.
     """
     states = router.forward([loaded.modules for loaded in rows], batch)
     return [
-        outcome
+        row_output
         for loaded, part in group_segments(rows)
-        for outcome in _apply_head(loaded, states, batch, part, features[part], inputs)
+        for row_output in _apply_head(loaded, states, batch, part, features[part], inputs)
     ]
 
 
@@ -129,7 +129,7 @@ def _apply_head(
     features: Sequence[Feature],
     inputs: Inputs,
 ) -> list[Tensor]:
-    """Compute the outcomes of the rows in `part`, which belong to one adapter."""
+    """Compute the outputs of the rows in `part`, which belong to one adapter."""
     head, part_batch = loaded.task.head, {name: tensor[part] for name, tensor in batch.items()}
     part_states = slice_output(states, part)
     if head.labels:  # a trained head computes in fp32, the base's own head in the base's precision

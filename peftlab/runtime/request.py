@@ -1,4 +1,4 @@
-"""One request to a bank: rows → examples → features → outcomes → predictions.
+"""One request to a bank: rows → examples → features → outputs → predictions.
 
 A request resolves each adapter name once and retains that version until it is closed. Publishing, rolling back or
 removing an adapter meanwhile does not change it.
@@ -25,7 +25,7 @@ from peftlab.runtime.streaming import stream_text
 from peftlab.tasks import Feature, Prediction, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 from peftlab.tasks.inputs.rows import InputRow, read_input_rows
-from peftlab.tasks.prediction import Outcome, predict_features
+from peftlab.tasks.prediction import FeatureOutput, predict_features
 
 CHUNK_SIZE = 1024  # rows of a long list that are encoded at a time
 Item = TypeVar("Item")
@@ -159,14 +159,14 @@ class Request:
     def _predict_chunk(
         self, examples: Sequence[NamedExample], on_progress: ProgressCallback = lambda done, total: None
     ) -> list[Answer]:
-        """Encode examples, run all their features through the base together, and decode the outcomes, in order."""
+        """Encode examples, run all their features through the base together, and decode the outputs, in order."""
         encoded = list(self._encode_by_adapter(examples))
         features = [(rows.key, feature) for rows in encoded for windows in rows.features for feature in windows]
-        outcomes = iter(self.forward(features, on_progress))
+        outputs = iter(self.forward(features, on_progress))
         answers: dict[int, Answer] = {}
         for rows in encoded:
             predictions = predict_features(
-                rows.task, rows.examples, rows.features, lambda features: list(islice(outcomes, len(features)))
+                rows.task, rows.examples, rows.features, lambda features: list(islice(outputs, len(features)))
             )
             answers |= {i: Answer(rows.name, p) for i, p in zip(rows.indices, predictions, strict=True)}
         return [answers[i] for i in range(len(examples))]
@@ -191,11 +191,11 @@ class Request:
         self,
         features: Sequence[tuple[AdapterKey, Feature]],
         on_progress: ProgressCallback = lambda done, total: None,
-    ) -> list[Outcome]:
-        """The outcome of each feature by its adapter; for an ensemble, the mean of its parts' logits."""
+    ) -> list[FeatureOutput]:
+        """The output of each feature by its adapter; for an ensemble, the mean of its parts' logits."""
         base = self._base
         parts = [(part, feature) for key, feature in features for part in _forward_keys(key)]
-        outcomes = iter(
+        outputs = iter(
             forward_features(
                 parts,
                 self._cache.pinned,
@@ -206,14 +206,14 @@ class Request:
             )
         )
         return [
-            average_logits(key, cast(list[Tensor], list(islice(outcomes, len(key.parts)))))
+            average_logits(key, cast(list[Tensor], list(islice(outputs, len(key.parts)))))
             if is_ensemble(key)
-            else next(outcomes)
+            else next(outputs)
             for key, _ in features
         ]
 
-    def _forward_base(self, key: AdapterKey, features: Sequence[Feature]) -> list[Outcome]:
-        """The outcome of each feature on the base alone, by the adapter's task; a reference for scores."""
+    def _forward_base(self, key: AdapterKey, features: Sequence[Feature]) -> list[FeatureOutput]:
+        """The output of each feature on the base alone, by the adapter's task; a reference for scores."""
         base, pairs = self._base, [(key, feature) for feature in features]
         return forward_features(pairs, self._pinned_base_only, base.router, base.inputs, max_adapters=self._slots)
 

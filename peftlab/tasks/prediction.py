@@ -14,10 +14,10 @@ from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.outputs import Continuation, TextGeneration
 from peftlab.tasks.task import Task
 
-Outcome = torch.Tensor | Continuation
+FeatureOutput = torch.Tensor | Continuation
 """The output of a feature: a tensor, see `Head.outputs`, or a generated text."""
-Through = Callable[[Sequence[Feature]], Sequence[Outcome]]
-"""Features → their outputs: `outcomes` with one model, or with its work shared out."""
+ForwardFunction = Callable[[Sequence[Feature]], Sequence[FeatureOutput]]
+"""Features → their outputs: `compute_outputs` of one model, or split across processes."""
 
 
 def predict_examples(
@@ -35,15 +35,15 @@ def predict_examples(
     `on_progress` hears of features that went through the model.
     """
     features = encode_examples(task, inputs, examples, max_length=max_length, training=False)
-    through = partial(outcomes, task, model, inputs, batch_size=batch_size, on_progress=on_progress)
-    return predict_features(task, examples, features, through)
+    forward_function = partial(compute_outputs, task, model, inputs, batch_size=batch_size, on_progress=on_progress)
+    return predict_features(task, examples, features, forward_function)
 
 
 def predict_features(
-    task: Task, examples: Sequence[Any], features: Sequence[Sequence[Feature]], through: Through
+    task: Task, examples: Sequence[Any], features: Sequence[Sequence[Feature]], forward_function: ForwardFunction
 ) -> list[Any]:
     """Predictions in the order of `examples`, of which the windows are encoded already."""
-    outputs = iter(through([feature for windows in features for feature in windows]))
+    outputs = iter(forward_function([feature for windows in features for feature in windows]))
     return [
         task.decode(example, windows, cast(Any, [next(outputs) for _ in windows]))
         for example, windows in zip(examples, features, strict=True)
@@ -51,27 +51,27 @@ def predict_features(
 
 
 @torch.inference_mode()
-def outcomes(
+def compute_outputs(
     task: Task,
     model: torch.nn.Module,
     inputs: Inputs,
     features: Sequence[Feature],
     batch_size: int = 32,
     on_progress: ProgressCallback = lambda done, total: None,
-) -> list[Outcome]:
-    """The task's outcome of each feature, in order: what is written, if the task writes and they only ask.
+) -> list[FeatureOutput]:
+    """The output of each feature, in order: generated text if the task generates and the features have no labels.
 
     Features are sorted by length, so that a batch pads little.
     """
     generation = text_generation(task, features)
     order = longest_first(features)
-    given: dict[int, Outcome] = {}
+    given: dict[int, FeatureOutput] = {}
     with module_mode(model, training=False):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [features[i] for i in chosen]
             if generation:
-                made: Sequence[Outcome] = generate(generation, _base_model(model), inputs, batch)
+                made: Sequence[FeatureOutput] = generate(generation, _base_model(model), inputs, batch)
             else:
                 made = _forward(task, model, inputs, batch)
             given |= zip(chosen, made, strict=True)
@@ -96,7 +96,7 @@ def _base_model(model: Any) -> Any:
 
 @torch.inference_mode()
 def forward(task: Task, model: torch.nn.Module, inputs: Inputs, features: Sequence[Feature]) -> list[torch.Tensor]:
-    """The task's outcome of each feature's logits, as one batch: without padding, if it is one for each token."""
+    """The output of each feature, computed in one batch; outputs of tokens are without padding."""
     with module_mode(model, training=False):
         return _forward(task, model, inputs, features)
 

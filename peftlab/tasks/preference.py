@@ -156,9 +156,9 @@ class PreferenceTask(CausalLmTask):
         answers_in_order = zip(example.answers_in_order, ANSWERS, strict=True)
         return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in answers_in_order)
 
-    def attach_reference(self, feature: Any, outcome: "torch.Tensor") -> Answer:
+    def attach_reference(self, feature: Any, output: "torch.Tensor") -> Answer:
         """Add the loss of the answer's tokens by the base."""
-        return replace(feature, reference=_sum_nll(outcome))
+        return replace(feature, reference=_sum_nll(output))
 
     def decode(  # type: ignore[override]
         self, example: Any, features: Sequence[Any], logits: Sequence[Any]
@@ -167,8 +167,8 @@ class PreferenceTask(CausalLmTask):
         if not isinstance(example, Pair):
             return super().decode(example, features, logits)  # type: ignore[return-value]
         rewards = dict.fromkeys(ANSWERS, 0.0)
-        for feature, outcome in zip(features, logits, strict=True):
-            rewards[feature.part] += self.beta * (feature.reference - _sum_nll(outcome))
+        for feature, output in zip(features, logits, strict=True):
+            rewards[feature.part] += self.beta * (feature.reference - _sum_nll(output))
         return Preference(example.text, **rewards)
 
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:
@@ -247,9 +247,9 @@ def _of(part: str, features: Sequence[Answer]) -> list[Answer]:
     return [feature for feature in features if feature.part == part]
 
 
-def _sum_nll(outcome: "torch.Tensor") -> float:
+def _sum_nll(output: "torch.Tensor") -> float:
     """The sum of the losses of the answer's tokens (nats)."""
-    return float(outcome[:, 0].double().sum())
+    return float(output[:, 0].double().sum())
 
 
 def _negative_log_sigmoid(margin: float) -> float:

@@ -182,8 +182,8 @@ def test_reference_log_probs_match_base_exact(base, tmp_path, name):
     for pair in told:
         assert [answer.part for answer in pair] == ["chosen", "rejected"]
         for answer in pair:
-            (outcome,) = forward(made.task, plain, made.base.inputs, [answer])
-            assert answer.reference == float(outcome[:, 0].double().sum())
+            (output,) = forward(made.task, plain, made.base.inputs, [answer])
+            assert answer.reference == float(output[:, 0].double().sum())
             assert answer.reference == pytest.approx(target_loss(plain, answer), abs=1e-5)
             assert answer.reference != pytest.approx(target_loss(made.model, answer), abs=1e-3)
 

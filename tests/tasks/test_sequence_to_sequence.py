@@ -284,6 +284,6 @@ def test_cli_tune_predict_and_evaluate(base, tmp_path):
 
 def test_forward_with_labels_returns_token_losses(base, tmp_path):
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
-    outcome = forward(run.task, run.model, run.base.inputs, run.train_features[:3])
-    assert [int((row > 0).sum()) for row in outcome] == [len(feature.labels) for feature in run.train_features[:3]]
+    outputs = forward(run.task, run.model, run.base.inputs, run.train_features[:3])
+    assert [int((row > 0).sum()) for row in outputs] == [len(feature.labels) for feature in run.train_features[:3]]
     assert TranslationTask().head.outputs(torch.ones(1, 2, 3), None).shape == (1, 2, 3)

@@ -25,7 +25,7 @@ from peftlab.errors import ErrorCollector, ProcessLostError, RecipeError, StoreE
 from peftlab.store import Store
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.text import TextInputs
-from peftlab.tasks.prediction import forward, outcomes
+from peftlab.tasks.prediction import compute_outputs, forward
 from peftlab.tasks.text_classification import TextClassificationTask
 from peftlab.tasks.token_classification import TokenClassificationTask
 from peftlab.tuning import ProcessGroup, TuningSession, tune
@@ -392,7 +392,7 @@ def test_split_texts_keep_order(tmp_path):
     base = build_sequence_model(tmp_path / "base", "bart")
     run = prepared_run(translation_recipe(tmp_path / "rows", base))
     features = [feature for windows in run.dataset.features["validation"] for feature in windows]
-    single_run, said = partial(outcomes, run.task, run.model, run.base.inputs), {}
+    single_run, said = partial(compute_outputs, run.task, run.model, run.base.inputs), {}
 
     class Half(ProcessGroup):
         def all_gather(self, text):

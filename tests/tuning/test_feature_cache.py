@@ -22,7 +22,7 @@ from peftlab.recipe import read_recipe
 from peftlab.tasks import build_task
 from peftlab.tasks.inputs.encoding import encode_examples
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
-from peftlab.tasks.prediction import outcomes, predict_examples, predict_features
+from peftlab.tasks.prediction import compute_outputs, predict_examples, predict_features
 from peftlab.tuning import feature_cache, tune
 from peftlab.tuning.dataset import TuningDataset
 from peftlab.tuning.encoding import encode_dataset
@@ -130,10 +130,15 @@ def test_cached_features_match_predictions(base, built, kind):
     rows = examples["train"]
     features = encode_examples(task, base.inputs, rows, max_length=20, training=False)
     output = []
-    through = partial(
-        outcomes, task, model, base.inputs, batch_size=5, on_progress=lambda done, total: output.append((done, total))
+    forward_function = partial(
+        compute_outputs,
+        task,
+        model,
+        base.inputs,
+        batch_size=5,
+        on_progress=lambda done, total: output.append((done, total)),
     )
-    apart = predict_features(task, rows, features, through)
+    apart = predict_features(task, rows, features, forward_function)
     assert apart == predict_examples(task, model, base.inputs, rows, max_length=20, batch_size=5)
     windows = sum(map(len, features))
     assert output[-1] == (windows, windows)

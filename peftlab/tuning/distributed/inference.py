@@ -9,11 +9,13 @@ import torch
 
 from peftlab.tasks import Feature, Task
 from peftlab.tasks.outputs import Continuation
-from peftlab.tasks.prediction import Outcome, Through, longest_first, text_generation
+from peftlab.tasks.prediction import FeatureOutput, ForwardFunction, longest_first, text_generation
 from peftlab.tuning.distributed.process_group import ProcessGroup
 
 
-def split_across_ranks(forward: Through, task: Task, process_group: ProcessGroup, *, sharded: bool) -> Through:
+def split_across_ranks(
+    forward: ForwardFunction, task: Task, process_group: ProcessGroup, *, sharded: bool
+) -> ForwardFunction:
     """Distribute `forward`: each process runs some of the features, and all processes get all outputs.
 
     With a sharded base every process runs all features, at the same time as the others.
@@ -21,7 +23,7 @@ def split_across_ranks(forward: Through, task: Task, process_group: ProcessGroup
     if process_group.world_size == 1 or sharded:
         return forward
 
-    def split_forward(features: Sequence[Feature]) -> Sequence[Outcome]:
+    def split_forward(features: Sequence[Feature]) -> Sequence[FeatureOutput]:
         indices = longest_first(features)[process_group.rank :: process_group.world_size]
         outputs: dict[int, Any] = dict(zip(indices, forward([features[i] for i in indices]), strict=True))
         if text_generation(task, features):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from peftlab.recipe import parse_byte_size
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
-from peftlab.tasks.prediction import outcomes
+from peftlab.tasks.prediction import compute_outputs
 from peftlab.tuning.frozen.activation_file import Activations, Inputs, Writer, first_match, hash_inputs
 from peftlab.tuning.frozen.layers import (
     CacheUnavailable,
@@ -117,7 +117,7 @@ def _compute_activations(
         with path.open("wb") as file:
             writer = Writer(file)
             with _replaced_forward(prefix, RecordingForward(prefix, writer)):
-                outcomes(run.task, run.model, run.base.inputs, features, size, on_progress)
+                compute_outputs(run.task, run.model, run.base.inputs, features, size, on_progress)
         return Activations(path, writer)
     except OSError as error:
         raise CacheUnavailable(f"{path} cannot be written: {error.strerror or error}") from error
@@ -126,7 +126,7 @@ def _compute_activations(
 def _check_logits(prefix: FrozenPrefix, run: Run, file: Activations, features: list[Feature]) -> None:
     """Compare logits with and without the cache: for each row alone, and for both rows padded in one batch."""
     for size in (1, len(features)):
-        predict = partial(outcomes, run.task, run.model, run.base.inputs, features, size)
+        predict = partial(compute_outputs, run.task, run.model, run.base.inputs, features, size)
         expected, forward = cast(list[Tensor], predict()), CachedForward(prefix, [file])
         with _replaced_forward(prefix, forward):
             logits = cast(list[Tensor], predict())

@@ -7,15 +7,15 @@ from functools import partial
 from peft import PeftModel
 
 from peftlab.tasks import Feature
-from peftlab.tasks.prediction import Outcome, Through, outcomes
+from peftlab.tasks.prediction import FeatureOutput, ForwardFunction, compute_outputs
 from peftlab.tuning.distributed.inference import split_across_ranks
 from peftlab.tuning.run import Run
 
 
-def run_forward(run: Run) -> Through:
+def run_forward(run: Run) -> ForwardFunction:
     """A function that runs features through the model of the run, split across the processes."""
     size = run.recipe.training.per_device_eval_batch_size
-    forward = partial(outcomes, run.task, run.model, run.base.inputs, batch_size=size)
+    forward = partial(compute_outputs, run.task, run.model, run.base.inputs, batch_size=size)
     return split_across_ranks(forward, run.task, run.process_group, sharded=run.sharded)
 
 
@@ -25,7 +25,7 @@ def attach_references(run: Run, features: Sequence[Sequence[Feature]]) -> list[l
     The reference is computed in the current autocast precision, so that both sides are rounded in the same way.
     """
 
-    def base_forward(labelled: Sequence[Feature]) -> Sequence[Outcome]:
+    def base_forward(labelled: Sequence[Feature]) -> Sequence[FeatureOutput]:
         with adapter_disabled(run.model):
             return run_forward(run)(labelled)
 
