@@ -301,8 +301,8 @@ def test_resume_matches_full_run(base, tmp_path, strategy):
 @pytest.mark.parametrize("strategy", ["tokens", "random"])
 def test_masks_change_per_epoch_not_per_batch(base, tmp_path, monkeypatch, strategy):
     seen = []
-    draw = TokenMasker.again
-    monkeypatch.setattr(TokenMasker, "again", lambda *how: seen.append(how[-1]) or draw(*how))
+    draw = TokenMasker.resample
+    monkeypatch.setattr(TokenMasker, "resample", lambda *how: seen.append(how[-1]) or draw(*how))
     training = {"train_sampling_strategy": strategy, "num_train_epochs": 2}
     peftlab.tune(text_recipe(tmp_path / "rows", base, training=training), store=tmp_path / "store", device="cpu")
     rows = range(len(TEXTS["train"]))
