@@ -48,7 +48,7 @@ def _token_ids(base: Base, wanted: Sequence[str | int], errors: ErrorCollector) 
 
 def _ending_ids(base: Base, task: Task, errors: ErrorCollector) -> Iterator[int]:
     vocabulary = base.inputs.processor.get_vocab()
-    endings = task.learned_stop_strings(base.inputs)
+    endings = task.outputs.learned_stop_strings(base.inputs)
     if not endings:
         errors.add("neither the chat template nor the tokenizer of this base ends a text.", key=KEY)
     for ending in endings:

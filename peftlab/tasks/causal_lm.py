@@ -114,7 +114,7 @@ class CausalLmTask(Task):
     @property
     def outputs(self) -> Outputs:
         """Generated replies."""
-        return ChatOutputs(self._generation())
+        return ChatOutputs(self._generation(), self.learned_stop_strings)
 
     def _generation(self) -> TextGeneration:
         return TextGeneration(self.generation, self.stop_strings, self.state, {})

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BaseForward = Callable[[Sequence[Feature]], Sequence[Any]]
 """Features → their outputs with the adapter disabled."""
+StopStringFinder = Callable[[Any], list[str]]
+"""The inputs of a base model → strings that end a text."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class TextGeneration:
     """
 
     settings: Mapping[str, Any]
-    find_stop_strings: "Callable[[Inputs], list[str]]"
+    find_stop_strings: StopStringFinder
     state: Mapping[str, Any]
     forced_tokens: Mapping[str, int]
 
@@ -61,6 +63,10 @@ class Outputs:
         """
         _refuse_chat(adapter, task_type)
 
+    def learned_stop_strings(self, inputs: "Inputs") -> list[str]:
+        """The strings that end a reply in training; empty if replies are not generated, or if nothing ends them."""
+        return []
+
     def attach_references(
         self, features: Sequence[Sequence[Feature]], forward_base: BaseForward
     ) -> list[list[Feature]]:
@@ -82,7 +88,15 @@ class GeneratedOutputs(Outputs):
 
 
 class ChatOutputs(GeneratedOutputs):
-    """Generated replies to chat messages."""
+    """Generated replies to chat messages; `find_learned` gives the strings that end a reply in training."""
+
+    def __init__(self, generation: TextGeneration, find_learned: StopStringFinder) -> None:
+        super().__init__(generation)
+        self._find_learned = find_learned
+
+    def learned_stop_strings(self, inputs: "Inputs") -> list[str]:
+        """See `Outputs.learned_stop_strings`."""
+        return self._find_learned(inputs)
 
     def chat_generation(self, adapter: str, task_type: str) -> TextGeneration:
         """See `Outputs.chat_generation`."""
@@ -97,8 +111,13 @@ class ReferencedOutputs(ChatOutputs):
     `attach_reference` adds the base model's output to a labelled feature.
     """
 
-    def __init__(self, generation: TextGeneration, attach_reference: "Callable[[Feature, Tensor], Feature]") -> None:
-        super().__init__(generation)
+    def __init__(
+        self,
+        generation: TextGeneration,
+        find_learned: StopStringFinder,
+        attach_reference: "Callable[[Feature, Tensor], Feature]",
+    ) -> None:
+        super().__init__(generation, find_learned)
         self._attach_reference = attach_reference
 
     def attach_references(

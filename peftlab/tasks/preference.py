@@ -100,7 +100,7 @@ class PreferenceTask(CausalLmTask):
     @property
     def outputs(self) -> Outputs:
         """Generated replies; the rewards of labelled answers need the base model's outputs."""
-        return ReferencedOutputs(self._generation(), self.attach_reference)
+        return ReferencedOutputs(self._generation(), self.learned_stop_strings, self.attach_reference)
 
     @property
     def options(self) -> dict[str, Any]:

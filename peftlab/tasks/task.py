@@ -207,10 +207,6 @@ class Task(ABC):
         """
         return
 
-    def learned_stop_strings(self, inputs: Any) -> list[str]:
-        """What ends a text in training; empty if the task generates no text, or if nothing ends it."""
-        return []
-
     @abstractmethod
     def encode(self, examples: Sequence[Any], inputs: Any, max_length: int, *, training: bool) -> list[list[Feature]]:
         """The features of each example, of at most `max_length`, in one call of the processor.
