@@ -108,6 +108,10 @@ class TuningDisplay(Listener):
         if self.task_id is not None:
             self.bar.update(self.task_id, completed=step, loss=f"{self.loss:.3f}")
 
+    def on_epoch_loss(self, loss: float) -> None:
+        """Keep the mean loss of the epoch for its line."""
+        self.loss = loss
+
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """Print one line per epoch above the bar."""
         value = scores[self.main_score]

@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from peftlab.tuning.distributed.process_group import ProcessGroup
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.report.epoch_losses import mean_epoch_losses
 
 
 class ProgressReporter(TrainerCallback):
@@ -32,11 +33,18 @@ class ProgressReporter(TrainerCallback):
         if "loss" in logs:
             self.progress.on_step_end(state.global_step, logs["loss"])
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log the loss of the last steps, so that the log has the losses of whole epochs."""
+        control.should_log = True
+
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """The validation split is scored."""
+        losses = list(mean_epoch_losses(state.log_history).values())
+        if losses:
+            self.progress.on_epoch_loss(losses[-1])
         scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         score, before = scores[args.metric_for_best_model], state.best_metric
-        best = before is None or (score > before if args.greater_is_better else score < before)
+        best = before is None or (score >= before if args.greater_is_better else score <= before)
         self.progress.on_epoch_end(state.epoch, scores, best=best)
 
 

@@ -41,8 +41,11 @@ class Progress:
     def on_step_end(self, step: int, loss: float | None) -> None:
         """An optimizer step is done; `loss` is the mean loss since the last log, or None between logs."""
 
+    def on_epoch_loss(self, loss: float) -> None:
+        """The steps of an epoch are done; `loss` is the mean of their losses."""
+
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
-        """The validation split is scored; `best` is true if every earlier epoch was worse."""
+        """The validation split is scored; `best` is True if no epoch before has a better score."""
 
     def on_train_end(self, stopped_early: bool) -> None:
         """No more steps; the best checkpoint is in memory."""

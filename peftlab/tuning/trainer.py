@@ -120,6 +120,13 @@ class TaskTrainer(Trainer):
 
         return TokenLoader(cast(Any, self.train_dataset), batches, collate)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Among epochs with the same score the last is the best: it has trained for longer."""
+        is_new_best = super()._determine_best_metric(metrics, trial)
+        if metrics[f"eval_{self.run.task.metric.name}"] == self.state.best_metric:
+            self.state.best_global_step = self.state.global_step
+        return is_new_best
+
     def floating_point_ops(self, inputs: Any) -> int:
         """0, because Trainer would iterate over all parameters in every step to count."""
         return 0

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 import peftlab
 from peftlab.tasks import Confusion
 from peftlab.tuning.report.confusion_matrix import draw_confusion
+from peftlab.tuning.report.epoch_losses import mean_epoch_losses
 from peftlab.tuning.report.training_curves import draw_curves
 from tests.task_stores import recipe_for
 
@@ -23,12 +24,23 @@ def colors(file):
 
 @pytest.mark.parametrize("smaller_is_better", [False, True])
 def test_training_curves_mark_best_epoch(tmp_path, smaller_is_better):
-    log = [{"epoch": i / 4, "loss": 1 / (i + 1)} for i in range(12)]
+    log = [{"epoch": (i + 1) / 4, "loss": 1 / (i + 1), "step": i + 1} for i in range(12)]
     log += [{"epoch": float(epoch), "eval_f1": score} for epoch, score in enumerate((0.2, 0.6, 0.4), start=1)]
     draw_curves(log, "f1", "curves", tmp_path / "curves.png", smaller_is_better=smaller_is_better)
     shades, size = colors(tmp_path / "curves.png")
     assert size == (990, 374)
     assert {(0x4C, 0x72, 0xB0), (0x55, 0xA8, 0x68), (0xC4, 0x4E, 0x52)} <= shades
+
+
+def test_epoch_loss_is_mean_over_all_its_steps():
+    log = [
+        {"epoch": 0.5, "loss": 3.0, "step": 4},
+        {"epoch": 1.0, "loss": 1.0, "step": 8},
+        {"epoch": 1.0, "eval_f1": 0.5, "step": 8},
+        {"epoch": 1.5, "loss": 0.5, "step": 12},
+        {"epoch": 2.0 + 1e-9, "loss": 0.1, "step": 13},
+    ]
+    assert mean_epoch_losses(log) == {1: 2.0, 2: pytest.approx((4 * 0.5 + 0.1) / 5)}
 
 
 @pytest.mark.parametrize("labels", [3, 30])

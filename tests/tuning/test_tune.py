@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import peftlab
 from peftlab.data import Ledger
 from peftlab.errors import RecipeError, TuningInterrupted
 from peftlab.store import Store
+from peftlab.tasks import Scores
 from peftlab.tuning import Progress, tune
 
 
@@ -128,8 +130,36 @@ def test_publish_best_epoch(write_recipe, tmp_path):
     best = max(value for _, value, _ in progress.scores)
     assert result.scores["validation"].values["f1"] == best
     marked = [value for _, value, is_best in progress.scores if is_best]
-    assert marked == sorted(set(marked))
+    assert marked == sorted(marked)
     assert marked[-1] == best
+
+
+class LossRecorder(Progress):
+    """Records the losses of steps and of epochs, and which epochs were the best so far."""
+
+    def __init__(self):
+        self.losses, self.epoch_losses, self.best = [], [], []
+
+    def on_step_end(self, step, loss):
+        if loss is not None:
+            self.losses.append(loss)
+
+    def on_epoch_loss(self, loss):
+        self.epoch_losses.append(loss)
+
+    def on_epoch_end(self, epoch, scores, *, best):
+        self.best.append(best)
+
+
+def test_last_of_equal_epochs_is_published(write_recipe, tmp_path, monkeypatch):
+    """With equal scores the last epoch is published, as with rising ones. An epoch's loss is the mean of its steps."""
+    read, recipe, progress = Scores.from_dict, write_recipe(), LossRecorder()
+    values = iter([0.5] * 4 + [0.1, 0.2, 0.3, 0.4])  # two epochs, then validation and test
+    monkeypatch.setattr(Scores, "from_dict", lambda plain: replace(read(plain), values={"f1": next(values)}))
+    equal_scores = tune(recipe, store=tmp_path / "store", progress=progress)
+    assert progress.best == [True, True]
+    assert progress.epoch_losses == pytest.approx([sum(progress.losses[:3]) / 3, sum(progress.losses[3:]) / 3])
+    assert equal(weights(equal_scores.adapter), weights(tune(recipe, store=tmp_path / "other").adapter))
 
 
 def test_early_stopping(write_recipe, tmp_path):
