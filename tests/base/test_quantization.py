@@ -390,7 +390,7 @@ def test_quantization_option_shares_one_base_with_warning(store, option):
     result = run("predict", ",".join(names), *TEXTS, "--store", store, "--quantization", option, "--json")
     assert result.exit_code == 0, result.output
     runs_on = option if option != "none" else "fp32"
-    assert one_line(result.stderr).count(f"and runs on it in {runs_on}: the scores in its manifest do not hold") == 2
+    assert one_line(result.stderr).count(f"and runs on it in {runs_on}: the scores in its manifest do not apply") == 2
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 6
 
 
@@ -433,4 +433,4 @@ def test_frozen_layers_of_quantized_base_are_cached(tiny_base, tmp_path, quantiz
     given = ("-o", "method.type=head", "-o", f"base.quantization={quantization}", "--device", "cpu")
     result = run("tune", recipe, "--store", tmp_path / "store", *given)
     assert result.exit_code == 0, result.output
-    assert "2 of 2 layers lie below all that trains" in one_line(result.output)
+    assert "2 of 2 layers are frozen" in one_line(result.output)

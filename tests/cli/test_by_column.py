@@ -104,7 +104,7 @@ def test_command_matches_stream(predict, task_store, tmp_path):  # noqa: F811
     output = parse_json_lines(predict("--by", "expert", "--file", write_rows(tmp_path, rows), "--json"))
     bank = peftlab.load("classes", "topics", "answers", store=task_store, device="cpu")
     progress = []
-    answers = bank.stream([(row["expert"], row) for row in rows], told=progress.append)
+    answers = bank.stream([(row["expert"], row) for row in rows], on_progress=progress.append)
     assert [answer.as_dict() for answer in answers] == output
     assert progress == sorted(progress)
     assert progress[-1] == len(rows)
@@ -308,7 +308,7 @@ def test_mixed_scores_match_single_adapter_scores(task_store, tmp_path):  # noqa
         by="expert",
         store=task_store,
         device="cpu",
-        told=lambda done, total: progress.append((done, total)),
+        on_progress=lambda done, total: progress.append((done, total)),
     )
     assert list(result.by_adapter) == list(dict.fromkeys(row["expert"] for row in rows))
     assert [answer.adapter for answer in result.answers] == [row["expert"] for row in rows]
@@ -438,14 +438,14 @@ def test_memory_below_adapter_size_fails(predict, task_store):  # noqa: F811
 def test_predictions_are_printed_incrementally(predict, monkeypatch):
     """The bank fails at its third row, after the first two rows are printed."""
     monkeypatch.setattr(requests, "CHUNK_SIZE", 2)
-    whole = requests.Request._answers
+    predict_chunk = requests.Request._predict_chunk
 
     def fail_later(self, chunk, *rest):
         if any(getattr(example, "text", "") == "stop" for _, example in chunk):
             raise IntegrityError("stopped")
-        return whole(self, chunk, *rest)
+        return predict_chunk(self, chunk, *rest)
 
-    monkeypatch.setattr(requests.Request, "_answers", fail_later)
+    monkeypatch.setattr(requests.Request, "_predict_chunk", fail_later)
     result = predict("classes", "a", "b", "stop", "--json")
     assert result.exit_code == 4
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["a", "b"]

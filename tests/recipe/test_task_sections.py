@@ -476,8 +476,8 @@ def test_manifest_holds_task_and_fitted_labels(published):
     assert task.type == section["type"]
     assert task.options == options
     assert task.state == state
-    assert task.head.auto_class == TASKS[section["type"]].auto_class
-    assert len(task.head.labels) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(published.name, 3)
+    assert task.auto_class == task.build().head.auto_class
+    assert len(task.head_labels) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(published.name, 3)
     assert published.manifest.data.ledger["train"].used == len(rows)
 
 
@@ -508,7 +508,7 @@ def test_model_card_contains_labels_output_help_and_command(published):
     assert READING.get(published.name, "") in card
     command = COMMANDS.get(published.name, '"Your text"')
     assert f"peftlab predict {published.name} {command}\n" in card
-    assert f"from transformers import {task.head.auto_class}\n" in card
+    assert f"from transformers import {task.auto_class}\n" in card
     assert "None" not in card
 
 
@@ -525,7 +525,7 @@ def test_adapter_recipe_matches_task(published):
 
 def test_plain_peft_matches_bank_logits(published, task_store, tiny_base):  # noqa: F811
     task_of, rows = published.manifest.task, KINDS[published.name][1][:5]
-    names = dict(enumerate(task_of.head.labels))
+    names = dict(enumerate(task_of.head_labels))
     auto_class = getattr(transformers, task_of.auto_class)
     model = auto_class.from_pretrained(tiny_base, num_labels=len(names), id2label=names)  # as the card says
     model = PeftModel.from_pretrained(model, published.folder).eval()

@@ -408,8 +408,8 @@ def test_calibration_matches_squad_best_f1():
         fit_labels(task, *examples)
         told = task.metric.calibrate(examples, predictions)
         assert task.score(examples, told).values["f1"] == pytest.approx(find_best_f1(examples, predictions), abs=1e-9)
-        again = TaskInfo.from_task(task).build()
-        assert [again._decided(answer) for answer in predictions] == list(told)
+        restored = TaskInfo.from_task(task).build()
+        assert [restored._with_decision(answer) for answer in predictions] == list(told)
 
 
 def test_tied_predictions_share_decision():
@@ -425,7 +425,7 @@ def test_tied_predictions_share_decision():
         best = 0.0
         for threshold in (-1, 0, 1, 2):
             task.state = {"null_threshold": threshold}
-            best = max(best, task.score(examples, [task._decided(answer) for answer in tied]).values["f1"])
+            best = max(best, task.score(examples, [task._with_decision(answer) for answer in tied]).values["f1"])
         task.state = {"null_threshold": 0.0}
         if all(example.answers for example in examples):
             continue
