@@ -1,6 +1,6 @@
 """How long a run trains: epochs and patience from the number of training rows, where the recipe names none.
 
-Small sets need many epochs for the same number of steps (decision 0036).
+Small sets need many epochs for the same number of steps (decision 0037).
 """
 
 import math
