@@ -42,6 +42,7 @@ SETS: dict[str, tuple[int, dict[str, str]]] = {
 @click.option("--seeds", default="1,2,3", show_default=True)
 @click.option(
     "--by-hand/--no-by-hand",
+    "build_with_peft",
     default=True,
     show_default=True,
     help="Also run plain Transformers + PEFT (plain_tuning.py).",

@@ -61,7 +61,13 @@ SETS: dict[str, Callable[[Path, Path], Sections]] = {"wnut17": wnut17, "banking7
     "--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="Variants to run; plain always runs."
 )
 @click.option("--runs/--no-runs", default=True, show_default=True, help="Compare with the plain scripts.")
-@click.option("--breakdown/--no-breakdown", default=True, show_default=True, help="Add one optimization after another.")
+@click.option(
+    "--breakdown/--no-breakdown",
+    "time_per_phase",
+    default=True,
+    show_default=True,
+    help="Add one optimization after another.",
+)
 @click.option(
     "--steps/--no-steps", default=True, show_default=True, help="Measure single steps, and compare them with the limit."
 )

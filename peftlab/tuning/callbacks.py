@@ -15,10 +15,10 @@ from peftlab.tuning.report.epoch_losses import mean_epoch_losses
 
 
 class ProgressReporter(TrainerCallback):
-    """Passes Trainer's events on to a `Progress`."""
+    """Passes Trainer's events on to a `Progress`; see `Run.keeps_latest_tie`."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, keeps_latest_tie: bool) -> None:
+        self.progress, self.keeps_latest_tie = progress, keeps_latest_tie
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Training begins."""
@@ -44,7 +44,8 @@ class ProgressReporter(TrainerCallback):
             self.progress.on_epoch_loss(losses[-1])
         scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         score, before = scores[args.metric_for_best_model], state.best_metric
-        best = before is None or (score >= before if args.greater_is_better else score <= before)
+        better = before is None or (score > before if args.greater_is_better else score < before)
+        best = better or (self.keeps_latest_tie and score == before)
         self.progress.on_epoch_end(state.epoch, scores, best=best)
 
 

@@ -45,7 +45,7 @@ class Progress:
         """The steps of an epoch are done; `loss` is the mean of their losses."""
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
-        """The validation split is scored; `best` is True if no epoch before has a better score."""
+        """The validation split is scored; `best` is True if this epoch is published unless a better one follows."""
 
     def on_train_end(self, stopped_early: bool) -> None:
         """No more steps; the best checkpoint is in memory."""

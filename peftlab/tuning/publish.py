@@ -52,7 +52,14 @@ def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
     curves, smaller = folder / "curves.png", not run.task.metric.greater_is_better
-    draw_curves(run.log, run.task.metric.name, title, curves, smaller_is_better=smaller)
+    draw_curves(
+        run.log,
+        run.task.metric.name,
+        title,
+        curves,
+        smaller_is_better=smaller,
+        keeps_latest_tie=run.keeps_latest_tie,
+    )
     for split, scored in scores.items():
         if scored.confusion and (split == "test" or "test" not in scores):
             draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")

@@ -17,6 +17,8 @@ from peftlab.tuning.distributed.process_group import ProcessGroup
 from peftlab.tuning.precision import training_dtype
 from peftlab.tuning.warm_start import WarmStart
 
+FEW_VALIDATION_ROWS = 30
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,6 +52,14 @@ class Run:
     def task(self) -> Task:
         """The task of the dataset."""
         return self.dataset.task
+
+    @property
+    def keeps_latest_tie(self) -> bool:
+        """Whether the last of several epochs with equal validation scores is published, not the first.
+
+        A few rows give equal scores to epochs that are not equally good; the last one has trained for longest.
+        """
+        return len(self.dataset.examples["validation"]) < FEW_VALIDATION_ROWS
 
     @cached_property
     def train_features(self) -> list[Feature]:

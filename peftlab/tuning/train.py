@@ -94,7 +94,7 @@ def _interrupted(trainer: Trainer, folder: Path) -> TuningInterrupted:
 
 
 def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
-    callbacks: list[TrainerCallback] = [ProgressReporter(progress)]
+    callbacks: list[TrainerCallback] = [ProgressReporter(progress, run.keeps_latest_tie)]
     patience = run.recipe.training.early_stopping_patience
     if isinstance(patience, int):
         callbacks.append(EarlyStopping(patience))

@@ -121,9 +121,9 @@ class TaskTrainer(Trainer):
         return TokenLoader(cast(Any, self.train_dataset), batches, collate)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Among epochs with the same score the last is the best: it has trained for longer."""
+        """See `Run.keeps_latest_tie`."""
         is_new_best = super()._determine_best_metric(metrics, trial)
-        if metrics[f"eval_{self.run.task.metric.name}"] == self.state.best_metric:
+        if self.run.keeps_latest_tie and metrics[f"eval_{self.run.task.metric.name}"] == self.state.best_metric:
             self.state.best_global_step = self.state.global_step
         return is_new_best
 

@@ -532,7 +532,7 @@ def test_schema_describes_its_fields():
     assert set(schema["required"]) == {"name", "base", "task", "data"}
     assert schema["additionalProperties"] is False
     assert schema["properties"]["name"]["description"].startswith("Name of the adapter")
-    assert sections["Lora"]["properties"]["r"]["description"] == "Rank of the update."
+    assert sections["Lora"]["properties"]["r"]["description"] == "Rank of the update matrices."
     assert sections["Lora"]["properties"]["r"]["minimum"] == 1
     assert sections["DataSection"]["properties"]["format"]["enum"] == [
         "auto",

@@ -151,15 +151,18 @@ class LossRecorder(Progress):
         self.best.append(best)
 
 
-def test_last_of_equal_epochs_is_published(write_recipe, tmp_path, monkeypatch):
-    """With equal scores the last epoch is published, as with rising ones. An epoch's loss is the mean of its steps."""
+@pytest.mark.parametrize(("few_rows", "best", "published"), [(30, [True, True], 2), (0, [True, False], 1)])
+def test_epoch_published_among_equal_scores(write_recipe, tmp_path, monkeypatch, few_rows, best, published):
+    """With few validation rows the last epoch is published, else the first; the loss is the mean of an epoch."""
     read, recipe, progress = Scores.from_dict, write_recipe(), LossRecorder()
-    values = iter([0.5] * 4 + [0.1, 0.2, 0.3, 0.4])  # two epochs, then validation and test
+    values = iter([0.5] * 4 + [0.1, 0.2, 0.3, 0.4])  # of two epochs, validation and test, for two runs
     monkeypatch.setattr(Scores, "from_dict", lambda plain: replace(read(plain), values={"f1": next(values)}))
+    monkeypatch.setattr("peftlab.tuning.run.FEW_VALIDATION_ROWS", few_rows)
     equal_scores = tune(recipe, store=tmp_path / "store", progress=progress)
-    assert progress.best == [True, True]
+    assert progress.best == best
     assert progress.epoch_losses == pytest.approx([sum(progress.losses[:3]) / 3, sum(progress.losses[3:]) / 3])
-    assert equal(weights(equal_scores.adapter), weights(tune(recipe, store=tmp_path / "other").adapter))
+    rising_scores = tune(recipe, store=tmp_path / "other")  # its last epoch is published
+    assert equal(weights(equal_scores.adapter), weights(rising_scores.adapter)) == (published == 2)
 
 
 def test_early_stopping(write_recipe, tmp_path):

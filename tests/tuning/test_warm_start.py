@@ -229,7 +229,7 @@ def test_resume_requires_same_start_adapter(store, base, tmp_path):
         ({"start_from": "letters@7"}, "no version '7' of 'letters'"),
         ({"start_from": "../store/nothing"}, "no adapter 'nothing' in .*store"),
         ({"type": "ia3"}, r"letters@1 is of method lora, and this recipe's is ia3\. Use its method"),
-        ({"type": "head"}, "'head' has no delta that could begin"),
+        ({"type": "head"}, "'head' has no delta that another adapter could initialize"),
         ({"type": "adalora"}, "'adalora' redistributes its ranks while it trains"),
         ({"r": 8}, r"method.r: it is 8 here, and 4 in letters@1, which this recipe starts from\. Use 4"),
         ({"r": 8, "use_dora": True, "lora_alpha": 9}, r"(?s)3 problems.*lora_alpha: .*\.r: .*use_dora: it is True"),

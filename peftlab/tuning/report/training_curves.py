@@ -8,9 +8,15 @@ from peftlab.tuning.report.epoch_losses import mean_epoch_losses
 
 
 def draw_curves(
-    log: Sequence[dict[str, float]], main_score: str, title: str, file: Path, *, smaller_is_better: bool = False
+    log: Sequence[dict[str, float]],
+    main_score: str,
+    title: str,
+    file: Path,
+    *,
+    smaller_is_better: bool = False,
+    keeps_latest_tie: bool = False,
 ) -> None:
-    """Write a PNG from Trainer's log, with the best epoch marked."""
+    """Write a PNG from Trainer's log, with the best epoch marked: of equal ones the first, or the latest."""
     losses = mean_epoch_losses(log).items()
     scores = [(entry["epoch"], entry[f"eval_{main_score}"]) for entry in log if f"eval_{main_score}" in entry]
     figure = matplotlib.figure.Figure(figsize=(9, 3.4), layout="constrained")
@@ -19,7 +25,8 @@ def draw_curves(
     left.plot(*zip(*losses, strict=True), color="#4c72b0", marker="o", markersize=3, linewidth=1.2)
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     right.plot(*zip(*scores, strict=True), color="#55a868", marker="o", markersize=3, linewidth=1.2)
-    epoch, best = (min if smaller_is_better else max)(reversed(scores), key=lambda point: point[1])
+    candidates = scores[::-1] if keeps_latest_tie else scores
+    epoch, best = (min if smaller_is_better else max)(candidates, key=lambda point: point[1])
     right.plot(epoch, best, marker="o", markersize=9, fillstyle="none", color="#c44e52")
     right.annotate(
         f"{best:.3f}", (epoch, best), textcoords="offset points", xytext=(0, -16), ha="center", color="#c44e52"
