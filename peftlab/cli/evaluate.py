@@ -18,6 +18,7 @@ from peftlab.cli.options import (
     columns_option,
     device_option,
     format_option,
+    group_by_option,
     json_option,
     memory_option,
     parse_names,
@@ -58,6 +59,13 @@ if TYPE_CHECKING:
     metavar="NAME",
     section=ROWS,
     help="Character encoding of FILE.",
+)
+@group_by_option
+@option(
+    "--drop-blank",
+    is_flag=True,
+    section=ROWS,
+    help="Leave out, and count, rows without text or without a label (empty, null, - or -1).",
 )
 @option(
     "--predictions",
@@ -136,7 +144,7 @@ def _as_json(result: "Evaluation", data: str) -> dict[str, Any]:
 def _print_evaluation(result: "Evaluation", data: str) -> None:
     ledger = result.ledger
     out.print(f"{ledger.used:,} rows with {ledger.targets:,} {result.task.targets.noun}, through {result.name}\n")
-    for warning, count in ledger.warnings.items():
+    for warning, count in {**ledger.dropped, **ledger.warnings}.items():
         out.print(f"  {count} × {warning}", style="dim")
     out.print(score_tables(f"Scores on {data}", result.scores))
 
@@ -147,6 +155,6 @@ def _print_evaluations(result: "MixedEvaluation", data: str) -> None:
     noun = "adapters" if len(evaluated) > 1 else "adapter"
     out.print(f"{len(result.answers):,} rows, through {len(evaluated):,} {noun} on one base model\n")
     for name, evaluation in evaluated.items():
-        for warning, count in evaluation.ledger.warnings.items():
+        for warning, count in {**evaluation.ledger.dropped, **evaluation.ledger.warnings}.items():
             out.print(f"  {name}: {count} × {warning}", style="dim")
     out.print(scores_by_adapter(f"Scores on {data}", evaluated))

@@ -158,6 +158,12 @@ columns_option = option(
     section=ROWS,
     help="Read the input NAME from a column of another name, as in text=review. Repeatable.",
 )
+group_by_option = option(
+    "--group-by",
+    metavar="COLUMN",
+    section=ROWS,
+    help="For a table with one word a row: the column that names the sentence.",
+)
 json_option = option("--json", "as_json", is_flag=True, section=OUTPUT, help="Print JSON for programs.")
 override_option = option(
     "-o",

@@ -18,6 +18,7 @@ from peftlab.cli.options import (
     columns_option,
     device_option,
     format_option,
+    group_by_option,
     json_option,
     memory_option,
     precision_option,
@@ -74,6 +75,7 @@ peftlab predict sentiment-films,sentiment-eats --file reviews.csv --json\
 @by_option
 @format_option
 @columns_option
+@group_by_option
 @option(
     "--conll",
     "scheme",
@@ -97,6 +99,7 @@ def predict(
     by: str | None,
     data_format: str,
     columns: dict[str, str],
+    group_by: str | None,
     scheme: str | None,
     as_json: bool,
     store: str,
@@ -112,13 +115,14 @@ def predict(
     With --json, each input and adapter gives one line with `adapter`, the input and the prediction.
     """
     check_adapter_source(by, adapters, *texts)
-    _check_options(by, file, data_format, columns, scheme, as_json)
+    _check_options(by, file, data_format, columns, group_by, scheme, as_json)
+    layout = {"format": data_format, "columns": columns, "group_by": group_by}
     context = _read_context(context)
     with ErrorCollector() as errors:
         if by:
-            inputs, tasks = _read_rows_by_column(by, str(file), data_format, columns, store, errors)
+            inputs, tasks = _read_rows_by_column(by, str(file), layout, store, errors)
         else:
-            rows = _read_rows(texts, file, data_format, columns)
+            rows = _read_rows(texts, file, layout)
             tasks = resolve_tasks(split_adapter_names(adapters), store)
             inputs = [(name, row) for row in rows for name in tasks]
         inputs = [(name, _with_context(row, context, name, tasks[name])) for name, row in inputs]
@@ -145,7 +149,13 @@ def _print_predictions(bank: "Bank", examples: list[tuple[str, Any]], scheme: st
 
 
 def _check_options(
-    by: str | None, file: str | None, data_format: str, columns: dict[str, str], scheme: str | None, as_json: bool
+    by: str | None,
+    file: str | None,
+    data_format: str,
+    columns: dict[str, str],
+    group_by: str | None,
+    scheme: str | None,
+    as_json: bool,
 ) -> None:
     """Refuse options that would have no effect."""
     if scheme and as_json:
@@ -153,7 +163,12 @@ def _check_options(
     if file and _is_table(file, data_format):
         return
     suffixes = ", ".join(TABLE_SUFFIXES)
-    for name, is_set in (("--by", by), ("--column", columns), ("--format", data_format != "auto" and not file)):
+    for name, is_set in (
+        ("--by", by),
+        ("--column", columns),
+        ("--group-by", group_by),
+        ("--format", data_format != "auto" and not file),
+    ):
         if is_set:
             raise click.UsageError(f"{name} needs rows with columns: give a {suffixes} file with --file, or --format.")
 
@@ -164,15 +179,13 @@ def _check_scheme(scheme: str | None, tasks: "dict[str, Task]") -> None:
             raise click.UsageError(f"{name} predicts no tags; --conll is for token classification.")
 
 
-def _read_rows(
-    texts: tuple[str, ...], file: str | None, data_format: str, columns: dict[str, str]
-) -> "list[str] | list[Row]":
+def _read_rows(texts: tuple[str, ...], file: str | None, layout: dict[str, Any]) -> "list[str] | list[Row]":
     if texts and file:
         raise click.UsageError("give texts as arguments or with --file, not both.")
     if texts:
         return list(texts)
-    if file and _is_table(file, data_format):
-        return _read_table(file, data_format, columns)
+    if file and _is_table(file, layout["format"]):
+        return _read_table(file, layout)
     if file:
         return _split_lines(_read_text(Path(file)))
     if sys.stdin.isatty():
@@ -184,23 +197,21 @@ def _is_table(file: str, data_format: str) -> bool:
     return data_format != "auto" or Path(file).suffix.lower() in TABLE_SUFFIXES
 
 
-def _read_table(file: str, data_format: str, columns: dict[str, str]) -> "list[Row]":
+def _read_table(file: str, layout: dict[str, Any]) -> "list[Row]":
     with ErrorCollector() as errors:
-        return read_split(_data_section(file, data_format, columns), file, errors, key="").rows
+        return read_split(_data_section(file, layout), file, errors, key="").rows
 
 
 def _read_rows_by_column(
-    by: str, file: str, data_format: str, columns: dict[str, str], store: str, errors: ErrorCollector
+    by: str, file: str, layout: dict[str, Any], store: str, errors: ErrorCollector
 ) -> "tuple[list[tuple[str, Any]], dict[str, Task]]":
     """Read the rows of a file with the names of their adapters, and the tasks of these adapters by name."""
-    named = read_adapter_rows(
-        _data_section(file, data_format, columns), file, by, errors, resolve=Store(store).resolve_version
-    )
+    named = read_adapter_rows(_data_section(file, layout), file, by, errors, resolve=Store(store).resolve_version)
     return list(named), resolve_tasks(list(dict.fromkeys(name for name, _ in named)), store)
 
 
-def _data_section(file: str, data_format: str, columns: dict[str, str]) -> DataSection:
-    return DataSection.model_validate({"train": file, "format": data_format, "columns": columns})
+def _data_section(file: str, layout: dict[str, Any]) -> DataSection:
+    return DataSection.model_validate({"train": file, **layout})
 
 
 def _read_context(context: str | None) -> str | None:

@@ -40,6 +40,8 @@ def _split_off_adapter(row: Row, adapter_column: str) -> AdapterRow:
         found = suggest(adapter_column, row.fields, what="Available columns")
         raise RowError(f"no column '{adapter_column}', which should name the adapter of the row. {found}")
     name = row.fields[adapter_column]
+    if isinstance(name, list) and all(item == name[0] for item in name):
+        name = name[0]  # the words of a sentence, by data.group_by
     if not (isinstance(name, str) and name.strip()):
         raise RowError(f"expected {adapter_column} to name an adapter, found {name!r}")
     return name.strip(), Row(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.conll import read_conll, split_columns
+from peftlab.data.conll import looks_like_conll, read_conll
+from peftlab.data.grouping import group_rows
 from peftlab.data.json_files import read_json, read_jsonl, read_squad
 from peftlab.data.markup import read_markup
 from peftlab.data.parallel import parallel_paths, read_parallel
 from peftlab.data.plain_text import read_lines, read_paragraphs
+from peftlab.data.prodigy import leave_out_rejected
 from peftlab.data.rows import DataSplits, Row, RowError, Split
 from peftlab.data.splitting import RowLabels, split_off_fractions
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
@@ -38,6 +40,16 @@ FORMAT_BY_SUFFIX = {
     ".conll": "conll",
     ".iob": "conll",
     ".bio": "conll",
+    ".iob1": "conll",
+    ".iob2": "conll",
+    ".iobes": "conll",
+    ".bio2": "conll",
+    ".bioes": "conll",
+    ".bilou": "conll",
+    ".bmes": "conll",
+    ".conll2003": "conll",
+    ".conllu": "conll",
+    ".conllup": "conll",
     ".csv": "csv",
     ".parquet": "parquet",
 }
@@ -55,7 +67,7 @@ def load_rows(
     """
     sources = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
-        name: read_split(section, source, errors, key=f"data.{name}", plain_text=plain_text)
+        name: leave_out_rejected(read_split(section, source, errors, key=f"data.{name}", plain_text=plain_text))
         for name, source in sources.items()
         if isinstance(source, str)
     }
@@ -80,10 +92,9 @@ def detect_format(path: Path, encoding: str = "utf-8-sig", *, plain_text: bool =
         return "jsonl"
     if plain_text and suffix != ".tsv":
         return "text"
-    last_columns = [split_columns(line)[-1] for line in lines]
-    tagged = sum(tag == "O" or tag[1:2] == "-" for tag in last_columns)
-    untagged = "tsv" if suffix == ".tsv" else "markup"
-    return "conll" if tagged > len(lines) / 2 else untagged
+    if suffix == ".tsv":  # a table has a first line without a tag
+        return "conll" if looks_like_conll(lines) and looks_like_conll(lines[:1]) else "tsv"
+    return "conll" if looks_like_conll(lines) else "markup"
 
 
 def _detect_json_format(lines: list[str]) -> str:
@@ -113,6 +124,7 @@ def read_split(
     if found is not None and not found:
         errors.add(f"{source} holds no rows.", key=key)
     rows = [row for row in found or () if isinstance(row, Row)]
+    rows = group_rows(rows, section.group_by, errors) if section.group_by else rows
     return Split(_rename_columns(rows, section.columns, errors), _display_source(section, source))
 
 

@@ -12,6 +12,10 @@ class RowError(ValueError):
     """A row does not fit its format or its task; the message says what was expected."""
 
 
+class BlankRowError(RowError):
+    """A row has no text or no label; `data.drop_blank` leaves it out."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One record of a file. `where` is `file:line`, or `file row n` in a format without lines."""
@@ -22,10 +26,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split; `source` describes where they came from."""
+    """The rows of one split; `source` describes where they came from, `left_out` counts rows left out by reason."""
 
     rows: list[Row]
     source: str
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from peftlab.data.rows import Row, Split
 from peftlab.errors import ErrorCollector
@@ -44,7 +45,7 @@ def split_off_fractions(
         left = [i for i in left if i not in taken]
     if not left:
         errors.add(f"the shares of {' and '.join(fractions)} leave no training rows.", key="data")
-    new_splits["train"] = Split([rows[i] for i in sorted(left)], splits["train"].source)
+    new_splits["train"] = replace(splits["train"], rows=[rows[i] for i in sorted(left)])
     return new_splits
 
 

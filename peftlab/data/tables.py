@@ -12,6 +12,10 @@ from peftlab.imports import datasets
 if TYPE_CHECKING:
     from datasets import Dataset
 
+MAX_CELL_LENGTH = 2**31 - 1
+"""Characters in a cell; Python's own limit is 131,072."""
+_NAMES_HINT = "name every column in the first line, or name them by data.header if the first line is a row"
+
 
 def read_csv(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
     """Rows of a comma-separated file. `header`, or else the first line, names the columns. Cells are strings."""
@@ -26,24 +30,36 @@ def read_tsv(path: Path, encoding: str, header: Sequence[str] | None) -> Iterato
 
 
 def _read_table(path: Path, reader: Any, header: Sequence[str] | None) -> Iterator[Row | RowError]:
+    csv.field_size_limit(MAX_CELL_LENGTH)
     names = list(header or [])
     line = 1
     try:
         for cells in reader:
-            if not cells:
-                pass  # a blank line
-            elif not names:
+            where = f"{path}:{line}"
+            if names and cells:
+                yield _build_row(names, cells, where)
+            elif cells:  # else a blank line
                 names = [name.strip() for name in cells]
-                if len(set(names)) < len(names):
-                    yield RowError(f"{path}:{line}: expected distinct column names, found {', '.join(names)}")
+                named = [name for name in names if name]
+                if len(set(named)) < len(named) or not named:
+                    found = ", ".join(names)
+                    yield RowError(f"{where}: expected distinct column names, found {found}; {_NAMES_HINT}")
                     return
-            elif len(cells) == len(names):
-                yield Row(dict(zip(names, cells, strict=True)), f"{path}:{line}")
-            else:
-                yield RowError(f"{path}:{line}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
             line = reader.line_num + 1
     except csv.Error as error:
         yield RowError(f"{path}:{line}: expected a row of a table; {error}")
+
+
+def _build_row(names: Sequence[str], cells: Sequence[str], where: str) -> Row | RowError:
+    """A row of a table; a column without a name must be empty, and no row repeats the header line."""
+    if len(cells) != len(names):
+        return RowError(f"{where}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
+    for number, (name, cell) in enumerate(zip(names, cells, strict=True), start=1):
+        if not name and cell.strip():
+            return RowError(f"{where}: column {number} has no name but holds {cell[:40]!r}; {_NAMES_HINT}")
+    if [cell.strip().casefold() for cell in cells] == [name.casefold() for name in names]:
+        return RowError(f"{where}: this line holds the column names ({', '.join(names)}), not a row; delete it")
+    return Row({name: cell for name, cell in zip(names, cells, strict=True) if name}, where)
 
 
 def read_parquet(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:

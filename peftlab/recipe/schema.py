@@ -55,12 +55,19 @@ class DataSection(Section):
     """File format; auto detects it from the file name, then from the first lines. text: each line is a row; paragraphs:
     blank lines separate the rows."""
     header: Labels | None = None
-    """Column names for csv and tsv files without a header line."""
+    """Column names for csv and tsv files without a header line, and for conll files whose columns are not found
+    right, as in [id, tokens, tags]."""
     encoding: str = "utf-8"
     """Character encoding of the files, such as latin-1."""
     columns: dict[str, str] = {}
     """Column name of the task → name in your files, as in `tokens: words`, or `text: translation.en` for a nested
     field."""
+    drop_blank: bool = False
+    """Leave out, and count, rows without text or without a label (empty, null, `-` or `-1`); otherwise such rows are
+    errors."""
+    group_by: str | None = None
+    """For tables with one word a row: the column that names the sentence; its rows become one row of lists. An empty
+    cell continues the sentence before it."""
     seed: int = 13
     """Random seed for splitting off validation and test rows."""
     max_length: Annotated[int, Field(ge=8)] | None = None

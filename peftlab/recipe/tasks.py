@@ -55,9 +55,11 @@ class TokenClassification(TaskFields):
 
     type: Literal["token-classification"]
     labels: Labels | None = None
-    """Entity types, in order; null uses those of the training rows."""
-    tag_scheme: Literal["auto", "iob1", "iob2", "iobes"] = "auto"
-    """Tag scheme of the column `tags` in the data; auto detects it for each split."""
+    """Entity types, in order; null uses those of the training rows. If the data has numbers as tags: all tags in the
+    order of their numbers, as in [O, B-PER, I-PER]."""
+    tag_scheme: Literal["auto", "iob1", "iob2", "iobes", "bmes", "io"] = "auto"
+    """Tag scheme of the column `tags` in the data; auto detects it for each split. io: tags are types without a
+    prefix, and neighbouring words of one type are one entity."""
 
 
 class TextClassification(TaskFields):

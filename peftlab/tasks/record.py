@@ -1,9 +1,10 @@
 """What peftlab knows about a task type besides the task itself: one record per type."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from peftlab.data import Row
 from peftlab.errors import ErrorCollector
 from peftlab.recipe.tasks import TaskFields
 from peftlab.tasks.task import Task
@@ -22,6 +23,10 @@ def _no_help(task: Any) -> str:
 
 def _text_column(task: Any) -> tuple[str, ...]:
     return ("text",)
+
+
+def _no_inspection(task: Any, rows: Sequence[Row], errors: ErrorCollector) -> None:
+    return
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class TaskRecord:
         input_columns: The columns of a row for prediction; a plain string is the first of them.
         imported: How adapters from elsewhere are imported; None if they cannot be.
         import_refusal: Why they cannot be, as a sentence without the task's name.
+        inspect_rows: Called with the task and all rows of a split before they are read, for what a single row does not
+            show, such as the separator of labels.
+        legacy_options: Options for `build` that adapters of earlier versions lack.
     """
 
     section: type[TaskFields]
@@ -68,6 +76,8 @@ class TaskRecord:
     input_columns: Callable[[Any], tuple[str, ...]] = _text_column
     imported: ImportedHead | None = None
     import_refusal: str = ""
+    inspect_rows: Callable[[Any, Sequence[Row], ErrorCollector], None] = _no_inspection
+    legacy_options: Mapping[str, Any] = field(default_factory=dict)
 
     def hub_tag(self, task: Task) -> str:
         """The name of `task` on the Hub."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.loading import add_invalid_rows
-from peftlab.data.rows import RowError
+from peftlab.data.rows import BlankRowError, RowError
 from peftlab.data.splitting import RowLabels
 from peftlab.errors import ErrorCollector, IntegrityError, suggest
 from peftlab.recipe import TaskSection
@@ -15,6 +15,7 @@ from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.domain_adaptation import domain_adaptation, example_text, pipeline_tag
 from peftlab.tasks.domain_objective import choose_objective
 from peftlab.tasks.generation.reply_metrics import causal_lm
+from peftlab.tasks.labels.missing_labels import DROP_HINT, DROP_REASON, find_missing_labels, leave_out_unlabelled
 from peftlab.tasks.preference import PreferenceTask
 from peftlab.tasks.question_answering import QuestionAnsweringTask, without_token_types
 from peftlab.tasks.record import ImportedHead, TaskRecord
@@ -34,6 +35,7 @@ OWN_TASKS = {
         display="entities",
         formats=("conll",),
         output_help=TokenClassificationTask.output_help,
+        inspect_rows=TokenClassificationTask.inspect_rows,
         imported=ImportedHead("TOKEN_CLS", labels="tags"),
     ),
     "text-classification": TaskRecord(
@@ -41,6 +43,8 @@ OWN_TASKS = {
         TextClassificationTask,
         display="classes",
         output_help=TextClassificationTask.output_help,
+        inspect_rows=TextClassificationTask.inspect_rows,
+        legacy_options={"labels_by_number": False},
         input_columns=lambda task: ("text", "text_pair"),
         imported=ImportedHead("SEQ_CLS", labels="labels", options=imported_options),
     ),
@@ -106,14 +110,25 @@ Examples = dict[str, list[Any]]
 
 
 def build_task(
-    section: TaskSection, rows: DataSplits, errors: ErrorCollector
+    section: TaskSection, rows: DataSplits, errors: ErrorCollector, *, drop_blank: bool = False
 ) -> tuple[Task, Examples, dict[str, Ledger]]:
-    """The task with its labels, the examples of each split, and a ledger of each."""
+    """The task with its labels, the examples of each split, and a ledger of each.
+
+    With `drop_blank`, rows without text or label are left out and counted; else they are errors.
+    """
     if errors.placeholders & {"task", "task.type"}:
         errors.raise_if_any()  # rows would be read as those of another task
     task = _build(section)
-    ledgers = {name: Ledger(source=split.source) for name, split in rows}
-    examples = {name: read_examples(task, split, ledgers[name], errors) for name, split in rows}
+    ledgers = {name: Ledger(source=split.source, warnings=dict(split.left_out)) for name, split in rows}
+    examples = {name: read_examples(task, split, ledgers[name], errors, drop_blank=drop_blank) for name, split in rows}
+    labels_of = task.targets.labels_of
+    missing = find_missing_labels(task.labels, examples, labels_of)
+    examples = {
+        name: leave_out_unlabelled(
+            split, missing, labels_of, ledgers[name], errors, drop=drop_blank, key=f"data.{name}"
+        )
+        for name, split in examples.items()
+    }
     task.fit_labels(examples, errors)
     return task, examples, ledgers
 
@@ -137,14 +152,26 @@ def _build(section: TaskSection) -> Task:
     return TASKS[section.type].build(**section.model_dump(exclude={"type"}))
 
 
-def read_examples(task: Task, split: Split, ledger: Ledger, errors: ErrorCollector) -> list[Any]:
-    """Every row as an example; rows that cannot be understood are added to `errors` with their place."""
+def read_examples(
+    task: Task, split: Split, ledger: Ledger, errors: ErrorCollector, *, drop_blank: bool = False
+) -> list[Any]:
+    """Every row as an example; rows that cannot be understood are added to `errors` with their place.
+
+    With `drop_blank`, rows without text or label are counted instead.
+    """
+    TASKS[task.type].inspect_rows(task, split.rows, errors)
     examples = []
     broken: list[tuple[str, str]] = []
     for row in split.rows:
         ledger.read += 1
         try:
             example = task.read(row)
+        except BlankRowError as error:
+            if drop_blank:
+                ledger.drop(DROP_REASON)
+            else:
+                broken.append((row.where, f"{error}; {DROP_HINT}"))
+            continue
         except RowError as error:
             broken.append((row.where, str(error)))
             continue
@@ -164,6 +191,7 @@ def restore_task(task_type: str, labels: Sequence[str], options: Mapping[str, An
     """
     if task_type not in TASKS:
         raise IntegrityError(f"unknown task '{task_type}'. {suggest(task_type, TASKS)}")
-    task = TASKS[task_type].build(labels=list(labels), **options)
+    record = TASKS[task_type]
+    task = record.build(labels=list(labels), **{**record.legacy_options, **options})
     task.state |= state
     return task

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
-from peftlab.data.rows import RowError
+from peftlab.data.rows import BlankRowError, RowError
 from peftlab.errors import ErrorCollector
 from peftlab.imports import sklearn_metrics, torch
 from peftlab.tasks.heads import ClassificationHead, MultiLabelHead
@@ -17,6 +17,7 @@ from peftlab.tasks.inputs.columns import chosen_form, json_cell, quoted, text_co
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
+from peftlab.tasks.labels.label_cells import find_separator, split_labels
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.task import Confusion, Metric, Scores, Targets, Task
 
@@ -65,8 +66,11 @@ class TextClassificationTask(Task):
         multi_label: bool = False,
         threshold: float = 0.5,
         class_weights: str | None = None,
+        labels_by_number: bool = True,
     ) -> None:
         super().__init__(labels=labels)
+        self.labels_by_number = labels_by_number and bool(labels)
+        self.separator: str | None = None
         self.multi_label = multi_label
         self.threshold = threshold
         self.class_weights = class_weights
@@ -87,7 +91,8 @@ class TextClassificationTask(Task):
     @property
     def options(self) -> dict[str, Any]:
         """What prediction depends on."""
-        return {"multi_label": self.multi_label, "threshold": self.threshold}
+        options = {"multi_label": self.multi_label, "threshold": self.threshold}
+        return options | ({"labels_by_number": True} if self.labels_by_number else {})
 
     def read(self, row: Row) -> LabelledText:
         """A row → texts and labels. Raises RowError with what was expected."""
@@ -103,22 +108,29 @@ class TextClassificationTask(Task):
         return read_pair(row)
 
     def _label_list(self, value: Any) -> list[str]:
-        """Several labels; a table's cell may hold them as JSON, or separated by commas."""
+        """Several labels; a table's cell may hold them as JSON, or separated; see `split_labels`."""
         if isinstance(value, str):
             stripped = value.strip()
-            listed = [part.strip() for part in stripped.split(",") if part.strip()]
-            value = json_cell(stripped, "labels") if stripped.startswith("[") else listed
+            is_json = stripped.startswith("[")
+            value = json_cell(stripped, "labels") if is_json else split_labels(stripped, self.labels, self.separator)
         if not isinstance(value, list):
-            raise RowError(f"expected labels to be a list of names, found {quoted(value)}")
+            kind = BlankRowError if value is None else RowError
+            raise kind(f"expected labels to be a list of names, found {quoted(value)}")
         return [self._label(item, "each of labels") for item in value]
+
+    def inspect_rows(self, rows: Sequence[Row], errors: ErrorCollector) -> None:
+        """Find the separator of labels in the cells of a split."""
+        self.separator = find_separator(row.fields.get("labels") for row in rows) if self.multi_label else None
 
     def _label(self, value: Any, what: str) -> str:
         """The label's name; a number is an index of the recipe's labels, if it lists them."""
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise BlankRowError(f"expected {what} to be a name or a whole number, found {quoted(value)}")
+        if isinstance(value, bool) or not isinstance(value, str | int):
             raise RowError(f"expected {what} to be a name or a whole number, found {quoted(value)}")
         name = str(value).strip()
         numbered = any(label.isdecimal() for label in self.labels)  # then a number is a name, known or not
-        if name.isdecimal() and not numbered and int(name) < len(self.labels):
+        if self.labels_by_number and name.isdecimal() and not numbered and int(name) < len(self.labels):
             return self.labels[int(name)]
         return name
 

@@ -11,17 +11,18 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
-from peftlab.data.rows import RowError
+from peftlab.data.rows import BlankRowError, RowError
 from peftlab.errors import ErrorCollector
 from peftlab.imports import seqeval_metrics, torch
 from peftlab.tasks.heads import TokenHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, string_list, text_column
 from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.tag_cells import find_scheme, read_tags, refuse_one_word_rows
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
-from peftlab.tasks.labels.tag_schemes import WordSpan, spans_from_tags, tags_from_spans
+from peftlab.tasks.labels.tag_schemes import WordSpan, are_tags, spans_from_tags, tags_from_spans, types_in_tags
 from peftlab.tasks.labels.viterbi import best_tags
 from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
@@ -81,9 +82,15 @@ class TokenClassificationTask(Task):
 
     type = "token-classification"
 
-    def __init__(self, *, labels: list[str] | None = None, tag_scheme: str = "auto") -> None:
+    def __init__(
+        self, *, labels: list[str] | None = None, tag_scheme: str = "auto", tag_names: list[str] | None = None
+    ) -> None:
+        if labels and are_tags(labels):
+            labels, tag_names = types_in_tags(labels), labels
         super().__init__(labels=labels)
         self.tag_scheme = tag_scheme
+        self.tag_names = tag_names
+        self._scheme = tag_scheme
         self.metric = Metric("f1", self.score)
         self.targets = Targets("entities", self.count, self.lost, self.labels_of)
 
@@ -95,6 +102,16 @@ class TokenClassificationTask(Task):
     def head(self) -> TokenHead:
         """IOB2: O, then B- and I- of each entity type; the first token of a word has its tag."""
         return TokenHead(["O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI")])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The tags by number, if the recipe lists them."""
+        return {"tag_names": self.tag_names} if self.tag_names else {}
+
+    def inspect_rows(self, rows: Sequence[Row], errors: ErrorCollector) -> None:
+        """Find the tag scheme of a split, and refuse a file with one word a row."""
+        refuse_one_word_rows(rows, errors)
+        self._scheme = find_scheme(rows, self.tag_names, errors) if self.tag_scheme == "auto" else self.tag_scheme
 
     def read(self, row: Row) -> TaggedText:
         """A row → words and entities. Raises RowError with what was expected."""
@@ -111,17 +128,17 @@ class TokenClassificationTask(Task):
         return TaggedText(text, row.where, words=tuple(split(text)))
 
     def _read_tokens(self, row: Row) -> TaggedText:
-        tokens, tags = (string_list(row.fields[name], name) for name in ("tokens", "tags"))
+        tokens, tags = string_list(row.fields["tokens"], "tokens"), read_tags(row.fields["tags"], self.tag_names)
         if not "".join(tokens).strip():
-            raise RowError("expected tokens to hold some text, found none")
+            raise BlankRowError("expected tokens to hold some text, found none")
         if len(tokens) != len(tags):
             raise RowError(f"expected as many tags as tokens, found {len(tags)} tags for {len(tokens)} tokens")
         try:
-            spans = spans_from_tags(tags, self.tag_scheme)
+            spans = spans_from_tags(tags, self._scheme)
         except ValueError as error:
             raise RowError(str(error)) from None
         text, words = join_tokens(tokens)
-        opened_by_i = sum(tags[start][0] == "I" for start, _, _ in spans)
+        opened_by_i = 0 if self._scheme == "io" else sum(tags[start][0] == "I" for start, _, _ in spans)
         warnings = {"entities opened by I- (IOB1, or a missing B-)": opened_by_i}
         return TaggedText(text, row.where, 0, warnings, tuple(words), tuple(spans), are_characters(tokens))
 
@@ -144,6 +161,9 @@ class TokenClassificationTask(Task):
     def fit_labels(self, examples: Mapping[str, Sequence[TaggedText]], errors: ErrorCollector) -> None:
         """Entity types of the training rows by the alphabet, unless the recipe lists them, and the unit of tags."""
         self.labels = fit_labels_from_examples(self.labels, examples, self.labels_of, errors)
+        if "O" in self.labels:
+            hint = "List entity types, or all tags in the order of their numbers, as in [O, B-PER, I-PER]."
+            errors.add("'O' is no entity type.", key="task.labels", hint=hint)
         if not self.labels and examples["train"]:
             errors.add("the training rows hold no entity.", key="data.train")
         by_character = sum(example.by_character for example in examples["train"])

@@ -35,4 +35,4 @@ def load_dataset(recipe: Recipe, errors: ErrorCollector) -> TuningDataset:
     """Read the rows of a recipe, fit its task's labels, and parse each row; every mistake goes to `errors`."""
     labels_of = row_labels(recipe.task, errors)
     rows = load_rows(recipe.data, errors, plain_text=recipe.task.reads_plain_text, labels_of=labels_of)
-    return TuningDataset(rows, *build_task(recipe.task, rows, errors))
+    return TuningDataset(rows, *build_task(recipe.task, rows, errors, drop_blank=recipe.data.drop_blank))

@@ -78,6 +78,8 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "subset": None,
             "format": "auto",
             "header": None,
+            "drop_blank": False,
+            "group_by": None,
             "encoding": "utf-8",
             "columns": {},
             "seed": 13,
@@ -275,9 +277,8 @@ training:
   seed: -1
   num_train_epoch: 3
 """)
-    keys_of_data = (
-        "columns, dataset, encoding, format, header, max_length, max_lost, seed, subset, test, train, validation"
-    )
+    keys_of_data = "columns, dataset, drop_blank, encoding, format, group_by, "
+    "header, max_length, max_lost, seed, subset, test, train, validation"
     errors = get_errors(path)
     assert errors[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",

@@ -264,7 +264,7 @@ ASKED = {"question": "who ?", "context": "Ada met Ada ."}
         (ANSWERS, ASKED, "expected columns question and context and answers, or question and context and answer; "),
         (RELATIONS, {"text": "a b", "label": "Other"}, "expected columns text and head and tail and label, or tokens "),
         # a wrong type
-        (NER, {"tokens": ["Ada"], "tags": [3]}, "expected tags to be a list of strings, found [3]"),
+        (NER, {"tokens": ["Ada"], "tags": [3]}, "tags are numbers ([3]); list the tags in the order"),
         (NER, {"text": "Ada", "entities": {"a": 1}}, "expected entities to be a list of {start, end, label}, found "),
         (CLASSES, {"text": ["x"], "label": "good"}, "expected text to be a string, found ['x']"),
         (CLASSES, {"text": "x", "label": True}, "expected label to be a name or a whole number, found True"),

@@ -118,7 +118,11 @@ def test_row_formats_return_same_example(fields):
         ({"tokens": ["a", "b"], "tags": ["O"]}, "expected as many tags as tokens, found 1 tags for 2 tokens"),
         ({"tokens": [1], "tags": ["O"]}, "expected tokens to be a list of strings, found [1]"),
         ({"tokens": ["a"], "tags": None}, "expected tags to be a list of strings, found None"),
-        ({"tokens": ["a"], "tags": [3] * 50}, f"expected tags to be a list of strings, found {str([3] * 50)[:57]}..."),
+        (
+            {"tokens": ["a"], "tags": [3] * 50},
+            f"tags are numbers ({str([3] * 50)[:57]}...); list the tags in the order of their numbers, as in "
+            "task.labels: [O, B-PER, I-PER]",
+        ),
         ({"tokens": '["a",', "tags": "O"}, "expected tokens as JSON; Expecting value at column 6"),
         (
             {"tokens": ["a", "b"], "tags": ["O", "PER"]},
@@ -195,7 +199,8 @@ def test_consecutive_entities_are_preserved():
 
 def test_invalid_rows_are_reported_with_location():
     rows = [
-        Row({"tokens": ["a"], "tags": [tag]}, f"f:{n}") for n, tag in enumerate(["O", *["PER"] * 7, "B-PER"], start=1)
+        Row({"tokens": ["a", "b"], "tags": [tag, "O"]}, f"f:{n}")
+        for n, tag in enumerate(["O", *["PER"] * 7, "B-PER"], start=1)
     ]
     errors, ledger = ErrorCollector(), Ledger()
     examples = read_examples(task_with(), Split(rows, "f"), ledger, errors)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftlab.data import Row
-from peftlab.data.rows import RowError
+from peftlab.data.rows import BlankRowError, RowError
 from peftlab.errors import nearest
 
 MAPPING = "Map yours under data.columns, our name first, as in '{ours}: {theirs}' (--column {ours}={theirs})."
@@ -46,7 +46,7 @@ def text_column(row: Row, name: str) -> str:
     """A string with something to read in it. Raises RowError."""
     text = optional_text_column(row, name)
     if not text.strip():
-        raise RowError(f"expected {name} to hold some text, found {quoted(text)}")
+        raise BlankRowError(f"expected {name} to hold some text, found {quoted(text)}")
     return text
 
 
@@ -54,7 +54,7 @@ def optional_text_column(row: Row, name: str) -> str:
     """A string that may be empty, as it comes to `predict`. Raises RowError."""
     text = row.fields[name]
     if not isinstance(text, str):
-        raise RowError(f"expected {name} to be a string, found {quoted(text)}")
+        raise (BlankRowError if text is None else RowError)(f"expected {name} to be a string, found {quoted(text)}")
     return text
 
 

@@ -7,6 +7,11 @@ from typing import Any
 
 from peftlab.errors import ErrorCollector, suggest
 
+NUMBERS_HINT = (
+    "A number stands for a class only if task.labels lists the classes in their order, or the dataset has class names; "
+    "else write names."
+)
+
 
 def fit_labels_from_examples(
     given: list[str],
@@ -44,8 +49,14 @@ def reject_unknown_labels(
         errors.add(
             f"label '{label}' occurs in {split} ({seen[label]}×, first at {where}) but not in {missing_in}.",
             key=key,
-            hint=suggest(label, labels, what="Available labels"),
+            hint=NUMBERS_HINT
+            if _is_number_among_names(label, labels)
+            else suggest(label, labels, what="Available labels"),
         )
+
+
+def _is_number_among_names(label: str, labels: Sequence[str]) -> bool:
+    return label.isdecimal() and not any(name.isdecimal() for name in labels)
 
 
 def _by_value(label: str) -> tuple[float, str]:
