@@ -10,6 +10,7 @@ from peftlab.base.loading import (
     load_base,
     load_tensors,
     load_with_head,
+    model_class,
     suppress_transformers_output,
 )
 from peftlab.base.lookup import (
@@ -40,5 +41,6 @@ __all__ = [
     "load_base",
     "load_tensors",
     "load_with_head",
+    "model_class",
     "suppress_transformers_output",
 ]

@@ -4,8 +4,10 @@ A new head consists of the parameters that the base's checkpoint does not contai
 its checkpoint, which stays frozen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from peftlab.imports import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,3 +57,15 @@ def find_modules_to_save(model: "PreTrainedModel", new: set[str]) -> list[str]:
         if name and parameters and parameters <= new and not any(name.startswith(f"{outer}.") for outer in found):
             found.append(name)
     return sorted(found)
+
+
+def find_output_layer(model: "PreTrainedModel", head_modules: Sequence[str]) -> str | None:
+    """The name of the last Linear with one output per label in a model's `head_modules`; None if there is none."""
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module.out_features == model.config.num_labels
+        and any(f"{name}.".startswith(f"{outer}.") for outer in head_modules)
+    ]
+    return linears[-1] if linears else None

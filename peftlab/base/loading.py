@@ -4,11 +4,14 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from peftlab.base.device import choose_device
-from peftlab.base.heads import find_modules_to_save, head_config, head_parameters, lm_head_modules
+from peftlab.base.heads import find_modules_to_save, find_output_layer, head_config, head_parameters, lm_head_modules
 from peftlab.base.lookup import BaseFiles, find_base
+from peftlab.base.pooled_model import pooled_class
+from peftlab.base.pooling import choose_pooling
 from peftlab.base.quantization import disable_avx512_packing, memory_footprint, num_weights, quantization_kwargs
 from peftlab.errors import ErrorCollector
 from peftlab.imports import safetensors, torch, transformers
@@ -30,7 +33,8 @@ class Base:
 
     `head_modules` names the modules that are trained and saved with the adapter: those whose parameters are not in the
     checkpoint, and the rest of their head. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the
-    base without these. `max_length` is the longest input in tokens.
+    base without these. `max_length` is the longest input in tokens. `pooling` says what the head reads, and why; it is
+    empty for tasks without one output per input.
     """
 
     files: BaseFiles
@@ -42,11 +46,17 @@ class Base:
     quantization: Quantization | None
     max_length: int
     fingerprint: str
+    pooling: str = ""
 
     @property
     def num_bytes_fp32(self) -> int:
         """The memory that the base's weights take without quantization."""
         return 4 * self.num_parameters
+
+    @property
+    def output_layer(self) -> str | None:
+        """The name of the Linear that gives the logits, the last one of the head; None without a new head."""
+        return find_output_layer(self.model, self.head_modules)
 
     @cached_property
     def inputs_fingerprint(self) -> str:
@@ -57,16 +67,19 @@ class Base:
 def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "auto", dropout: bool = True) -> Base:
     """Load the base, quantized if `section` says so, with a new head for `task` that `seed` initializes.
 
-    Without `dropout`, all dropout probabilities in the base's configuration are 0.
+    Sets `task.state["pooling"]`, see `choose_pooling`. Without `dropout`, all dropout probabilities in the base's
+    configuration are 0.
 
     Raises:
         BaseNotFoundError: no such base was found.
         IntegrityError: its files differ from the known ones, or are not safetensors.
-        RecipeError: the base's architecture does not support the task, or the base lacks the head that the task needs.
+        RecipeError: the base's architecture does not support the task or the pooling, or the base lacks the head that
+            the task needs.
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     files = find_base(section)
     _check_architecture(section, files, task)
+    pooling = choose_pooling(section, files, task)
     transformers.set_seed(seed)
     config = {} if dropout else _zero_dropout(files)
     if section.attn_implementation:
@@ -89,6 +102,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
         quantization=quantization,
         max_length=inputs.max_length(model),
         fingerprint=files.fingerprint,
+        pooling=pooling,
     )
 
 
@@ -136,7 +150,7 @@ def load_with_head(
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
     options = {**head_config(task), **config, **_loading_options(trust_remote_code)}
-    return _from_pretrained(task.head.auto_class, files, quantization, device, **options)
+    return _from_pretrained(model_class(files.folder, task), files, quantization, device, **options)
 
 
 def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
@@ -144,8 +158,19 @@ def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool 
     trusted = {"trust_remote_code": trust_remote_code}
     with torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(files.folder, **trusted, **head_config(task))
+        if task.head.pooling:
+            pooled: PreTrainedModel = pooled_class(cast(Any, type(config)), task.head.pooling)._from_config(config)
+            return pooled
         model: PreTrainedModel = getattr(transformers, task.head.auto_class).from_config(config, **trusted)
     return model
+
+
+def model_class(folder: Path, task: "Task") -> Any:
+    """What `from_pretrained` is called on: an auto class of Transformers, or the pooled class of an architecture."""
+    if not task.head.pooling:
+        return getattr(transformers, task.head.auto_class)
+    config_class: Any = type(transformers.AutoConfig.from_pretrained(folder))
+    return pooled_class(config_class, task.head.pooling)
 
 
 def load_tensors(files: BaseFiles, names: Collection[str]) -> "dict[str, torch.Tensor]":
@@ -169,16 +194,18 @@ def load_backbone(
     Raises:
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
-    model, _ = _from_pretrained("AutoModel", files, quantization, device, **_loading_options(trust_remote_code))
+    model, _ = _from_pretrained(
+        transformers.AutoModel, files, quantization, device, **_loading_options(trust_remote_code)
+    )
     return model.eval()
 
 
 def _from_pretrained(
-    auto_class: str, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
+    model_class: Any, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
 ) -> tuple["PreTrainedModel", set[str]]:
     """The model on its device, and the names of the parameters that the checkpoint lacks."""
     placement = choose_device(device)
-    load = partial(getattr(transformers, auto_class).from_pretrained, files.folder, output_loading_info=True, **options)
+    load = partial(model_class.from_pretrained, files.folder, output_loading_info=True, **options)
     with suppress_transformers_output():
         if quantization is None:
             model, report = load()

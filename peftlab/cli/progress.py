@@ -78,8 +78,11 @@ class TuningDisplay(Listener):
         out.print(f"      {megabytes(base.num_bytes)} of memory {precision}")
         out.print(
             f"      {num_trainable:,} trainable parameters, {num_trainable / base.num_parameters:.2%} "
-            f"of the base model's {base.num_parameters:,}\n"
+            f"of the base model's {base.num_parameters:,}"
         )
+        if base.pooling:
+            out.print(f"      head: {base.pooling}")
+        out.print()
 
     def warn(self, message: str) -> None:
         """Print a warning."""

@@ -63,6 +63,8 @@ class PeftExporter:
 
     def command(self, folder: Path) -> str:
         """The command, or Python code, that uses the exported folder."""
+        if self.files.task.head.pooling:
+            return f"see {folder / CARD_FILE}: its code builds the model with a head that pools, and loads the adapter"
         auto_class = self.files.task.head.auto_class
         base = f'{auto_class}.from_pretrained("{self.base_model}", …)'
         return f'PeftModel.from_pretrained({base}, "{folder}")  # see its {CARD_FILE}'

@@ -1,6 +1,7 @@
 """Merge an adapter into a copy of its base: one plain Transformers model."""
 
 import copy
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,17 +10,38 @@ import torch
 import transformers
 from peft import PeftModel
 
-from peftlab.base import suppress_transformers_output
+from peftlab.base import model_class, suppress_transformers_output
+from peftlab.base.pooled_code import pooled_model_code
 from peftlab.errors import IntegrityError
 from peftlab.interop.comparison import compare_logits
 from peftlab.interop.output_folder import new_folder
 from peftlab.methods import method_info
 from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter
-from peftlab.tasks import Task
+from peftlab.tasks import Feature, Task
 from peftlab.tasks.inputs.inputs import Inputs
 
 BATCH_SHAPE = (8, 32)  # rows × tokens of the batch on which models are compared
+_POOLED_CARD = """\
+# {adapter}, merged into its base
+
+A model for {task}. Transformers loads the encoder (`AutoModel`); its classes have no head that pools in this way, so
+these lines add it:
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+{code}
+
+folder = "path/to/this/folder"
+
+model = {name}()
+model.load_state_dict(load_file(f"{{folder}}/model.safetensors"), strict=False)
+model.eval()
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +71,9 @@ def merge(
 ) -> Merged:
     """Add an adapter's delta to the weights of its base, and save model and tokenizer as Transformers does.
 
-    The model is loaded again and compared before `folder` appears. If the adapter was tuned on a quantized base, the
-    quantized weights are dequantized first, and the merged weights are not quantized again.
+    The model is loaded again and compared before `folder` appears. Transformers has no class for a head that pools: its
+    `AutoModel` loads the encoder, and a README.md shows the code that adds the head. If the adapter was tuned on a
+    quantized base, the quantized weights are dequantized first, and the merged weights are not quantized again.
 
     Args:
         name: `name` or `name@version`.
@@ -76,6 +99,8 @@ def merge(
         expected = logits(peft_model.get_base_model())
         _save_model(_merge_adapter(peft_model, adapter), temporary)
         _save_processor(bank, task, temporary)
+        if task.head.pooling:
+            _describe_pooled_head(peft_model.get_base_model(), task, adapter, temporary)
         merged = logits(_load_model(temporary, task, trust_remote_code).to(peft_model.device))
         comparison = compare_logits(merged, expected)
         if not comparison.is_equal:
@@ -107,6 +132,16 @@ def _save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, state_dict={name: state[name] for name in names})
 
 
+def _describe_pooled_head(model: transformers.PreTrainedModel, task: Task, adapter: Adapter, folder: Path) -> None:
+    """Write the code that loads the model with its head, and name the class that Transformers loads without it."""
+    code = pooled_model_code(model, task.head, "folder")
+    card = _POOLED_CARD.format(adapter=adapter, task=task.type, code=code, name=type(model).__name__)
+    (folder / "README.md").write_text(card, encoding="utf8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    config["architectures"] = [type(model.base_model).__name__]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+
+
 def _save_processor(bank: Bank, task: Task, folder: Path) -> None:
     """Save the processor with which the adapter was tuned, with its chat template."""
     processor = copy.copy(bank.base.inputs_for(task).processor)
@@ -115,12 +150,13 @@ def _save_processor(bank: Bank, task: Task, folder: Path) -> None:
 
 
 def _load_model(folder: Path, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
-    model_class = getattr(transformers, task.head.auto_class)
     with suppress_transformers_output():
-        return model_class.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
+        return model_class(folder, task).from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
 
 
 @torch.inference_mode()
 def _logits(task: Task, inputs: Inputs, model: transformers.PreTrainedModel) -> torch.Tensor:
     """A model's logits for random inputs."""
-    return task.head.logits(model(**inputs.random_batch(model, *BATCH_SHAPE))).float()
+    batch = inputs.random_batch(model, *BATCH_SHAPE)
+    rows = [Feature({}, None, positions=((0, 0), (1, 1)))] * BATCH_SHAPE[0]
+    return task.head.logits(model(**batch, **task.head.extra_inputs(rows, inputs.mask(batch)))).float()

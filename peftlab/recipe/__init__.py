@@ -31,7 +31,7 @@ from peftlab.recipe.tasks import (
     TextClassification,
     TokenClassification,
 )
-from peftlab.recipe.types import Quantization, parse_byte_size
+from peftlab.recipe.types import HeadPooling, Pooling, Quantization, parse_byte_size
 
 __all__ = [
     "METHOD_PLUGINS",
@@ -48,6 +48,7 @@ __all__ = [
     "Full",
     "Generation",
     "Head",
+    "HeadPooling",
     "Ia3",
     "LastLayers",
     "Limits",
@@ -58,6 +59,7 @@ __all__ = [
     "MethodSection",
     "PTuning",
     "PeftMethod",
+    "Pooling",
     "Prefix",
     "Prompt",
     "Quantization",

@@ -49,6 +49,9 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
             (task.is_encoder_decoder and limits.encoder_decoder) or (task.uses_base_head and limits.base_head)
         ):
             yield ValidationIssue(reason, key="method.type", hint="Take lora, or another method.")
+    if recipe.base.pooling != "auto" and not task.has_pooled_output:
+        message = f"{task.type} has no pooled output: it predicts for single tokens, or generates text."
+        yield ValidationIssue(message, key="base.pooling", hint="Remove it.")
     if method.has_trainable_tokens and not task.trains_token_embeddings:
         message = f"single token embeddings can be trained for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from peftlab.recipe.methods import Lora, MethodSection
 from peftlab.recipe.tasks import TaskSection
-from peftlab.recipe.types import AdapterName, ByteSize, Fraction, Labels, PositiveInt, Quantization, Section
+from peftlab.recipe.types import AdapterName, ByteSize, Fraction, Labels, Pooling, PositiveInt, Quantization, Section
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Optimizer = Literal[
@@ -31,6 +31,11 @@ class BaseSection(Section):
     slower."""
     attn_implementation: Attention | None = None
     """Attention implementation in Transformers; null uses the fastest one that is available."""
+    pooling: Pooling = "auto"
+    """For tasks with one output per input: what the head reads. mean, max: the mean or maximum of all token states;
+    last: the state of the last token; cls: whatever the architecture's own head reads, such as BERT's [CLS] token. auto
+    takes what the base declares in 1_Pooling/config.json, as bases of Sentence Transformers do, else the architecture's
+    own head; for relation-extraction it takes the states at the first marker of head and tail."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. Do not set this unless you have read that code."""
 

@@ -29,6 +29,8 @@ class TaskFields(Section):
     """Whether the task uses the base model's own head, unchanged."""
     is_encoder_decoder: ClassVar[bool] = False
     """Whether the base model is an encoder with a decoder."""
+    has_pooled_output: ClassVar[bool] = False
+    """Whether the task has one output per input, for which `base.pooling` can be chosen."""
     trains_token_embeddings: ClassVar[bool] = False
     """Whether embeddings of single tokens can be trained."""
     trainer: ClassVar[Literal["supervised", "preference"]] = "supervised"
@@ -65,6 +67,7 @@ class TokenClassification(TaskFields):
 class TextClassification(TaskFields):
     """One label, or several labels, for a text or a pair of texts."""
 
+    has_pooled_output: ClassVar[bool] = True
     type: Literal["text-classification"]
     labels: Labels | None = None
     """Class names, in order; numbers in the data are indices of this list. null uses the labels of the training
@@ -80,6 +83,7 @@ class TextClassification(TaskFields):
 class Regression(TaskFields):
     """A number for a text or a pair of texts."""
 
+    has_pooled_output: ClassVar[bool] = True
     type: Literal["regression"]
     loss: Literal["mse", "mae"] = "mse"
     """mse: mean squared error; mae: mean absolute error, which is less sensitive to outliers."""
@@ -98,6 +102,7 @@ class QuestionAnswering(TaskFields):
 class RelationExtraction(TaskFields):
     """The relation between two marked spans of a text."""
 
+    has_pooled_output: ClassVar[bool] = True
     type: Literal["relation-extraction"]
     labels: Labels | None = None
     """Relations, in order; null uses those of the training rows."""

@@ -10,6 +10,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 Quantization = Literal["8bit", "4bit"]
+Pooling = Literal["auto", "cls", "mean", "last", "max"]
+HeadPooling = Literal["mean", "last", "max", "entity-start"]
+"""What a head of ours pools; the architecture's own head has none of these."""
 BYTE_UNITS = {
     "KB": 10**3,
     "MB": 10**6,

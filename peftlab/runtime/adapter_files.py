@@ -37,7 +37,8 @@ class AdapterFiles:
         """Equal for adapters that differ only in the values of their tensors."""
         config = {key: _sort_names(value) for key, value in self.config.items() if key not in PROVENANCE_KEYS}
         shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        head = [self.task.head.auto_class, len(self.task.head.labels), self.task.head.problem_type]
+        own = self.task.head
+        head = [own.auto_class, own.pooling, len(own.labels), own.problem_type]
         return json.dumps([head, config, shapes], sort_keys=True)
 
 

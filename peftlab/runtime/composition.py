@@ -122,6 +122,11 @@ def check_same_outputs(version: CompositeVersion, parts: Sequence[LoadedAdapter]
                 f"{first.adapter} ({first.task.type}) has the labels {', '.join(first.task.head.labels)}; "
                 f"{part.adapter} ({part.task.type}) has {', '.join(part.task.head.labels)}."
             )
+        if not is_ensemble(version) and part.task.head.pooling != first.task.head.pooling:
+            version.refuse(
+                f"the head of {first.adapter} reads {first.task.head.reads}, that of {part.adapter} "
+                f"{part.task.head.reads}. Take an ensemble."
+            )
     if is_ensemble(version) and not first.task.head.labels:
         version.refuse(f"{first.task.outputs.not_averaged}. Take an average.")
 

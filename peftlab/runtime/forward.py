@@ -134,6 +134,7 @@ def _apply_head(
     part_states = slice_output(states, part)
     if head.labels:  # a trained head computes in fp32, the base's own head in the base's precision
         part_states = to_float32(part_states)
-    output, mask = apply_head(loaded.model, part_states, part_batch), inputs.mask(part_batch)
+    mask = inputs.mask(part_batch)
+    output = apply_head(loaded.model, part_states, part_batch | head.extra_inputs(features, mask))
     is_labelled = features and all(feature.labels is not None for feature in features)
     return head.compute_outputs(output, head.stack_labels(features, mask) if is_labelled else None, mask)

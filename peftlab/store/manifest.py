@@ -6,7 +6,8 @@ Format 2 is a JSON object with these keys. `null` means not known or not used.
     name, version      of the adapter in its store
     created            when it was tuned or imported, ISO 8601 in UTC
     task               type, labels, head_labels (names of the head's outputs), auto_class (of Transformers),
-                       options (keys of the recipe's task section), learned (numbers that came from the data)
+                       options (keys of the recipe's task section), learned (numbers that came from the data),
+                       pooling (mean, max, last or entity-start; missing: the architecture's own head)
     base               model, revision, fingerprint (sha256 of the weights), tokenizer_sha256, trust_remote_code,
                        quantization (8bit, 4bit or null), own_head (Linear layers of the head that the base brings),
                        bytes: {fp32, in memory}

@@ -4,11 +4,20 @@ import copy
 import json
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, PlainValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from peftlab.errors import IntegrityError
-from peftlab.recipe import Quantization
+from peftlab.recipe import HeadPooling, Quantization
 from peftlab.tasks import Confusion, Scores, Task, restore_task
 
 Count = Annotated[int, Field(ge=0)]
@@ -37,7 +46,10 @@ class ManifestPart(BaseModel):
 
 
 class TaskInfo(ManifestPart):
-    """A task with its labels. `state` holds numbers computed from the training data."""
+    """A task with its labels. `state` holds numbers computed from the training data.
+
+    `pooling` is what a head that pools reads; None, which is not written, means the architecture's own head.
+    """
 
     type: str
     labels: tuple[str, ...]
@@ -45,6 +57,13 @@ class TaskInfo(ManifestPart):
     auto_class: str
     options: dict[str, Any]
     state: Annotated[dict[str, Any], Field(alias="learned")]
+    pooling: HeadPooling | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_pooling(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out if the head is the architecture's own, as in manifests of earlier versions."""
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if key != "pooling" or value}
 
     @classmethod
     def from_task(cls, task: Task) -> Self:
@@ -54,8 +73,10 @@ class TaskInfo(ManifestPart):
             "labels": task.labels,
             "head_labels": task.head.labels,
             "auto_class": task.head.auto_class,
+            "pooling": task.head.pooling,
         }
-        return cls.model_validate_json(json.dumps({**values, "options": task.options, "learned": task.state}))
+        learned = {name: value for name, value in task.state.items() if name != "pooling"}
+        return cls.model_validate_json(json.dumps({**values, "options": task.options, "learned": learned}))
 
     def build(self) -> Task:
         """Build the task.
@@ -63,8 +84,9 @@ class TaskInfo(ManifestPart):
         Raises:
             IntegrityError: this version of peftlab does not know the task, or the task has no such options.
         """
+        state = copy.deepcopy(self.state) | ({"pooling": self.pooling} if self.pooling else {})
         try:
-            return restore_task(self.type, self.labels, copy.deepcopy(self.options), copy.deepcopy(self.state))
+            return restore_task(self.type, self.labels, copy.deepcopy(self.options), state)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise IntegrityError(f"the task '{self.type}' cannot be built from its manifest: {error}") from error
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.imports import torch
+from peftlab.recipe import HeadPooling
 from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.metrics.perplexity import mean_loss, token_losses
 
@@ -18,14 +19,20 @@ class Head(ABC):
     """The head of a task, as one of Transformers' auto classes puts it on a base model.
 
     `labels` name the outputs of a new head, in order; they are empty if the task uses the base model's own head.
-    `problem_type` is the loss as Transformers' configuration calls it.
+    `problem_type` is the loss as Transformers' configuration calls it. `pooling` is what a `PooledSequenceClassifier`
+    pools (peftlab/base/pooled_model.py); None means the architecture's own head.
     """
 
     auto_class: ClassVar[str]
     is_causal_lm: ClassVar[bool] = False
     """Whether the head is that of a causal language model, for which inference servers take adapters."""
-    peft_task_type: ClassVar[str | None] = None
+    peft_task_type: str | None = None
     problem_type: str | None = None
+    poolings: ClassVar[tuple[HeadPooling, ...]] = ()
+    """The values of `pooling` that this head can have; empty if it has no output for the whole input."""
+    default_pooling: ClassVar[HeadPooling | None] = None
+    """The value of `pooling` if neither recipe nor task says otherwise; None leaves it to the base model."""
+    pooling: HeadPooling | None = None
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         self.labels = list(labels)
@@ -41,9 +48,19 @@ class Head(ABC):
     def collate(self, features: Sequence[Feature], inputs: "Inputs") -> "Batch":
         """The padded inputs of a batch, and `labels` if every feature has labels."""
         batch = inputs.pad(features)
+        mask = inputs.mask(batch)
         if all(feature.labels is not None for feature in features):
-            batch["labels"] = self.stack_labels(features, inputs.mask(batch))
-        return batch
+            batch["labels"] = self.stack_labels(features, mask)
+        return batch | self.extra_inputs(features, mask)
+
+    @property
+    def reads(self) -> str:
+        """What the head reads, as a phrase."""
+        return f"the {self.pooling} pooling of the token states" if self.pooling else "what the architecture's own does"
+
+    def extra_inputs(self, features: Sequence[Feature], mask: "Tensor | None") -> "Batch":
+        """The inputs of a batch that only this head reads; `mask`, (batch, positions), shows what is no padding."""
+        return {}
 
     def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
         """The labels of a batch, (batch,) or (batch, labels); `mask`, (batch, positions), shows what is no padding."""
@@ -79,7 +96,14 @@ class SequenceHead(Head):
     """One output vector per input."""
 
     auto_class = "AutoModelForSequenceClassification"
-    peft_task_type = "SEQ_CLS"
+    peft_task_type: str | None = "SEQ_CLS"
+    poolings: ClassVar[tuple[HeadPooling, ...]] = ("mean", "max", "last")
+
+    def __init__(self, labels: Sequence[str], *, pooling: HeadPooling | None = None) -> None:
+        super().__init__(labels)
+        self.pooling = pooling
+        if pooling:
+            self.peft_task_type = None  # PEFT's class for SEQ_CLS expects the architecture's own head
 
 
 class ClassificationHead(SequenceHead):
@@ -87,8 +111,14 @@ class ClassificationHead(SequenceHead):
 
     problem_type = "single_label_classification"
 
-    def __init__(self, labels: Sequence[str], weights: Sequence[float] | None = None) -> None:
-        super().__init__(labels)
+    def __init__(
+        self,
+        labels: Sequence[str],
+        weights: Sequence[float] | None = None,
+        *,
+        pooling: HeadPooling | None = None,
+    ) -> None:
+        super().__init__(labels, pooling=pooling)
         self.weights = weights
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
@@ -115,8 +145,8 @@ class RegressionHead(SequenceHead):
 
     problem_type = "regression"
 
-    def __init__(self, loss_name: str) -> None:
-        super().__init__(["value"])
+    def __init__(self, loss_name: str, *, pooling: HeadPooling | None = None) -> None:
+        super().__init__(["value"], pooling=pooling)
         self.loss_name = loss_name
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
@@ -130,7 +160,7 @@ class TokenHead(Head):
     """One output vector per token, trained by cross entropy of the tokens that have a label."""
 
     auto_class = "AutoModelForTokenClassification"
-    peft_task_type: ClassVar[str | None] = "TOKEN_CLS"
+    peft_task_type: str | None = "TOKEN_CLS"
 
     @property
     def output_width(self) -> int:
@@ -238,8 +268,7 @@ class SpanHead(TokenHead):
     def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
         """(batch, 2): the tokens at which the answer starts and ends."""
         assert mask is not None
-        shifts = mask.long().argmax(1, keepdim=True)  # the number of padding tokens on the left
-        return torch.tensor([list(feature.labels) for feature in features], device=mask.device) + shifts
+        return torch.tensor([list(feature.labels) for feature in features], device=mask.device) + left_padding(mask)
 
     def token_labels(self, feature: Feature) -> list[int] | None:
         """None: the loss is over windows."""
@@ -294,6 +323,11 @@ class Seq2SeqHead(Head):
     def token_labels(self, feature: Feature) -> list[int] | None:
         """The tokens of the target."""
         return list(feature.labels)
+
+
+def left_padding(mask: "Tensor") -> "Tensor":
+    """The number of padding tokens on the left of each row, (batch, 1), in a mask of shape (batch, tokens)."""
+    return mask.long().argmax(1, keepdim=True)
 
 
 def _pad_right(rows: Sequence[list[int]], value: int) -> "Tensor":

@@ -49,7 +49,7 @@ class RegressionTask(Task):
     @property
     def head(self) -> RegressionHead:
         """One output, in standard units."""
-        return RegressionHead(self.loss_name)
+        return RegressionHead(self.loss_name, pooling=self.state.get("pooling"))
 
     def output_help(self) -> str:
         """How to read the output, which is in standard units."""

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, suggest
-from peftlab.imports import sklearn_metrics
-from peftlab.tasks.heads import ClassificationHead
+from peftlab.imports import sklearn_metrics, torch
+from peftlab.tasks.heads import ClassificationHead, left_padding
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.entity_markers import (
+    ENTITY_POSITIONS,
     FORMS,
     MarkedText,
     Span,
     has_marks,
+    keep_nearest,
     marked_text,
-    nearest_text,
+    marker_offsets,
     read_spans,
 )
 from peftlab.tasks.inputs.features import Feature
@@ -33,11 +35,31 @@ from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.task import Confusion, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
+
+    from peftlab.tasks.inputs.inputs import Batch
 
 NEGATIVE_LABELS = ("Other", "no_relation", "NA", "none")
 _DIRECTION = re.compile(r"\((?:e1|head),\s*(?:e2|tail)\)$|\((?:e2|tail),\s*(?:e1|head)\)$")
 _BACKWARD = re.compile(r"\((?:e2|tail),\s*(?:e1|head)\)$")
+
+
+class RelationHead(ClassificationHead):
+    """One relation per input, read by default at the first marker token of head and tail.
+
+    These are the *entity start* states of Baldini Soares et al. 2019 (arXiv:1906.03158).
+    """
+
+    poolings = (*ClassificationHead.poolings, "entity-start")
+    default_pooling = "entity-start"
+
+    def extra_inputs(self, features: Sequence[Feature], mask: "Tensor | None") -> "Batch":
+        """`ENTITY_POSITIONS`, (batch, 2), counted with the padding on the left; nothing for another pooling."""
+        if self.pooling != "entity-start":
+            return {}
+        assert mask is not None
+        positions = [[token for token, _ in feature.positions] for feature in features]
+        return {ENTITY_POSITIONS: torch.tensor(positions, device=mask.device) + left_padding(mask)}
 
 
 @dataclass(frozen=True)
@@ -78,9 +100,9 @@ class RelationExtractionTask(Task):
         self.targets = Targets("relations", self.count, labels_of=self.labels_of)
 
     @property
-    def head(self) -> ClassificationHead:
+    def head(self) -> RelationHead:
         """One output per relation."""
-        return ClassificationHead(self.labels)
+        return RelationHead(self.labels, pooling=self.state.get("pooling"))
 
     def output_help(self) -> str:
         """How spans are marked in the model's input."""
@@ -120,16 +142,22 @@ class RelationExtractionTask(Task):
     def encode(
         self, examples: Sequence[MarkedText], inputs: TextInputs, max_length: int, *, training: bool
     ) -> list[list[Feature]]:
-        """The marked text of each, in one feature; see `Task.encode`."""
+        """The marked text of each, in one feature whose positions are the first markers; see `Task.encode`."""
         tokenizer = inputs.tokenizer
         labels = [self.labels.index(row.label) if row.label is not None else None for row in examples]
         texts = [marked_text(row) for row in examples]
         budget = max_length - tokenizer.num_special_tokens_to_add()
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         long = {i for i, tokens in enumerate(ids) if len(tokens) > budget}
-        for i in long:
-            texts[i] = nearest_text(examples[i], tokenizer, budget)
-        made = encode_sequences([(text, None) for text in texts], labels, tokenizer, max_length, training=True)
+        kept = [keep_nearest(row, tokenizer, budget) if i in long else row for i, row in enumerate(examples)]
+        made = encode_sequences(
+            [(marked_text(row), None) for row in kept],
+            labels,
+            tokenizer,
+            max_length,
+            training=True,
+            offsets=[marker_offsets(row) for row in kept],
+        )
         return [[replace(feature, truncated=feature.truncated or i in long)] for i, (feature,) in enumerate(made)]
 
     def labels_of(self, example: MarkedText) -> list[str]:
@@ -141,7 +169,7 @@ class RelationExtractionTask(Task):
         return 1
 
     def decode(
-        self, example: MarkedText, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
+        self, example: MarkedText, features: Sequence[Feature], logits: Sequence["Tensor"]
     ) -> RelationPrediction:
         """The most probable relation."""
         (output,) = logits

@@ -150,7 +150,7 @@ class Task(ABC):
     """One task, made from the keys of its recipe section.
 
     `labels` are the user's (entity types, classes). `state` holds what was fitted to the data or taken from the base
-    model (a mean, a threshold, a chat template) and is published with the adapter.
+    model (a mean, a threshold, a chat template, the pooling of the head) and is published with the adapter.
     """
 
     type: ClassVar[str]

@@ -82,7 +82,7 @@ class TextClassificationTask(Task):
     def head(self) -> ClassificationHead:
         """One output per label."""
         kind = MultiLabelHead if self.multi_label else ClassificationHead
-        return kind(self.labels, self.weights)
+        return kind(self.labels, self.weights, pooling=self.state.get("pooling"))
 
     def output_help(self) -> str:
         """How to read several labels."""

@@ -64,7 +64,7 @@ def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder
         if scored.confusion and (split == "test" or "test" not in scores):
             draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")
     manifest = run_manifest(run, scores, seconds, difference)
-    card = model_card(manifest, recipe)
+    card = model_card(manifest, recipe, run.base.model)
     (folder / "README.md").write_text(card, encoding="utf8")
     return manifest
 

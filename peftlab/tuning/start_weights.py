@@ -152,6 +152,8 @@ def _no_head_reason(adapter: Adapter, task: Task) -> str:
         return "it has none of its own"
     if (source.type, source.head.auto_class) != (task.type, task.head.auto_class):
         return f"it is for {source.type}"
+    if source.head.pooling != task.head.pooling:
+        return f"it reads {source.head.reads}, and this recipe's head {task.head.reads}"
     same_labels = (source.head.labels, source.head.problem_type) == (task.head.labels, task.head.problem_type)
     return "" if same_labels else f"it has other labels ({', '.join(source.head.labels)})"
 

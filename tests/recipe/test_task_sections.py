@@ -7,8 +7,6 @@ import signal
 
 import pytest
 import torch
-import transformers
-from peft import PeftModel
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
@@ -22,6 +20,7 @@ from peftlab.tasks import TASKS, build_task
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.prediction import forward
 from peftlab.tuning import Progress, tune
+from tests.model_cards import model_of_card
 from tests.task_stores import KINDS, recipe_for, run, task_store, to_json_lines  # noqa: F401  # a fixture
 
 KEYS = {
@@ -508,7 +507,7 @@ def test_model_card_contains_labels_output_help_and_command(published):
     assert READING.get(published.name, "") in card
     command = COMMANDS.get(published.name, '"Your text"')
     assert f"peftlab predict {published.name} {command}\n" in card
-    assert f"from transformers import {task.auto_class}\n" in card
+    assert f"from transformers import {'AutoModel' if task.pooling else task.auto_class}\n" in card
     assert "None" not in card
 
 
@@ -524,11 +523,7 @@ def test_adapter_recipe_matches_task(published):
 
 
 def test_plain_peft_matches_bank_logits(published, task_store, tiny_base):  # noqa: F811
-    task_of, rows = published.manifest.task, KINDS[published.name][1][:5]
-    names = dict(enumerate(task_of.head_labels))
-    auto_class = getattr(transformers, task_of.auto_class)
-    model = auto_class.from_pretrained(tiny_base, num_labels=len(names), id2label=names)  # as the card says
-    model = PeftModel.from_pretrained(model, published.folder).eval()
+    rows, model = KINDS[published.name][1][:5], model_of_card(published.folder)
     bank = peftlab.load(*KINDS, store=task_store, device="cpu")
     bank.predict([{"text": "<e1>a</e1> <e2>b</e2>"}], adapters="relations")
     task = bank.task(published.name)

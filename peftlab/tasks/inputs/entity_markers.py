@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GAP = " … "
+ENTITY_POSITIONS = "entity_positions"
+"""The input of an entity-start head: the index of the first marker token of head and tail, (batch, 2)."""
 FORMS = (("text", "head", "tail"), ("tokens", "head", "tail"), ("tokens", "tags"))
 _MARK = re.compile(r"<(?P<close>/?)(?P<name>e1|e2|head|tail)(?::(?P<type>[^<>\s]+))?>")
 _ROLES = {"e1": "head", "head": "head", "e2": "tail", "tail": "tail"}
@@ -69,17 +71,36 @@ def read_spans(row: Row, read_text: Callable[[Row, str], str]) -> MarkedText:
 
 def marked_text(example: MarkedText) -> str:
     """The text with its head and tail between plain-text markers, and their types where they are known."""
-    marked, end = "", 0
+    return _collapse_spaces(_mark(example)[0]).rstrip(" ")
+
+
+def marker_offsets(example: MarkedText) -> tuple[int, int]:
+    """Where in `marked_text` the first marker of head and tail is, in characters."""
+    marked, offsets = _mark(example)
+    head, tail = (len(_collapse_spaces(marked[: offsets[role]])) for role in ("head", "tail"))
+    return head, tail
+
+
+def _collapse_spaces(text: str) -> str:
+    """Without spaces at the beginning, and with single spaces elsewhere."""
+    return re.sub(" {2,}", " ", text).lstrip(" ")
+
+
+def _mark(example: MarkedText) -> tuple[str, dict[str, int]]:
+    """The marked text before its spaces are collapsed, and the offset of the first marker by role."""
+    marked, end, offsets = "", 0, {}
     for role, span in sorted((("head", example.head), ("tail", example.tail)), key=lambda item: item[1].start):
         outer, inner = _MARKERS[role]
         kind = f"{inner} {span.type.lower()} {inner} " if span.type else ""
-        marked += f"{example.text[end : span.start]} {outer} {kind}{example.text[span.start : span.end]} {outer} "
+        marked += f"{example.text[end : span.start]} "
+        offsets[role] = len(marked)
+        marked += f"{outer} {kind}{example.text[span.start : span.end]} {outer} "
         end = span.end
-    return re.sub(" {2,}", " ", marked + example.text[end:]).strip(" ")
+    return marked + example.text[end:], offsets
 
 
-def nearest_text(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", budget: int) -> str:
-    """The marked spans with as many words around each as fit into `budget` tokens; an ellipsis marks each gap."""
+def keep_nearest(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", budget: int) -> MarkedText:
+    """The spans with as many words around each as fit into `budget` tokens; an ellipsis marks each gap."""
     words = split_words(example.text)
     spans = (example.head, example.tail)
 
@@ -95,7 +116,7 @@ def nearest_text(example: MarkedText, tokenizer: "PreTrainedTokenizerBase", budg
             low = middle
         else:
             high = middle - 1
-    return marked_text(_keep_words(example, words, sorted(by_distance[:low])))
+    return _keep_words(example, words, sorted(by_distance[:low]))
 
 
 def _keep_words(example: MarkedText, words: Sequence[tuple[int, int]], chosen: Sequence[int]) -> MarkedText:

@@ -50,29 +50,46 @@ def encode_sequences(
     max_length: int,
     *,
     training: bool,
+    offsets: Sequence[tuple[int, ...]] | None = None,
 ) -> list[list[Feature]]:
     """For training one feature a text or pair, cut at `max_length` tokens; for prediction every overlapping window.
 
     Of a pair the longer text is cut first; where both are too long, each window of one meets each of the other.
+    `offsets` are characters of the first texts: `Feature.positions` pairs the token at each with its number.
     """
     made: list[list[Feature]] = [[] for _ in texts]
     for paired in (False, True):
         chosen = [i for i, (_, second) in enumerate(texts) if (second is not None) == paired]
-        windows = _windows([texts[i] for i in chosen], paired, tokenizer, max_length)
-        for i, inputs in zip(chosen, windows, strict=True):
-            kept = inputs[:1] if training else inputs
-            made[i] = [Feature(window, labels[i], truncated=len(kept) < len(inputs)) for window in kept]
+        if not chosen:
+            continue
+        encoded = _encode_windows([texts[i] for i in chosen], paired, tokenizer, max_length)
+        for i, numbers in zip(chosen, numbers_of_windows(encoded, len(chosen)), strict=True):
+            kept = numbers[:1] if training else numbers
+            made[i] = [
+                Feature(
+                    inputs_of(encoded, number),
+                    labels[i],
+                    _positions(encoded, number, offsets[i]) if offsets else (),
+                    truncated=len(kept) < len(numbers),
+                )
+                for number in kept
+            ]
     return made
 
 
-def _windows(
+def _positions(encoded: "BatchEncoding", number: int, offsets: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The token at each character of the first text; for a character that was cut off, the last token of the text."""
+    tokens = [encoded.char_to_token(number, offset, sequence_index=0) for offset in offsets]
+    last = max((i for i, sequence in enumerate(encoded.sequence_ids(number)) if sequence == 0), default=0)
+    return tuple((last if token is None else token, i) for i, token in enumerate(tokens))
+
+
+def _encode_windows(
     texts: Sequence[tuple[str, str | None]], paired: bool, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[list[dict[str, list[int]]]]:
-    """The inputs of every window of each text, or of each pair."""
-    if not texts:
-        return []
+) -> "BatchEncoding":
+    """Every window of each text, or of each pair; at least one text."""
     budget = max_length - tokenizer.num_special_tokens_to_add(pair=paired)
-    encoded = tokenizer(
+    return tokenizer(
         [first for first, _ in texts],
         [second for _, second in texts] if paired else None,
         truncation="longest_first",
@@ -81,7 +98,6 @@ def _windows(
         return_overflowing_tokens=True,
         verbose=False,
     )
-    return [[inputs_of(encoded, i) for i in numbers] for numbers in numbers_of_windows(encoded, len(texts))]
 
 
 def numbers_of_windows(encoded: "BatchEncoding", texts: int) -> list[list[int]]:

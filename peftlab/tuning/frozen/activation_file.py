@@ -8,9 +8,11 @@ from typing import Any, BinaryIO
 
 import torch
 
+from peftlab.tasks.inputs.entity_markers import ENTITY_POSITIONS
+
 Key = bytes
 MASK_NAME = "attention_mask"
-IGNORED_NAMES = ("labels", MASK_NAME)  # not inputs of the layers
+IGNORED_NAMES = ("labels", MASK_NAME, ENTITY_POSITIONS)  # not inputs of the layers
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ import json
 import re
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from peftlab.base.pooled_code import pooled_model_code
 from peftlab.methods import method_info
-from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo, TaskInfo
+from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo
 from peftlab.tasks import TASKS, Scores
 
 _CARD = """\
@@ -43,7 +46,7 @@ With peftlab, together with any number of adapters on the same base:
 With only PEFT and Transformers:
 
 ```python
-{setup_code}from peft import PeftModel
+{setup_code}{torch}from peft import PeftModel
 from transformers import {imported}
 
 {loading}
@@ -79,12 +82,10 @@ _QUANTIZED = {
 }
 
 
-def model_card(manifest: Manifest, recipe: str) -> str:
-    """The card as Markdown, from the manifest and the text of the recipe."""
+def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel) -> str:
+    """The card as Markdown, from the manifest, the text of the recipe, and the base with its head."""
     task, parameters, quantization = manifest.task, manifest.parameters, manifest.base.quantization
-    full = manifest.head_modules or _pretrained_head(manifest.base)
-    skipped = f", llm_int8_skip_modules={json.dumps(full)}" if full else ""
-    quantized = _QUANTIZED[quantization].format(skipped=skipped) if quantization else ""
+    pooled = bool(task.pooling)
     info = method_info(manifest.method)
     built_task, scores = task.build(), manifest.scores
     record = TASKS[task.type]
@@ -105,7 +106,8 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         method_note=f" {info.card_note}" if info.card_note else "",
         started=_start_sentence(manifest.started_from),
         quantization_sentence=_quantization_sentence(manifest.base),
-        imported=task.auto_class + (", BitsAndBytesConfig" if quantization else ""),
+        torch="import torch\n" if pooled else "",
+        imported=("AutoModel" if pooled else task.auto_class) + (", BitsAndBytesConfig" if quantization else ""),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
@@ -113,7 +115,7 @@ def model_card(manifest: Manifest, recipe: str) -> str:
         command=f"peftlab predict {manifest.name} {record.example(built_task)}",
         setup_code=f"{info.setup_code}\n" if info.setup_code else "",
         reading=f"\n{output_help}\n" if output_help else "",
-        loading=_loading(task, manifest.base.model, quantized),
+        loading=_pooled_loading(manifest, model) if pooled else _loading(manifest),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
         recipe=recipe,
     )
@@ -125,12 +127,26 @@ def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
     return base.pretrained_head if len(base.pretrained_head) > 1 else ()
 
 
-def _loading(task: TaskInfo, base: str, quantized: str) -> str:
+def _loading(manifest: Manifest) -> str:
     """Code that loads the base with Transformers, with a new head if the task has one."""
-    labels, fields = task.head_labels, {"auto_class": task.auto_class, "base": base, "quantized": quantized}
+    task, base = manifest.task, manifest.base
+    full = manifest.head_modules or _pretrained_head(base)
+    skipped = f", llm_int8_skip_modules={json.dumps(full)}" if full else ""
+    quantized = _QUANTIZED[base.quantization].format(skipped=skipped) if base.quantization else ""
+    labels, fields = task.head_labels, {"auto_class": task.auto_class, "base": base.model, "quantized": quantized}
     if not labels:
         return _WITHOUT_HEAD.format(**fields)
     return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **fields)
+
+
+def _pooled_loading(manifest: Manifest, model: PreTrainedModel) -> str:
+    """Code that builds the base with a head that pools."""
+    base, head = manifest.base, manifest.task.build().head
+    # an empty list quantizes the last layer too, as in training
+    skipped = ", llm_int8_skip_modules=[]"
+    quantized = _QUANTIZED[base.quantization].format(skipped=skipped) if base.quantization else ""
+    code = pooled_model_code(model, head, f'"{base.model}"{quantized}', base.quantization)
+    return f"{code}\n\nbase = {type(model).__name__}()"
 
 
 def _signatures(scores: Scores) -> str:
