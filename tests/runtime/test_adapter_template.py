@@ -212,6 +212,6 @@ def test_mismatched_tensors_raise_error_despite_template(store, change, message,
 
 def test_template_key_is_json(bank):
     head, config, shapes = json.loads(bank._files("lora").template_key)
-    assert head == ["AutoModelForSequenceClassification", 3, "single_label_classification"]
+    assert head == ["AutoModelForSequenceClassification", None, 3, "single_label_classification"]
     assert (config["peft_type"], config["r"]) == ("LORA", 4)
     assert shapes["base_model.model.classifier.bias"] == [3]

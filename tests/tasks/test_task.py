@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel
 
 import peftlab
@@ -311,8 +310,7 @@ def is_close(actual, expected):
 
 
 def plain_model(folder, task, adapter):
-    auto_class = getattr(transformers, task.head.auto_class)
-    model = auto_class.from_pretrained(folder, num_labels=len(task.head.labels))
+    model = model_class(folder, task).from_pretrained(folder, num_labels=len(task.head.labels))
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
