@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 import peftlab
-from peftlab.base import BaseFiles, load_base
+from peftlab.base import BaseFiles, load_base, model_class
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
