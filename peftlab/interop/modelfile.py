@@ -136,7 +136,7 @@ def find_same_template(source: str, special_tokens: Mapping[str, Any]) -> str | 
 def _write_probes(source: str, special_tokens: Mapping[str, Any]) -> list[str] | None:
     template = ChatTemplate(source, special_tokens)
     try:
-        return [template.prompt(chat) for chat in PROBE_CHATS]
+        return [template.prompt(chat).text for chat in PROBE_CHATS]
     except ChatError:
         return None
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from peftlab.tasks.generation.reply_text import trim_start
 from peftlab.tasks.inputs.inputs import Inputs
 
 Generate = Callable[..., object]
@@ -40,11 +41,14 @@ def stream_text(generate: Generate, stop_strings: Sequence[str], inputs: Inputs)
 
 
 def truncate_stream(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:
-    """Yield the text without leading white space, until the first stop string; no part of a stop string is yielded."""
+    """Yield the text trimmed at its start, until the first stop string; no part of a stop string is yielded."""
     buffer, has_text = "", False
     for piece in pieces:
-        buffer = buffer + piece if has_text else (buffer + piece).lstrip()
-        has_text = has_text or bool(buffer)
+        buffer += piece
+        if not has_text:
+            if not buffer.strip():
+                continue
+            buffer, has_text = trim_start(buffer), True
         ends = [end for stop in stop_strings if (end := buffer.find(stop)) >= 0]
         if ends:
             yield buffer[: min(ends)]
@@ -53,7 +57,7 @@ def truncate_stream(pieces: Iterator[str], stop_strings: Sequence[str]) -> Itera
         if num_safe:
             yield buffer[:num_safe]
         buffer = buffer[num_safe:]
-    if buffer:
+    if has_text and buffer:
         yield buffer
 
 

@@ -1,7 +1,8 @@
 """The task causal-lm: instructions with answers, chats, prompts with completions, and plain text."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from peftlab.data.loading import add_invalid_rows
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.recipe.tasks import TEMPLATE_ENDING
+from peftlab.tasks.chat.examples import Chat, Passage, Reply, is_prompt, render_example
 from peftlab.tasks.chat.messages import instruction_messages, messages_column
 from peftlab.tasks.chat.template import (
     ASSISTANT,
@@ -20,6 +22,7 @@ from peftlab.tasks.chat.template import (
     RenderedText,
     read_template,
 )
+from peftlab.tasks.generation.reply_text import trim_reply
 from peftlab.tasks.heads import LanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, text_column
 from peftlab.tasks.inputs.features import Feature
@@ -32,7 +35,7 @@ from peftlab.tasks.inputs.rendered_text import (
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 from peftlab.tasks.metrics.perplexity import TokenLoss, perplexity_scores, sum_token_losses
 from peftlab.tasks.outputs import ChatOutputs, Outputs, TextGeneration
-from peftlab.tasks.task import Example, Metric, ModelContext, Prediction, Scores, Targets, Task
+from peftlab.tasks.task import Metric, ModelContext, Scores, Targets, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,43 +44,8 @@ FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("t
 ASKED_FORMS = (("messages",), ("instruction",), ("prompt",))
 MAX_NEW_TOKENS = 128
 NOTHING_IN_LOSS = "nothing to learn within its first tokens"
+ONE_TEXT_PER_ANSWER = "chat of several texts, one for each answer, because the template rewrites earlier turns"
 SHORTEST_QUESTION = 8  # tokens
-
-
-@dataclass(frozen=True)
-class Chat(Example):
-    """A chat; `text` is the last message that is no answer. At prediction the messages end before an answer.
-
-    `answers_in_loss` is how many answers are in the loss, counted from the last; None for all.
-    """
-
-    messages: tuple[Message, ...] = ()
-    answers_in_loss: int | None = None
-
-
-@dataclass(frozen=True)
-class Passage(Example):
-    """A prompt `text` and its completion, without a chat template; at prediction `completion` is None."""
-
-    completion: str | None = None
-
-
-@dataclass(frozen=True)
-class Reply(Prediction):
-    """A generated reply.
-
-    `finished` is false if generation stopped at `max_new_tokens`; `truncated` is true if the beginning of the input was
-    removed because the input was too long.
-    """
-
-    reply: str
-    finished: bool
-    truncated: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """`text`, `reply`, `finished`, and the key `cut` if the input was truncated."""
-        prediction = {"text": self.text, "reply": self.reply, "finished": self.finished}
-        return prediction | ({"cut": True} if self.truncated else {})
 
 
 class CausalLmTask(Task):
@@ -102,7 +70,7 @@ class CausalLmTask(Task):
         self.template_file = Path(template) if template and template.endswith(TEMPLATE_ENDING) else None
         self.template, self.system = self.template_file.name if self.template_file else template, system
         self.generation = {"max_new_tokens": MAX_NEW_TOKENS, **(generation or {})}
-        self.state = {"asked by": "prompt", "chat_template": None}
+        self.state = {"asked by": "prompt", "chat_template": None, "answer_opening": ""}
         self.metric = Metric("perplexity", self.score, greater_is_better=False)
         self.targets = Targets("answers", self.count, self.lost, empty_reason=NOTHING_IN_LOSS)
 
@@ -186,9 +154,21 @@ class CausalLmTask(Task):
             self.state["chat_template"] = own
         elif not self.template_file:  # which was read with the rows
             self.state["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
+        self.state["answer_opening"] = self._find_opening(examples.get("train", ()), context.inputs.tokenizer)
         for split in examples.values():
             self._written(split, context.inputs.tokenizer, errors)
         self._check_prompt_length(context.max_length, errors)
+
+    def _find_opening(self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> str:
+        """What the template writes before every answer of the training rows; empty if some answers bring their own."""
+        template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
+        chats = [one.messages for one in examples if isinstance(one, Chat)]
+        if template.has_marks or not template.turn_format.opening or not chats:
+            return ""
+        try:
+            return template.turn_format.opening if all(map(template.writes_opening, chats)) else ""
+        except ChatError:  # `_written` reports it
+            return ""
 
     def _check_prompt_length(self, max_length: int, errors: ErrorCollector) -> None:
         if (budget := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:
@@ -213,28 +193,47 @@ class CausalLmTask(Task):
         tokenizer = inputs.tokenizer
         with ErrorCollector() as errors:
             written = self._written(examples, tokenizer, errors)
-        wholes = tokenize_rendered([isinstance(example, Chat) for example in examples], written, tokenizer)
+        templated = [isinstance(example, Chat) for example, texts in zip(examples, written, strict=True) for _ in texts]
+        wholes = iter(tokenize_rendered(templated, list(chain(*written)), tokenizer))
         return [
-            [self._encode_prompt(full, max_length)]
+            [self._encode_prompt(next(wholes), max_length)]
             if is_prompt(example)
-            else self._encode_answers(example, full, max_length, training)
-            for example, full in zip(examples, wholes, strict=True)
+            else self._encode_texts(example, list(islice(wholes, len(texts))), max_length, training)
+            for example, texts in zip(examples, written, strict=True)
         ]
+
+    def _chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
+        opening = self.state.get("answer_opening", "")
+        return ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map, opening=opening)
 
     def _written(
         self, examples: Sequence[Chat | Passage], tokenizer: "PreTrainedTokenizerBase", errors: ErrorCollector
-    ) -> list[RenderedText]:
-        """Format each example; it is an error if the chat template fails."""
-        template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
-        written: list[RenderedText] = []
+    ) -> list[list[RenderedText]]:
+        """Format each example, with one text per answer if the template rewrites earlier turns; it is an error if the
+        chat template fails."""
+        template = self._chat_template(tokenizer)
+        written: list[list[RenderedText]] = []
         broken: dict[str, str] = {}
         for example in examples:
             try:
-                written.append(_write(example, template, tokenizer.eos_token or ""))
+                written.append(render_example(example, template, tokenizer.eos_token or ""))
             except ChatError as error:
                 broken[example.where] = f"{error}."
         add_invalid_rows(list(broken.items()), errors, read=len({example.where for example in examples}))
         return written
+
+    def _encode_texts(
+        self, example: Chat | Passage, texts: Sequence[Feature], max_length: int, training: bool
+    ) -> list[Feature]:
+        """The features of an example with several texts, in which answers are numbered as in the example."""
+        if len(texts) == 1:
+            return self._encode_answers(example, texts[0], max_length, training)
+        warnings = [ONE_TEXT_PER_ANSWER]
+        numbered = [
+            replace(text, positions=[(token, number) for token, _ in text.positions], warnings=warnings)
+            for number, text in enumerate(texts)
+        ]
+        return [part for text in numbered for part in self._encode_answers(example, text, max_length, training)]
 
     def _encode_answers(self, example: Chat | Passage, full: Feature, max_length: int, training: bool) -> list[Feature]:
         parts: Iterable[Feature]
@@ -269,39 +268,16 @@ class CausalLmTask(Task):
     def learned_stop_strings(self, inputs: TextInputs) -> list[str]:
         """The string that the template writes after an answer, and the tokenizer's eos token."""
         tokenizer = inputs.tokenizer
-        template = ChatTemplate(self.state["chat_template"], tokenizer.special_tokens_map)
-        stop_strings = [template.ending.strip(), tokenizer.eos_token or ""]
+        stop_strings = [self._chat_template(tokenizer).ending, tokenizer.eos_token or ""]
         return list(dict.fromkeys(ending for ending in stop_strings if ending))
 
     def decode(self, example: Chat | Passage, features: Sequence[Feature], logits: Sequence[Any]) -> TokenLoss | Reply:
         """For a prompt, the reply; for other examples, the token losses, summed over windows."""
         if is_prompt(example):
             (prediction,), (feature,) = logits, features
-            return Reply(example.text, prediction.text.strip(), prediction.finished, feature.truncated)
+            return Reply(example.text, trim_reply(prediction.text), prediction.finished, feature.truncated)
         return sum_token_losses(example.text, logits, sum(map(self.head.loss_terms, features)))
 
     def score(self, examples: Sequence[Chat | Passage], predictions: Sequence[TokenLoss]) -> Scores:
         """Perplexity, loss (nats per token), and the fraction of tokens that were predicted right."""
         return perplexity_scores(predictions)
-
-
-def is_prompt(example: Chat | Passage) -> bool:
-    """Whether the example is a prompt, without an answer."""
-    if isinstance(example, Passage):
-        return example.completion is None
-    return example.messages[-1]["role"] != ASSISTANT
-
-
-def _write(example: Chat | Passage, template: ChatTemplate, end: str) -> RenderedText:
-    if isinstance(example, Chat):
-        messages = example.messages
-        asked = is_prompt(example)
-        return (
-            RenderedText(template.prompt(messages), [])
-            if asked
-            else template.write(messages, last=example.answers_in_loss)
-        )
-    if example.completion is None:
-        return RenderedText(example.text, [])
-    text = f"{example.text}{example.completion}{end}"
-    return RenderedText(text, [(len(example.text), len(text))])

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.causal_lm import NOTHING_IN_LOSS, CausalLmTask, Passage
+from peftlab.tasks.causal_lm import NOTHING_IN_LOSS, CausalLmTask
+from peftlab.tasks.chat.examples import Passage
 from peftlab.tasks.heads import MaskedLanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply
+from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.chat.examples import Chat, Passage, Reply
 from peftlab.tasks.chat.messages import instruction_messages, messages_column
 from peftlab.tasks.chat.template import ASSISTANT, Message
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, text_column

@@ -106,6 +106,8 @@ def _count_training_example(task: Task, example: Any, features: Sequence[Feature
 def _count_example(task: Task, example: Any, features: Sequence[Feature], ledger: Ledger) -> None:
     ledger.used += 1
     ledger.truncated += any(feature.truncated for feature in features)
+    for warning in dict.fromkeys(warning for feature in features for warning in feature.warnings):
+        ledger.add_warning(warning)
     ledger.targets += task.targets.count(example) + example.num_lost_targets
 
 

@@ -92,7 +92,8 @@ def test_generation_errors_are_raised_from_stream(bank, monkeypatch):
 @pytest.mark.parametrize(
     ("pieces", "expected"),
     [
-        (["  Ada", " wrote", " it."], "Ada wrote it."),
+        (["\n", "\n Ada", " wrote", " it."], "Ada wrote it."),
+        ([" ", "   return", " a + b"], "    return a + b"),
         (["Ada", "<en", "d> and more"], "Ada"),
         (["Ada <en", "d", "less"], "Ada <endless"),
         (["", " ", "<end>"], ""),

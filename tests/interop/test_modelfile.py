@@ -100,7 +100,7 @@ def test_go_template_writes_tuned_tokens(store, tokenizers_by_kind, name, kind, 
     made = modelfile(store, tokenizer, source)
     go = dict(commands(made.text("adapter.gguf")))["TEMPLATE"]
     written = render(go, {"Messages": collate(CHATS[chat])})
-    expected = ChatTemplate(source, tokenizer.special_tokens_map).prompt(CHATS[chat])
+    expected = ChatTemplate(source, tokenizer.special_tokens_map).prompt(CHATS[chat]).text
     ours = tokenizer(expected, add_special_tokens=False).input_ids
     theirs = tokenizer(written).input_ids  # llama.cpp begins texts as the tokenizer does
     if name == "chatml" and kind == "begins":
@@ -186,7 +186,7 @@ def test_folder_has_modelfile_and_adapter(store, base, tmp_path):
     found = dict(commands((exported.folder / "Modelfile").read_text()))
     assert (found["FROM"], found["ADAPTER"], found["SYSTEM"]) == ("llama3.2", "./adapter.gguf", "Be brief.")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    expected = ChatTemplate(CHAT_TEMPLATES["llama-3"].read_text(), tokenizer.special_tokens_map).prompt(CHATS[3])
+    expected = ChatTemplate(CHAT_TEMPLATES["llama-3"].read_text(), tokenizer.special_tokens_map).prompt(CHATS[3]).text
     assert f"<s>{render(found['TEMPLATE'], {'Messages': collate(CHATS[3])})}" == expected
     plain = export_adapter("chat", tmp_path / "plain", "gguf-lora", store=store)
     assert (exported.folder / "adapter.gguf").read_bytes() == (plain.folder / "adapter.gguf").read_bytes()

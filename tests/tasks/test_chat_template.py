@@ -74,15 +74,15 @@ def test_every_template_has_expected_text():
 @pytest.mark.parametrize("name", MARKED)
 def test_chat_text_and_target_spans(name):
     text, spans = parse_spans(MARKED[name])
-    assert load_template(name).write(CHAT) == (text, spans)
+    assert load_template(name).write(CHAT) == (text, spans, [start for start, _ in spans])
     assert load_template(name).ending == ENDINGS[name]
 
 
 @pytest.mark.parametrize("name", MARKED)
 def test_prompt_is_chat_before_answer(name):
     text, spans = parse_spans(MARKED[name])
-    assert load_template(name).prompt(CHAT[:4]) == text[: spans[-1][0]]
-    assert load_template(name).prompt(CHAT[:2]) == text[: spans[0][0]]
+    assert load_template(name).prompt(CHAT[:4]).text == text[: spans[-1][0]]
+    assert load_template(name).prompt(CHAT[:2]).text == text[: spans[0][0]]
 
 
 @pytest.mark.parametrize("name", MARKED)

@@ -24,7 +24,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector, RecipeError, TuningInterrupted
 from peftlab.recipe import read_recipe
 from peftlab.store import Store
-from peftlab.tasks.causal_lm import Passage, Reply
+from peftlab.tasks.chat.examples import Passage, Reply
 from peftlab.tasks.chat.template import CHAT_TEMPLATES
 from peftlab.tasks.inputs.features import IGNORED
 from peftlab.tasks.inputs.text import TextInputs

@@ -122,5 +122,6 @@ def test_reply_uses_template_file(recipe, base, tmp_path):
     (recipe.parent / "mine.jinja").write_text(MARKED)
     result = peftlab.tune(recipe, store=tmp_path / "store", device="cpu")
     bank = peftlab.load("chat", store=tmp_path / "store", device="cpu")
-    assert bank.predict("Who came?")[0].prediction.reply == plain_reply(base, result.adapter, "Who came?")
+    reply = bank.predict("Who came?")[0].prediction.reply
+    assert reply.strip() == plain_reply(base, result.adapter, "Who came?")
     assert bank.task("chat").stop_strings(bank.base.inputs) == ["</s>"]

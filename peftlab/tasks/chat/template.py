@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 from peftlab.errors import ErrorCollector, suggest
 from peftlab.imports import jinja2, transformers
+from peftlab.tasks.chat.turn_format import ASSISTANT as ASSISTANT
+from peftlab.tasks.chat.turn_format import Message as Message
+from peftlab.tasks.chat.turn_format import TurnFormat, find_turn_format
 
-Message = Mapping[str, str]
-"""`role` and `content`, as Transformers has them."""
 FOLDER = Path(__file__).parent / "templates"
 CHAT_TEMPLATES = {file.stem: file for file in sorted(FOLDER.glob("*.jinja"))}
-ASSISTANT = "assistant"
+REWRITTEN = (
+    "the chat template writes a turn differently when others follow, so that the text before an answer is not the "
+    "prompt for it. Use another template, or change this one (task.template)"
+)
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _GENERATION = re.compile(r"\{%-?[ \t]*(end)?generation[ \t]*-?%\}")  # tags that only Transformers knows
 
@@ -52,11 +56,20 @@ class ChatError(ValueError):
     """A template cannot write a chat; the message says why."""
 
 
+class RewrittenTurnError(ChatError):
+    """A template writes earlier turns differently when others follow, so that no text has all answers as they are
+    asked for."""
+
+
 class RenderedText(NamedTuple):
-    """A formatted text, and the spans of characters that are in the loss, one for each answer."""
+    """A formatted text, the spans of characters that are in the loss, one for each answer, and its `borders`.
+
+    A border is where an answer begins: the text before it is the prompt for that answer.
+    """
 
     text: str
     loss_spans: list[tuple[int, int]]
+    borders: Sequence[int] = ()
 
 
 class ChatTemplate:
@@ -65,72 +78,113 @@ class ChatTemplate:
     Args:
         source: Jinja, as Transformers renders it.
         special: The tokenizer's special tokens by their names there, such as `eos_token`.
+        opening: What the template writes between the generation prompt and an answer, such as an empty think block;
+            it is then a part of prompts, and not in the loss.
     """
 
-    def __init__(self, source: str, special: Mapping[str, Any]) -> None:
-        self.source = source
+    def __init__(self, source: str, special: Mapping[str, Any], *, opening: str = "") -> None:
+        self.source, self.opening = source, opening
         self._special = special
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message]) -> RenderedText:
         """Format messages up to the beginning of the next answer. Raises ChatError."""
-        return self._render(messages, add_generation_prompt=True)[0]
+        text = self._prompt(messages)
+        borders = [border for i in _answers(messages) if (border := self._border(messages, i, text)) is not None]
+        return RenderedText(f"{text}{self.opening}", [], borders)
 
     def write(self, messages: Sequence[Message], *, last: int | None = None) -> RenderedText:
-        """Format a full chat, and find the spans of its `last` answers, or of all.
+        """Format a full chat, and find the spans of its `last` answers, or of all: the answer, and the token that ends
+        it.
 
-        The spans are the parts that the template marks with `{% generation %}`. Without marks, a span is the text that
-        an answer adds to the chat before it, including its end-of-turn token.
+        Where the template has marks, `{% generation %}`, a span is the marked part, through the end of the answer.
 
         Raises:
-            ChatError: the template refuses these messages, or writes a turn differently when others follow, so that
-                the span of an answer cannot be found.
+            ChatError: the template refuses these messages.
+            RewrittenTurnError: it writes a turn differently when others follow, so that the span of an answer cannot
+                be found.
         """
-        written = self._write(messages, last)
-        closed = self.ending or messages[-1]["role"] != ASSISTANT
-        return written if closed else self._with_end(written)
-
-    def _write(self, messages: Sequence[Message], last: int | None = None) -> RenderedText:
         chosen = slice(last and -last, None)
-        if _MARKED.search(self.source):
-            text, marked = self._render(messages, return_assistant_tokens_mask=True)
-            return RenderedText(text, marked[chosen])
-        text = self._render(messages)[0]
-        turns = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
-        return RenderedText(text, [self._turn(messages, i, text) for i in turns[chosen]])
+        text, marks = self._render(messages, return_assistant_tokens_mask=self.has_marks)
+        borders = {i: self._border(messages, i, text) for i in _answers(messages)}
+        found = [border for border in borders.values() if border is not None]
+        if None in list(borders.values())[chosen]:
+            raise RewrittenTurnError(REWRITTEN)
+        if self.has_marks:
+            spans = [self._marked_span(text, start, end, found) for start, end in marks[chosen]]
+        else:
+            spans = [self._span(messages, i, text, borders[i] or 0) for i in list(borders)[chosen]]
+        rendered = RenderedText(text, spans, found)
+        has_end = self.turn_format.end or messages[-1]["role"] != ASSISTANT
+        return rendered if has_end else self._with_end(rendered)
 
-    @cached_property
+    @property
+    def has_marks(self) -> bool:
+        """Whether it marks what is in the loss."""
+        return bool(_MARKED.search(self.source))
+
+    @property
     def ending(self) -> str:
         """The string after an answer, such as `<|im_end|>`; may be empty."""
-        answer = "answer"
-        written = self._write([{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": answer}])
-        start, end = written.loss_spans[-1]
-        return written.text[start:end].rpartition(answer)[2]
+        return (self.turn_format.end or self.turn_format.earlier_end).strip()
 
-    def _turn(self, messages: Sequence[Message], number: int, text: str) -> tuple[int, int]:
+    @cached_property
+    def turn_format(self) -> TurnFormat:
+        """What the template writes around answers."""
+        return find_turn_format(lambda messages, is_prompt: self._render(messages, add_generation_prompt=is_prompt)[0])
+
+    def writes_opening(self, messages: Sequence[Message]) -> bool:
+        """Whether `turn_format.opening` stands before the last answer of a chat; an answer may bring its own."""
+        prompt = self._prompt(messages[:-1]) if len(messages) > 1 else ""
+        return self._render(messages)[0].startswith(f"{prompt}{self.turn_format.opening}")
+
+    def _prompt(self, messages: Sequence[Message]) -> str:
+        return self._render(messages, add_generation_prompt=True)[0] if messages else ""
+
+    def _border(self, messages: Sequence[Message], number: int, text: str) -> int | None:
+        """Where the answer of this number begins in `text`; None if its prompt is not the beginning of the text."""
+        prompt = self._prompt(messages[:number])
+        if not text.startswith(prompt):
+            return None
+        return len(prompt) + (len(self.opening) if text.startswith(self.opening, len(prompt)) else 0)
+
+    def _span(self, messages: Sequence[Message], number: int, text: str, border: int) -> tuple[int, int]:
         """The span of one answer in the `text` of all messages."""
-        before = self.prompt(messages[:number]) if number else ""
-        through = self._render(messages[: number + 1])[0]
-        if not (text.startswith(through.rstrip()) and through.startswith(before)):
-            raise ChatError(
-                "the chat template writes a turn differently when others follow, so the tokens of an answer cannot be "
-                "found. Use another one (task.template), or mark answers in it with {% generation %}"
-            )
-        return len(before), len(through.rstrip())
+        through = self._render(messages[: number + 1])[0].removesuffix(self.turn_format.remainder)
+        for ended in (through, through.removesuffix(self.turn_format.end)):  # only the last turn may have an end
+            if text.startswith(ended) and border <= len(ended):
+                earlier_end = self.turn_format.earlier_end
+                return border, len(ended) + (len(earlier_end) if text.startswith(earlier_end, len(ended)) else 0)
+        raise RewrittenTurnError(REWRITTEN)
 
-    def _with_end(self, written: RenderedText) -> RenderedText:
-        """A template that does not end its answers: the tokenizer's own end does."""
-        start, end = written.loss_spans[-1]
-        text = written.text[:end] + self._special.get("eos_token", "")
-        return RenderedText(text, [*written.loss_spans[:-1], (start, len(text))])
+    def _marked_span(self, text: str, start: int, end: int, borders: Sequence[int]) -> tuple[int, int]:
+        """A marked span without the prompt before it, and with the end of its answer."""
+        border = max((border for border in borders if border < end), default=0)
+        ending, rest = self.ending, text[end:]
+        is_open = ending and not text[start:end].rstrip().endswith(ending) and rest.lstrip().startswith(ending)
+        return max(start, border), end + (rest.index(ending) + len(ending) if is_open else 0)
 
-    def _render(self, messages: Sequence[Message], **how: Any) -> tuple[str, list[tuple[int, int]]]:
+    def _with_end(self, rendered: RenderedText) -> RenderedText:
+        """A template that does not end the last answer: what ends earlier ones does, or else the tokenizer's eos
+        token."""
+        start, end = rendered.loss_spans[-1]
+        text = rendered.text[:end] + (self.turn_format.earlier_end or self._special.get("eos_token", ""))
+        return RenderedText(text, [*rendered.loss_spans[:-1], (start, len(text))], rendered.borders)
+
+    def _render(self, messages: Sequence[Message], **options: Any) -> tuple[str, list[tuple[int, int]]]:
         try:
             texts, spans = transformers.utils.chat_template_utils.render_jinja_template(
-                [list(map(dict, messages))], chat_template=self.source, **how, **self._special
+                [list(map(dict, messages))], chat_template=self.source, **options, **self._special
             )
         except jinja2.TemplateError as error:  # also what a template itself raises, in a sandbox
             raise ChatError(f"the chat template refuses these messages: {error}") from None
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise ChatError(f"the chat template fails on these messages ({type(error).__name__}: {error})") from None
         return texts[0], [(start, end) for start, end in spans[0]] if spans else []
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    """The indices of the assistant's messages."""
+    return [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
 
 
 def tokens_in_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> Iterator[bool]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.causal_lm import CausalLmTask, Chat, Passage, Reply, is_prompt
+from peftlab.tasks.causal_lm import CausalLmTask
+from peftlab.tasks.chat.examples import Chat, Passage, Reply, is_prompt
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.metrics.overlap import bleu_and_chrf, rouge

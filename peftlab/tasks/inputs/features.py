@@ -14,13 +14,15 @@ class Feature:
     `inputs` maps the model's argument names to values, of text one value per token. `labels` are the targets of the
     loss: one class per token (-100 for none), or one value or list for the sequence; None for prediction. `positions`
     pairs (token, unit of the example) for each token at which something is predicted. `truncated` is true if a part of
-    the example was left out.
+    the example was left out. `warnings` are changes that the ledger counts, such as characters that the tokenizer does
+    not know.
     """
 
     inputs: dict[str, Any]
     labels: Any
     positions: Sequence[tuple[int, int]] = ()
     truncated: bool = False
+    warnings: Sequence[str] = ()
 
     def __len__(self) -> int:
         """The length of the first input, by which batches are formed."""

@@ -6,35 +6,50 @@ from typing import TYPE_CHECKING
 
 from peftlab.tasks.chat.template import RenderedText, tokens_in_spans
 from peftlab.tasks.inputs.features import IGNORED, Feature
-from peftlab.tasks.inputs.text_pair import inputs_of
+from peftlab.tasks.inputs.segments import Tokens, special_tokens_before, split_text, tokenize_segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CONSTANT_INPUTS = {"attention_mask": 1, "token_type_ids": 0}
+"""Other inputs of language models, with the value that they have for every token."""
+
+SPLIT_BORDER = "answer whose first token would merge with its prompt, tokenized apart as in prediction"
 
 
 def tokenize_rendered(
     templated: Sequence[bool], written: Sequence[RenderedText], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Feature]:
-    """Tokenize the full texts; the tokenizer adds special tokens only to texts without a chat template."""
-    made: dict[int, Feature] = {}
-    for kind in (True, False):
-        chosen = [i for i, by_template in enumerate(templated) if by_template == kind]
-        if chosen:
-            texts = [written[i].text for i in chosen]
-            encoded = tokenizer(texts, add_special_tokens=not kind, return_offsets_mapping=True, verbose=False)
-            for place, i in enumerate(chosen):
-                made[i] = _feature(inputs_of(encoded, place), encoded["offset_mapping"][place], written[i].loss_spans)
-    return [made[i] for i in range(len(written))]
+    """Tokenize the full texts, each answer as the continuation of its prompt.
+
+    The tokens that the tokenizer writes before a text are added only where no chat template was used, and where the
+    text does not have them. Those that it writes behind a text are left out: answers end with their own end.
+    """
+    before = special_tokens_before(tokenizer)
+    texts = tokenize_segments([split_text(one.text, one.borders) for one in written], tokenizer)
+    return [
+        _feature(_with_special(text.tokens, [] if by_template else before), one.loss_spans, text.num_split, tokenizer)
+        for by_template, one, text in zip(templated, written, texts, strict=True)
+    ]
+
+
+def _with_special(tokens: Tokens, before: list[int]) -> Tokens:
+    has_them = [token for token, _ in tokens[: len(before)]] == before
+    return tokens if has_them else [*((token, (0, 0)) for token in before), *tokens]
 
 
 def _feature(
-    inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], loss_spans: Sequence[tuple[int, int]]
+    tokens: Tokens, loss_spans: Sequence[tuple[int, int]], num_split: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> Feature:
     """A feature whose `positions` are the last token of each answer, and the number of the answer."""
+    token_ids, offsets = [token for token, _ in tokens], [offset for _, offset in tokens]
+    inputs = {"input_ids": token_ids} | {
+        name: [value] * len(tokens) for name, value in CONSTANT_INPUTS.items() if name in tokenizer.model_input_names
+    }
     within = tokens_in_spans(loss_spans, offsets)
-    labels = [token if chosen else IGNORED for token, chosen in zip(inputs["input_ids"], within, strict=True)]
+    labels = [token if chosen else IGNORED for token, chosen in zip(token_ids, within, strict=True)]
     ends = [(_last_within(offsets, end), number) for number, (_, end) in enumerate(loss_spans)]
-    return Feature(inputs, labels, ends)
+    return Feature(inputs, labels, ends, warnings=[SPLIT_BORDER] if num_split else [])
 
 
 def _last_within(offsets: Sequence[tuple[int, int]], end: int) -> int:
@@ -47,7 +62,7 @@ def slice_feature(full: Feature, start: int, end: int, known: int = 0) -> Featur
     inputs = {name: values[start:end] for name, values in full.inputs.items()}
     labels = [IGNORED if i < known else label for i, label in enumerate(full.labels[start:end], start)]
     ends = [(token - start, answer) for token, answer in full.positions if start <= token < end]
-    return Feature(inputs, labels, ends, truncated=end < len(full))
+    return Feature(inputs, labels, ends, truncated=end < len(full), warnings=full.warnings)
 
 
 def split_into_chunks(full: Feature, length: int) -> Iterator[Feature]:
