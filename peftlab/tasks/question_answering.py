@@ -20,6 +20,7 @@ from peftlab.imports import torch
 from peftlab.tasks.heads import SpanHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.offsets import correct_answers
 from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
@@ -125,8 +126,9 @@ class QuestionAnsweringTask(Task):
             answers = _answer_list(json_cell(row.fields["answers"], "answers"))
         else:
             answers = _single_answer(row.fields)
+        answers, warnings = correct_answers(answers, context)
         spans = dict.fromkeys(_locate_answer(text, start, context) for text, start in answers)
-        return Question(context, row.where, question=question, answers=tuple(spans))
+        return Question(context, row.where, 0, warnings, question=question, answers=tuple(spans))
 
     def read_input(self, row: Row) -> Question:
         """A question and its context."""

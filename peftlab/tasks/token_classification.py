@@ -7,7 +7,6 @@ seqeval and the CoNLL scorer count: an entity is right when its first word, last
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
@@ -15,7 +14,8 @@ from peftlab.data.rows import BlankRowError, RowError
 from peftlab.errors import ErrorCollector
 from peftlab.imports import seqeval_metrics, torch
 from peftlab.tasks.heads import TokenHead
-from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, string_list, text_column
+from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, string_list, text_column
+from peftlab.tasks.inputs.entity_spans import read_entities
 from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.tag_cells import find_scheme, read_tags, refuse_one_word_rows
 from peftlab.tasks.inputs.text import TextInputs
@@ -147,16 +147,16 @@ class TokenClassificationTask(Task):
         words = split_words(text)
         spans: list[WordSpan] = []
         widened = lost = 0
-        for start, end, label in _character_spans(row.fields["entities"], text):
+        found, corrected = read_entities(row.fields["entities"], text)
+        for start, end, label in found:
             inside = [i for i, (first, last) in enumerate(words) if first < end and last > start]
             if not inside or (spans and inside[0] < spans[-1][1]):
                 lost += 1  # only blanks, or a word that the entity before has taken already
                 continue
             widened += (words[inside[0]][0], words[inside[-1]][1]) != (start, end)
             spans.append((inside[0], inside[-1] + 1, label))
-        return TaggedText(
-            text, row.where, lost, {"entities widened to whole words": widened}, tuple(words), tuple(spans)
-        )
+        warnings = {"entities widened to whole words": widened, **corrected}
+        return TaggedText(text, row.where, lost, warnings, tuple(words), tuple(spans))
 
     def fit_labels(self, examples: Mapping[str, Sequence[TaggedText]], errors: ErrorCollector) -> None:
         """Entity types of the training rows by the alphabet, unless the recipe lists them, and the unit of tags."""
@@ -321,28 +321,3 @@ def _plain_scores(values: Mapping[str, Any]) -> dict[str, float]:
         "f1": float(values["f1-score"]),
         "support": int(values["support"]),
     }
-
-
-def _character_spans(value: Any, text: str) -> list[tuple[int, int, str]]:
-    """Entities of a row in order of their start, each inside the text and none overlapping another."""
-    entities = json_cell(value, "entities")
-    if not isinstance(entities, list):
-        raise RowError(f"expected entities to be a list of {{start, end, label}}, found {quoted(entities)}")
-    spans = sorted(_character_span(entity, text) for entity in entities)
-    for (start, end, _), (next_start, next_end, _) in pairwise(spans):
-        if next_start < end:
-            raise RowError(
-                f"entities '{text[start:end]}' ({start}–{end}) and '{text[next_start:next_end]}' "
-                f"({next_start}–{next_end}) overlap; token classification takes flat entities only"
-            )
-    return spans
-
-
-def _character_span(entity: Any, text: str) -> tuple[int, int, str]:
-    match entity:
-        case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text) and label:
-            if not isinstance(start, bool):
-                return start, end, label
-    raise RowError(
-        f"expected an entity {{start, end, label}} with 0 ≤ start < end ≤ {len(text)}, found {quoted(entity)}"
-    )

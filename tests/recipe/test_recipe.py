@@ -278,8 +278,10 @@ training:
   seed: -1
   num_train_epoch: 3
 """)
-    keys_of_data = "columns, dataset, drop_blank, encoding, format, group_by, "
-    "header, max_length, max_lost, seed, subset, test, train, validation"
+    keys_of_data = (
+        "columns, dataset, drop_blank, encoding, format, group_by, header, max_length, max_lost, seed, subset, test, "
+        "train, validation"
+    )
     errors = get_errors(path)
     assert errors[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, quoted, string_list
+from peftlab.tasks.inputs.offsets import Offsets, correct_offsets, own_text
 from peftlab.tasks.inputs.words import join_tokens, split_words
 from peftlab.tasks.labels.tag_schemes import spans_from_tags
 from peftlab.tasks.task import Example
@@ -64,8 +65,7 @@ def read_spans(row: Row, read_text: Callable[[Row, str], str]) -> MarkedText:
     form = chosen_form(row, *FORMS)
     if form[0] == "text":
         text = read_text(row, "text")
-        spans = [_span(json_cell(row.fields[role], role), role, len(text), "characters") for role in form[1:]]
-        return _checked(MarkedText(text, row.where, head=spans[0], tail=spans[1]))
+        return _from_offsets(text, [json_cell(row.fields[role], role) for role in form[1:]], row.where)
     return _from_tokens(row, form)
 
 
@@ -178,6 +178,28 @@ def _strip_span(text: str, span: Span) -> Span:
     inside = text[span.start : span.end]
     start = span.start + len(inside) - len(inside.lstrip())
     return Span(start, max(start, span.end - len(inside) + len(inside.rstrip())), span.type)
+
+
+def _from_offsets(text: str, values: Sequence[Any], where: str) -> MarkedText:
+    """Head and tail by characters; offsets in another unit are corrected if both hold their own text."""
+    offsets = [Offsets(value["start"], value["end"], own_text(value)) for value in values if _has_offsets(value)]
+    if len(offsets) < len(values):
+        offsets = []
+    places, rule = correct_offsets(offsets, text)
+    moved = [{**value, "start": s, "end": e} for value, (s, e) in zip(values, places, strict=True)] if rule else values
+    head, tail = (
+        _span(value, role, len(text), "characters") for value, role in zip(moved, ("head", "tail"), strict=True)
+    )
+    warnings = {f"spans moved to their own text ({rule})": len(offsets)} if rule else {}
+    return _checked(MarkedText(text, where, 0, warnings, head=head, tail=tail))
+
+
+def _has_offsets(value: Any) -> bool:
+    """Whether a span has a start and an end that may be offsets."""
+    match value:
+        case {"start": int(start), "end": int(end)} if 0 <= start < end and not isinstance(start, bool):
+            return True
+    return False
 
 
 def _from_tokens(row: Row, form: Sequence[str]) -> MarkedText:
