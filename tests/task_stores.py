@@ -81,7 +81,7 @@ KINDS = {
         {"type": "text-classification", "multi_label": True, "threshold": 0.3},
         _reviews(("text", "text"), ("labels", "labels")),
     ),
-    "rating": ({"type": "regression"}, _reviews(("text", "text"), ("text_pair", "text"), ("label", "value"))),
+    "rating": ({"type": "regression"}, _reviews(("text", "text"), ("label", "value"))),
     "answers": ({"type": "question-answering", "doc_stride": 8, "max_answer_length": 6}, _questions()),
     "relations": ({"type": "relation-extraction"}, _relations()),
 }

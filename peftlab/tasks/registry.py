@@ -15,6 +15,7 @@ from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.domain_adaptation import domain_adaptation, example_text, pipeline_tag
 from peftlab.tasks.domain_objective import choose_objective
 from peftlab.tasks.generation.reply_metrics import causal_lm
+from peftlab.tasks.inputs.text_pair import pair_example
 from peftlab.tasks.labels.missing_labels import DROP_HINT, DROP_REASON, find_missing_labels, leave_out_unlabelled
 from peftlab.tasks.preference import PreferenceTask
 from peftlab.tasks.question_answering import QuestionAnsweringTask, without_token_types
@@ -46,6 +47,7 @@ OWN_TASKS = {
         inspect_rows=TextClassificationTask.inspect_rows,
         legacy_options={"labels_by_number": False},
         input_columns=lambda task: ("text", "text_pair"),
+        example=pair_example,
         imported=ImportedHead("SEQ_CLS", labels="labels", options=imported_options),
     ),
     "regression": TaskRecord(
@@ -54,6 +56,7 @@ OWN_TASKS = {
         display="number",
         output_help=RegressionTask.output_help,
         input_columns=lambda task: ("text", "text_pair"),
+        example=pair_example,
         imported=ImportedHead("SEQ_CLS"),
     ),
     "question-answering": TaskRecord(

@@ -16,7 +16,14 @@ from peftlab.tasks.heads import RegressionHead
 from peftlab.tasks.inputs.columns import chosen_form, number_column, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
-from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
+from peftlab.tasks.inputs.text_pair import (
+    TextPair,
+    TextPairPrediction,
+    encode_sequences,
+    find_pairs,
+    read_pair,
+    second_text,
+)
 from peftlab.tasks.task import Metric, Scores, Targets, Task
 
 if TYPE_CHECKING:
@@ -65,12 +72,12 @@ class RegressionTask(Task):
     def read(self, row: Row) -> ScoredText:
         """A row → texts and a number. Raises RowError with what was expected."""
         chosen_form(row, ("text", "label"))
-        pair = second_text(row, text_column)
+        pair = second_text(row, text_column, pairs=self.state.get("pairs", False))
         return ScoredText(text_column(row, "text"), row.where, text_pair=pair, label=number_column(row, "label"))
 
     def read_input(self, row: Row) -> TextPair:
         """Read a text or a pair of texts."""
-        return read_pair(row)
+        return read_pair(row, pairs=self.state.get("pairs", False))
 
     def fit_labels(self, examples: Mapping[str, Sequence[ScoredText]], errors: ErrorCollector) -> None:
         """Mean, deviation and range of the training rows' numbers."""
@@ -85,6 +92,7 @@ class RegressionTask(Task):
             "deviation": deviation or 1.0,
             "least": min(numbers),
             "most": max(numbers),
+            **find_pairs(examples, errors),
         }
 
     def encode(

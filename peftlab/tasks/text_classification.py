@@ -16,7 +16,14 @@ from peftlab.tasks.heads import ClassificationHead, MultiLabelHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
-from peftlab.tasks.inputs.text_pair import TextPair, TextPairPrediction, encode_sequences, read_pair, second_text
+from peftlab.tasks.inputs.text_pair import (
+    TextPair,
+    TextPairPrediction,
+    encode_sequences,
+    find_pairs,
+    read_pair,
+    second_text,
+)
 from peftlab.tasks.labels.label_cells import find_separator, split_labels
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.task import Confusion, Metric, Scores, Targets, Task
@@ -98,14 +105,14 @@ class TextClassificationTask(Task):
         """A row → texts and labels. Raises RowError with what was expected."""
         label = "labels" if self.multi_label else "label"
         chosen_form(row, ("text", label))
-        pair = second_text(row, text_column)
+        pair = second_text(row, text_column, pairs=self.state.get("pairs", False))
         value = row.fields[label]
         names = self._label_list(value) if self.multi_label else [self._label(value, "label")]
         return LabelledText(text_column(row, "text"), row.where, text_pair=pair, labels=tuple(dict.fromkeys(names)))
 
     def read_input(self, row: Row) -> TextPair:
         """Read a text or a pair of texts."""
-        return read_pair(row)
+        return read_pair(row, pairs=self.state.get("pairs", False))
 
     def _label_list(self, value: Any) -> list[str]:
         """Several labels; a table's cell may hold them as JSON, or separated; see `split_labels`."""
@@ -137,6 +144,7 @@ class TextClassificationTask(Task):
     def fit_labels(self, examples: Mapping[str, Sequence[LabelledText]], errors: ErrorCollector) -> None:
         """Labels of the training rows, unless the recipe lists them, and their weights."""
         self.labels = fit_labels_from_examples(self.labels, examples, self.labels_of, errors)
+        self.state |= find_pairs(examples, errors)
         if len(self.labels) < (1 if self.multi_label else 2) and examples["train"]:
             errors.add(
                 f"the training rows hold {len(self.labels)} label(s): {', '.join(self.labels) or 'none'}; nothing to "

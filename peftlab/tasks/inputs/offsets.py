@@ -101,8 +101,8 @@ def _rules(spans: Sequence[Offsets], text: str) -> Iterator[tuple[str, Converter
     yield "bytes of UTF-8", _by_width(text, _utf8_bytes)
     yield "line ends of two characters", _by_width(text, lambda char: 1 + (char == "\n"))
     yield "line ends of one character", _by_width(text, lambda char: int(char != "\r"))
-    for name, width in (("UTF-16 code units", _utf16_units), ("bytes of UTF-8", _utf8_bytes)):
-        yield f"{name}, line ends of two", _by_width(text, lambda char, width=width: width(char) + (char == "\n"))
+    yield "UTF-16 code units, line ends of two", _by_width(text, lambda char: _utf16_units(char) + (char == "\n"))
+    yield "bytes of UTF-8, line ends of two", _by_width(text, lambda char: _utf8_bytes(char) + (char == "\n"))
     yield "the last character included", lambda span: (span.start, span.place[1] + 1)
     for shift in _shifts(spans, text):
         yield f"a shift of {shift:+d}", _by_shift(shift)

@@ -1,11 +1,13 @@
 """Sequence-level inputs: a text or a pair of texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
-from peftlab.tasks.inputs.columns import chosen_form, optional_text_column
+from peftlab.data.rows import RowError
+from peftlab.errors import ErrorCollector
+from peftlab.tasks.inputs.columns import MAPPING, chosen_form, optional_text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.task import Example, Prediction
 
@@ -32,15 +34,60 @@ class TextPairPrediction(Prediction):
         return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
 
 
-def read_pair(row: Row) -> TextPair:
-    """`text` and, where there is one, `text_pair` of a row that only asks. Raises RowError."""
+def read_pair(row: Row, *, pairs: bool = False) -> TextPair:
+    """`text` and, where there is one, `text_pair` of a row that only asks; `pairs` as in `second_text`.
+
+    Raises:
+        RowError: a column is missing, or holds no text.
+    """
     chosen_form(row, ("text",))
-    return TextPair(optional_text_column(row, "text"), row.where, text_pair=second_text(row, optional_text_column))
+    second = second_text(row, optional_text_column, pairs=pairs)
+    return TextPair(optional_text_column(row, "text"), row.where, text_pair=second)
 
 
-def second_text(row: Row, read_text: Callable[[Row, str], str]) -> str | None:
-    """`text_pair`, if the row has one. Raises RowError."""
-    return None if row.fields.get("text_pair") is None else read_text(row, "text_pair")
+def second_text(row: Row, read_text: Callable[[Row, str], str], *, pairs: bool = False) -> str | None:
+    """`text_pair`, if the row has one.
+
+    `pairs` says that all training rows were pairs.
+
+    Raises:
+        RowError: it holds no text, or the row is no pair and the training rows were.
+    """
+    second = None if row.fields.get("text_pair") is None else read_text(row, "text_pair")
+    if pairs and second is None:
+        mapping = MAPPING.format(ours="text_pair", theirs="your-name")
+        found = ", ".join(row.fields)
+        raise RowError(
+            f"expected text_pair, the second text of a pair (--context), as in training; found {found}. {mapping}"
+        )
+    return second
+
+
+def find_pairs(examples: Mapping[str, Sequence[TextPair]], errors: ErrorCollector) -> dict[str, bool]:
+    """`{"pairs": True}` if all training rows are pairs, for the state of a task.
+
+    If all training rows are pairs, or none is, rows of other splits that differ are errors.
+    """
+    kinds = {example.text_pair is not None for example in examples["train"]}
+    if len(kinds) != 1:
+        return {}
+    [pairs] = kinds
+    for split, rows in examples.items():
+        others = [row for row in rows if (row.text_pair is not None) != pairs]
+        if others:
+            what = ("single texts", "pairs") if pairs else ("pairs", "single texts")
+            errors.add(
+                f"{len(others)} of {len(rows)} rows are {what[0]} (first {others[0].where}), but the training rows are "
+                f"{what[1]}.",
+                key=f"data.{split}",
+                hint="Map the second column under data.columns, as in 'text_pair: your-name'." if pairs else "",
+            )
+    return {"pairs": True} if pairs else {}
+
+
+def pair_example(task: Any) -> str:
+    """Arguments for a first `peftlab predict ADAPTER`."""
+    return '"Your text" --context "The second text"' if task.state.get("pairs") else '"Your text"'
 
 
 def encode_sequences(
