@@ -217,8 +217,9 @@ def usual_learning_rates() -> str:
     """A table of the learning rates that methods take if a recipe has none, from the schema."""
     types_by_rate: dict[float, list[str]] = {}
     for name, section in section_classes(Recipe.model_fields["method"]).items():
-        rate = section.model_validate({"type": name}).default_learning_rate
-        types_by_rate.setdefault(rate, []).append(f"`{name}`")
+        method = section.model_validate({"type": name})
+        factor = f" (× {method.few_rows_factor:g})" if method.few_rows_factor != 1 else ""
+        types_by_rate.setdefault(method.default_learning_rate, []).append(f"`{name}`{factor}")
     rows = [(f"{rate:g}", ", ".join(types)) for rate, types in sorted(types_by_rate.items(), reverse=True)]
     return _table(("learning rate", "methods"), rows)
 

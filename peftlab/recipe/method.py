@@ -46,6 +46,8 @@ class MethodInfo:
 
     learning_rate: float = 1e-3
     """The usual one: the best of a small grid on validation rows of two sample sets (decisions 0014 and 0029)."""
+    few_rows_factor: float = 1.0
+    """The best learning rate for 200 rows over the usual one, where it scored better (decisions 0029 and 0038)."""
     limits: tuple[Limits, ...] = ()
     supports_mixed_batches: bool = True
     """Whether rows of this adapter and of other adapters can share a forward pass of the base.
@@ -118,8 +120,13 @@ class Method(Section):
 
     @property
     def default_learning_rate(self) -> float:
-        """The learning rate of a recipe that does not set `training.learning_rate`."""
+        """The usual learning rate: that of a recipe with many rows that does not set `training.learning_rate`."""
         return self.info_of(self.type).learning_rate
+
+    @property
+    def few_rows_factor(self) -> float:
+        """See `MethodInfo`."""
+        return self.info_of(self.type).few_rows_factor
 
     @property
     def input_tokens(self) -> int:

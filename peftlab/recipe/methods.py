@@ -21,6 +21,7 @@ class Lora(Method):
     """Low-rank updates of Linear layers (LoRA)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
+        few_rows_factor=3,
         peft_supports_mixed_batches=True,
         limits=(
             Limits(name="dora", key="use_dora", quantization={"8bit": _NORMS}),
@@ -67,6 +68,11 @@ class Lora(Method):
     """LoRA+: the ratio of B's learning rate to A's; null uses the same learning rate for both."""
 
     @property
+    def few_rows_factor(self) -> float:
+        """See `MethodInfo`; 1 with LoRA+, which raises the rate of B itself."""
+        return super().few_rows_factor if self.loraplus_lr_ratio is None else 1.0
+
+    @property
     def has_trainable_tokens(self) -> bool:
         """See `Method`."""
         return bool(self.trainable_token_indices)
@@ -76,6 +82,7 @@ class AdaLora(Method):
     """LoRA that distributes its rank budget among the layers during training (AdaLoRA)."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
+        few_rows_factor=10,
         limits=(
             Limits(
                 start_from="'adalora' redistributes its ranks while it trains, and few ranks are left after training.",
@@ -144,6 +151,11 @@ class Bottleneck(Method):
         """See `Method`."""
         return {"houlsby": 3e-3, "pfeiffer": 1e-2, "parallel": 1e-3}[self.variant]
 
+    @property
+    def few_rows_factor(self) -> float:
+        """See `MethodInfo`."""
+        return {"houlsby": 3.0, "pfeiffer": 0.3, "parallel": 1.0}[self.variant]
+
 
 class Ia3(Method):
     """Trained factors that scale the keys, the values and the inner activations of feed-forward networks ((IA)³)."""
@@ -168,6 +180,7 @@ class Prefix(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=3e-2,
+        few_rows_factor=3,
         limits=(Limits(merging="a prefix cannot be expressed as a change of a weight"),),
         setup_code=f"{_SETUP}PEFT's own prefixes have another format",
     )
@@ -273,6 +286,7 @@ class LastLayers(Method):
     """The last layers of the base and the head are trained; the adapter contains these layers."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
+        few_rows_factor=3,
         limits=(Limits(quantization={"8bit": _OWN_WEIGHTS, "4bit": _OWN_WEIGHTS}),),
     )
     type: Literal["last-layers"]

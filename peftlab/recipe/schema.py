@@ -85,16 +85,18 @@ class DataSection(Section):
 
 class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null uses the default of the method."""
+    """Peak learning rate; null chooses it: the usual one of the method, which some methods multiply for few training
+    rows."""
     num_train_epochs: PositiveInt | None = None
     """Maximum number of epochs; the weights of the epoch with the best validation score are kept. null chooses the
-    epochs that make 500 steps, at least 10 and at most 60; it chooses 10 for language models and generated texts."""
+    epochs that make 400 steps, at least 10 and at most 60; it chooses 10 for language models and generated texts."""
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
     gradient_accumulation_steps: PositiveInt = 1
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the steps in which the learning rate rises linearly from 0."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Fraction of the steps in which the learning rate rises linearly from 0; null chooses 0.1 where the learning rate
+    is chosen above the usual one, else 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Optimizer = "adamw_torch_fused"
@@ -153,11 +155,3 @@ class Recipe(Section):
     method: MethodSection = Lora()
     data: DataSection
     training: TrainingSection = Field(TrainingSection(), validate_default=True)
-
-    @field_validator("training")
-    @classmethod
-    def _set_default_learning_rate(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
-        """Store the default learning rate in the recipe, so that later versions of peftlab do not change it."""
-        if training.learning_rate is not None or "method" not in info.data:
-            return training
-        return training.model_copy(update={"learning_rate": info.data["method"].default_learning_rate})

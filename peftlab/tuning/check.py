@@ -60,6 +60,6 @@ def check(
     recipe, dataset = steps.complete_task(recipe, dataset, session)
     base = steps.load_base(recipe, dataset.task, session)
     encoded = steps.encode(dataset, base, recipe, session)
-    recipe = steps.choose_schedule(recipe, encoded, session)
+    recipe = steps.choose_schedule(recipe, encoded, base, session)
     run = steps.add_adapter(base, recipe, encoded, start, session)
     return CheckResult(recipe, dataset.task, dataset.ledgers, run)

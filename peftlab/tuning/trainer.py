@@ -188,6 +188,7 @@ def training_arguments(
     """The recipe's training section as arguments of the installed Transformers; `extra` is for `arguments_class`."""
     settings = run.recipe.training
     assert settings.num_train_epochs is not None  # see `choose_schedule`
+    assert settings.warmup_ratio is not None
     batches_per_step = settings.gradient_accumulation_steps * run.process_group.world_size
     rows_per_step = settings.per_device_train_batch_size * batches_per_step
     arguments = arguments_class(

@@ -73,7 +73,7 @@ def tune(
         recipe, dataset = steps.complete_task(recipe, dataset, session)
         base = steps.load_base(recipe, dataset.task, session)
         encoded = steps.encode(dataset, base, recipe, session)
-        recipe = steps.choose_schedule(recipe, encoded, session)
+        recipe = steps.choose_schedule(recipe, encoded, base, session)
         run = steps.add_adapter(base, recipe, encoded, start, session)
         run = steps.train(run, session)
         scores = steps.evaluate(run, session)

@@ -1,12 +1,14 @@
 """Epochs and patience chosen from the number of training rows."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import peftlab
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import read_recipe
 from peftlab.tuning import tune
-from peftlab.tuning.schedule import default_epochs, default_patience, steps_per_epoch
+from peftlab.tuning.schedule import default_epochs, default_patience, rate_factor, schedule_from_rows, steps_per_epoch
 from tests.language_models import build_language_model, instruction_recipe
 from tests.tuning.test_tune import ProgressRecorder, equal, weights
 
@@ -27,7 +29,7 @@ class InfoRecorder(ProgressRecorder):
 
 @pytest.mark.parametrize(
     ("num_rows", "epochs", "patience"),
-    [(1, 60, 200), (16, 60, 200), (130, 56, 23), (300, 27, 11), (800, 10, 5), (100_000, 10, 5)],
+    [(1, 60, 200), (16, 60, 200), (130, 45, 23), (300, 22, 11), (640, 10, 5), (100_000, 10, 5)],
 )
 def test_default_epochs_and_patience_by_rows(write_recipe, num_rows, epochs, patience):
     training = read_recipe(write_recipe(training={"per_device_train_batch_size": 16})).training
@@ -40,15 +42,62 @@ def test_steps_per_epoch_counts_accumulation_and_processes(write_recipe):
     assert steps_per_epoch(training, 17, world_size=2) == 2
 
 
-def test_chosen_epochs_are_reported_and_published(write_recipe, tmp_path):
+def test_chosen_schedule_is_reported_and_published(write_recipe, tmp_path):
     progress = InfoRecorder()
     recipe = write_recipe()
-    first = tune(recipe, store=tmp_path / "store", overrides=BY_ROWS, progress=progress)
-    note = "42 epochs (504 steps): chosen from 12 training rows; training.num_train_epochs sets it."
+    overrides = BY_ROWS | {"training.learning_rate": None}
+    first = tune(recipe, store=tmp_path / "store", overrides=overrides, progress=progress)
+    note = (
+        "Chosen from 12 training rows: learning rate 0.003 (usually 0.001), warmup 10%, 34 epochs (408 steps), "
+        "patience 17 epochs. To set them: training.learning_rate, training.warmup_ratio, training.num_train_epochs, "
+        "training.early_stopping_patience."
+    )
     assert note in progress.infos
-    assert progress.started[:2] == (504, 42)
+    assert progress.started[:2] == (408, 34)
     published = read_recipe(first.adapter.folder / "recipe.yaml").training
-    assert (published.num_train_epochs, published.early_stopping_patience) == (42, 17)
+    assert (published.num_train_epochs, published.early_stopping_patience) == (34, 17)
+    assert (published.learning_rate, published.warmup_ratio) == (3e-3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "width", "factor"),
+    [(16, 384, 3), (300, 384, 3), (3000, 384, 1), (50_000, 384, 1), (100, 64, 3), (100, 768, 3**0.5)],
+)
+def test_rate_factor_by_rows_and_width(num_rows, width, factor):
+    assert rate_factor(3, num_rows, width) == pytest.approx(factor)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from([0.3, 1.0, 3.0, 10.0]))
+def test_rate_factor_is_monotonic_and_between_1_and_that_of_few_rows(few, many, factor):
+    few, many = sorted((few, many))
+    lower, upper = sorted((1.0, factor))
+    assert lower <= rate_factor(factor, many) <= upper
+    assert abs(rate_factor(factor, many) - 1) <= abs(rate_factor(factor, few) - 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, (3e-3, 0.1)),
+        ({"training.learning_rate": 1e-3}, (1e-3, 0.0)),
+        ({"training.learning_rate": 5e-3, "training.warmup_ratio": 0.3}, (5e-3, 0.3)),
+        ({"training.warmup_ratio": 0.0}, (3e-3, 0.0)),
+        ({"training.lr_scheduler_type": "constant"}, (3e-3, 0.0)),  # Transformers has no warmup there
+        ({"method": {"type": "ia3"}}, (3e-2, 0.0)),
+        ({"method": {"type": "bottleneck"}}, (3e-3, 0.0)),
+        ({"method": {"type": "lora", "loraplus_lr_ratio": 16.0}}, (1e-3, 0.0)),
+    ],
+)
+def test_rate_and_warmup_of_few_rows(write_recipe, overrides, expected):
+    overrides = {"training.learning_rate": None} | overrides
+    training = peftlab.check(write_recipe(), device="cpu", overrides=overrides).run.recipe.training
+    assert (training.learning_rate, training.warmup_ratio) == expected
+    assert training.num_train_epochs == 2
+
+
+def test_run_that_starts_from_an_adapter_takes_the_usual_rate(write_recipe):
+    recipe = read_recipe(write_recipe(), {"method.start_from": "other", "training.learning_rate": None})
+    assert schedule_from_rows(recipe, 100, 7, 384)["learning_rate"] == 1e-3
 
 
 def test_named_epochs_and_patience_are_kept(write_recipe, tmp_path):
@@ -58,7 +107,7 @@ def test_named_epochs_and_patience_are_kept(write_recipe, tmp_path):
         2,
         None,
     )
-    assert not [message for message in progress.infos if "epochs" in message]
+    assert not [message for message in progress.infos if "epochs" in message or "warmup" in message]
 
 
 def test_language_model_defaults_ignore_rows(tmp_path):
