@@ -22,6 +22,7 @@ from peftlab.cli import cli
 from peftlab.cli.help_layout import Argument, Command, Group, exit_codes
 from peftlab.recipe import Recipe
 from peftlab.recipe.extended_schema import section_classes
+from peftlab.tuning.measured_schedules import MeasuredSchedule, load_table
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("benchmarks/results/*.md", "benchmarks/results/*.png", "recipes/data/README.md", "recipes/*.yaml")
@@ -224,6 +225,23 @@ def usual_learning_rates() -> str:
     return _table(("learning rate", "methods"), rows)
 
 
+def measured_schedules() -> str:
+    """A table of all measured learning rates × steps, the best cell of each set, rows and method in bold."""
+    best: dict[Any, float] = {}
+    for cell in load_table():
+        best[cell.grid] = max(cell.score, best.get(cell.grid, cell.score))
+    rows = [
+        (cell.where, f"`{cell.method}`", f"{cell.rate:g}", str(cell.num_steps), str(cell.seeds), _score(cell, best))
+        for cell in load_table()
+    ]
+    return _table(("data", "method", "learning rate", "steps", "seeds", "score"), rows)
+
+
+def _score(cell: MeasuredSchedule, best: dict[Any, float]) -> str:
+    mark = "**" if cell.score == best[cell.grid] else ""
+    return f"{cell.metric} {mark}{cell.score:.3f}{mark}"
+
+
 def decisions() -> str:
     """A list of all decisions, the newest first."""
     return "\n".join(f"- [{_title(page)}]({page.name})" for page in reversed(_decision_pages()))
@@ -242,5 +260,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "exit codes": exit_code_table,
     "recipe keys": recipe_keys,
     "usual learning rates": usual_learning_rates,
+    "measured schedules": measured_schedules,
     "decisions": decisions,
 }

@@ -235,6 +235,7 @@ class PTuning(VirtualTokens):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         learning_rate=3e-3,
+        few_rows_factor=0.3,
         limits=(Limits(encoder_decoder=_ONE_INPUT.format("p-tuning"), merging=_VIRTUAL_TOKENS),),
         supports_mixed_batches=False,
         setup_code=_OTHER_TOKENS,

@@ -13,7 +13,9 @@ from peftlab.store import Store
 from peftlab.tasks import Task
 from peftlab.tuning import steps
 from peftlab.tuning.dataset import load_dataset
+from peftlab.tuning.measured_schedules import describe_measurement, nearest_measurement
 from peftlab.tuning.progress import Progress
+from peftlab.tuning.schedule import steps_per_epoch
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.warm_start import find_start_adapter
 
@@ -62,4 +64,12 @@ def check(
     encoded = steps.encode(dataset, base, recipe, session)
     recipe = steps.choose_schedule(recipe, encoded, base, session)
     run = steps.add_adapter(base, recipe, encoded, start, session)
+    _report_measurement(run, session.progress)
     return CheckResult(recipe, dataset.task, dataset.ledgers, run)
+
+
+def _report_measurement(run: "Run", progress: Progress) -> None:
+    num_rows, epochs = len(run.train_features), run.recipe.training.num_train_epochs or 0
+    num_steps = epochs * steps_per_epoch(run.recipe.training, num_rows)
+    if nearest := nearest_measurement(run.recipe, num_rows, num_steps):
+        progress.info(describe_measurement(nearest))

@@ -5,9 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import peftlab
+from benchmarks import schedule_table
+from benchmarks.results import load_runs
 from peftlab.errors import TuningInterrupted
 from peftlab.recipe import read_recipe
 from peftlab.tuning import tune
+from peftlab.tuning.measured_schedules import TABLE, describe_measurement, nearest_measurement
 from peftlab.tuning.schedule import default_epochs, default_patience, rate_factor, schedule_from_rows, steps_per_epoch
 from tests.language_models import build_language_model, instruction_recipe
 from tests.tuning.test_tune import ProgressRecorder, equal, weights
@@ -124,3 +127,31 @@ def test_resume_keeps_chosen_epochs(write_recipe, tmp_path):
         tune(recipe, store=tmp_path / "store", overrides=changes, progress=ProgressRecorder(interrupt_at=4))
     resumed = tune(recipe, store=tmp_path / "store", overrides=changes, resume=True)
     assert equal(weights(straight.adapter), weights(resumed.adapter))
+
+
+def test_check_quotes_the_nearest_measured_schedule(write_recipe):
+    progress = InfoRecorder()
+    peftlab.check(write_recipe(), device="cpu", progress=progress)
+    assert not [message for message in progress.infos if "measured" in message]  # 12 rows are far from all of them
+    recipe = read_recipe(write_recipe(), {"training.learning_rate": 1e-3})
+    nearest = nearest_measurement(recipe, 200, 300)
+    assert describe_measurement(nearest) == (
+        "Nearest measured schedule: CrossNER politics, 200 rows, learning rate 0.001, 260 steps: f1 0.614; the best "
+        "measured there is 0.637 at learning rate 0.003, 260 steps."
+    )
+
+
+def test_nearest_measurement_is_of_the_same_task_and_method_and_similar_rows(write_recipe):
+    for method in ("ia3", "prefix"):
+        recipe = read_recipe(write_recipe(), {"method": {"type": method}})
+        nearest = nearest_measurement(recipe, 150, 300)
+        assert (nearest.task, nearest.method) == ("token-classification", method)
+    assert nearest_measurement(recipe, 5000, 300) is None
+    assert nearest_measurement(read_recipe(write_recipe(), {"method": {"type": "last-layers"}}), 150, 300) is None
+
+
+def test_packaged_table_is_that_of_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule_table, "TABLE", tmp_path / "table.json")
+    monkeypatch.setattr(schedule_table, "write_result", lambda *_: None)
+    schedule_table.write_table(load_runs("schedule", schedule_table.Cell))
+    assert (tmp_path / "table.json").read_text() == TABLE.read_text()
