@@ -246,7 +246,13 @@ def _method_cells() -> Iterator[Cell]:
     for run in load_runs("methods-politics", Outcome):
         candidate = CANDIDATES[run.candidate]
         if candidate.base is None and candidate.method in DEFAULTS:
-            place: Overrides = {"data_set": "CrossNER politics", "rows": 0, "num_rows": 200, "steps": 260, "num_steps": 260}
+            place: Overrides = {
+                "data_set": "CrossNER politics",
+                "rows": 0,
+                "num_rows": 200,
+                "steps": 260,
+                "num_steps": 260,
+            }
             kind: Overrides = {"task": "token-classification", "metric": "f1", "method": candidate.method["type"]}
             yield Cell(**place, **kind, rate=run.rate, seed=run.seed, score=run.test)
 
