@@ -1,13 +1,13 @@
 """Find the parameters and modules of a model's head.
 
-A new head consists of the parameters that the base's checkpoint does not contain. A language model keeps the head of
-its checkpoint, which stays frozen.
+A trained head is what lies outside the backbone: the checkpoint has none, or its own is replaced by a new one unless
+the recipe continues it. A language model keeps the head of its checkpoint, which stays frozen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftlab.imports import torch
+from peftlab.imports import torch, transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,15 +24,36 @@ def head_config(task: "Task") -> dict[str, Any]:
     return labels | ({"problem_type": task.head.problem_type} if task.head.problem_type else {})
 
 
-def head_parameters(model: "PreTrainedModel", new: set[str]) -> set[str]:
-    """Names of all parameters of the head: the `new` ones, and the rest of the head if only a part of it is new.
+def head_parameters(model: "PreTrainedModel", new: set[str], *, is_trained: bool) -> set[str]:
+    """Names of all parameters of a trained head, or of a language model's head only the `new` ones.
 
-    In ModernBERT, for example, a new classifier follows a `head` from the checkpoint; together they are the head.
+    A trained head is what lies outside the backbone, and what else is new. In ModernBERT, for example, a new classifier
+    follows a `head` from the checkpoint, and BERT's pooler is new if the checkpoint has none.
     """
-    prefix = f"{model.base_model_prefix}."
-    outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
-    pretrained = model.get_output_embeddings() is not None or not hasattr(model, model.base_model_prefix)
-    return new if pretrained or new.isdisjoint(outside) else new | outside
+    return new | parameters_outside_backbone(model) if is_trained else new
+
+
+def parameters_outside_backbone(model: "PreTrainedModel") -> set[str]:
+    """Names of the parameters that Transformers' `AutoModel` does not have."""
+    names = {name for name, _ in model.named_parameters()}
+    if model.base_model_prefix in model._modules:
+        return {name for name in names if not name.startswith(f"{model.base_model_prefix}.")}
+    with torch.device("meta"):  # T5 for question answering has no separate backbone module
+        backbone = transformers.AutoModel.from_config(model.config)
+    return names - {name for name, _ in backbone.named_parameters()}
+
+
+def initialize_parameters(model: "PreTrainedModel", names: Collection[str]) -> None:
+    """Give these parameters new values, as Transformers initializes those that a checkpoint lacks."""
+    flag = "_is_hf_initialized"  # of tensors and modules; Transformers leaves alone what has it
+    for name, parameter in model.named_parameters():
+        setattr(parameter, flag, name not in names)
+        owner = name.rpartition(".")[0]
+        while name in names and owner:
+            setattr(model.get_submodule(owner), flag, False)
+            owner = owner.rpartition(".")[0]
+    setattr(model, flag, False)
+    model.initialize_weights()
 
 
 def lm_head_modules(model: "PreTrainedModel") -> Iterator[str]:

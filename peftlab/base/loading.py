@@ -2,13 +2,22 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from peftlab.base.checkpoint_head import LoadReport, head_note, require_checkpoint_head
 from peftlab.base.device import choose_device
-from peftlab.base.heads import find_modules_to_save, find_output_layer, head_config, head_parameters, lm_head_modules
+from peftlab.base.heads import (
+    find_modules_to_save,
+    find_output_layer,
+    head_config,
+    head_parameters,
+    initialize_parameters,
+    lm_head_modules,
+    parameters_outside_backbone,
+)
 from peftlab.base.lookup import BaseFiles, find_base
 from peftlab.base.pooled_model import pooled_class
 from peftlab.base.pooling import choose_pooling
@@ -29,12 +38,13 @@ FP16_OVERFLOW_MODEL_TYPES = ("t5", "mt5", "umt5", "longt5")
 
 @dataclass
 class Base:
-    """A base in memory, with its inputs and a newly initialized head for one task.
+    """A base in memory, with its inputs and a head for one task: a new one, or the checkpoint's if the recipe says so.
 
-    `head_modules` names the modules that are trained and saved with the adapter: those whose parameters are not in the
-    checkpoint, and the rest of their head. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the
-    base without these. `max_length` is the longest input in tokens. `pooling` says what the head reads, and why; it is
-    empty for tasks without one output per input.
+    `head_modules` names the modules that are trained and saved with the adapter: those outside the backbone, and those
+    that the checkpoint lacks. `num_parameters` and `num_bytes` (memory, in fp32 or quantized) count the base without
+    these. `max_length` is the longest input in tokens. `pooling` says what the head reads, and why; it is empty for
+    tasks without one output per input. `head_note` says what became of a head that the checkpoint has for this task's
+    model class.
     """
 
     files: BaseFiles
@@ -47,6 +57,7 @@ class Base:
     max_length: int
     fingerprint: str
     pooling: str = ""
+    head_note: str = ""
 
     @property
     def num_bytes_fp32(self) -> int:
@@ -86,17 +97,22 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
         config["attn_implementation"] = section.attn_implementation
     trusted, quantization = section.trust_remote_code, section.quantization
     placement: dict[str, Any] = {"quantization": quantization, "device": device}
-    model, new = load_with_head(files, task, trust_remote_code=trusted, **placement, **config)
-    if new and not task.head.labels:
-        _raise_missing_lm_head(section, task, new)
-    head = head_parameters(model, new)
+    keep_head = section.head == "checkpoint"
+    model, report = _load_model(files, task, keep_head=keep_head, trust_remote_code=trusted, **placement, **config)
+    if keep_head:
+        require_checkpoint_head(section, files, task, report)
+    if report.new and not task.head.labels:
+        _raise_missing_lm_head(section, task, report.new)
+    head = head_parameters(model, report.new, is_trained=bool(task.head.labels))
     model.config.use_cache = False  # training needs no cached keys and values
     inputs = task.inputs_class.load(files, trust_remote_code=trusted)
+    inputs.configure_model(model)
     return Base(
         files=files,
         model=model,
         inputs=inputs,
         head_modules=find_modules_to_save(model, head),
+        head_note=head_note(files, report, keep_head=keep_head),
         num_parameters=sum(num_weights(tensor) for name, tensor in model.named_parameters() if name not in head),
         num_bytes=memory_footprint(model, exclude=head),
         quantization=quantization,
@@ -137,6 +153,7 @@ def load_with_head(
     files: BaseFiles,
     task: "Task",
     *,
+    keep_head: bool = False,
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
     device: str = "cpu",
@@ -144,13 +161,42 @@ def load_with_head(
 ) -> tuple["PreTrainedModel", set[str]]:
     """Load the base, in fp32 or quantized, with a head for `task`, and name the newly initialized parameters.
 
-    `config` overrides fields of the model's configuration.
+    `config` overrides fields of the model's configuration. A head that the checkpoint has for the task's model class is
+    replaced by a new one; with `keep_head` it is kept as far as its sizes fit.
 
     Raises:
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
+        IntegrityError: tensors of the backbone have other shapes than its configuration says.
     """
+    placement: dict[str, Any] = {"quantization": quantization, "device": device}
+    model, report = _load_model(
+        files, task, keep_head=keep_head, trust_remote_code=trust_remote_code, **placement, **config
+    )
+    return model, report.new
+
+
+def _load_model(
+    files: BaseFiles,
+    task: "Task",
+    *,
+    keep_head: bool,
+    trust_remote_code: bool,
+    quantization: Quantization | None,
+    device: str,
+    **config: Any,
+) -> tuple["PreTrainedModel", LoadReport]:
+    """The model of `load_with_head`, and what the checkpoint has of it."""
+    is_trained = bool(task.head.labels)
     options = {**head_config(task), **config, **_loading_options(trust_remote_code)}
-    return _from_pretrained(model_class(files.folder, task), files, quantization, device, **options)
+    options["ignore_mismatched_sizes"] = is_trained
+    loader = model_class(files.folder, task)
+    model, report = _from_pretrained(loader, files, quantization, device, is_trained=is_trained, **options)
+    if is_trained:
+        report = report.with_head(parameters_outside_backbone(model), files)
+        if report.checkpoint_head and not keep_head:
+            initialize_parameters(model, report.outside)
+            report = replace(report, new=report.new | report.outside)
+    return model, report
 
 
 def init_empty_model(files: BaseFiles, task: "Task", *, trust_remote_code: bool = False) -> "PreTrainedModel":
@@ -194,29 +240,35 @@ def load_backbone(
     Raises:
         DeviceNotFoundError: there is no such device, or it cannot compute with a quantized base.
     """
-    model, _ = _from_pretrained(
-        transformers.AutoModel, files, quantization, device, **_loading_options(trust_remote_code)
-    )
+    options = _loading_options(trust_remote_code)
+    model, _ = _from_pretrained(transformers.AutoModel, files, quantization, device, is_trained=False, **options)
     return model.eval()
 
 
 def _from_pretrained(
-    model_class: Any, files: BaseFiles, quantization: Quantization | None, device: str, **options: Any
-) -> tuple["PreTrainedModel", set[str]]:
-    """The model on its device, and the names of the parameters that the checkpoint lacks."""
+    model_class: Any,
+    files: BaseFiles,
+    quantization: Quantization | None,
+    device: str,
+    *,
+    is_trained: bool,
+    **options: Any,
+) -> tuple["PreTrainedModel", LoadReport]:
+    """The model on its device, and what the checkpoint has of it; `is_trained` is said of its head."""
     placement = choose_device(device)
     load = partial(model_class.from_pretrained, files.folder, output_loading_info=True, **options)
     with suppress_transformers_output():
         if quantization is None:
-            model, report = load()
-            return model.to(placement), set(report["missing_keys"])
+            model, loading_info = load()
+            return model.to(placement), LoadReport.from_transformers(loading_info)
         # new parameters must not be quantized: first load on the meta device, without weights, to find their names
-        empty_model, report = load(device_map={"": "meta"})
-        new = set(report["missing_keys"])
-        head = {name.rpartition(".")[0] for name in head_parameters(empty_model, new)}
+        empty_model, loading_info = load(device_map={"": "meta"})
+        report = LoadReport.from_transformers(loading_info)
+        parameters = head_parameters(empty_model, report.new, is_trained=is_trained)
+        head = {name.rpartition(".")[0] for name in parameters}
         model, _ = load(**quantization_kwargs(quantization, head | set(lm_head_modules(empty_model)), placement))
     disable_avx512_packing(model)
-    return model, new
+    return model, report
 
 
 def _loading_options(trust_remote_code: bool) -> dict[str, Any]:

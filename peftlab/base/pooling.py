@@ -60,6 +60,8 @@ def _wanted(section: BaseSection, files: BaseFiles, task: "Task") -> tuple[HeadP
         return None, "as the recipe says"
     if section.pooling != "auto":
         return section.pooling, "as the recipe says"
+    if section.head == "checkpoint":
+        return None, "which the recipe continues"
     if task.head.default_pooling:
         return task.head.default_pooling, f"the default of {task.type}"
     return (declared_pooling(files) if task.head.poolings else None), "declared by the base"

@@ -91,7 +91,11 @@ class ImportWriter:
         """Load the task's model by Transformers; return it with the names that the base's checkpoint lacks."""
         with describe_errors(f"base '{self.base_files.model}' cannot be loaded"):
             return load_with_head(
-                self.base_files, self.import_task.task, device=self.device, trust_remote_code=self.trust_remote_code
+                self.base_files,
+                self.import_task.task,
+                keep_head=True,
+                device=self.device,
+                trust_remote_code=self.trust_remote_code,
             )
 
     def _load_backbone(self) -> PreTrainedModel:

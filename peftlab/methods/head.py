@@ -17,13 +17,13 @@ def head_config(base: Base, section: Head, task: Task) -> LoraConfig:
     """PEFT's configuration of an adapter without a delta.
 
     Raises:
-        RecipeError: the base's checkpoint contains the complete head, so no module is new.
+        RecipeError: the task uses the head of the base's checkpoint, which stays frozen.
     """
     with ErrorCollector() as errors:
         if not base.head_modules:
             errors.add(
-                "'head' trains a new head, but this base's checkpoint contains the complete head.",
+                f"'head' trains only a task's own head, but {task.type} uses the base's head, which stays frozen.",
                 key="method.type",
-                hint="Take lora, or a base whose checkpoint has no head.",
+                hint="Take lora.",
             )
     return LoraConfig(target_modules=DUMMY_TARGET_MODULES)

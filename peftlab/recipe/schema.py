@@ -36,6 +36,9 @@ class BaseSection(Section):
     last: the state of the last token; cls: whatever the architecture's own head reads, such as BERT's [CLS] token. auto
     takes what the base declares in 1_Pooling/config.json, as bases of Sentence Transformers do, else the architecture's
     own head; for relation-extraction it takes the states at the first marker of head and tail."""
+    head: Literal["new", "checkpoint"] = "new"
+    """new trains a new head, even if the checkpoint has one, such as a sentiment classifier's; checkpoint continues the
+    checkpoint's own head, which must have the same labels."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. Do not set this unless you have read that code."""
 

@@ -32,8 +32,31 @@ def with_backbone(model: Model, backbone: nn.Module, like: nn.Module | None = No
 
 
 def set_backbone(model: PreTrainedModel, backbone: nn.Module) -> None:
-    """Replace the backbone of `model` itself."""
-    model._modules.update(_backbone_children(model, backbone, backbone))
+    """Replace the backbone of `model` itself.
+
+    If its class is another one, such as T5's encoder for token classification, it takes the modules and tensors of the
+    same names.
+    """
+    if not (prefix := _prefix(model)):
+        model._modules.update(backbone._modules)
+    elif type(own := cast(nn.Module, model._modules[prefix])) is type(backbone):
+        model._modules[prefix] = backbone
+    else:
+        _share(own, backbone)
+
+
+def _share(module: nn.Module, other: nn.Module) -> None:
+    """Put the children, parameters and buffers of `other` into `module`, where it has some of the same names."""
+    for kind in ("_parameters", "_buffers"):
+        own, others = vars(module)[kind], vars(other)[kind]
+        own.update({name: others[name] for name in own if name in others})
+    for name, child in module._modules.items():
+        other_child = other._modules.get(name)
+        if child is not None and other_child is not None:
+            if type(child) is type(other_child):
+                module._modules[name] = other_child
+            else:
+                _share(child, other_child)
 
 
 def path_of_backbone(model: PreTrainedModel) -> str:

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from peftlab.runtime.adapter_template import LoadedAdapter
+from peftlab.runtime.backbones import with_backbone
 from peftlab.runtime.generation import generate_texts
-from peftlab.runtime.routing import Router, apply_head, group_segments, slice_output, to_float32
+from peftlab.runtime.head_calls import (
+    Arguments,
+    apply_head,
+    join_arguments,
+    layout_of,
+    record_call,
+    slice_output,
+    to_float32,
+)
+from peftlab.runtime.routing import Router, group_segments
 from peftlab.tasks import Feature
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.inputs.inputs import Inputs
@@ -104,7 +114,9 @@ def forward_rows(
     inputs: Inputs,
     features: Sequence[Feature] = (),
 ) -> list[Tensor]:
-    """Compute the output of each row of a batch by its adapter, without padding: one pass of the base, then the heads.
+    """Compute the output of each row of a batch by its adapter, without padding: the base first, then the heads.
+
+    One pass of the base serves all adapters whose classes call it alike.
 
     Args:
         rows: The adapter of each row; rows of one adapter are consecutive.
@@ -113,28 +125,74 @@ def forward_rows(
         inputs: The modality of the batch.
         features: Those of the rows, for tasks whose output depends on labels.
     """
-    states = router.forward([loaded.modules for loaded in rows], batch)
-    return [
-        row_output
-        for loaded, part in group_segments(rows)
-        for row_output in _apply_head(loaded, states, batch, part, features[part], inputs)
-    ]
+    outputs: dict[int, Tensor] = {}
+    for group in _group_calls(list(group_segments(rows)), batch, router):
+        states = _forward_group(group, router)
+        for (loaded, part, _), state in zip(group, states, strict=True):
+            row_outputs = _apply_head(loaded, router, state, _rows_of(batch, part), features[part], inputs)
+            outputs |= zip(range(part.start, part.stop), row_outputs, strict=True)
+    return [outputs[i] for i in range(len(rows))]
+
+
+Call = tuple[LoadedAdapter, slice, Arguments | None]
+"""An adapter, its rows, and the arguments with which its model's class calls the base for them."""
+
+
+def _rows_of(batch: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+    return {name: tensor[part] for name, tensor in batch.items()}
+
+
+def _group_calls(
+    segments: Sequence[tuple[LoadedAdapter, slice]], batch: Mapping[str, Tensor], router: Router
+) -> list[list[Call]]:
+    """Group the adapters whose rows can share a pass of the base; one that does not call it as a whole is alone."""
+    groups: dict[Any, list[Call]] = {}
+    for loaded, part in segments:
+        arguments = record_call(loaded.model, router.tree, _rows_of(batch, part))
+        layout = part.start if arguments is None else layout_of(arguments)
+        groups.setdefault(layout, []).append((loaded, part, arguments))
+    return list(groups.values())
+
+
+def _forward_group(group: Sequence[Call], router: Router) -> list[Any]:
+    """The base's output for the rows of each adapter of a group; None for a class that does not call it as a whole."""
+    calls = [arguments for _, _, arguments in group if arguments is not None]
+    if not calls:
+        return [None]
+    rows = [loaded.modules for loaded, part, _ in group for _ in range(part.start, part.stop)]
+    states, start, parts = router.forward(rows, join_arguments(calls)), 0, []
+    for _, part, _ in group:
+        parts.append(slice_output(states, slice(start, start := start + part.stop - part.start)))
+    return parts
 
 
 def _apply_head(
     loaded: LoadedAdapter,
+    router: Router,
     states: Any,
     batch: Mapping[str, Tensor],
-    part: slice,
     features: Sequence[Feature],
     inputs: Inputs,
 ) -> list[Tensor]:
-    """Compute the outputs of the rows in `part`, which belong to one adapter."""
-    head, part_batch = loaded.task.head, {name: tensor[part] for name, tensor in batch.items()}
-    part_states = slice_output(states, part)
-    if head.labels:  # a trained head computes in fp32, the base's own head in the base's precision
-        part_states = to_float32(part_states)
-    mask = inputs.mask(part_batch)
-    output = apply_head(loaded.model, part_states, part_batch | head.extra_inputs(features, mask))
+    """Compute the outputs of the rows of one adapter."""
+    head, mask = loaded.task.head, inputs.mask(batch)
+    batch = batch | head.extra_inputs(features, mask)
+    if states is None:
+        output = _forward_class(loaded, router, batch)
+    else:
+        if head.labels:  # a trained head computes in fp32, the base's own head in the base's precision
+            states = to_float32(states)
+        output = apply_head(loaded.model, router.tree, states, batch)
     is_labelled = features and all(feature.labels is not None for feature in features)
     return head.compute_outputs(output, head.stack_labels(features, mask) if is_labelled else None, mask)
+
+
+def _forward_class(loaded: LoadedAdapter, router: Router, batch: Mapping[str, Tensor]) -> Any:
+    """Run the forward of the model's class on the routed modules of the base, for the rows of one adapter."""
+    num_rows, dtype = len(next(iter(batch.values()))), next(router.tree.parameters()).dtype
+    model = with_backbone(loaded.model, router.tree)
+    with (
+        router.routing_rows([loaded.modules] * num_rows),
+        torch.autocast(router.device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        return model(**batch)

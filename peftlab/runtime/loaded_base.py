@@ -58,6 +58,7 @@ class LoadedBase:
             )
         if self.quantization is None:
             self.backbone.to(resolve_dtype(settings.precision, self.backbone.device))
+        self.inputs.configure_model(self.backbone)
         self._inputs: dict[type[Inputs], Inputs] = {type(self.inputs): self.inputs}
         self.router = Router(self.backbone, self.inputs.probe(self.backbone, *PROBE_SHAPE))
 
@@ -131,7 +132,9 @@ class LoadedBase:
         return self._attach_to(self._load_backbone().dequantize(torch.float32), files).peft_model
 
     def _attach_to(self, backbone: Any, files: AdapterFiles) -> AttachedAdapter:
-        return attach_adapter(files, backbone, self.files, trust_remote_code=self.settings.trust_remote_code)
+        attached = attach_adapter(files, backbone, self.files, trust_remote_code=self.settings.trust_remote_code)
+        self.inputs_for(files.task).configure_model(attached.model)
+        return attached
 
     def _load_backbone(self) -> Any:
         return load_backbone(

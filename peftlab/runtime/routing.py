@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from peftlab.runtime.backbones import with_backbone
+from peftlab.runtime.head_calls import slice_output
 from peftlab.runtime.low_rank import LowRankUpdate, forward_with_updates
 from peftlab.runtime.module_clone import ModuleWrapper, clone_modules
 
@@ -112,7 +112,7 @@ class Router:
             yield
 
     def forward(self, rows: Sequence[ModulesByName], inputs: Mapping[str, Tensor]) -> ModelOutput:
-        """Compute the backbone's output for the rows of a batch; see `routing_rows`."""
+        """Compute the backbone's output for the rows of a batch, from its arguments; see `routing_rows`."""
         with self.routing_rows(rows):
             return cast(ModelOutput, self.tree(**inputs, **self.options))
 
@@ -155,37 +155,6 @@ def group_segments(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
     for _, group in groupby(items, id):
         run = list(group)
         yield run[0], slice(start, start := start + len(run))
-
-
-def apply_head(model: Any, states: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Any:
-    """Compute the output of a Transformers model from `states`, the output of its backbone for `inputs`."""
-    return with_backbone(model, PrecomputedBackbone(states))(**inputs)
-
-
-class PrecomputedBackbone(nn.Module):
-    """A backbone whose output is already computed."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the output, whatever the inputs are."""
-        return self.output
-
-
-def to_float32(states: ModelOutput) -> ModelOutput:
-    """Convert the backbone's output to fp32, in which trained heads compute."""
-    if all(value.dtype == torch.float32 for value in states.values() if isinstance(value, Tensor)):
-        return states
-    return type(states)(**{k: v.float() if isinstance(v, Tensor) else v for k, v in states.items()})
-
-
-def slice_output(value: Any, part: slice) -> Any:
-    """Select some rows of the tensors of an output."""
-    if isinstance(value, Tensor):
-        return value[part]
-    return type(value)(**{k: v[part] for k, v in value.items() if isinstance(v, Tensor)}) if value else value
 
 
 def _repeat_segments(segments: Segments, args: Any, kwargs: Mapping[str, Any]) -> Segments:

@@ -81,5 +81,7 @@ def _report(run: Run, session: TuningSession) -> None:
     if run.start:
         session.progress.info(str(run.start))
     session.progress.on_base_loaded(run.base, run.num_trainable)
+    if run.base.head_note:
+        session.progress.info(run.base.head_note)
     if warning := size_warning(run.model, run.base, run.recipe.method):
         session.progress.warn(warning)

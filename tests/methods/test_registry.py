@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
 
@@ -152,14 +153,9 @@ def test_head_method_trains_only_head(base):
     assert not [name for name, _ in model.named_parameters() if "lora_" in name]
 
 
-def test_head_method_without_new_head_raises_recipe_error(base, tmp_path):
-    base.model.save_pretrained(tmp_path)
-    base.inputs.tokenizer.save_pretrained(tmp_path)
-    complete = load_base(BaseSection(model=str(tmp_path)), TASK, seed=0, device="cpu")
-    with pytest.raises(
-        RecipeError, match=r"method.type: 'head' trains .* checkpoint contains the complete head. Take lora"
-    ):
-        create_peft_model(complete, Head(type="head"), TASK)
+def test_head_method_for_language_model_raises_recipe_error(base):
+    with pytest.raises(RecipeError, match=r"method.type: 'head' trains only a task's own head, .* Take lora"):
+        create_peft_model(replace(base, head_modules=[]), Head(type="head"), TASK)
 
 
 def test_registry_has_each_method_of_the_schema():

@@ -51,6 +51,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "revision": None,
             "quantization": None,
             "attn_implementation": None,
+            "head": "new",
             "pooling": "auto",
             "trust_remote_code": False,
         },
@@ -286,7 +287,7 @@ training:
     assert errors[:-1] == [
         "recipe.yaml:3  base.model: should be a valid string, not 3.",
         "recipe.yaml:4  base.revison: unknown key. Did you mean 'revision'? "
-        "Keys here: attn_implementation, model, pooling, quantization, revision, trust_remote_code.",
+        "Keys here: attn_implementation, head, model, pooling, quantization, revision, trust_remote_code.",
         "recipe.yaml:6  task.type: unknown type 'token-clasification'. Did you mean 'token-classification'? "
         "Known: causal-lm, domain-adaptation, preference, question-answering, regression, relation-extraction, "
         "summarization, text-classification, token-classification, translation.",

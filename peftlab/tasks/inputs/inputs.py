@@ -89,6 +89,9 @@ class Inputs(ABC):
         """The longest input that processor and model take, `NO_LENGTH_LIMIT` or more if there is none."""
         return NO_LENGTH_LIMIT
 
+    def configure_model(self, model: "PreTrainedModel") -> None:  # noqa: B027  # most processors need nothing
+        """Set in the model's configuration what its head must know about the processor; nothing by default."""
+
     @abstractmethod
     def pad(self, features: Sequence[Feature]) -> Batch:
         """Pad the inputs of features to a batch for the model, without labels."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MASK = "attention_mask"
+PAD_TOKENS = ("pad_token", "eos_token", "sep_token", "cls_token", "bos_token", "mask_token", "unk_token")
+"""Special tokens, in the order in which one is chosen for padding."""
 
 
 class TextInputs(Inputs):
@@ -61,10 +63,19 @@ class TextInputs(Inputs):
     def max_length(self, model: "PreTrainedModel") -> int:
         """The longest input in tokens: the tokenizer's limit, or else the positions of the model."""
         config = model.config
-        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        if positions:
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 0
+        if positions > 0:  # XLNet's are -1, which means any length
             positions -= _unused_positions(model)
-        return min(limit for limit in (self.tokenizer.model_max_length, positions) if limit)
+        return min(limit for limit in (self.tokenizer.model_max_length, positions) if limit > 0)
+
+    def configure_model(self, model: "PreTrainedModel") -> None:
+        """Set the id of the padding token: heads of decoders look for the last token that is not padding.
+
+        It stays where positions are counted from it, as in RoBERTa.
+        """
+        config = model.config.get_text_config()
+        if getattr(config, "pad_token_id", None) is None or not _unused_positions(model):
+            config.pad_token_id = self.tokenizer.pad_token_id
 
     def pad(self, features: Sequence[Feature], side: Literal["left", "right"] | None = None) -> Batch:
         """Pad token ids and masks, each (batch, tokens), on the tokenizer's own side unless `side` is given."""
@@ -132,11 +143,27 @@ def load_tokenizer(
     if tokenizer.is_fast and add_prefix_space:
         _add_prefix_space(tokenizer)
     tokenizer.truncation_side = "right"  # the ledger counts what truncation at the end loses
-    if tokenizer.pad_token is None or not _has_embedding(tokenizer.pad_token_id, files):
-        tokenizer.pad_token = tokenizer.eos_token  # GPT-2, Llama: padding is masked out, so any token will do
     if not tokenizer.is_fast:
         raise IntegrityError(f"base '{files.model}' has no fast tokenizer (tokenizer.json); peftlab needs one.")
+    _set_pad_token(tokenizer, files)
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _set_pad_token(tokenizer: Any, files: ProcessorFiles) -> None:
+    """Use another special token if there is none for padding (GPT-2, Llama): padding is masked, so any token will do.
+
+    Raises:
+        IntegrityError: there is no special token at all.
+    """
+    for kind in PAD_TOKENS:
+        token = getattr(tokenizer, kind)
+        if token is not None and _has_embedding(tokenizer.convert_tokens_to_ids(token), files):
+            tokenizer.pad_token = token
+            return
+    raise IntegrityError(
+        f"the tokenizer of base '{files.model}' has no special token with which short rows can be padded. Set one in "
+        f"its tokenizer_config.json: {', '.join(PAD_TOKENS)}."
+    )
 
 
 def _has_embedding(token: Any, files: ProcessorFiles) -> bool:
