@@ -50,6 +50,15 @@ def read_files(store: Store, reference: str) -> AdapterFiles:
         IntegrityError: it is damaged, cannot be read, or this version of peftlab does not know its task.
     """
     adapter, contents = store.read_files(reference, (CONFIG_FILE, WEIGHTS_FILE))
+    return _parse_files(adapter, contents)
+
+
+def read_folder(adapter: Adapter) -> AdapterFiles:
+    """Read the files of an adapter that is not published yet; raises as `read_files`."""
+    return _parse_files(adapter, {name: (adapter.folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)})
+
+
+def _parse_files(adapter: Adapter, contents: Mapping[str, bytes]) -> AdapterFiles:
     task = adapter.task
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in contents:

@@ -176,7 +176,7 @@ def _apply_head(
 ) -> list[Tensor]:
     """Compute the outputs of the rows of one adapter."""
     head, mask = loaded.task.head, inputs.mask(batch)
-    batch = batch | head.extra_inputs(features, mask)
+    batch = {**batch, **head.extra_inputs(features, mask)}
     if states is None:
         output = _forward_class(loaded, router, batch)
     else:

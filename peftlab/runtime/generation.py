@@ -53,12 +53,12 @@ def _shares_cache(loaded: LoadedAdapter, router: Router) -> bool:
 
 
 def _generate(rows: Rows, router: Router, inputs: Inputs, generate_options: dict[str, Any]) -> list[Continuation]:
-    model, routing = _routed_model([loaded for loaded, _ in rows], router)
+    model, routing = routed_model([loaded for loaded, _ in rows], router)
     with routing, cached_stacks():
         return generate(_generation(*rows[0]), model, inputs, [feature for _, feature in rows], **generate_options)
 
 
-def _routed_model(
+def routed_model(
     adapters: Sequence[LoadedAdapter], router: Router
 ) -> tuple[PreTrainedModel, AbstractContextManager[None]]:
     """The model that generates, and the context in which it sends each row through its adapter."""
