@@ -5,7 +5,7 @@ depends on the padding of its batch is refused: its predictions would depend on 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -34,22 +34,24 @@ def probe(run: Run, session: TuningSession) -> None:
     """
     if run.sharded:
         return
-    with session.process_group.sync_errors(), ErrorCollector() as errors, checked_embeddings(run.model):
+    with (
+        session.process_group.sync_errors(),
+        ErrorCollector() as errors,
+        checked_embeddings(run.model),
+        suppress(_ProbeFailed),
+    ):
         shortest, longest, *others = extreme_features(run)
         pair = f"the shortest and the longest row as one batch ({len(shortest)} and {len(longest)} long)"
-        try:
-            with _described(run, pair, errors):
-                together = _forward(run, [shortest, longest])
-            for feature in others:
-                with _described(run, f"a row that is {len(feature)} long", errors):
-                    _forward(run, [feature])
-            with _described(run, f"a row that is {len(shortest)} long", errors):
-                alone = [_forward(run, [shortest])[0] for _ in range(2)]
-            _check_outputs(run, alone, together[0], errors)
-            with _described(run, f"a training step on {pair}", errors):
-                _training_step(run, [longest, shortest])
-        except _ProbeFailed:
-            pass
+        with _described(run, pair, errors):
+            together = _forward(run, [shortest, longest])
+        for feature in others:
+            with _described(run, f"a row that is {len(feature)} long", errors):
+                _forward(run, [feature])
+        with _described(run, f"a row that is {len(shortest)} long", errors):
+            alone = [_forward(run, [shortest])[0] for _ in range(2)]
+        _check_outputs(run, alone, together[0], errors)
+        with _described(run, f"a training step on {pair}", errors):
+            _training_step(run, [longest, shortest])
 
 
 def extreme_features(run: Run) -> list[Feature]:
