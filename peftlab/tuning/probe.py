@@ -117,7 +117,7 @@ def checked_embeddings(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _described(run: Run, what: str, errors: ErrorCollector) -> Iterator[None]:
-    """Record any error of the model inside the block as a recipe error; a base's libraries raise errors of all kinds."""
+    """Record any error of the model inside the block as a recipe error; models raise errors of all kinds."""
     try:
         yield
     except (PeftlabError, MemoryError):
