@@ -53,7 +53,8 @@ class RootGroup(Group):
             if error.errno not in WRITE_ERRORS:
                 report_unexpected_error(error)
                 raise
-            print_error(f"{error.strerror}: {error.filename or 'a file being written'}. Nothing was published.")
+            notes = _notes(error) or " Nothing was published."
+            print_error(f"{error.strerror}: {error.filename or 'a file being written'}.{notes}")
             ctx.exit(StoreError.exit_code)
         except Exception as error:
             report_unexpected_error(error)
@@ -98,4 +99,9 @@ def _print_unless_reported(error: PeftlabError) -> None:
     if isinstance(error, RecipeError):
         print_recipe_error(error)
     else:
-        print_error(str(error))
+        print_error(f"{error}{_notes(error)}")
+
+
+def _notes(error: BaseException) -> str:
+    """What was added to an error on its way, such as how to resume."""
+    return "".join(f" {note}" for note in getattr(error, "__notes__", ()))

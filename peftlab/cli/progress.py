@@ -167,7 +167,8 @@ def print_result(result: TuningResult, store: str) -> None:
         f"\n[bold green]Published[/] {adapter} after {minutes}:{seconds:02} min, "
         f"{megabytes(adapter.size)}, in {escape(str(adapter.folder))}"
     )
-    out.print(f"Curves    {escape(str(adapter.folder / 'curves.png'))}")
+    if (curves := adapter.folder / "curves.png").is_file():
+        out.print(f"Curves    {escape(str(curves))}")
     store_option = "" if store == "adapters" else f" --store {escape(store)}"
     out.print(
         f"Use it    peftlab predict {adapter.name}{store_option} {escape(TASKS[result.task.type].example(result.task))}"

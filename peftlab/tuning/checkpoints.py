@@ -10,6 +10,7 @@ from peftlab.tuning.progress import Progress
 
 RUN_FILE = "run.json"
 TRAINER_STATE = "trainer_state.json"  # Trainer writes it last
+FINISHED_FILE = "finished.json"
 CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -18,6 +19,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     folders = {int(name[1]): path for path in folder.glob("*") if (name := CHECKPOINT_NAME.fullmatch(path.name))}
     complete = [step for step, path in folders.items() if (path / TRAINER_STATE).is_file()]
     return folders[max(complete)] if complete else None
+
+
+def record_finished(folder: Path) -> None:
+    """Note in `folder` that training is over: what is left is to publish its best checkpoint."""
+    (folder / FINISHED_FILE).write_text("{}", encoding="utf8")
+
+
+def finished_steps(folder: Path) -> int | None:
+    """The number of steps of a run whose training is over; None if there is more to train."""
+    checkpoint = last_checkpoint(folder)
+    name = CHECKPOINT_NAME.fullmatch(checkpoint.name) if checkpoint else None
+    return int(name[1]) if name and (folder / FINISHED_FILE).is_file() else None
 
 
 def resume_hint(folder: Path) -> str:

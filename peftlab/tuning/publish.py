@@ -1,6 +1,6 @@
 """The publishing step: write the adapter's files, reload them into a fresh base, and compare logits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +12,8 @@ from peftlab.recipe import recipe_yaml
 from peftlab.store import Adapter, BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
 from peftlab.tasks import Scores
 from peftlab.tasks.prediction import forward
-from peftlab.tuning.report.confusion_matrix import draw_confusion
-from peftlab.tuning.report.model_card import model_card
-from peftlab.tuning.report.training_curves import draw_curves
+from peftlab.tuning.checkpoints import resume_hint
+from peftlab.tuning.report.files import draw_plots, write_card
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 
@@ -29,16 +28,24 @@ def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> A
         IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
         StoreError: the store cannot be written.
     """
-    store, seconds = session.store, session.seconds
+    store, seconds, warn, name = session.store, session.seconds, session.progress.warn, run.recipe.name
 
     def publish_on_main() -> str:
-        return str(store.publish(run.recipe.name, lambda folder: write_adapter(run, scores, seconds, folder)))
+        try:
+            return str(store.publish(name, lambda folder: write_adapter(run, scores, seconds, folder, warn)))
+        except Exception as error:
+            error.add_note(f"Nothing was published. {resume_hint(store.run_folder(name))}")
+            raise
 
     return store.resolve(run.process_group.broadcast(publish_on_main))
 
 
-def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder: Path) -> Manifest:
+def write_adapter(
+    run: Run, scores: Mapping[str, Scores], seconds: float, folder: Path, warn: Callable[[str], None]
+) -> Manifest:
     """Write PEFT's files, recipe, plots and model card of a trained run into `folder`, and return the manifest.
+
+    `warn` is told of a plot or card that could not be written.
 
     Raises:
         IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
@@ -50,22 +57,9 @@ def write_adapter(run: Run, scores: Mapping[str, Scores], seconds: float, folder
     difference = check_reloaded(run, folder)
     recipe = recipe_yaml(run.recipe, folder)  # `folder` is only renamed later, so relative paths stay valid
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
-    title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
-    curves, smaller = folder / "curves.png", not run.task.metric.greater_is_better
-    draw_curves(
-        run.log,
-        run.task.metric.name,
-        title,
-        curves,
-        smaller_is_better=smaller,
-        keeps_latest_tie=run.keeps_latest_tie,
-    )
-    for split, scored in scores.items():
-        if scored.confusion and (split == "test" or "test" not in scores):
-            draw_confusion(scored.confusion, f"{run.recipe.name}, {split}", folder / "confusion.png")
+    draw_plots(run, scores, folder, warn)
     manifest = run_manifest(run, scores, seconds, difference)
-    card = model_card(manifest, recipe, run.base.model)
-    (folder / "README.md").write_text(card, encoding="utf8")
+    write_card(run, manifest, recipe, folder, warn)
     return manifest
 
 

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from peftlab.errors import TuningInterrupted
 from peftlab.methods import METHODS
 from peftlab.tuning.callbacks import EarlyStopping, ProgressReporter, StopOnSignal
-from peftlab.tuning.checkpoints import record_run, resume_hint
+from peftlab.tuning.checkpoints import finished_steps, record_finished, record_run, resume_hint
 from peftlab.tuning.distributed.backends import idle_gpus_warning, unshard
 from peftlab.tuning.distributed.process_group import detect_dead_ranks
 from peftlab.tuning.divergence import DivergenceCallback
@@ -51,6 +51,8 @@ def run_trainer(run: Run, folder: Path, *, resume: bool, progress: Progress) -> 
         progress.warn(warning)
     checkpoint = run.process_group.broadcast(lambda: record_run(folder, run.identity, progress, resume=resume))
     trainer = _trainer(run, folder, progress)
+    if checkpoint and (steps := finished_steps(folder)):
+        trainer.args.max_steps = steps  # only the best checkpoint is loaded, to be published
     stop_on_signal, divergence = StopOnSignal(run.process_group), DivergenceCallback(run)
     trainer.add_callback(stop_on_signal)
     trainer.add_callback(divergence)
@@ -64,6 +66,8 @@ def run_trainer(run: Run, folder: Path, *, resume: bool, progress: Progress) -> 
     if stopped:
         raise _interrupted(trainer, folder)
     divergence.report(trainer.state, progress)
+    if run.process_group.is_main:
+        record_finished(folder)
     release_freed_memory()
     finished = trainer.state.global_step >= trainer.state.max_steps or divergence.detected
     progress.on_train_end(stopped_early=not finished)

@@ -287,7 +287,7 @@ def test_full_disk_prints_error(write_recipe, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device", "checkpoint")
 
-    monkeypatch.setattr("peftlab.tuning.publish.draw_curves", full)
+    monkeypatch.setattr("peftlab.tuning.report.files.draw_curves", full)
     result = run("tune", write_recipe(), "--store", tmp_path / "store", "-o", "training.num_train_epochs=1")
     assert result.exit_code == 5
     assert "No space left on device" in result.output

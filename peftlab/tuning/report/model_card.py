@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -32,8 +33,7 @@ It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_n
 
 {by_label}
 
-![Training loss and validation score](curves.png)
-{confusion}
+{plots}
 
 ## Use
 
@@ -82,8 +82,8 @@ _QUANTIZED = {
 }
 
 
-def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel) -> str:
-    """The card as Markdown, from the manifest, the text of the recipe, and the base with its head."""
+def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: Collection[str]) -> str:
+    """The card as Markdown, from the manifest, the text of the recipe, the base with its head, and the plots' names."""
     task, parameters, quantization = manifest.task, manifest.parameters, manifest.base.quantization
     pooled = bool(task.pooling)
     info = method_info(manifest.method)
@@ -111,7 +111,14 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel) -> str:
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
-        confusion=f"\n![Confusion of labels, {last_split}](confusion.png)\n" if scores[last_split].confusion else "",
+        plots="\n\n".join(
+            f"![{text}]({name})"
+            for name, text in (
+                ("curves.png", "Training loss and validation score"),
+                ("confusion.png", f"Confusion of labels, {last_split}"),
+            )
+            if name in plots
+        ),
         command=f"peftlab predict {manifest.name} {record.example(built_task)}",
         setup_code=f"{info.setup_code}\n" if info.setup_code else "",
         reading=f"\n{output_help}\n" if output_help else "",
@@ -186,7 +193,12 @@ def _table(corner: str, rows: dict[str, dict[str, Any]]) -> str:
     columns = list(next(iter(rows.values())))
     lines = [[corner, *columns], ["---", *["---:"] * len(columns)]]
     lines += [[name, *(_cell(values[column]) for column in columns)] for name, values in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Text in one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _cell(value: float) -> str:

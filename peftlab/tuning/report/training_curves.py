@@ -21,7 +21,7 @@ def draw_curves(
     scores = [(entry["epoch"], entry[f"eval_{main_score}"]) for entry in log if f"eval_{main_score}" in entry]
     figure = matplotlib.figure.Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     left.plot(*zip(*losses, strict=True), color="#4c72b0", marker="o", markersize=3, linewidth=1.2)
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     right.plot(*zip(*scores, strict=True), color="#55a868", marker="o", markersize=3, linewidth=1.2)
