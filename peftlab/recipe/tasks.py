@@ -172,12 +172,13 @@ class CausalLm(LanguageModelTask):
 
 
 class Preference(LanguageModelTask):
-    """Preferences between two answers, by direct preference optimization (DPO) with the base as the reference model."""
+    """Preferences between two answers, by direct preference optimization (DPO). The reference model is the base, or the adapter of
+    method.start_from."""
 
     trainer: ClassVar[Literal["supervised", "preference"]] = "preference"
     type: Literal["preference"]
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the penalty for differing from the base: a larger beta keeps replies closer to it (for ipo, this is
+    """Strength of the penalty for differing from the reference: a larger beta keeps replies closer to it (for ipo, this is
     τ)."""
     loss_type: Literal[
         "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",

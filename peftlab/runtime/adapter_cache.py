@@ -77,6 +77,25 @@ class AdapterCache:
                 self._store_files(key, files)
             return files
 
+    def find_reference(self, files: AdapterFiles, name: str, manifest_sha256: str) -> AdapterVersion:
+        """The version of the adapter that a run started from, which is the reference of its rewards.
+
+        Raises:
+            IntegrityError: it is not in the store, or another adapter has its name.
+        """
+        try:
+            version = self._store.resolve_version(name)
+            found = self.files(version).adapter.manifest.manifest_sha256
+        except AdapterNotFoundError:
+            found = None
+        if found != manifest_sha256:
+            state = "is not in this store" if found is None else "in this store is another adapter"
+            raise IntegrityError(
+                f"the rewards of {files.adapter} compare it with {name}, from which it was tuned (method.start_from), "
+                f"and {name} {state}. Name the store that has both (--store)."
+            )
+        return version
+
     def retain(self, key: AdapterKey) -> None:
         """Keep an adapter while there is room, until `release` has been called as many times as `retain`."""
         with self._lock:

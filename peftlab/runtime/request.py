@@ -178,7 +178,7 @@ class Request:
         for name, rows in indices.items():
             files, key, own_examples = self.files(name), self.key(name), [examples[i][1] for i in rows]
             features = files.task.outputs.attach_references(
-                self.encode(files, own_examples), partial(self._forward_base, key)
+                self.encode(files, own_examples), partial(self._forward_reference, files, key)
             )
             yield _EncodedRows(name, key, files.task, rows, own_examples, features)
 
@@ -212,10 +212,19 @@ class Request:
             for key, _ in features
         ]
 
-    def _forward_base(self, key: AdapterKey, features: Sequence[Feature]) -> list[FeatureOutput]:
-        """The output of each feature on the base alone, by the adapter's task; a reference for scores."""
-        base, pairs = self._base, [(key, feature) for feature in features]
-        return forward_features(pairs, self._pinned_base_only, base.router, base.inputs, max_adapters=self._slots)
+    def _forward_reference(
+        self, files: AdapterFiles, key: AdapterKey, features: Sequence[Feature]
+    ) -> list[FeatureOutput]:
+        """The output of each feature by the reference model: the base alone, or the adapter that the run started from.
+
+        Raises:
+            IntegrityError: that adapter is not in the store, or has changed.
+        """
+        base, reference = self._base, files.task.state.get("reference") if features else None
+        pinned = self._cache.pinned if reference else self._pinned_base_only
+        reference_key = self._cache.find_reference(files, *reference) if reference else key
+        pairs = [(reference_key, feature) for feature in features]
+        return forward_features(pairs, pinned, base.router, base.inputs, max_adapters=self._slots)
 
     @contextmanager
     def _pinned_base_only(self, keys: Collection[AdapterKey]) -> Iterator[dict[AdapterKey, LoadedAdapter]]:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from peftlab.tasks.inputs.inputs import Inputs
 
-BaseForward = Callable[[Sequence[Feature]], Sequence[Any]]
-"""Features → their outputs with the adapter disabled."""
+ReferenceForward = Callable[[Sequence[Feature]], Sequence[Any]]
+"""Features → their outputs by the reference model."""
 StopStringFinder = Callable[[Any], list[str]]
 """The inputs of a base model → strings that end a text."""
 
@@ -48,6 +48,8 @@ class TextGeneration:
 class Outputs:
     """One forward pass per feature."""
 
+    needs_reference = False
+    """Whether scores need the outputs of a reference model, for features with labels."""
     not_averaged = "a vocabulary is not averaged"
     """Why the outputs of a base model's own head have no mean."""
 
@@ -68,9 +70,9 @@ class Outputs:
         return []
 
     def attach_references(
-        self, features: Sequence[Sequence[Feature]], forward_base: BaseForward
+        self, features: Sequence[Sequence[Feature]], forward_reference: ReferenceForward
     ) -> list[list[Feature]]:
-        """The features of each example, with what decoding needs of the base model's outputs."""
+        """The features of each example, with what decoding needs of the reference model's outputs."""
         return [list(windows) for windows in features]
 
 
@@ -106,10 +108,13 @@ class ChatOutputs(GeneratedOutputs):
 
 
 class ReferencedOutputs(ChatOutputs):
-    """Outputs that are compared with those of the base model, as preference tuning does.
+    """Outputs that are compared with those of a reference model, as preference tuning does: of the base model, or of
+    the adapter that the run started from.
 
-    `attach_reference` adds the base model's output to a labelled feature.
+    `attach_reference` adds the reference model's output to a labelled feature.
     """
+
+    needs_reference = True
 
     def __init__(
         self,
@@ -121,11 +126,11 @@ class ReferencedOutputs(ChatOutputs):
         self._attach_reference = attach_reference
 
     def attach_references(
-        self, features: Sequence[Sequence[Feature]], forward_base: BaseForward
+        self, features: Sequence[Sequence[Feature]], forward_reference: ReferenceForward
     ) -> list[list[Feature]]:
         """See `Outputs.attach_references`."""
         labelled = [feature for windows in features for feature in windows if feature.labels is not None]
-        outputs = iter(forward_base(labelled))
+        outputs = iter(forward_reference(labelled))
         return [
             [
                 feature if feature.labels is None else self._attach_reference(feature, cast(Any, next(outputs)))

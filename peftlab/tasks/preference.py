@@ -1,7 +1,7 @@
 """The task preference: pairs of a better and a worse answer, for direct preference optimization (DPO).
 
-The reward of an answer in DPO (Rafailov et al. 2023, arXiv:2305.18290) is beta · (log p(answer) - log p_base(answer)),
-where p_base is the probability by the base with the adapter disabled.
+The reward of an answer in DPO (Rafailov et al. 2023, arXiv:2305.18290) is beta · (log p(answer) - log p_reference(answer)),
+where p_reference is the probability by the base with the adapter disabled, or by the adapter that the run started from.
 """
 
 import math
@@ -50,8 +50,8 @@ class Pair(Example):
 
 @dataclass(frozen=True)
 class Answer(Feature):
-    """One answer of a pair, or a window of it; `reference` is its loss by the base (nats), None until it is
-    computed."""
+    """One answer of a pair, or a window of it; `reference` is its loss by the reference model (nats), None
+    until it is computed."""
 
     part: str = "chosen"
     reference: float | None = None
@@ -100,7 +100,7 @@ class PreferenceTask(CausalLmTask):
 
     @property
     def outputs(self) -> Outputs:
-        """Generated replies; the rewards of labelled answers need the base model's outputs."""
+        """Generated replies; the rewards of labelled answers need the reference model's outputs."""
         return ReferencedOutputs(self._generation(), self.learned_stop_strings, self.attach_reference)
 
     @property
@@ -158,7 +158,7 @@ class PreferenceTask(CausalLmTask):
         return sum(super(PreferenceTask, self).lost(side, _of(part, features)) for side, part in answers_in_order)
 
     def attach_reference(self, feature: Any, output: "torch.Tensor") -> Answer:
-        """Add the loss of the answer's tokens by the base."""
+        """Add the loss of the answer's tokens by the reference model."""
         return replace(feature, reference=_sum_nll(output))
 
     def decode(  # type: ignore[override]

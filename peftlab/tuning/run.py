@@ -1,7 +1,7 @@
 """The state of one tuning run, ready to train."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,6 +34,8 @@ class Run:
         device: Where this process computes.
         sharded: Whether each process holds only a part of the base.
         start: The adapter whose weights the run started with, if any.
+        reference_state: The trainable parameters at the start, by name, if `start` is the reference of preference
+            tuning; else empty, and the reference is the base.
         log: Trainer's log, after training.
     """
 
@@ -46,6 +48,7 @@ class Run:
     device: torch.device
     sharded: bool
     start: WarmStart | None = None
+    reference_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     log: Sequence[dict[str, float]] = field(default_factory=list)
 
     @property

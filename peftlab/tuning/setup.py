@@ -12,6 +12,7 @@ from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.backend_check import shards_base
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
 from peftlab.tuning.packing import check_packing
+from peftlab.tuning.preference.start_reference import start_as_reference
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.start_weights import load_start_weights
@@ -56,6 +57,7 @@ def add_adapter(
     """
     with session.process_group.sync_errors():
         model = create_peft_model(base, recipe.method, dataset.task)
+        warm_start = _start_from(start, model, base, dataset.task, recipe) if start else None
         run = Run(
             recipe=recipe,
             dataset=dataset,
@@ -65,7 +67,8 @@ def add_adapter(
             process_group=session.process_group,
             device=choose_device(session.device),
             sharded=shards_base(recipe.training.distributed, session.process_group),
-            start=_start_from(start, model, base, dataset.task, recipe) if start else None,
+            start=warm_start,
+            reference_state=start_as_reference(warm_start, model, dataset.task) if warm_start else {},
         )
         _report(run, session)
         if recipe.training.packing:

@@ -1,4 +1,4 @@
-"""The model of a run without its adapter: the reference of preference tuning."""
+"""The reference of preference tuning: the model of a run without its adapter, or with the weights it started from."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,16 +20,30 @@ def run_forward(run: Run) -> ForwardFunction:
 
 
 def attach_references(run: Run, features: Sequence[Sequence[Feature]]) -> list[list[Feature]]:
-    """The features of each example; if the task needs a reference, with the outputs of the base model added.
+    """The features of each example; if the task needs a reference, with the outputs of the reference model added.
 
     The reference is computed in the current autocast precision, so that both sides are rounded in the same way.
     """
 
-    def base_forward(labelled: Sequence[Feature]) -> Sequence[FeatureOutput]:
-        with adapter_disabled(run.model):
+    def forward_reference(labelled: Sequence[Feature]) -> Sequence[FeatureOutput]:
+        with start_weights(run) if run.reference_state else adapter_disabled(run.model):
             return run_forward(run)(labelled)
 
-    return run.task.outputs.attach_references(features, base_forward)
+    return run.task.outputs.attach_references(features, forward_reference)
+
+
+@contextmanager
+def start_weights(run: Run) -> Iterator[None]:
+    """Inside the block `run.model` has the weights that the run started from."""
+    parameters = dict(run.model.named_parameters())
+    trained = {name: parameters[name].data for name in run.reference_state}
+    for name, tensor in run.reference_state.items():
+        parameters[name].data = tensor.to(trained[name])
+    try:
+        yield
+    finally:
+        for name, tensor in trained.items():
+            parameters[name].data = tensor
 
 
 @contextmanager
