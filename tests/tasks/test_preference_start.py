@@ -63,5 +63,7 @@ def test_first_loss_is_that_of_equal_models_and_scores_agree(base, tmp_path, met
     evaluated = peftlab.evaluate("chat", rows, store=tmp_path / "store", device="cpu", precision="fp32")
     assert evaluated.scores.values == pytest.approx(tuned.scores["validation"].values, abs=1e-4)
     shutil.rmtree(tmp_path / "store" / "first")
-    with pytest.raises(IntegrityError, match=r"compare it with first@1, from which it was tuned .* is not in this store"):
+    with pytest.raises(
+        IntegrityError, match=r"compare it with first@1, from which it was tuned .* is not in this store"
+    ):
         peftlab.evaluate("chat", rows, store=tmp_path / "store", device="cpu")
