@@ -172,14 +172,14 @@ class CausalLm(LanguageModelTask):
 
 
 class Preference(LanguageModelTask):
-    """Preferences between two answers, by direct preference optimization (DPO). The reference model is the base, or the adapter of
-    method.start_from."""
+    """Preferences between two answers, by direct preference optimization (DPO). The reference model is the base, or the
+    adapter of method.start_from."""
 
     trainer: ClassVar[Literal["supervised", "preference"]] = "preference"
     type: Literal["preference"]
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the penalty for differing from the reference: a larger beta keeps replies closer to it (for ipo, this is
-    τ)."""
+    """Strength of the penalty for differing from the reference: a larger beta keeps replies closer to it (for ipo, this
+    is τ)."""
     loss_type: Literal[
         "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
         "apo_zero", "apo_down", "discopop", "sigmoid_norm",
