@@ -14,6 +14,7 @@ from peftlab.methods import create_peft_model
 from peftlab.recipe import BaseSection, Method
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE, Manifest, ParameterCounts, Store, build_manifest
 from peftlab.tasks import ModelContext, Task
+from peftlab.tasks.generation.settings import end_tokens
 from peftlab.tuning.publish import describe_base
 
 STANDARD_DEVIATION = 0.02  # similar to trained weights
@@ -25,7 +26,9 @@ def publish_random(
     """Publish one adapter for each name; they differ only in their weights."""
     base = load_base(base_section, task, seed=seed, device="cpu")
     with ErrorCollector() as errors:
-        task.bind_to_base(ModelContext(base.inputs, base.model.config, base.max_length), {}, errors)
+        task.bind_to_base(
+            ModelContext(base.inputs, base.model.config, base.max_length, end_tokens(base.model)), {}, errors
+        )
     model = create_peft_model(base, method, task)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     manifest = build_manifest(

@@ -143,6 +143,7 @@ class CausalLmTask(Task):
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
         """Choose the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.bind_to_base`."""
+        self.state["end_tokens"] = list(context.end_tokens)
         own = (
             context.inputs.tokenizer.chat_template if isinstance(context.inputs.tokenizer.chat_template, str) else None
         )
@@ -155,6 +156,7 @@ class CausalLmTask(Task):
         elif not self.template_file:  # which was read with the rows
             self.state["chat_template"] = CHAT_TEMPLATES[self.template or "plain"].read_text(encoding="utf8")
         self.state["answer_opening"] = self._find_opening(examples.get("train", ()), context.inputs.tokenizer)
+        self._check_ends(examples.get("train", ()), context.inputs.tokenizer, errors)
         for split in examples.values():
             self._written(split, context.inputs.tokenizer, errors)
         self._check_prompt_length(context.max_length, errors)
@@ -169,6 +171,24 @@ class CausalLmTask(Task):
             return template.turn_format.opening if all(map(template.writes_opening, chats)) else ""
         except ChatError:  # `_written` reports it
             return ""
+
+    def _check_ends(
+        self, examples: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", errors: ErrorCollector
+    ) -> None:
+        """Check that something ends every text: the tokenizer's eos token, or the template."""
+        has_chats_only = bool(examples) and all(isinstance(one, Chat) for one in examples)
+        ending = self._chat_template(tokenizer).ending if has_chats_only else ""
+        if not ending and tokenizer.eos_token is None:
+            message = "the tokenizer of this base has no eos_token, so nothing would end a reply."
+            hint = "Set eos_token in its tokenizer_config.json."
+            hint += (
+                " Or name a template that ends its answers, as chatml does (task.template)." if has_chats_only else ""
+            )
+            errors.add(message, key="base.model", hint=hint)
+        elif ending and ending not in tokenizer.decode(tokenizer(f"a{ending}", add_special_tokens=False)["input_ids"]):
+            message = f"the tokenizer of this base changes {ending}, with which the template ends answers."
+            hint = f"Add {ending} to its special tokens, or use another template (task.template)."
+            errors.add(message, key="base.model", hint=hint)
 
     def _check_prompt_length(self, max_length: int, errors: ErrorCollector) -> None:
         if (budget := max_length - self.generation["max_new_tokens"]) < SHORTEST_QUESTION:

@@ -100,6 +100,8 @@ class DomainCausalLmTask(CausalLmTask):
         self, context: ModelContext, examples: Mapping[str, Sequence[Any]], errors: ErrorCollector
     ) -> None:
         """See `Task.bind_to_base`; by default, new tokens are at most half of the maximum length."""
+        self.state["end_tokens"] = list(context.end_tokens)
+        self._check_ends(examples.get("train", ()), context.inputs.tokenizer, errors)
         if not self._asked_for:
             self.generation["max_new_tokens"] = min(self.generation["max_new_tokens"], context.max_length // 2)
         self._check_prompt_length(context.max_length, errors)

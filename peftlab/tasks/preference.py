@@ -1,6 +1,6 @@
 """The task preference: pairs of a better and a worse answer, for direct preference optimization (DPO).
 
-The reward of an answer in DPO (Rafailov et al. 2023, arXiv:2305.18290) is beta · (log p(answer) - log p_ref(answer)), where
+The reward of an answer in DPO (Rafailov et al. 2023, arXiv:2305.18290) is beta · (log p(answer) - log p_ref(answer)).
 p_ref is the probability by the base with the adapter disabled, or by the adapter that the run started from.
 """
 

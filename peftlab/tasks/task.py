@@ -139,11 +139,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """The base model as a task sees it: its inputs, its configuration, and the longest input (tokens for text)."""
+    """The base model as a task sees it: its inputs, its configuration, and the longest input (tokens for text).
+
+    `end_tokens` are the ids of the tokens that end a text by the base's `generation_config`.
+    """
 
     inputs: Any
     config: "PreTrainedConfig"
     max_length: int
+    end_tokens: Sequence[int] = ()
 
 
 class Task(ABC):

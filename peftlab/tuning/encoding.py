@@ -8,6 +8,7 @@ from peftlab.data import Ledger
 from peftlab.errors import ErrorCollector
 from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, ModelContext, Task
+from peftlab.tasks.generation.settings import end_tokens, unused_base_defaults
 from peftlab.tasks.inputs.inputs import NO_LENGTH_LIMIT
 from peftlab.tuning.dataset import EncodedDataset, TuningDataset
 from peftlab.tuning.feature_cache import cached_features
@@ -30,8 +31,11 @@ def encode(dataset: TuningDataset, base: Base, recipe: Recipe, session: TuningSe
         _report_length(max_length, base, recipe, session.progress)
         with ErrorCollector() as errors:
             dataset.task.bind_to_base(
-                ModelContext(base.inputs, base.model.config, max_length), dataset.examples, errors
+                ModelContext(base.inputs, base.model.config, max_length, end_tokens(base.model)),
+                dataset.examples,
+                errors,
             )
+        _report_unused_settings(dataset.task, base, session.progress)
         return encode_dataset(dataset, base, max_length, recipe.data.max_lost, session.progress)
 
 
@@ -80,6 +84,13 @@ def _report_length(max_length: int, base: Base, recipe: Recipe, progress: Progre
         progress.info(
             f"{virtual} of the {base.max_length} tokens of an input are virtual tokens: {max_length} are left."
         )
+
+
+def _report_unused_settings(task: Task, base: Base, progress: Progress) -> None:
+    unused = unused_base_defaults(base.model) if task.outputs.generation(Feature({}, None)) else {}
+    if unused:
+        settings = ", ".join(f"{name}: {value}" for name, value in unused.items())
+        progress.info(f"The generation_config of this base is not used ({settings}); task.generation is.")
 
 
 def _encode_split(

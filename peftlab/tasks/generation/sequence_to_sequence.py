@@ -132,6 +132,11 @@ class SequenceToSequenceTask(Task):
         self.state["source"] = _frame(context.inputs.tokenizer, "text")
         self.state["target"] = _frame(context.inputs.tokenizer, "text_target")
         self.state["decoder_start"] = getattr(context.config, "decoder_start_token_id", None)
+        ends = self.state["target"][1] if context.inputs.tokenizer.eos_token is None else []
+        self.state["end_tokens"] = [*context.end_tokens, *ends[-1:]]
+        if context.inputs.tokenizer.eos_token is None and not ends:
+            message = "the tokenizer of this base writes no token behind a target, so nothing would end a text."
+            errors.add(message, key="base.model", hint="Set eos_token in its tokenizer_config.json.")
 
     def encode(
         self,
@@ -174,8 +179,7 @@ class SequenceToSequenceTask(Task):
 
     def stop_strings(self, inputs: Any) -> list[str]:
         """The tokenizer's eos token, and the recipe's `stop_strings`."""
-        tokenizer = inputs.tokenizer
-        stop_strings = [tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
+        stop_strings = [inputs.tokenizer.eos_token or "", *self.generation.get("stop_strings", ())]
         return [ending for ending in stop_strings if ending]
 
     def decode(self, example: Source, features: Sequence[Feature], logits: Sequence[Any]) -> GeneratedText:
