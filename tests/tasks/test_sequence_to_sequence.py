@@ -80,6 +80,7 @@ def transformers_generation(base, model, text, **settings):
     """What Transformers' `generate` writes for one text."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     inputs = tokenizer(text, return_tensors="pt")
+    model.generation_config.forced_eos_token_id = None  # BART's default, which would end every text as if it were whole
     with torch.inference_mode():
         written = model.generate(**inputs, **{"max_new_tokens": 12, "do_sample": False, **settings})
     return tokenizer.decode(written[0], skip_special_tokens=True).strip()
