@@ -12,7 +12,7 @@ from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tasks.prediction import longest_first, module_mode
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def head_inputs(
     model: nn.Module,
     base: Base,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from peftlab.data import Row
 from peftlab.data.rows import RowError
@@ -126,9 +126,20 @@ def encode_sequences(
 
 def _positions(encoded: "BatchEncoding", number: int, offsets: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """The token at each character of the first text; for a character that was cut off, the last token of the text."""
-    tokens = [encoded.char_to_token(number, offset, sequence_index=0) for offset in offsets]
+    tokens = [_token_at(encoded, number, offset) for offset in offsets]
     last = max((i for i, sequence in enumerate(encoded.sequence_ids(number)) if sequence == 0), default=0)
     return tuple((last if token is None else token, i) for i, token in enumerate(tokens))
+
+
+def _token_at(encoded: "BatchEncoding", number: int, offset: int) -> int | None:
+    """The last token with a character: a blank before the text may be a token with the offset of the first letter."""
+    token = cast(int | None, encoded.char_to_token(number, offset, sequence_index=0))
+    while token is not None and token + 1 < len(encoded["input_ids"][number]):
+        following = encoded.token_to_chars(number, token + 1)
+        if following is None or not following.start <= offset < following.end:
+            break
+        token += 1
+    return token
 
 
 def _encode_windows(
