@@ -17,7 +17,7 @@ head_labels = {head_labels}
 
 
 class {name}(torch.nn.Module):
-    def __init__(self):
+{property}    def __init__(self):
         super().__init__()
         self.{prefix} = AutoModel.from_pretrained({backbone})
         self.config = self.{prefix}.config
@@ -47,17 +47,25 @@ _FLAGS: dict[Quantization, str] = {"8bit": "is_loaded_in_8bit", "4bit": "is_load
 
 
 def pooled_model_code(
-    model: "PreTrainedModel", head: "Head", backbone: str, quantization: Quantization | None = None
+    model: "PreTrainedModel",
+    head: "Head",
+    backbone: str,
+    quantization: Quantization | None = None,
+    *,
+    needs_base_model: bool = False,
 ) -> str:
     """A class that is built without arguments and computes the logits of `model`, which has the pooled `head`.
 
-    The code needs `torch` and `AutoModel`; `backbone` are the arguments of `AutoModel.from_pretrained`.
+    The code needs `torch` and `AutoModel`; `backbone` are the arguments of `AutoModel.from_pretrained`. Some of
+    peftlab's tuners need the attribute `base_model` of Transformers' classes.
     """
     assert head.pooling
+    base_model = f"    base_model = property(lambda self: self.{model.base_model_prefix})  # for peftlab's tuner\n\n"
     return _CODE.format(
         head_labels=head.labels,
         name=type(model).__name__,
         prefix=model.base_model_prefix,
+        property=base_model if needs_base_model else "",
         backbone=backbone,
         quantized=f"        self.{_FLAGS[quantization]} = True  # for PEFT\n" if quantization else "",
         output_layer=OUTPUT_LAYER,

@@ -106,7 +106,8 @@ def _temporary_store(names: list[str], base: str, method: dict[str, Any]) -> Ite
 
 
 def _publish_adapters(store: Store, names: list[str], base: str, method: dict[str, Any]) -> None:
-    publish_random(store, names, BaseSection(model=base), parse_method(method), TextClassificationTask(labels=LABELS))
+    section = BaseSection(model=base, pooling="cls")  # plain Transformers has the architecture's own head
+    publish_random(store, names, section, parse_method(method), TextClassificationTask(labels=LABELS))
 
 
 def _load_bank(store: Store, names: list[str], device: str, precision: str) -> Bank:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import get_peft_model
 from transformers import AutoModel
 
-from peftlab.base import Base, choose_device, head_config, load_base
+from peftlab.base import Base, choose_device, head_config, load_base, model_class
 from peftlab.bench.step_time import COMPILED, COMPILING, LIMIT
 from peftlab.bench.validation import build_fitted_task
 from peftlab.methods import create_peft_model, peft_config
@@ -57,9 +56,9 @@ def _steps(
     task = build_fitted_task(recipe)
     seed, base_dropout = recipe.training.seed, recipe.training.base_dropout
     base = load_base(recipe.base, task, seed=seed, device=device, dropout=base_dropout)
-    inputs = _inputs(base, shape)
+    inputs = _head_inputs(base, task, shape)
     return {
-        LIMIT: _limit_step(recipe, base, inputs, bf16, dropout),
+        LIMIT: _limit_step(recipe, base, _inputs(base, shape), bf16, dropout),
         "plain PEFT": _plain_step(recipe, base, task, inputs, bf16, dropout),
         "peftlab": _peftlab_step(recipe, base, task, inputs, bf16, stack),
     }
@@ -80,9 +79,8 @@ def _limit_step(recipe: Recipe, base: Base, inputs: Inputs, bf16: bool, dropout:
 
 def _plain_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bool, dropout: bool) -> Step:
     """Make a step of plain Transformers and PEFT; bf16 means autocast, as in Trainer."""
-    model = _load_plain(
-        getattr(transformers, task.head.auto_class), recipe, base, dtype=torch.float32, **head_config(task)
-    )
+    plain_class = model_class(base.files.folder, task)
+    model = _load_plain(plain_class, recipe, base, dtype=torch.float32, **head_config(task))
     adapted = get_peft_model(model, peft_config(base, recipe.method, task))
     return _training_step(adapted.train(dropout), task, inputs, bf16)
 
@@ -99,7 +97,7 @@ def _method_step(recipe: Recipe, shape: tuple[int, int], stack: ExitStack, devic
     task, settings = build_fitted_task(recipe), recipe.training
     base = load_base(recipe.base, task, seed=settings.seed, device=device, dropout=settings.base_dropout)
     bf16 = training_dtype(settings, base.model.device, recipe.base.quantization) == torch.bfloat16
-    return _peftlab_step(recipe, base, task, _inputs(base, shape), bf16, stack)
+    return _peftlab_step(recipe, base, task, _head_inputs(base, task, shape), bf16, stack)
 
 
 def ratios_in_turn(steps: Mapping[str, Step], num_repeats: int) -> dict[str, float]:
@@ -108,10 +106,10 @@ def ratios_in_turn(steps: Mapping[str, Step], num_repeats: int) -> dict[str, flo
     return {name: statistics.median(row[name] / row[first] for row in seconds) for name in steps}
 
 
-def _load_plain(auto_class: Any, recipe: Recipe, base: Base, **options: Any) -> Any:
+def _load_plain(plain_class: Any, recipe: Recipe, base: Base, **options: Any) -> Any:
     """Load the base model with plain Transformers."""
     trust = recipe.base.trust_remote_code
-    return auto_class.from_pretrained(base.files.folder, trust_remote_code=trust, **options).to(base.model.device)
+    return plain_class.from_pretrained(base.files.folder, trust_remote_code=trust, **options).to(base.model.device)
 
 
 def _peftlab_step(recipe: Recipe, base: Base, task: Task, inputs: Inputs, bf16: bool, stack: ExitStack) -> Step:
@@ -141,6 +139,12 @@ def _training_step(model: torch.nn.Module, task: Task, inputs: Inputs, bf16: boo
 def _inputs(base: Base, shape: tuple[int, int]) -> Inputs:
     """Make random inputs without padding, such as tokens."""
     return base.inputs.random_batch(base.model, shape[0], min(shape[1], base.max_length))
+
+
+def _head_inputs(base: Base, task: Task, shape: tuple[int, int]) -> Inputs:
+    """Make random inputs of the base with its head."""
+    inputs = _inputs(base, shape)
+    return inputs | task.head.random_extra_inputs(base.inputs.mask(inputs))
 
 
 def _time_in_turn(steps: Mapping[str, Step], num_repeats: int, device: torch.device) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ from peftlab.interop.output_folder import new_folder
 from peftlab.methods import method_info
 from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter
-from peftlab.tasks import Feature, Task
+from peftlab.tasks import Task
 from peftlab.tasks.inputs.inputs import Inputs
 
 BATCH_SHAPE = (8, 32)  # rows × tokens of the batch on which models are compared
@@ -158,5 +158,4 @@ def _load_model(folder: Path, task: Task, trust_remote_code: bool) -> transforme
 def _logits(task: Task, inputs: Inputs, model: transformers.PreTrainedModel) -> torch.Tensor:
     """A model's logits for random inputs."""
     batch = inputs.random_batch(model, *BATCH_SHAPE)
-    rows = [Feature({}, None, positions=((0, 0), (1, 1)))] * BATCH_SHAPE[0]
-    return task.head.logits(model(**batch, **task.head.extra_inputs(rows, inputs.mask(batch)))).float()
+    return task.head.logits(model(**batch, **task.head.random_extra_inputs(inputs.mask(batch)))).float()

@@ -62,6 +62,10 @@ class Head(ABC):
         """The inputs of a batch that only this head reads; `mask`, (batch, positions), shows what is no padding."""
         return {}
 
+    def random_extra_inputs(self, mask: "Tensor | None") -> "Batch":
+        """`extra_inputs` for a batch of random inputs, on which models are compared or timed."""
+        return {}
+
     def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
         """The labels of a batch, (batch,) or (batch, labels); `mask`, (batch, positions), shows what is no padding."""
         return torch.tensor([feature.labels for feature in features], device=None if mask is None else mask.device)

@@ -61,6 +61,11 @@ class RelationHead(ClassificationHead):
         positions = [[token for token, _ in feature.positions] for feature in features]
         return {ENTITY_POSITIONS: torch.tensor(positions, device=mask.device) + left_padding(mask)}
 
+    def random_extra_inputs(self, mask: "Tensor | None") -> "Batch":
+        """The first two tokens of each row."""
+        assert mask is not None
+        return self.extra_inputs([Feature({}, None, positions=((0, 0), (1, 1)))] * len(mask), mask)
+
 
 @dataclass(frozen=True)
 class RelationPrediction(Prediction):

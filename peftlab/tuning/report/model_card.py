@@ -152,7 +152,9 @@ def _pooled_loading(manifest: Manifest, model: PreTrainedModel) -> str:
     # an empty list quantizes the last layer too, as in training
     skipped = ", llm_int8_skip_modules=[]"
     quantized = _QUANTIZED[base.quantization].format(skipped=skipped) if base.quantization else ""
-    code = pooled_model_code(model, head, f'"{base.model}"{quantized}', base.quantization)
+    own_tuner = bool(method_info(manifest.method).setup_code)
+    arguments = f'"{base.model}"{quantized}'
+    code = pooled_model_code(model, head, arguments, base.quantization, needs_base_model=own_tuner)
     return f"{code}\n\nbase = {type(model).__name__}()"
 
 
