@@ -18,7 +18,7 @@ def prepared_run(file, overrides=None, store="adapters"):
     recipe, dataset = steps.complete_task(recipe, dataset, session)
     base = steps.load_base(recipe, dataset.task, session)
     encoded = steps.encode(dataset, base, recipe, session)
-    recipe = steps.choose_schedule(recipe, encoded, session)
+    recipe = steps.choose_schedule(recipe, encoded, base, session)
     return steps.add_adapter(base, recipe, encoded, start, session)
 
 

@@ -120,12 +120,14 @@ def read_split(
         if section.dataset
         else _read_file(section, key, source, errors, plain_text=plain_text)
     )
-    add_row_errors([error for error in found or () if isinstance(error, RowError)], errors)
+    unreadable = [error for error in found or () if isinstance(error, RowError)]
+    add_row_errors(unreadable, errors)
     if found is not None and not found:
         errors.add(f"{source} holds no rows.", key=key)
     rows = [row for row in found or () if isinstance(row, Row)]
     rows = group_rows(rows, section.group_by, errors) if section.group_by else rows
-    return Split(_rename_columns(rows, section.columns, errors), _display_source(section, source))
+    rows = _rename_columns(rows, section.columns, errors)
+    return Split(rows, _display_source(section, source), num_unreadable=len(unreadable))
 
 
 def _display_source(section: DataSection, source: str) -> str:

@@ -26,11 +26,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split; `source` describes where they came from, `left_out` counts rows left out by reason."""
+    """The rows of one split.
+
+    `source` describes where they came from, `left_out` counts rows left out by reason, and `num_unreadable` counts rows
+    that could not be read, which are errors.
+    """
 
     rows: list[Row]
     source: str
     left_out: dict[str, int] = field(default_factory=dict)
+    num_unreadable: int = 0
 
 
 @dataclass(frozen=True)

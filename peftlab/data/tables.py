@@ -57,7 +57,7 @@ def _build_row(names: Sequence[str], cells: Sequence[str], where: str) -> Row | 
     for number, (name, cell) in enumerate(zip(names, cells, strict=True), start=1):
         if not name and cell.strip():
             return RowError(f"{where}: column {number} has no name but holds {cell[:40]!r}; {_NAMES_HINT}")
-    if [cell.strip().casefold() for cell in cells] == [name.casefold() for name in names]:
+    if sorted(cell.strip().casefold() for cell in cells) == sorted(name.casefold() for name in names):
         return RowError(f"{where}: this line holds the column names ({', '.join(names)}), not a row; delete it")
     return Row({name: cell for name, cell in zip(names, cells, strict=True) if name}, where)
 

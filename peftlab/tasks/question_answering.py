@@ -23,7 +23,7 @@ from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.offsets import correct_answers
 from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window
 from peftlab.tasks.inputs.text import TextInputs
-from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
+from peftlab.tasks.inputs.text_pair import fill_empty, inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
 from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
@@ -193,6 +193,7 @@ class QuestionAnsweringTask(Task):
             _strip_span(span, example.text) if inside else None
             for inside, span in zip(in_context, encoded["offset_mapping"][i], strict=True)
         )
+        inputs, offsets = fill_empty(inputs, tokenizer), offsets or (None,)
         ids = inputs["input_ids"]
         null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
         positions = _answer_tokens(example.answers[0], offsets) if example.answers else None

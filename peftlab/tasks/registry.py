@@ -132,7 +132,12 @@ def build_task(
         )
         for name, split in examples.items()
     }
-    task.fit_labels(examples, errors)
+    train = rows.splits["train"]
+    is_complete = not train.num_unreadable and ledgers["train"].read == len(examples["train"]) + sum(
+        ledgers["train"].dropped.values()
+    )
+    # without all training rows nothing is known about their labels
+    task.fit_labels(examples, errors if is_complete else ErrorCollector())
     return task, examples, ledgers
 
 

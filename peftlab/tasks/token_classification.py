@@ -184,7 +184,9 @@ class TokenClassificationTask(Task):
         encoded = tokenizer(stretches, is_split_into_words=True, truncation=True, max_length=max_length)
         classes = {tag: number for number, tag in enumerate(self.head.labels)}
         for i, (number, window) in enumerate(flat):
-            made[number].append(_feature(examples[number], window, inputs_of(encoded, i), encoded.word_ids(i), classes))
+            if encoded["input_ids"][i]:  # else its words have no tokens
+                words = encoded.word_ids(i)
+                made[number].append(_feature(examples[number], window, inputs_of(encoded, i), words, classes))
         return made
 
     def labels_of(self, example: TaggedText) -> list[str]:

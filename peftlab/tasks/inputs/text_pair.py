@@ -112,9 +112,11 @@ def encode_sequences(
         encoded = _encode_windows([texts[i] for i in chosen], paired, tokenizer, max_length)
         for i, numbers in zip(chosen, numbers_of_windows(encoded, len(chosen)), strict=True):
             kept = numbers[:1] if training else numbers
+            if training and not encoded["input_ids"][kept[0]]:
+                continue  # nothing to see
             made[i] = [
                 Feature(
-                    inputs_of(encoded, number),
+                    fill_empty(inputs_of(encoded, number), tokenizer),
                     labels[i],
                     _positions(encoded, number, offsets[i]) if offsets else (),
                     truncated=len(kept) < len(numbers),
@@ -164,6 +166,16 @@ def numbers_of_windows(encoded: "BatchEncoding", texts: int) -> list[list[int]]:
     for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
         numbers[text].append(window)
     return numbers
+
+
+def fill_empty(inputs: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
+    """Inputs with at least one token: models cannot compute with none, as a tokenizer without special tokens gives."""
+    if inputs["input_ids"]:
+        return inputs
+    special = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    token = next((token for token in special if token not in (None, tokenizer.pad_token_id)), tokenizer.pad_token_id)
+    fills = {"input_ids": cast(int, token or 0), "attention_mask": 1}
+    return {name: [fills.get(name, 0)] for name in inputs}
 
 
 def inputs_of(encoded: "BatchEncoding", number: int) -> dict[str, list[int]]:
