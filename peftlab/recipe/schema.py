@@ -92,7 +92,8 @@ class TrainingSection(Section):
     rows."""
     num_train_epochs: PositiveInt | None = None
     """Maximum number of epochs; the weights of the epoch with the best validation score are kept. null chooses the
-    epochs that make 400 steps, at least 10 and at most 60; it chooses 10 for language models and generated texts."""
+    epochs that make 500 steps (300 if the learning rate is raised), at least 10 and at most 60; it chooses 10 for
+    language models and generated texts."""
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
     gradient_accumulation_steps: PositiveInt = 1

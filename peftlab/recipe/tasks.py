@@ -37,6 +37,9 @@ class TaskFields(Section):
     """How the adapter is trained."""
     epochs_from_rows: ClassVar[bool] = True
     """Whether few training rows get more epochs, and more patience, by default."""
+    raises_rate_for_few_rows: ClassVar[bool] = False
+    """Whether few training rows get the method's learning rate for few rows: it is better for tags, and not for labels
+    of texts (decision 0038)."""
 
     @property
     def packing_conflict(self) -> str:
@@ -55,6 +58,7 @@ class TaskFields(Section):
 class TokenClassification(TaskFields):
     """Labelled spans of words, such as named entities."""
 
+    raises_rate_for_few_rows: ClassVar[bool] = True
     type: Literal["token-classification"]
     labels: Labels | None = None
     """Entity types, in order; null uses those of the training rows. If the data has numbers as tags: all tags in the

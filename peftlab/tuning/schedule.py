@@ -13,7 +13,8 @@ from peftlab.recipe import Recipe, TrainingSection
 from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.session import TuningSession
 
-MIN_STEPS = 400
+MIN_STEPS = 500
+MIN_STEPS_AT_RAISED_RATE = 300
 MIN_EPOCHS = 10
 MAX_EPOCHS = 60
 PATIENCE_STEPS = 200
@@ -39,13 +40,14 @@ def choose_schedule(recipe: Recipe, dataset: EncodedDataset, base: Base, session
 def schedule_from_rows(recipe: Recipe, num_rows: int, steps: int, width: int) -> dict[str, Any]:
     """The keys of `training` that the recipe does not set → values for `num_rows` rows in `steps` steps per epoch."""
     training, method = recipe.training, recipe.method
-    factor = 1.0 if method.start_from else rate_factor(method.few_rows_factor, num_rows, width)
-    needs_warmup = training.learning_rate is None and factor > 1 and training.lr_scheduler_type != "constant"
+    has_factor = recipe.task.raises_rate_for_few_rows and not method.start_from
+    factor = rate_factor(method.few_rows_factor, num_rows, width) if has_factor else 1.0
+    is_raised = training.learning_rate is None and factor > 1
     return _unset_only(
         training,
         learning_rate=round_to_2_digits(factor * method.default_learning_rate),
-        warmup_ratio=WARMUP_RATIO if needs_warmup else 0.0,
-        num_train_epochs=default_epochs(steps),
+        warmup_ratio=WARMUP_RATIO if is_raised and training.lr_scheduler_type != "constant" else 0.0,
+        num_train_epochs=default_epochs(steps, MIN_STEPS_AT_RAISED_RATE if is_raised else MIN_STEPS),
         early_stopping_patience=default_patience(steps),
     )
 
@@ -110,9 +112,9 @@ def steps_per_epoch(training: TrainingSection, num_rows: int, world_size: int = 
     return max(1, math.ceil(num_rows / rows_per_step))
 
 
-def default_epochs(steps: int) -> int:
-    """Epochs of `steps` each that make at least MIN_STEPS, within MIN_EPOCHS and MAX_EPOCHS."""
-    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps)))
+def default_epochs(steps: int, min_steps: int = MIN_STEPS) -> int:
+    """Epochs of `steps` each that make at least `min_steps`, within MIN_EPOCHS and MAX_EPOCHS."""
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(min_steps / steps)))
 
 
 def default_patience(steps: int) -> int:

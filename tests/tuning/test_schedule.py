@@ -32,7 +32,7 @@ class InfoRecorder(ProgressRecorder):
 
 @pytest.mark.parametrize(
     ("num_rows", "epochs", "patience"),
-    [(1, 60, 200), (16, 60, 200), (130, 45, 23), (300, 22, 11), (640, 10, 5), (100_000, 10, 5)],
+    [(1, 60, 200), (16, 60, 200), (130, 56, 23), (300, 27, 11), (800, 10, 5), (100_000, 10, 5)],
 )
 def test_default_epochs_and_patience_by_rows(write_recipe, num_rows, epochs, patience):
     training = read_recipe(write_recipe(training={"per_device_train_batch_size": 16})).training
@@ -51,14 +51,14 @@ def test_chosen_schedule_is_reported_and_published(write_recipe, tmp_path):
     overrides = BY_ROWS | {"training.learning_rate": None}
     first = tune(recipe, store=tmp_path / "store", overrides=overrides, progress=progress)
     note = (
-        "Chosen from 12 training rows: learning rate 0.003 (usually 0.001), warmup 10%, 34 epochs (408 steps), "
+        "Chosen from 12 training rows: learning rate 0.003 (usually 0.001), warmup 10%, 25 epochs (300 steps), "
         "patience 17 epochs. To set them: training.learning_rate, training.warmup_ratio, training.num_train_epochs, "
         "training.early_stopping_patience."
     )
     assert note in progress.infos
-    assert progress.started[:2] == (408, 34)
+    assert progress.started[:2] == (300, 25)
     published = read_recipe(first.adapter.folder / "recipe.yaml").training
-    assert (published.num_train_epochs, published.early_stopping_patience) == (34, 17)
+    assert (published.num_train_epochs, published.early_stopping_patience) == (25, 17)
     assert (published.learning_rate, published.warmup_ratio) == (3e-3, 0.1)
 
 
