@@ -130,8 +130,9 @@ def predict(
         examples = list(read_input_rows(inputs, tasks, errors))  # raises all errors before the base is loaded
     bank = runtime.load(*tasks, store=store, **settings)
     print_notes(bank.warnings)
-    names = [name for name, _ in inputs]
+    num_notes, names = len(bank.warnings), [name for name, _ in inputs]
     _print_predictions(bank, list(zip(names, examples, strict=True)), scheme, as_json)
+    print_notes(bank.warnings[num_notes:])
 
 
 def _print_predictions(bank: "Bank", examples: list[tuple[str, Any]], scheme: str | None, as_json: bool) -> None:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from peftlab.base import Base
 
 
+MIN_SHARE = 0.001
+"""Smaller shares of unknown text are not printed."""
+
+
 class TuningDisplay(Listener):
     """Prints the progress of a run. As a context manager it removes the bar in any case."""
 
@@ -68,6 +72,9 @@ class TuningDisplay(Listener):
         for split, ledger in ledgers.items():
             for reason, count in {**ledger.dropped, **ledger.warnings}.items():
                 out.print(Text(f"  {split}: {count} × {reason}", "dim"))
+            if ledger.unknown_tokens >= MIN_SHARE or ledger.unknown_characters >= MIN_SHARE:
+                shares = f"{ledger.unknown_tokens:.1%} of the tokens, {ledger.unknown_characters:.1%} of the characters"
+                out.print(Text(f"  {split}: {shares} unknown to the tokenizer", "dim"))
 
     def on_base_loaded(self, base: "Base", num_trainable: int) -> None:
         """Print the base model, its size, and the number of trainable parameters."""

@@ -12,7 +12,8 @@ class Ledger:
     """Counts for one split.
 
     A *target* is what the model must predict for a row: an entity, an answer, a label. `warnings` counts changes
-    without loss, by reason (such as entities widened to whole words).
+    without loss, by reason (such as entities widened to whole words). `unknown_tokens` and `unknown_characters` are the
+    shares of the tokens and the characters that the tokenizer does not know, 0 to 1.
     """
 
     source: str = ""
@@ -22,6 +23,8 @@ class Ledger:
     truncated: int = 0
     targets: int = 0
     num_lost_targets: int = 0
+    unknown_tokens: float = 0.0
+    unknown_characters: float = 0.0
     warnings: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -57,8 +57,12 @@ class Bank:
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence for each adapter that was tuned on the base in another quantization than the bank's, and for each
-        new version that cannot be served, so that its name still means the previous version."""
+        """Sentences about adapters.
+
+        One for each that was tuned on the base in another quantization than the bank's, one for each new version that
+        cannot be served, so that its name still means the previous version, and one for each adapter that was asked
+        about texts that the base's tokenizer hardly knows.
+        """
         return self._registry.warnings
 
     @property
@@ -278,7 +282,7 @@ class Bank:
     @contextmanager
     def _request(self) -> Iterator[Request]:
         base = self.base  # raises if no adapter was added
-        request = Request(self._registry.resolve, self._cache, base, self._settings.slots)
+        request = Request(self._registry.resolve, self._cache, base, self._settings.slots, self._registry.warn_once)
         try:
             yield request
         finally:

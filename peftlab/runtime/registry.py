@@ -29,6 +29,7 @@ class AdapterRegistry:
         self._compositions: dict[str, Composition] = {}
         self._rejected: set[AdapterVersion] = set()
         self.warnings: list[str] = []
+        self._warned: set[str] = set()
         self.lock = threading.RLock()
 
     @property
@@ -60,6 +61,12 @@ class AdapterRegistry:
         if previous:
             self.cache.release(previous)
         if warning:
+            self.warnings.append(warning)
+
+    def warn_once(self, name: str, warning: str) -> None:
+        """Add a warning about the rows of an adapter, the first one only."""
+        if name not in self._warned:
+            self._warned.add(name)
             self.warnings.append(warning)
 
     def set_composition(self, name: str, composition: Composition) -> None:

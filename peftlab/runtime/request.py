@@ -69,12 +69,18 @@ class Request:
         cache: The adapters in memory.
         base: The base they share.
         slots: How many adapters a batch may have; None for any number.
+        warn: Called with the name of an adapter and a warning about its rows.
     """
 
     def __init__(
-        self, resolve: Callable[[str], AdapterKey], cache: AdapterCache, base: LoadedBase, slots: int | None
+        self,
+        resolve: Callable[[str], AdapterKey],
+        cache: AdapterCache,
+        base: LoadedBase,
+        slots: int | None,
+        warn: Callable[[str, str], None],
     ) -> None:
-        self._resolve, self._cache, self._base, self._slots = resolve, cache, base, slots
+        self._resolve, self._cache, self._base, self._slots, self._warn = resolve, cache, base, slots, warn
         self._keys: dict[str, AdapterKey] = {}
 
     def key(self, name: str) -> AdapterKey:
@@ -180,7 +186,17 @@ class Request:
             features = files.task.outputs.attach_references(
                 self.encode(files, own_examples), partial(self._forward_reference, files, key)
             )
+            self._warn_of_unknown_text(name, files, own_examples, features)
             yield _EncodedRows(name, key, files.task, rows, own_examples, features)
+
+    def _warn_of_unknown_text(
+        self, name: str, files: AdapterFiles, examples: Sequence[Any], features: Sequence[Sequence[Feature]]
+    ) -> None:
+        inputs = self._base.inputs_for(files.task)
+        if inputs.has_unknown([feature for windows in features for feature in windows]):
+            texts = [text for example in examples for text in example.texts]
+            if warning := inputs.coverage(texts).warning(f"the rows for {name}"):
+                self._warn(name, warning)
 
     def encode(self, files: AdapterFiles, examples: Sequence[Any]) -> list[list[Feature]]:
         """The features of each example: several if its text is longer than the adapter's input."""

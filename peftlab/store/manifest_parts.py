@@ -131,6 +131,8 @@ class LedgerInfo(ManifestPart):
     truncated: Annotated[Count, Field(alias="cut")]
     targets: Count
     num_lost_targets: Annotated[Count, Field(alias="targets_lost")]
+    unknown_tokens: Number = 0.0
+    unknown_characters: Number = 0.0
     warnings: Annotated[dict[str, Count], Field(alias="notes")]
 
 

@@ -21,7 +21,7 @@ from peftlab.tasks.heads import SpanHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.offsets import correct_answers
-from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window
+from peftlab.tasks.inputs.question_context import QuestionContextInputs, Window, truncate_texts
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import fill_empty, inputs_of, numbers_of_windows
 from peftlab.tasks.metrics.squad import best_threshold, exact_match, f1
@@ -40,6 +40,11 @@ class Question(Example):
 
     question: str = ""
     answers: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The question and the context."""
+        return self.question, self.text
 
     @property
     def answer_texts(self) -> list[str]:
@@ -149,7 +154,7 @@ class QuestionAnsweringTask(Task):
         """Every window of each context, for training as well; a question longer than half the room is cut."""
         tokenizer = inputs.tokenizer
         budget = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-        asked = _truncate_texts([example.question for example in examples], tokenizer, budget // 2)
+        asked = truncate_texts([example.question for example in examples], tokenizer, budget // 2)
         strides = [min(self.doc_stride, (budget - tokens) // 2) for _, tokens in asked]
         made: list[list[Feature]] = [[] for _ in examples]
         for stride in set(strides):  # one call of the tokenizer takes one stride
@@ -319,21 +324,6 @@ def _answer_tokens(answer: tuple[int, int], offsets: Sequence[tuple[int, int] | 
     if not inside or spans[0][1][0] > answer[0] or spans[-1][1][1] < answer[1]:
         return None
     return inside[0], inside[-1]
-
-
-def _truncate_texts(texts: list[str], tokenizer: "PreTrainedTokenizerBase", budget: int) -> list[tuple[str, int]]:
-    """The longest beginning of each text that has at most `budget` tokens, and its number of tokens."""
-
-    def offsets_of(parts: list[str]) -> list[list[tuple[int, int]]]:
-        return tokenizer(parts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-
-    shortened = []
-    for text, offsets in zip(texts, offsets_of(texts) if texts else [], strict=True):
-        while len(offsets) > budget:
-            text = text[: min(offsets[budget][0], len(text) - 1)]
-            (offsets,) = offsets_of([text])
-        shortened.append((text, len(offsets)))
-    return shortened
 
 
 def _sigmoid(logit: float) -> float:

@@ -38,6 +38,11 @@ class Example:
     num_lost_targets: int = 0
     warnings: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that the model reads."""
+        return (self.text,)
+
 
 @dataclass(frozen=True)
 class Prediction(ABC):

@@ -6,7 +6,7 @@ seqeval and the CoNLL scorer count: an entity is right when its first word, last
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
@@ -186,7 +186,9 @@ class TokenClassificationTask(Task):
         for i, (number, window) in enumerate(flat):
             if encoded["input_ids"][i]:  # else its words have no tokens
                 words = encoded.word_ids(i)
-                made[number].append(_feature(examples[number], window, inputs_of(encoded, i), words, classes))
+                truncated = bool(encoded.encodings[i].overflowing)
+                feature = _feature(examples[number], window, inputs_of(encoded, i), words, classes)
+                made[number].append(replace(feature, truncated=truncated))
         return made
 
     def labels_of(self, example: TaggedText) -> list[str]:
@@ -280,7 +282,7 @@ def _feature(
     classes: Mapping[str, int],
 ) -> Feature:
     """A window of words as the model takes it; `words` numbers the word of each token from the window's first."""
-    first, end = window
+    first, _ = window
     first_tokens: dict[int, int] = {}
     for position, word in enumerate(words):
         if word is not None:
@@ -290,7 +292,7 @@ def _feature(
     for word, position in first_tokens.items():
         labels[position] = classes[tags[first + word]]
     positions = tuple((position, first + word) for word, position in first_tokens.items())
-    return Feature(inputs, labels, positions, truncated=len(first_tokens) < end - first)
+    return Feature(inputs, labels, positions)
 
 
 def split_into_windows(sizes: Sequence[int], budget: int, overlap: int) -> list[tuple[int, int]]:

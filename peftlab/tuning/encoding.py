@@ -10,6 +10,7 @@ from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, ModelContext, Task
 from peftlab.tasks.generation.settings import end_tokens, unused_base_defaults
 from peftlab.tasks.inputs.inputs import NO_LENGTH_LIMIT
+from peftlab.tuning.data_warnings import warn_about_splits
 from peftlab.tuning.dataset import EncodedDataset, TuningDataset
 from peftlab.tuning.feature_cache import cached_features
 from peftlab.tuning.progress import Progress
@@ -50,6 +51,7 @@ def encode_dataset(
     features = {split: _encode_split(split, dataset, base, max_length, progress) for split in dataset.examples}
     progress.on_data_encoded(dataset.task, dataset.ledgers)
     _check_lost_share(dataset, max_length, max_lost, progress)
+    warn_about_splits(dataset, progress)
     return EncodedDataset(dataset.rows, dataset.task, dataset.examples, dataset.ledgers, features, max_length)
 
 
@@ -103,6 +105,11 @@ def _encode_split(
     count = _count_training_example if training else _count_example
     for example, features in zip(examples, encoded, strict=True):
         count(task, example, features, dataset.ledgers[split])
+    coverage = base.inputs.coverage([text for example in examples for text in example.texts])
+    dataset.ledgers[split].unknown_tokens = round(coverage.unknown_tokens, 4)
+    dataset.ledgers[split].unknown_characters = round(coverage.unknown_characters, 4)
+    if warning := coverage.warning(split):
+        progress.warn(warning)
     return encoded
 
 

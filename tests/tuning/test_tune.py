@@ -252,7 +252,7 @@ def test_resume_with_changed_recipe_raises(write_recipe, tmp_path):
 def test_resume_without_checkpoint_warning(write_recipe, tmp_path):
     progress = ProgressRecorder()
     tune(write_recipe(), store=tmp_path / "store", resume=True, progress=progress)
-    assert "training starts from the beginning" in progress.warnings[0]
+    assert "training starts from the beginning" in " ".join(progress.warnings)
     assert progress.started[2] == 0
 
 
@@ -272,7 +272,7 @@ def test_large_truncation_loss_raises_recipe_error(write_recipe, tmp_path):
     ledger = progress.ledgers["train"]
     assert ledger.truncated > 0
     assert 0.2 < ledger.lost_fraction <= 0.3
-    assert "train loses" in progress.warnings[0]
+    assert "train loses" in " ".join(progress.warnings)
     assert progress.ledgers["test"].lost_fraction == 0
 
 
@@ -280,8 +280,7 @@ def test_small_truncation_loss_warning(write_recipe, tmp_path):
     progress = ProgressRecorder()
     tune(write_recipe(data={"max_length": 9, "max_lost": 0.99}), store=tmp_path / "store", progress=progress)
     assert progress.ledgers["train"].lost_fraction > 0.05
-    about_rows = [output for output in progress.warnings if "nothing was learned" not in output]  # one epoch of 12 rows
-    assert len(about_rows) == 1
+    assert len([output for output in progress.warnings if " loses " in output]) == 1
 
 
 def test_max_length_over_base_limit_raises_recipe_error(write_recipe, tmp_path):

@@ -282,7 +282,7 @@ def test_start_path_is_relative_to_recipe(store, base, tmp_path):
     assert named.method.start_from == "letters"
     output = Losses()
     peftlab.check(tmp_path / "elsewhere" / "recipe.yaml", device="cpu", progress=output)
-    assert output.warnings == []
+    assert not [warning for warning in output.warnings if "validation has" not in warning]
 
 
 # --- stacked instead of warm start

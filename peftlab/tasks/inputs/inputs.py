@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
+from peftlab.tasks.inputs.coverage import Coverage
 from peftlab.tasks.inputs.features import Feature
 
 if TYPE_CHECKING:
@@ -91,6 +92,14 @@ class Inputs(ABC):
 
     def configure_model(self, model: "PreTrainedModel") -> None:  # noqa: B027  # most processors need nothing
         """Set in the model's configuration what its head must know about the processor; nothing by default."""
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """How much of texts the processor knows; nothing is counted if it does not read text."""
+        return Coverage()
+
+    def has_unknown(self, features: Sequence[Feature]) -> bool:
+        """Whether features hold a part that the processor does not know, or nothing but special parts."""
+        return False
 
     @abstractmethod
     def pad(self, features: Sequence[Feature]) -> Batch:

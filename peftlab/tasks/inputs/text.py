@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from peftlab.errors import IntegrityError
 from peftlab.imports import tokenizers, torch, transformers
+from peftlab.tasks.inputs.coverage import Coverage, measure_coverage
 from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.inputs import Batch, Inputs, LossSegment, ProcessorFiles
 from peftlab.tasks.inputs.packing import pack_tokens
@@ -76,6 +77,17 @@ class TextInputs(Inputs):
         config = model.config.get_text_config()
         if getattr(config, "pad_token_id", None) is None or not _unused_positions(model):
             config.pad_token_id = self.tokenizer.pad_token_id
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """See `measure_coverage`."""
+        return measure_coverage(texts, self.tokenizer)
+
+    def has_unknown(self, features: Sequence[Feature]) -> bool:
+        """Whether a token is the unknown token, or a feature has special tokens only."""
+        special = set(self.tokenizer.all_special_ids)
+        unknown = self.tokenizer.unk_token_id
+        ids = [feature.inputs["input_ids"] for feature in features]
+        return any(unknown in tokens or special.issuperset(tokens) for tokens in ids)
 
     def pad(self, features: Sequence[Feature], side: Literal["left", "right"] | None = None) -> Batch:
         """Pad token ids and masks, each (batch, tokens), on the tokenizer's own side unless `side` is given."""

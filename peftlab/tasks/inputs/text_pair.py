@@ -21,6 +21,11 @@ class TextPair(Example):
 
     text_pair: str | None = None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """One or two texts."""
+        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
+
 
 @dataclass(frozen=True)
 class TextPairPrediction(Prediction):
