@@ -186,7 +186,8 @@ class TokenClassificationTask(Task):
         for i, (number, window) in enumerate(flat):
             if encoded["input_ids"][i]:  # else its words have no tokens
                 words = encoded.word_ids(i)
-                truncated = bool(encoded.encodings[i].overflowing)
+                # a word that the tokenizer deletes has no token, but is not cut
+                truncated = any(not {*cut.word_ids, None} <= {*words, None} for cut in encoded.encodings[i].overflowing)
                 feature = _feature(examples[number], window, inputs_of(encoded, i), words, classes)
                 made[number].append(replace(feature, truncated=truncated))
         return made
