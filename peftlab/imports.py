@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     sacrebleu_metrics: Any
     import safetensors as safetensors
 
+    scipy_optimize: Any
     scipy_stats: Any
     seqeval_metrics: Any
     sklearn_metrics: Any
@@ -64,6 +65,7 @@ else:
     jinja2 = LazyModule("jinja2")
     rouge_scorer = LazyModule("rouge_score.rouge_scorer")
     sacrebleu_metrics = LazyModule("sacrebleu.metrics")
+    scipy_optimize = LazyModule("scipy.optimize")
     scipy_stats = LazyModule("scipy.stats")
     seqeval_metrics = LazyModule("seqeval.metrics")
     sklearn_metrics = LazyModule("sklearn.metrics")

@@ -56,6 +56,15 @@ def initialize_parameters(model: "PreTrainedModel", names: Collection[str]) -> N
     model.initialize_weights()
 
 
+def initialize_bias(model: "PreTrainedModel", new: set[str], values: Sequence[float] | None) -> None:
+    """Set the bias of the outputs of a new head, if it has one; None leaves it as it is."""
+    if values is None:
+        return
+    biases = [parameter for name, parameter in model.named_parameters() if name in new and name.endswith("bias")]
+    if biases and biases[-1].shape == (len(values),):
+        biases[-1].data.copy_(biases[-1].new_tensor(values))
+
+
 def lm_head_modules(model: "PreTrainedModel") -> Iterator[str]:
     """Names of the modules of a language model's own head: everything outside its backbone. They stay frozen.
 

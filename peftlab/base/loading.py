@@ -14,6 +14,7 @@ from peftlab.base.heads import (
     find_output_layer,
     head_config,
     head_parameters,
+    initialize_bias,
     initialize_parameters,
     lm_head_modules,
     parameters_outside_backbone,
@@ -104,6 +105,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     if report.new and not task.head.labels:
         _raise_missing_lm_head(section, task, report.new)
     head = head_parameters(model, report.new, is_trained=bool(task.head.labels))
+    initialize_bias(model, report.new, task.head.initial_bias)
     model.config.use_cache = False  # training needs no cached keys and values
     inputs = task.inputs_class.load(files, trust_remote_code=trusted)
     inputs.configure_model(model)

@@ -78,6 +78,8 @@ def score_tables(title: str, scores: "Scores") -> Group:
         line = "   ".join(f"[bold]{name} {cell(value)}[/]" for name, value in others.items())
         parts += [Text.from_markup(f"\n{line}")]
     parts += [Text(f"{name}: {signature}", style="dim") for name, signature in scores.signatures.items()]
+    if scores.calibration:
+        parts += [Text(f"\n{scores.calibration}", style="dim")]
     if scores.confusion and len(scores.confusion.labels) > 1:
         parts += [Text(""), confusion_table(scores.confusion)]
     return Group(*parts)

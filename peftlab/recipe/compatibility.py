@@ -18,6 +18,7 @@ def check_compatibility(recipe: Recipe, errors: ErrorCollector) -> None:
 def _find_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     yield from _quantization_conflicts(recipe)
     yield from _task_conflicts(recipe)
+    yield from _freeze_conflicts(recipe)
     if recipe.method.start_from:
         for reason in filter(None, (limits.start_from for limits in recipe.method.limits)):
             yield ValidationIssue(reason, key="method.start_from", hint="Remove it, or use another method.")
@@ -52,9 +53,23 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if recipe.base.pooling != "auto" and not task.has_pooled_output:
         message = f"{task.type} has no pooled output: it predicts for single tokens, or generates text."
         yield ValidationIssue(message, key="base.pooling", hint="Remove it.")
+    if task.uses_base_head and recipe.training.head_learning_rate:
+        message = f"{task.type} adds no head to the base, but uses the base's own, which stays frozen."
+        yield ValidationIssue(message, key="training.head_learning_rate", hint="Remove it.")
     if method.has_trainable_tokens and not task.trains_token_embeddings:
         message = f"single token embeddings can be trained for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")
+
+
+def _freeze_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
+    """Reasons why parameters of the recipe cannot be frozen."""
+    if not recipe.training.freeze:
+        return
+    for reason in filter(None, (limits.freeze for limits in recipe.method.limits)):
+        yield ValidationIssue(reason, key="training.freeze", hint="Remove it, or take lora.")
+    if recipe.training.packing and recipe.training.frozen_cache:
+        message = "the outputs of frozen layers are cached for each text, and packed texts share rows."
+        yield ValidationIssue(message, key="training.freeze", hint="Turn the cache off: training.frozen_cache: null.")
 
 
 def _sharding_conflicts(recipe: Recipe) -> Iterator[str]:

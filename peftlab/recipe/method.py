@@ -31,6 +31,8 @@ class Limits:
     """Why training cannot start from the weights of a published adapter."""
     sharding: str = ""
     """Why it does not work with fsdp and deepspeed, where each process keeps a shard of the base."""
+    freeze: str = ""
+    """Why a part of the delta cannot be frozen."""
     merging: str = ""
     """Why the delta cannot be merged into the base's weights."""
 

@@ -87,6 +87,7 @@ class AdaLora(Method):
             Limits(
                 start_from="'adalora' redistributes its ranks while it trains, and few ranks are left after training.",
                 sharding="'adalora' compares directions of full layers, and each process keeps only a shard of them.",
+                freeze="'adalora' distributes its ranks by the gradients of all its layers.",
             ),
         ),
     )

@@ -94,6 +94,13 @@ class TrainingSection(Section):
     """Maximum number of epochs; the weights of the epoch with the best validation score are kept. null chooses the
     epochs that make 500 steps (300 if the learning rate is raised), at least 10 and at most 60; it chooses 10 for
     language models and generated texts."""
+    max_steps: PositiveInt | None = None
+    """Maximum number of optimizer steps, instead of a number of epochs; it may end within an epoch."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the new head that the task adds to the base; null uses learning_rate."""
+    freeze: list[str] = []
+    """Modules whose parameters are not trained although the method would train them, as in [embeddings, layer.0]: names
+    in the model, or parts of them between dots."""
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
     gradient_accumulation_steps: PositiveInt = 1
@@ -140,6 +147,13 @@ class TrainingSection(Section):
     """Maximum disk space for the activations of the frozen layers below the lowest adapted one. They are computed once
     instead of in each epoch, and results are the same except for rounding. If the space is too small, peftlab prints a
     warning and does not cache; null never caches. In both cases these layers run without dropout."""
+
+    @field_validator("max_steps")
+    @classmethod
+    def _check_one_length(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        if steps and info.data.get("num_train_epochs"):
+            raise ValueError("should not be set together with num_train_epochs; set that to null")
+        return steps
 
     @field_validator("fp16")
     @classmethod

@@ -4,7 +4,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from peftlab.recipe.types import Fraction, Labels, NonNegativeInt, PositiveInt, Section
+from peftlab.recipe.types import (
+    ClassWeights,
+    Fraction,
+    Labels,
+    LabelSmoothing,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+)
 
 TEMPLATE_ENDING = ".jinja"
 LABEL_SMOOTHING_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
@@ -66,6 +74,11 @@ class TokenClassification(TaskFields):
     tag_scheme: Literal["auto", "iob1", "iob2", "iobes", "bmes", "io"] = "auto"
     """Tag scheme of the column `tags` in the data; auto detects it for each split. io: tags are types without a
     prefix, and neighbouring words of one type are one entity."""
+    class_weights: ClassWeights | None = None
+    """balanced: weight each tag in the loss by its inverse frequency among the training words; numbers by name, as in
+    `{PER: 3, O: 0.5}`: weights of both tags of an entity type, and of O, with 1 for the others; null: no weights."""
+    label_smoothing: LabelSmoothing = 0.0
+    """Share of each target's probability that is spread evenly over all tags in the loss."""
 
 
 class TextClassification(TaskFields):
@@ -78,10 +91,16 @@ class TextClassification(TaskFields):
     rows."""
     multi_label: bool = False
     """Each row has a list of labels, which may be empty, instead of exactly one label."""
-    threshold: Fraction = 0.5
-    """With multi_label: the minimum probability of a predicted label."""
-    class_weights: Literal["balanced"] | None = None
-    """balanced: weight each class by its inverse frequency in the training rows; null: no weights."""
+    threshold: Literal["auto"] | Fraction = "auto"
+    """With multi_label: the minimum probability of a predicted label. auto fits one for each label to the micro F1 of
+    the validation rows."""
+    class_weights: ClassWeights | None = None
+    """balanced: weight each class in the loss by its inverse frequency in the training rows; numbers by name, as in
+    `{urgent: 3}`: weights of these classes, with 1 for the others; null: no weights. With multi_label it is the weight
+    of the rows that have the label."""
+    label_smoothing: LabelSmoothing = 0.0
+    """Share of each target's probability that is spread evenly over all classes in the loss; with multi_label, over
+    having the label and not having it."""
 
 
 class Regression(TaskFields):
@@ -113,6 +132,10 @@ class RelationExtraction(TaskFields):
     negative_label: str | None = None
     """The label for "no relation", which the scores leave out; null uses Other, no_relation, NA or none if one is a
     label."""
+    class_weights: ClassWeights | None = None
+    """The same as for text-classification."""
+    label_smoothing: LabelSmoothing = 0.0
+    """Share of each target's probability that is spread evenly over all relations in the loss."""
 
 
 class Generation(Section):

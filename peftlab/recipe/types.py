@@ -58,6 +58,8 @@ def _require_byte_size(match: str) -> str:
 
 
 Labels = Annotated[list[str], Field(min_length=1), AfterValidator(_require_unique_names)]
+ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]]
+LabelSmoothing = Annotated[float, Field(ge=0, lt=1)]
 AdapterName = Annotated[str, AfterValidator(_require_adapter_name)]
 ByteSize = Annotated[str, AfterValidator(_require_byte_size)]
 

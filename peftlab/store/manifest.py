@@ -19,7 +19,8 @@ Format 2 is a JSON object with these keys. `null` means not known or not used.
     parameters         trained, base
     data               sha256, ledger: for each split source, read, used, dropped (by reason), cut (truncated rows),
                        targets, targets_lost, notes (by reason)
-    scores             for each split: each score by its name, by_label, and, if they exist, confusion and signatures
+    scores             for each split: each score by its name, by_label, and, if they exist, calibration, confusion
+                       and signatures
     main_score         name of the score that the best epoch was chosen by
     reload_difference  largest difference of logits between training and the reloaded adapter
     seconds            how long tuning or importing took

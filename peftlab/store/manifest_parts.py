@@ -18,7 +18,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from peftlab.errors import IntegrityError
 from peftlab.recipe import HeadPooling, Quantization
-from peftlab.tasks import Confusion, Scores, Task, restore_task
+from peftlab.tasks import Calibration, Confusion, Scores, Task, restore_task
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -179,6 +179,18 @@ class _ConfusionFields(ManifestPart):
     counts: list[list[int]]
 
 
+class _CalibrationFields(ManifestPart):
+    ece: Number
+    ece_debiased: Number
+    ece_uncalibrated: Number | None
+    counts: list[Count]
+    confidences: list[Number]
+    accuracies: list[Number]
+
+    def to_calibration(self) -> Calibration:
+        return Calibration(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
 class _ScoreFields(ManifestPart):
     """Scores as they are written: each value under its own name, next to the fields."""
 
@@ -186,11 +198,13 @@ class _ScoreFields(ManifestPart):
     by_label: dict[str, dict[str, Number]]
     confusion: _ConfusionFields | None = None
     signatures: dict[str, str] = {}
+    calibration: _CalibrationFields | None = None
 
     def to_scores(self) -> Scores:
         found = self.confusion
         confusion = Confusion(found.labels, found.counts) if found else None
-        return Scores(dict(self.__pydantic_extra__), self.by_label, confusion, self.signatures)
+        calibration = self.calibration.to_calibration() if self.calibration else None
+        return Scores(dict(self.__pydantic_extra__), self.by_label, confusion, self.signatures, calibration)
 
 
 def _scores_schema(_: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -20,7 +20,8 @@ class Head(ABC):
 
     `labels` name the outputs of a new head, in order; they are empty if the task uses the base model's own head.
     `problem_type` is the loss as Transformers' configuration calls it. `pooling` is what a `PooledSequenceClassifier`
-    pools (peftlab/base/pooled_model.py); None means the architecture's own head.
+    pools (peftlab/base/pooled_model.py); None means the architecture's own head. `initial_bias` is that of a new head.
+    `weights` of labels and `label_smoothing` change the loss.
     """
 
     auto_class: ClassVar[str]
@@ -33,6 +34,9 @@ class Head(ABC):
     default_pooling: ClassVar[HeadPooling | None] = None
     """The value of `pooling` if neither recipe nor task says otherwise; None leaves it to the base model."""
     pooling: HeadPooling | None = None
+    initial_bias: Sequence[float] | None = None
+    weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         self.labels = list(labels)
@@ -40,6 +44,15 @@ class Head(ABC):
     @abstractmethod
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """The mean loss of a batch, a scalar."""
+
+    def label_weights(self, logits: "Tensor") -> "Tensor | None":
+        """`weights` as a tensor (labels,) on the device of `logits`."""
+        return None if self.weights is None else logits.new_tensor(self.weights)
+
+    def cross_entropy(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The mean over the labels that are not ignored, weighted and smoothed; logits (rows, classes)."""
+        weights = self.label_weights(logits)
+        return torch.nn.functional.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
 
     def loss_terms(self, feature: Feature) -> int:
         """The number of terms of which `loss` takes the mean in this feature."""
@@ -127,10 +140,7 @@ class ClassificationHead(SequenceHead):
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """Cross entropy, weighted by class if there are weights."""
-        return torch.nn.functional.cross_entropy(logits, labels, weight=self._weights(logits))
-
-    def _weights(self, logits: "Tensor") -> "Tensor | None":
-        return None if self.weights is None else logits.new_tensor(self.weights)
+        return self.cross_entropy(logits, labels)
 
 
 class MultiLabelHead(ClassificationHead):
@@ -140,8 +150,9 @@ class MultiLabelHead(ClassificationHead):
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """Binary cross entropy, with weights for the positive class if there are any."""
-        weights = self._weights(logits)
-        return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+        targets = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        weights = self.label_weights(logits)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
 
 
 class RegressionHead(SequenceHead):
@@ -172,8 +183,8 @@ class TokenHead(Head):
         return len(self.labels)
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """The mean cross entropy of tokens with a label."""
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        """The mean cross entropy of tokens with a label, weighted by label if there are weights."""
+        return self.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
     def loss_terms(self, feature: Feature) -> int:
         """The number of tokens with a label."""

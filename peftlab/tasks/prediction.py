@@ -43,10 +43,27 @@ def predict_features(
     task: Task, examples: Sequence[Any], features: Sequence[Sequence[Feature]], forward_function: ForwardFunction
 ) -> list[Any]:
     """Predictions in the order of `examples`, of which the windows are encoded already."""
+    return decode_outputs(task, examples, features, forward_windows(features, forward_function))
+
+
+def forward_windows(
+    features: Sequence[Sequence[Feature]], forward_function: ForwardFunction
+) -> list[list[FeatureOutput]]:
+    """The outputs of the features of each example."""
     outputs = iter(forward_function([feature for windows in features for feature in windows]))
+    return [[next(outputs) for _ in windows] for windows in features]
+
+
+def decode_outputs(
+    task: Task,
+    examples: Sequence[Any],
+    features: Sequence[Sequence[Feature]],
+    outputs: Sequence[Sequence[FeatureOutput]],
+) -> list[Any]:
+    """Predictions from the outputs of the features of each example."""
     return [
-        task.decode(example, windows, cast(Any, [next(outputs) for _ in windows]))
-        for example, windows in zip(examples, features, strict=True)
+        task.decode(example, windows, cast(Any, results))
+        for example, windows, results in zip(examples, features, outputs, strict=True)
     ]
 
 

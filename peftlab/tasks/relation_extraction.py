@@ -31,7 +31,15 @@ from peftlab.tasks.inputs.entity_markers import (
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import encode_sequences
+from peftlab.tasks.labels.class_weights import ClassWeights, fit_class_weights
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
+from peftlab.tasks.metrics.calibration import (
+    TEMPERATURE,
+    describe_temperature,
+    fit_class_temperature,
+    measure_calibration,
+    temperature_of,
+)
 from peftlab.tasks.task import Confusion, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
@@ -98,20 +106,32 @@ class RelationExtractionTask(Task):
 
     type = "relation-extraction"
 
-    def __init__(self, *, labels: list[str] | None = None, negative_label: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        labels: list[str] | None = None,
+        negative_label: str | None = None,
+        class_weights: ClassWeights = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__(labels=labels)
         self.negative_label = negative_label
-        self.metric = Metric("f1", self.score)
+        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.weights: list[float] | None = None
+        self.metric = Metric("f1", self.score, fit_temperature=self.fit_temperature)
         self.targets = Targets("relations", self.count, labels_of=self.labels_of)
 
     @property
     def head(self) -> RelationHead:
         """One output per relation."""
-        return RelationHead(self.labels, pooling=self.state.get("pooling"))
+        head = RelationHead(self.labels, self.weights, pooling=self.state.get("pooling"))
+        head.label_smoothing = self.label_smoothing
+        return head
 
     def output_help(self) -> str:
         """How spans are marked in the model's input."""
-        return "Spans are marked in the text: `@ * type * head @`, `# ^ type ^ tail #`; types in lower case, if known."
+        marks = "Spans are marked in the text: `@ * type * head @`, `# ^ type ^ tail #`; types in lower case, if known."
+        return f"{marks}{describe_temperature(self.state)}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -134,6 +154,8 @@ class RelationExtractionTask(Task):
     def fit_labels(self, examples: Mapping[str, Sequence[MarkedText]], errors: ErrorCollector) -> None:
         """Relations of the training rows, unless the recipe lists them, and which of them is the negative one."""
         self.labels = fit_labels_from_examples(self.labels, examples, self.labels_of, errors)
+        counts = Counter(label for example in examples["train"] for label in self.labels_of(example))
+        self.weights = fit_class_weights(self.class_weights, counts, self.labels, errors)
         if self.negative_label is None:
             self.negative_label = next((label for label in NEGATIVE_LABELS if label in self.labels), None)
         elif self.negative_label not in self.labels:
@@ -178,11 +200,23 @@ class RelationExtractionTask(Task):
     ) -> RelationPrediction:
         """The most probable relation."""
         (output,) = logits
-        probabilities = output.float().softmax(-1)
+        probabilities = (output.float() / temperature_of(self.state)).softmax(-1)
         best = int(probabilities.argmax())
         label = self.labels[best]
         backward = bool(_BACKWARD.search(label))
         return RelationPrediction(example.text, example.head, example.tail, label, float(probabilities[best]), backward)
+
+    def fit_temperature(
+        self,
+        examples: Sequence[MarkedText],
+        features: Sequence[Sequence[Feature]],
+        outputs: Sequence[Sequence["Tensor"]],
+    ) -> None:
+        """Set the temperature at which the relations of `examples` are most probable."""
+        if examples:
+            logits = torch.stack([output.float() for (output,) in outputs]).numpy()
+            targets = [self.labels.index(str(example.label)) for example in examples]
+            self.state[TEMPERATURE] = fit_class_temperature(logits, targets)
 
     def score(self, examples: Sequence[MarkedText], predictions: Sequence[RelationPrediction]) -> Scores:
         """Macro precision, recall and F1 over the relations that occur, without the negative one, and accuracy."""
@@ -197,7 +231,10 @@ class RelationExtractionTask(Task):
         }
         accuracy = sum(right.values()) / max(1, len(gold))
         counts = sklearn_metrics.confusion_matrix(gold, prediction, labels=self.labels).tolist() if gold else []
-        return Scores({**macro, "accuracy": accuracy}, rows, Confusion(self.labels, counts) if gold else None)
+        correct = [a == b for a, b in zip(gold, prediction, strict=True)]
+        calibration = measure_calibration([row.score for row in predictions], correct)
+        confusion = Confusion(self.labels, counts) if gold else None
+        return Scores({**macro, "accuracy": accuracy}, rows, confusion, calibration=calibration)
 
 
 def relation_of(label: str) -> str:

@@ -14,6 +14,7 @@ from peftlab.errors import ErrorCollector
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.inputs.text import TextInputs
+from peftlab.tasks.metrics.calibration import Calibration
 from peftlab.tasks.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -67,26 +68,30 @@ class Confusion:
 class Scores:
     """`values` holds overall scores, `by_label` those of each label or kind of row with `support`, the gold count.
 
-    `signatures` say of a score how it was computed, in the words of the library that did.
+    `signatures` say of a score how it was computed, in the words of the library that did. `calibration` compares
+    probabilities with frequencies, if the task has any.
     """
 
     values: dict[str, float]
     by_label: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: Confusion | None = None
     signatures: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         plain: dict[str, Any] = {**self.values, "by_label": self.by_label}
         plain |= {"signatures": self.signatures} if self.signatures else {}
+        plain |= {"calibration": asdict(self.calibration)} if self.calibration else {}
         return plain | ({"confusion": asdict(self.confusion)} if self.confusion else {})
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """The inverse of `as_dict`."""
-        values = {k: v for k, v in plain.items() if k not in ("by_label", "confusion", "signatures")}
+        values = {k: v for k, v in plain.items() if k not in ("by_label", "calibration", "confusion", "signatures")}
         confusion = Confusion(**plain["confusion"]) if "confusion" in plain else None
-        return cls(values, plain["by_label"], confusion, plain.get("signatures", {}))
+        calibration = Calibration(**plain["calibration"]) if "calibration" in plain else None
+        return cls(values, plain["by_label"], confusion, plain.get("signatures", {}), calibration)
 
 
 def _no_labels(example: Any) -> Iterable[str]:
@@ -98,6 +103,10 @@ def _none_lost(example: Any, features: Sequence[Feature]) -> int:
 
 
 def _no_sampler(inputs: Any) -> FeatureSampler | None:
+    return None
+
+
+def _no_temperature(examples: Any, features: Any, outputs: Any) -> None:
     return None
 
 
@@ -133,13 +142,15 @@ class Metric:
     """How predictions are scored; `name` is the score that chooses the best checkpoint.
 
     `score` compares predictions with examples. `calibrate` fits what decoding needs to the validation split and returns
-    the predictions decoded again.
+    the predictions decoded again. `fit_temperature` fits, after training, the temperature of probabilities to the
+    examples, features and outputs of the validation split.
     """
 
     name: str
     score: Callable[[Any, Any], Scores]
     greater_is_better: bool = True
     calibrate: Callable[[Any, Any], Sequence[Any]] = _unchanged
+    fit_temperature: Callable[[Any, Any, Any], None] = _no_temperature
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 A long text is read in overlapping windows whose log probabilities are averaged. Scores are scikit-learn's.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peftlab.data import Row
@@ -24,12 +25,26 @@ from peftlab.tasks.inputs.text_pair import (
     read_pair,
     second_text,
 )
+from peftlab.tasks.labels.class_weights import ClassWeights, fit_class_weights
 from peftlab.tasks.labels.label_cells import find_separator, split_labels
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
+from peftlab.tasks.labels.thresholds import fit_thresholds
+from peftlab.tasks.metrics.calibration import (
+    TEMPERATURE,
+    Calibration,
+    describe_temperature,
+    fit_class_temperature,
+    fit_label_temperature,
+    measure_calibration,
+    temperature_of,
+)
 from peftlab.tasks.task import Confusion, Metric, Scores, Targets, Task
+from peftlab.tasks.windows import mean_log_probabilities, mean_logits
 
 if TYPE_CHECKING:
     pass
+
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,9 @@ class TextClassificationTask(Task):
         *,
         labels: list[str] | None = None,
         multi_label: bool = False,
-        threshold: float = 0.5,
-        class_weights: str | None = None,
+        threshold: float | str = "auto",
+        class_weights: ClassWeights = None,
+        label_smoothing: float = 0.0,
         labels_by_number: bool = True,
     ) -> None:
         super().__init__(labels=labels)
@@ -81,19 +97,30 @@ class TextClassificationTask(Task):
         self.multi_label = multi_label
         self.threshold = threshold
         self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
         self.weights: list[float] | None = None
-        self.metric = Metric("micro_f1" if multi_label else "accuracy", self.score)
+        self.log_odds: list[float] | None = None
+        name = "micro_f1" if multi_label else "accuracy"
+        self.metric = Metric(name, self.score, calibrate=self.calibrate, fit_temperature=self.fit_temperature)
         self.targets = Targets("labels", self.count, labels_of=self.labels_of)
 
     @property
     def head(self) -> ClassificationHead:
         """One output per label."""
         kind = MultiLabelHead if self.multi_label else ClassificationHead
-        return kind(self.labels, self.weights, pooling=self.state.get("pooling"))
+        head = kind(self.labels, self.weights, pooling=self.state.get("pooling"))
+        head.initial_bias, head.label_smoothing = self.log_odds, self.label_smoothing
+        return head
 
     def output_help(self) -> str:
-        """How to read several labels."""
-        return f"A label is given where the sigmoid of its logit reaches {self.threshold}." if self.multi_label else ""
+        """How to read the head's outputs."""
+        temperature, labels = describe_temperature(self.state), zip(self.labels, self.thresholds, strict=True)
+        if not self.multi_label:
+            return temperature.lstrip()
+        least = f"{self.thresholds[0]}"
+        if len(set(self.thresholds)) > 1:
+            least = f"its minimum: {', '.join(f'{name} {threshold}' for name, threshold in labels)}"
+        return f"A label is given where its probability, the sigmoid of its logit, reaches {least}.{temperature}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -151,16 +178,23 @@ class TextClassificationTask(Task):
                 "tell apart.",
                 key="data.train",
             )
-        if self.class_weights == "balanced" and examples["train"]:
-            self.weights = self._balanced(examples["train"])
-
-    def _balanced(self, examples: Sequence[LabelledText]) -> list[float]:
-        """As scikit-learn's `balanced`: rows / (labels × rows with it); multi-label: rows without / rows with it."""
-        counts = Counter(label for example in examples for label in example.labels)
-        rows = len(examples)
+        counts = Counter(label for example in examples["train"] for label in example.labels)
+        self.weights = fit_class_weights(self.class_weights, counts, self.labels, errors)
         if self.multi_label:
-            return [(rows - counts[label]) / max(1, counts[label]) for label in self.labels]
-        return [rows / (len(self.labels) * max(1, counts[label])) for label in self.labels]
+            others = {label: len(examples["train"]) - counts[label] for label in self.labels}
+            if self.class_weights == "balanced":
+                self.weights = [others[label] / max(1, counts[label]) for label in self.labels]
+            self.log_odds = self._log_odds(counts, others)
+
+    def _log_odds(self, counts: Mapping[str, int], others: Mapping[str, int]) -> list[float]:
+        """The logit of each label's share of the weighted rows; one row more has it, and one has not.
+
+        Outputs that start there learn from the texts at once. From 0 they first learn that labels are rare, and Adam
+        remembers these large gradients for a thousand steps (Lin et al. 2017, arXiv:1708.02002, section 3.3).
+        """
+        odds = [(counts.get(label, 0) + 1) / (others[label] + 1) for label in self.labels]
+        weights = self.weights or [1.0] * len(odds)
+        return [math.log(weight * share) for weight, share in zip(weights, odds, strict=True)]
 
     def encode(
         self, examples: Sequence[TextPair], inputs: TextInputs, max_length: int, *, training: bool
@@ -187,14 +221,56 @@ class TextClassificationTask(Task):
         self, example: TextPair, features: Sequence[Feature], logits: Sequence["torch.Tensor"]
     ) -> ClassPrediction:
         """The mean over the windows → one label, or every label above the threshold."""
-        mean = torch.stack([output.float() for output in logits])
-        probabilities = mean.sigmoid().mean(0) if self.multi_label else mean.log_softmax(-1).mean(0).softmax(-1)
+        probabilities = self._probabilities(logits)
         by_label = dict(zip(self.labels, probabilities.tolist(), strict=True))
-        if self.multi_label:
-            given = tuple(label for label, seed in by_label.items() if seed >= self.threshold)
-        else:
-            given = (self.labels[int(probabilities.argmax())],)
+        given = (
+            self._labels_over_threshold(by_label) if self.multi_label else (self.labels[int(probabilities.argmax())],)
+        )
         return ClassPrediction(example.text, example.text_pair, given, by_label)
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The minimum probability of each predicted label, for multi_label."""
+        default = DEFAULT_THRESHOLD if isinstance(self.threshold, str) else self.threshold
+        fitted: list[float] = self.state.get("thresholds", [default] * len(self.labels))
+        return fitted
+
+    def _labels_over_threshold(self, probabilities: Mapping[str, float]) -> tuple[str, ...]:
+        pairs = zip(self.labels, self.thresholds, strict=True)
+        return tuple(label for label, threshold in pairs if probabilities[label] >= threshold)
+
+    def calibrate(
+        self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]
+    ) -> Sequence[ClassPrediction]:
+        """Fit the threshold of each label to the micro F1 of these examples; see `fit_thresholds`."""
+        if not (examples and self.multi_label and self.threshold == "auto"):
+            return predictions
+        probabilities = [[row.probabilities[label] for label in self.labels] for row in predictions]
+        self.state["thresholds"] = fit_thresholds(probabilities, [self._target(row.labels) for row in examples])
+        return [replace(row, labels=self._labels_over_threshold(row.probabilities)) for row in predictions]
+
+    def _probabilities(self, logits: Sequence["torch.Tensor"]) -> "torch.Tensor":
+        """The calibrated probability of each label, (labels,), from the logits of each window."""
+        temperature = temperature_of(self.state)
+        if not self.multi_label:
+            return (mean_log_probabilities(logits) / temperature).softmax(-1)
+        if temperature == 1:
+            return torch.stack([output.float() for output in logits]).sigmoid().mean(0)
+        return (mean_logits(logits) / temperature).sigmoid()
+
+    def fit_temperature(
+        self,
+        examples: Sequence[LabelledText],
+        features: Sequence[Sequence[Feature]],
+        outputs: Sequence[Sequence["torch.Tensor"]],
+    ) -> None:
+        """Set the temperature at which the labels of `examples` are most probable."""
+        if not examples:
+            return
+        targets = [self._target(example.labels) for example in examples]
+        combine = mean_logits if self.multi_label else mean_log_probabilities
+        fit = fit_label_temperature if self.multi_label else fit_class_temperature
+        self.state[TEMPERATURE] = fit(torch.stack([combine(logits) for logits in outputs]).numpy(), targets)
 
     def score(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
         """Accuracy, macro and micro F1, Matthews' coefficient (one label), and scores by label."""
@@ -213,7 +289,10 @@ class TextClassificationTask(Task):
         }
         counts = sklearn_metrics.confusion_matrix(gold, prediction, labels=self.labels)
         return Scores(
-            _floats(values), self._by_label(gold, prediction, self.labels), Confusion(self.labels, counts.tolist())
+            _floats(values),
+            self._by_label(gold, prediction, self.labels),
+            Confusion(self.labels, counts.tolist()),
+            calibration=self._calibration(examples, predictions),
         )
 
     def _score_sets(self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]) -> Scores:
@@ -228,7 +307,20 @@ class TextClassificationTask(Task):
             "macro_f1": sklearn_metrics.f1_score(gold, prediction, labels=columns, average="macro", zero_division=0),
             "accuracy": sklearn_metrics.accuracy_score(gold, prediction),  # rows with every label right
         }
-        return Scores(_floats(values), self._by_label(gold, prediction, columns))
+        calibration = self._calibration(examples, predictions)
+        return Scores(_floats(values), self._by_label(gold, prediction, columns), calibration=calibration)
+
+    def _calibration(
+        self, examples: Sequence[LabelledText], predictions: Sequence[ClassPrediction]
+    ) -> Calibration | None:
+        """Calibration of the predicted label, or with multi_label of every label of every row."""
+        pairs = [
+            (probability, label in example.labels)
+            for example, prediction in zip(examples, predictions, strict=True)
+            for label, probability in prediction.probabilities.items()
+            if self.multi_label or label == prediction.labels[0]
+        ]
+        return measure_calibration([probability for probability, _ in pairs], [right for _, right in pairs])
 
     def _by_label(self, gold: Any, prediction: Any, labels: Any) -> dict[str, dict[str, float]]:
         columns = sklearn_metrics.precision_recall_fscore_support(

@@ -20,16 +20,24 @@ from peftlab.tasks.inputs.features import IGNORED, Feature
 from peftlab.tasks.inputs.tag_cells import find_scheme, read_tags, refuse_one_word_rows
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of
+from peftlab.tasks.inputs.word_windows import one_window, windows_of_words
 from peftlab.tasks.inputs.words import are_characters, join_tokens, split_characters, split_words
+from peftlab.tasks.labels.class_weights import ClassWeights, fit_class_weights
 from peftlab.tasks.labels.label_set import fit_labels_from_examples
 from peftlab.tasks.labels.tag_schemes import WordSpan, are_tags, spans_from_tags, tags_from_spans, types_in_tags
 from peftlab.tasks.labels.viterbi import best_tags
+from peftlab.tasks.metrics.calibration import (
+    TEMPERATURE,
+    Calibration,
+    describe_temperature,
+    fit_class_temperature,
+    measure_calibration,
+    temperature_of,
+)
 from peftlab.tasks.task import Example, Metric, Prediction, Scores, Targets, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-OVERLAP = 0.25  # share of a window that the next one repeats, so that every word is once away from an edge
+    pass
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,13 @@ class TokenClassificationTask(Task):
     type = "token-classification"
 
     def __init__(
-        self, *, labels: list[str] | None = None, tag_scheme: str = "auto", tag_names: list[str] | None = None
+        self,
+        *,
+        labels: list[str] | None = None,
+        tag_scheme: str = "auto",
+        tag_names: list[str] | None = None,
+        class_weights: ClassWeights = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         if labels and are_tags(labels):
             labels, tag_names = types_in_tags(labels), labels
@@ -91,17 +105,22 @@ class TokenClassificationTask(Task):
         self.tag_scheme = tag_scheme
         self.tag_names = tag_names
         self._scheme = tag_scheme
-        self.metric = Metric("f1", self.score)
+        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.weights: list[float] | None = None
+        self.metric = Metric("f1", self.score, fit_temperature=self.fit_temperature)
         self.targets = Targets("entities", self.count, self.lost, self.labels_of)
 
     def output_help(self) -> str:
         """How to read tags: words, not tokens, have them."""
-        return "A word's tag is read at its first token; peftlab takes the best well-formed sequence of tags."
+        tags = "A word's tag is read at its first token; peftlab takes the best well-formed sequence of tags."
+        return f"{tags}{describe_temperature(self.state)}"
 
     @property
     def head(self) -> TokenHead:
         """IOB2: O, then B- and I- of each entity type; the first token of a word has its tag."""
-        return TokenHead(["O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI")])
+        head = TokenHead(["O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI")])
+        head.weights, head.label_smoothing = self.weights, self.label_smoothing
+        return head
 
     @property
     def options(self) -> dict[str, Any]:
@@ -166,8 +185,18 @@ class TokenClassificationTask(Task):
             errors.add("'O' is no entity type.", key="task.labels", hint=hint)
         if not self.labels and examples["train"]:
             errors.add("the training rows hold no entity.", key="data.train")
+        self.weights = self._tag_weights(examples["train"], errors)
         by_character = sum(example.by_character for example in examples["train"])
         self.state = {"unit": "character" if 2 * by_character > len(examples["train"]) else "word"}
+
+    def _tag_weights(self, examples: Sequence[TaggedText], errors: ErrorCollector) -> list[float] | None:
+        """The weight of each tag in the loss; numbers by name are those of O and of both tags of an entity type."""
+        if self.class_weights != "balanced":
+            by_type = fit_class_weights(self.class_weights, {}, ["O", *self.labels], errors)
+            return by_type and [by_type[0], *(weight for weight in by_type[1:] for _ in "BI")]
+        tags = (tags_from_spans(list(example.spans), len(example.words)) for example in examples)
+        counts = Counter(tag for sequence in tags for tag in sequence)
+        return fit_class_weights("balanced", counts, self.head.labels, errors)
 
     def encode(
         self, examples: Sequence[TaggedText], inputs: TextInputs, max_length: int, *, training: bool
@@ -175,7 +204,7 @@ class TokenClassificationTask(Task):
         """Words → sub-word tokens with their tags; see `Task.encode`."""
         tokenizer = inputs.tokenizer
         tokens = [example.tokens() for example in examples]
-        windows = list(map(_one_window, tokens)) if training else _windows(tokens, tokenizer, max_length)
+        windows = list(map(one_window, tokens)) if training else windows_of_words(tokens, tokenizer, max_length)
         flat = [(number, window) for number, found in enumerate(windows) for window in found]
         made: list[list[Feature]] = [[] for _ in examples]
         if not flat:
@@ -225,7 +254,7 @@ class TokenClassificationTask(Task):
         probabilities[:, 0] = 0.0
         best_distance = [-1] * words
         for feature, output in zip(features, logits, strict=True):
-            prediction = output.float().log_softmax(-1)
+            prediction = (output.float() / temperature_of(self.state)).log_softmax(-1)
             last = len(feature.positions) - 1
             for nth, (position, word) in enumerate(feature.positions):
                 distance = min(nth, last - nth)
@@ -239,6 +268,23 @@ class TokenClassificationTask(Task):
         mean = sum(scores[first:end]) / (end - first)
         return Entity(start, stop, label, round(mean, 4), example.text[start:stop])
 
+    def fit_temperature(
+        self,
+        examples: Sequence[TaggedText],
+        features: Sequence[Sequence[Feature]],
+        outputs: Sequence[Sequence["torch.Tensor"]],
+    ) -> None:
+        """Set the temperature at which the tags of `examples` are most probable."""
+        rows = [
+            (output[position], feature.labels[position])
+            for windows, results in zip(features, outputs, strict=True)
+            for feature, output in zip(windows, results, strict=True)
+            for position, _ in feature.positions
+        ]
+        if rows:
+            logits = torch.stack([output.float() for output, _ in rows]).numpy()
+            self.state[TEMPERATURE] = fit_class_temperature(logits, [label for _, label in rows])
+
     def score(self, examples: Sequence[TaggedText], predictions: Sequence[EntityPrediction]) -> Scores:
         """Entity precision, recall and F1 by seqeval (micro average, and per type)."""
         if not any(example.spans for example in examples) and not any(set(p.tags) - {"O"} for p in predictions):
@@ -250,29 +296,17 @@ class TokenClassificationTask(Task):
         )
         rows = {name: _plain_scores(values) for name, values in report.items() if not name.endswith(" avg")}
         overall = _plain_scores(report["micro avg"])
-        return Scores({name: overall[name] for name in ("precision", "recall", "f1")}, rows)
+        values = {name: overall[name] for name in ("precision", "recall", "f1")}
+        return Scores(values, rows, calibration=_calibration(examples, predictions))
 
 
-def _windows(
-    tokens: Sequence[list[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[list[tuple[int, int]]]:
-    """(first word, end) of the windows that cover each text; none for a text without words."""
-    windows = [_one_window(words) for words in tokens]
-    filled = [number for number, words in enumerate(tokens) if words]
-    if not filled:
-        return windows
-    budget = max_length - tokenizer.num_special_tokens_to_add()
-    encoded = tokenizer([tokens[number] for number in filled], is_split_into_words=True, verbose=False)
-    for i, number in enumerate(filled):
-        if len(encoded["input_ids"][i]) > max_length:
-            chunks = Counter(word for word in encoded.word_ids(i) if word is not None)
-            sizes = [chunks[word] for word in range(len(tokens[number]))]
-            windows[number] = split_into_windows(sizes, budget, int(budget * OVERLAP))
-    return windows
-
-
-def _one_window(words: list[str]) -> list[tuple[int, int]]:
-    return [(0, len(words))] if words else []
+def _calibration(examples: Sequence[TaggedText], predictions: Sequence[EntityPrediction]) -> Calibration | None:
+    """Calibration of the predicted entities: their scores, and whether their words and types are right."""
+    pairs = []
+    for example, prediction in zip(examples, predictions, strict=True):
+        gold = {(example.words[first][0], example.words[end - 1][1], kind) for first, end, kind in example.spans}
+        pairs += [(entity.score, (entity.start, entity.end, entity.label) in gold) for entity in prediction.entities]
+    return measure_calibration([score for score, _ in pairs], [right for _, right in pairs])
 
 
 def _feature(
@@ -294,29 +328,6 @@ def _feature(
         labels[position] = classes[tags[first + word]]
     positions = tuple((position, first + word) for word, position in first_tokens.items())
     return Feature(inputs, labels, positions)
-
-
-def split_into_windows(sizes: Sequence[int], budget: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut words of so many tokens each into overlapping windows of at most `budget` tokens: (first word, end).
-
-    A word wider than `budget` gets a window of its own. No word is left out.
-    """
-    windows: list[tuple[int, int]] = []
-    start = 0
-    while True:
-        end, used = start, 0
-        while end < len(sizes) and (used + sizes[end] <= budget or end == start):
-            used += sizes[end]
-            end += 1
-        windows.append((start, end))
-        if end == len(sizes):
-            return windows
-        back, repeated = end, 0
-        fits = min(overlap, budget - sizes[end])  # the window must reach a new word
-        while back - 1 > start and repeated + sizes[back - 1] <= fits:
-            back -= 1
-            repeated += sizes[back]
-        start = back
 
 
 def _plain_scores(values: Mapping[str, Any]) -> dict[str, float]:

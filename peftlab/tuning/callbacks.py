@@ -22,7 +22,7 @@ class ProgressReporter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Training begins."""
-        self.progress.on_train_begin(state.max_steps, int(args.num_train_epochs), state.global_step)
+        self.progress.on_train_begin(state.max_steps, state.num_train_epochs, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One optimizer step."""

@@ -62,8 +62,9 @@ def warn_if_collapsed(recipe: Recipe, task: Task, scores: Scores, progress: Prog
 
 def _collapse_hint(recipe: Recipe) -> str:
     """What may help, without what the recipe has already."""
+    length = "max_steps" if recipe.training.max_steps else "num_train_epochs"
     options = [
-        f"raise training.num_train_epochs (it is {recipe.training.num_train_epochs})",
+        f"raise training.{length} (it is {getattr(recipe.training, length)})",
         f"change training.learning_rate ({_describe_rate(recipe).removesuffix('.')})",
     ]
     if getattr(recipe.task, "class_weights", "balanced") is None:

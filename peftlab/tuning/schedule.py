@@ -65,6 +65,8 @@ def fixed_schedule(recipe: Recipe) -> dict[str, Any]:
 
 def _unset_only(training: TrainingSection, *, early_stopping_patience: int, **chosen: float) -> dict[str, Any]:
     unset: dict[str, Any] = {key: value for key, value in chosen.items() if getattr(training, key) is None}
+    if training.max_steps:
+        unset.pop("num_train_epochs", None)
     if training.early_stopping_patience == "auto":
         unset["early_stopping_patience"] = early_stopping_patience
     return unset

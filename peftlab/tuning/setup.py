@@ -12,6 +12,7 @@ from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.backend_check import shards_base
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
 from peftlab.tuning.packing import check_packing
+from peftlab.tuning.parameter_groups import freeze_modules
 from peftlab.tuning.preference.start_reference import start_as_reference
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
@@ -57,6 +58,8 @@ def add_adapter(
     """
     with session.process_group.sync_errors():
         model = create_peft_model(base, recipe.method, dataset.task)
+        if recipe.training.freeze:
+            freeze_modules(model, recipe.training.freeze, recipe.method.type)
         warm_start = _start_from(start, model, base, dataset.task, recipe) if start else None
         run = Run(
             recipe=recipe,

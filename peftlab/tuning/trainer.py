@@ -13,6 +13,7 @@ from peftlab.methods import METHODS
 from peftlab.tasks import Feature, Scores
 from peftlab.tuning.batching import TokenBatches, TokenLoader
 from peftlab.tuning.distributed.backends import backend_arguments
+from peftlab.tuning.parameter_groups import head_parameters, set_learning_rate
 from peftlab.tuning.preference.reference import preserve_requires_grad
 from peftlab.tuning.run import Run
 
@@ -92,7 +93,10 @@ class TaskTrainer(Trainer):
             self.optimizer = self.hooks.optimizer(
                 model or self.model, self.run.recipe.method, *chosen, self.args.weight_decay
             )
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        if rate := self.run.recipe.training.head_learning_rate:
+            set_learning_rate(optimizer, head_parameters(model or self.model, self.run.base.head_modules), rate)
+        return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Keep `requires_grad` of all parameters: PEFT would make AdaLoRA's frozen rank counts trainable."""
@@ -187,14 +191,14 @@ def training_arguments(
 ) -> TrainingArguments:
     """The recipe's training section as arguments of the installed Transformers; `extra` is for `arguments_class`."""
     settings = run.recipe.training
-    assert settings.num_train_epochs is not None  # see `choose_schedule`
-    assert settings.warmup_ratio is not None
+    assert settings.warmup_ratio is not None  # see `choose_schedule`
     batches_per_step = settings.gradient_accumulation_steps * run.process_group.world_size
     rows_per_step = settings.per_device_train_batch_size * batches_per_step
     arguments = arguments_class(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
-        num_train_epochs=settings.num_train_epochs,
+        num_train_epochs=settings.num_train_epochs or 1,
+        max_steps=settings.max_steps or -1,  # overrides the epochs
         per_device_train_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         lr_scheduler_type=settings.lr_scheduler_type,

@@ -55,7 +55,13 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "pooling": "auto",
             "trust_remote_code": False,
         },
-        "task": {"type": "token-classification", "labels": None, "tag_scheme": "auto"},
+        "task": {
+            "type": "token-classification",
+            "labels": None,
+            "tag_scheme": "auto",
+            "class_weights": None,
+            "label_smoothing": 0.0,
+        },
         "method": {
             "start_from": None,
             "type": "lora",
@@ -91,6 +97,9 @@ def test_short_recipe_gets_every_default(write, tmp_path):
         "training": {
             "learning_rate": None,
             "num_train_epochs": None,
+            "max_steps": None,
+            "head_learning_rate": None,
+            "freeze": [],
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 32,
             "gradient_accumulation_steps": 1,

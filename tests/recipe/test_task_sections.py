@@ -24,11 +24,11 @@ from tests.model_cards import model_of_card
 from tests.task_stores import KINDS, recipe_for, run, task_store, to_json_lines  # noqa: F401  # a fixture
 
 KEYS = {
-    "token-classification": "labels, tag_scheme, type",
-    "text-classification": "class_weights, labels, multi_label, threshold, type",
+    "token-classification": "class_weights, label_smoothing, labels, tag_scheme, type",
+    "text-classification": "class_weights, label_smoothing, labels, multi_label, threshold, type",
     "regression": "loss, type",
     "question-answering": "doc_stride, max_answer_length, type",
-    "relation-extraction": "labels, negative_label, type",
+    "relation-extraction": "class_weights, label_smoothing, labels, negative_label, type",
     "causal-lm": "generation, scored_by, system, template, type",
     "preference": "beta, generation, label_smoothing, loss_type, system, template, type",
     "domain-adaptation": "generation, mask_probability, objective, type",
@@ -117,10 +117,10 @@ def test_keys_of_another_task_are_refused(get_errors, kind, other):
         ("token-classification", "tag_scheme: bio", "tag_scheme: unknown tag_scheme 'bio'. "),
         ("token-classification", "labels: []", "labels: "),
         ("text-classification", "multi_label: yes", "multi_label: should be a valid boolean, not 'yes'."),
-        ("text-classification", "threshold: 1.0", "threshold: should be less than 1, not 1.0."),
-        ("text-classification", "threshold: 0", "threshold: should be greater than 0, not 0."),
+        ("text-classification", "threshold: 1.0", "threshold: should be 'auto', or less than 1, not 1.0."),
+        ("text-classification", "threshold: 0", "threshold: should be 'auto', or greater than 0, not 0."),
         ("text-classification", "class_weights: balance", "class_weights: unknown class_weights 'balance'. Did "),
-        ("text-classification", "class_weights: [1, 2]", "class_weights: should be 'balanced', not [1, 2]."),
+        ("text-classification", "class_weights: [1, 2]", "class_weights: should be 'balanced', or a "),
         ("text-classification", "labels: [a, a]", "labels: should be unique, non-empty names, not ['a', 'a']."),
         ("text-classification", "labels: [0, 1]", "labels: should be a valid string, not "),
         ("regression", "loss: rmse", "loss: unknown loss 'rmse'. Did you mean 'mse'? Known: mae, mse."),
@@ -190,8 +190,9 @@ def test_overrides_change_task_keys(get_errors, tmp_path, tiny_base):
         "type": "text-classification",
         "labels": None,
         "multi_label": True,
-        "threshold": 0.5,
+        "threshold": "auto",
         "class_weights": "balanced",
+        "label_smoothing": 0.0,
     }
     assert get_errors("task:\n  type: regression", {"task.multi_label": True}) == [
         f"-o task.multi_label=true  task.multi_label: unknown key. Keys here: {KEYS['regression']}."
@@ -433,7 +434,7 @@ def test_tokens_with_text_comment_are_read_as_tokens(errors_of, tmp_path):
 OPTIONS = {
     "entities": ({}, {"unit": "word"}),
     "characters": ({}, {"unit": "character"}),
-    "classes": ({"multi_label": False, "threshold": 0.5}, {}),
+    "classes": ({"multi_label": False, "threshold": "auto"}, {}),
     "topics": ({"multi_label": True, "threshold": 0.3}, {}),
     "rating": ({}, {"mean": 17 / 6, "deviation": pytest.approx(1.37437, abs=1e-5), "least": 1.0, "most": 5.0}),
     "answers": ({"doc_stride": 8, "max_answer_length": 6}, {"null_threshold": None}),
@@ -450,7 +451,7 @@ SCORES = {
 }
 READING = {
     "entities": "A word's tag is read at its first token",
-    "topics": "A label is given where the sigmoid of its logit reaches 0.3.",
+    "topics": "A label is given where its probability, the sigmoid of its logit, reaches 0.3. Probabil",
     "rating": "In the unit of the data, a value is logit × 1.37437 + 2.83333.",
     "answers": "Every question has an answer: the best span of the context.",
     "relations": "Spans are marked in the text: ",
@@ -474,7 +475,7 @@ def test_manifest_holds_task_and_fitted_labels(published):
     options, state = OPTIONS[published.name]
     assert task.type == section["type"]
     assert task.options == options
-    assert task.state == state
+    assert {key: value for key, value in task.state.items() if key != "temperature"} == state
     assert task.auto_class == task.build().head.auto_class
     assert len(task.head_labels) == {"entities": 5, "characters": 3, "rating": 1, "answers": 2}.get(published.name, 3)
     assert published.manifest.data.ledger["train"].used == len(rows)

@@ -61,6 +61,11 @@ def test_scores_match_manifest(evaluate, task_store, kind):  # noqa: F811
     assert list(told) == ["adapter", "data", "rows", "scores"]
     assert (told["adapter"], told["rows"]) == (f"{kind}@1", 8)
     assert told["scores"].keys() == expected.keys()
+    if calibration := expected.pop("calibration", None):
+        measured = told["scores"]["calibration"]
+        assert measured["counts"] == calibration["counts"]
+        for name in ("ece", "ece_debiased", "confidences", "accuracies"):
+            assert measured[name] == pytest.approx(calibration[name], abs=2e-4), name
     for name, value in expected.items():
         assert told["scores"][name] == (pytest.approx(value, abs=2e-4) if isinstance(value, float) else value), name
 
@@ -82,6 +87,8 @@ def test_text_output_has_rows_targets_and_scores(evaluate, task_store, kind):  #
     scores = manifest.scores["test"].as_dict()
     by_label = scores.pop("by_label")
     confusion = scores.pop("confusion", None)
+    if calibration := scores.pop("calibration", None):
+        assert f"ECE {calibration['ece']:.3f}, {calibration['ece_debiased']:.3f} without chance\n" in result.stdout
     for value in scores.values():
         assert f"{value:.3f}" in result.stdout
     for label in by_label:

@@ -16,8 +16,9 @@ from peftlab.errors import ErrorCollector, IntegrityError
 from peftlab.recipe import TokenClassification
 from peftlab.tasks import build_task, read_examples, restore_task
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
+from peftlab.tasks.inputs.word_windows import split_into_windows
 from peftlab.tasks.labels.tag_schemes import spans_from_tags, tags_from_spans
-from peftlab.tasks.token_classification import EntityPrediction, TokenClassificationTask, split_into_windows
+from peftlab.tasks.token_classification import EntityPrediction, TokenClassificationTask
 from tests.conftest import SENTENCES
 
 WIDENED = "entities widened to whole words"

@@ -7,14 +7,15 @@ from peftlab.store import Manifest
 from peftlab.tasks import Scores
 from peftlab.tuning.report.confusion_matrix import draw_confusion
 from peftlab.tuning.report.model_card import model_card
+from peftlab.tuning.report.reliability_diagram import draw_reliability
 from peftlab.tuning.report.training_curves import draw_curves
 from peftlab.tuning.run import Run
 
-CURVES, CONFUSION, CARD = "curves.png", "confusion.png", "README.md"
+CURVES, CONFUSION, RELIABILITY, CARD = "curves.png", "confusion.png", "reliability.png", "README.md"
 
 
 def draw_plots(run: Run, scores: Mapping[str, Scores], folder: Path, warn: Callable[[str], None]) -> None:
-    """Draw the training curves, and the confusion of labels if the last split has one."""
+    """Draw the training curves, and the confusion of labels and the reliability diagram if the last split has them."""
     title = f"{run.recipe.name}: {run.recipe.method.type} on {run.base.files.model}"
     with_curves = {
         "smaller_is_better": not run.task.metric.greater_is_better,
@@ -24,14 +25,16 @@ def draw_plots(run: Run, scores: Mapping[str, Scores], folder: Path, warn: Calla
         folder / CURVES, lambda file: draw_curves(run.log, run.task.metric.name, title, file, **with_curves), warn
     )
     split = "test" if "test" in scores else "validation"
+    title = f"{run.recipe.name}, {split}"
     if confusion := scores[split].confusion:
-        title = f"{run.recipe.name}, {split}"
         write_or_warn(folder / CONFUSION, lambda file: draw_confusion(confusion, title, file), warn)
+    if calibration := scores[split].calibration:
+        write_or_warn(folder / RELIABILITY, lambda file: draw_reliability(calibration, title, file), warn)
 
 
 def write_card(run: Run, manifest: Manifest, recipe: str, folder: Path, warn: Callable[[str], None]) -> None:
     """Write the model card with the plots that were drawn, or a short one if that fails."""
-    plots = {name for name in (CURVES, CONFUSION) if (folder / name).is_file()}
+    plots = {name for name in (CURVES, CONFUSION, RELIABILITY) if (folder / name).is_file()}
 
     def write(file: Path) -> None:
         file.write_text(model_card(manifest, recipe, run.base.model, plots), encoding="utf8")

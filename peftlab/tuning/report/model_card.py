@@ -35,6 +35,8 @@ It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_n
 
 {plots}
 
+{calibration}
+
 ## Use
 
 With peftlab, together with any number of adapters on the same base:
@@ -91,7 +93,7 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
     record = TASKS[task.type]
     output_help = record.output_help(built_task)
     last_split = "test" if "test" in scores else "validation"
-    by_label = scores[last_split].by_label
+    by_label, calibration = scores[last_split].by_label, scores[last_split].calibration
     card = _CARD.format(
         name=manifest.name,
         base=manifest.base.model,
@@ -116,9 +118,11 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
             for name, text in (
                 ("curves.png", "Training loss and validation score"),
                 ("confusion.png", f"Confusion of labels, {last_split}"),
+                ("reliability.png", f"Reliability diagram, {last_split}"),
             )
             if name in plots
         ),
+        calibration=f"Probabilities, {last_split}: {calibration}." if calibration else "",
         command=f"peftlab predict {manifest.name} {record.example(built_task)}",
         setup_code=f"{info.setup_code}\n" if info.setup_code else "",
         reading=f"\n{output_help}\n" if output_help else "",
