@@ -13,6 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from peftlab.base import INCOMPLETE, find_hub_snapshot
+from peftlab.base.pooled_model import OUTPUT_LAYER
 from peftlab.errors import AdapterNotFoundError, IntegrityError, suggest
 from peftlab.imports import huggingface_hub
 from peftlab.methods.registry import METHODS
@@ -163,6 +164,11 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"init_lora_weights is {config['init_lora_weights']!r}: it was trained on a base whose weights were "
             "changed for it. Let PEFT convert it: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
+        )
+    if modules is not None and OUTPUT_LAYER in modules:
+        yield (
+            "its head pools token states by a class of peftlab's, and these files do not say how. Copy its folder from "
+            f"the store that it was published in, with {MANIFEST_FILE}."
         )
     if modules is not None and not (isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
         yield f"modules_to_save should be a list of names, not {modules!r}."

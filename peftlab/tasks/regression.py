@@ -87,7 +87,7 @@ class RegressionTask(Task):
         deviation = statistics.pstdev(numbers)
         if deviation == 0:
             errors.add(f"every training row says {numbers[0]:g}; there is nothing to learn.", key="data.train")
-        self.state = {
+        self.state |= {
             "mean": statistics.fmean(numbers),
             "deviation": deviation or 1.0,
             "least": min(numbers),

@@ -206,6 +206,27 @@ def check_contract(run, tmp_path):
         assert_equal_on_dequantized_weights(run, tmp_path / "saved")
 
 
+POOLED = [
+    ("lora", "bert", "4bit", "relations", "auto"),
+    ("houlsby", "roberta", "8bit", "classes", "mean"),
+    ("prefix", "distilbert", None, "classes", "max"),
+    ("prompt", "modernbert", None, "relations", "auto"),
+    ("vera", "llama", None, "classes", "last"),
+    ("full", "electra", None, "classes", "mean"),
+    ("last-layers", "gpt2", None, "relations", "auto"),
+    ("head", "deberta-v2", None, "classes", "mean"),
+]
+
+
+@pytest.mark.parametrize(("method", "base", "quantization", "kind", "pooling"), POOLED)
+def test_contract_holds_with_a_head_that_pools(folder_of, tmp_path, method, base, quantization, kind, pooling):
+    recipe = recipe_for(tmp_path / "data", folder_of(base), kind, training={"base_dropout": False})
+    fields = {"method": METHODS[method], "base.quantization": quantization, "base.pooling": pooling}
+    run = prepared_run(recipe, fields)
+    assert run.task.head.pooling == ("entity-start" if pooling == "auto" else pooling)
+    check_contract(run, tmp_path)
+
+
 def assert_same_gradients_with_checkpointing(run):
     gradients = []
     for wanted in (False, True):

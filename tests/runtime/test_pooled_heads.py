@@ -8,7 +8,7 @@ import torch
 import peftlab
 from peftlab.base.quantization import disable_avx512_packing
 from peftlab.errors import IntegrityError
-from peftlab.interop import export_adapter, merge
+from peftlab.interop import export_adapter, import_adapter, merge
 from peftlab.store import MANIFEST_FILE, Store
 from peftlab.tasks.prediction import forward
 from tests.model_cards import model_of_card
@@ -150,6 +150,8 @@ def test_export_to_peft_points_to_the_card(store, bank, tmp_path):
         f"see {tmp_path / 'exported' / 'README.md'}: its code builds the model with a head that pools, "
         "and loads the adapter"
     )
+    with pytest.raises(IntegrityError, match="its head pools token states by a class of peftlab's"):
+        import_adapter(exported.folder, "again", task="text-classification", labels=["a", "b", "c"], store=tmp_path)
     features = features_of(bank, "mean")
     plain = forward(bank.task("mean"), model_of_card(exported.folder), bank.base.inputs, features)
     served = predict_each(bank, [("mean", feature) for feature in features])

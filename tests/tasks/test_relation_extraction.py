@@ -13,7 +13,7 @@ from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.store import TaskInfo
-from peftlab.tasks.inputs.entity_markers import MarkedText, Span, marked_text
+from peftlab.tasks.inputs.entity_markers import MarkedText, Span, marked_text, marker_offsets
 from peftlab.tasks.inputs.text import TextInputs, load_tokenizer
 from peftlab.tasks.relation_extraction import RelationExtractionTask, RelationPrediction, relation_of
 from tests.architectures import build
@@ -235,6 +235,41 @@ def test_short_text_is_not_truncated(tokenizer):
     assert (feature.labels, feature.truncated) == (1, False)
 
 
+def markers_at_positions(tokenizer, feature):
+    return tokenizer.convert_ids_to_tokens([feature.inputs["input_ids"][token] for token, _ in feature.positions])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<e1>ada</e1> wrote to <e2>rome</e2> late",
+        "  in   <e2:LOC>rome</e2>   it rained @ noon # 1 , wrote <e1:PER>ada</e1> .",
+        "<e2>b</e2><e1>a</e1>",
+        "a@b.c #1 <e1>@</e1> <e2>#</e2>",
+    ],
+)
+def test_positions_are_the_first_markers_of_head_and_tail(tokenizer, text):
+    task, example = RelationExtractionTask(labels=["a", "b"]), read({"text": text, "label": "b"})
+    marked, offsets = marked_text(example), marker_offsets(example)
+    assert [marked[offset] for offset in offsets] == ["@", "#"]
+    kinds = [f"* {span.type.lower()} * " if span.type else "" for span in (example.head, example.tail)]
+    kinds[1] = kinds[1].replace("*", "^")
+    assert marked[offsets[0] :].startswith(f"@ {kinds[0]}{example.text[example.head.start : example.head.end]} @")
+    assert marked[offsets[1] :].startswith(f"# {kinds[1]}{example.text[example.tail.start : example.tail.end]} #")
+    [feature] = task.encode([example], TextInputs(tokenizer), 64, training=True)[0]
+    assert markers_at_positions(tokenizer, feature) == ["@", "#"]
+    assert [number for _, number in feature.positions] == [0, 1]
+
+
+def test_marker_that_is_cut_off_is_read_at_the_last_token(tokenizer):
+    task = RelationExtractionTask(labels=["a", "b"])
+    example = read({"text": f"<e1>{'ada ' * 30}</e1> left <e2>rome</e2> .", "label": "b"})
+    [feature] = task.encode([example], TextInputs(tokenizer), 16, training=True)[0]
+    assert feature.truncated
+    assert markers_at_positions(tokenizer, feature)[0] == "@"
+    assert feature.positions[1] == (14, 1)  # before [SEP]
+
+
 @pytest.mark.parametrize("reverse_order", [False, True])
 def test_truncated_text_includes_spans_and_neighbors(tokenizer, reverse_order):
     task = RelationExtractionTask(labels=["a", "b"])
@@ -251,6 +286,7 @@ def test_truncated_text_includes_spans_and_neighbors(tokenizer, reverse_order):
                 [feature] = task.encode([example], TextInputs(tokenizer), max_length, training=training)[0]
                 assert len(feature) <= max_length
                 assert feature.truncated
+                assert markers_at_positions(tokenizer, feature) == ["@", "#"]
                 kept = decode_text(tokenizer, feature)
                 for sign, span in (("@", example.head), ("#", example.tail)):
                     assert f"{sign} {example.text[span.start : span.end]} {sign}" in kept

@@ -130,8 +130,14 @@ def test_dropout_after_frozen_layers_is_enabled(prepared, tmp_path):
     assert modes["dropout"]
 
 
-def test_windows_and_bf16_hit_cache(prepared, tmp_path):
+def test_windows_relations_and_bf16_hit_cache(prepared, tmp_path):
     _, forward, calls, *_ = trained(prepared(kind="answers"), tmp_path / "windows")
+    assert (forward.num_misses, calls) == (0, 0)
+    run = prepared(kind="relations")
+    assert "entity_positions" in run.model_inputs(
+        run.train_features[:2]
+    )  # what only the head reads is no layer's input
+    _, forward, calls, *_ = trained(run, tmp_path / "relations")
     assert (forward.num_misses, calls) == (0, 0)
     _, forward, calls, *_ = trained(prepared(bf16=True), tmp_path / "bf16")
     assert (forward.num_misses, calls) == (0, 0)
