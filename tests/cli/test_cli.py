@@ -122,7 +122,7 @@ def test_unwritable_store_fails_before_training(write_recipe, tmp_path):
     result = run("tune", write_recipe(), "--store", tmp_path / "store")
     assert result.exit_code == 5
     assert "the store cannot be written" in result.output
-    assert "epoch" not in result.output
+    assert "epoch    1/" not in result.output
 
 
 def test_missing_base_lists_searched_places(write_recipe):
@@ -137,7 +137,7 @@ def test_interrupt_saves_checkpoint(write_recipe, tmp_path):
     arguments += ["-o", "training.early_stopping_patience=null"]
     command = [sys.executable, "-u", "-m", "peftlab", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "epoch" not in process.stdout.readline():
+    while "epoch    1/" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(2)
     _, output = process.communicate(timeout=120)
