@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import numpy as numpy
     import peft as peft
 
+    pyarrow: Any
     rouge_scorer: Any
     sacrebleu_metrics: Any
     import safetensors as safetensors
@@ -60,6 +61,7 @@ else:
     matplotlib = LazyModule("matplotlib")
     numpy = LazyModule("numpy")
     peft = LazyModule("peft")
+    pyarrow = LazyModule("pyarrow")
     safetensors = LazyModule("safetensors")
     tokenizers = LazyModule("tokenizers")
     jinja2 = LazyModule("jinja2")

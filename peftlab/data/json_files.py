@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.rows import Row, RowError
+from peftlab.data.rows import Row, RowError, find_surrogate
 
 _BLANKS = re.compile(r"[\s,]*")
+_DATA = re.compile(r'"data"\s*:\s*\[')
 _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 
 
@@ -33,13 +34,17 @@ def _parse_line(line: str, where: str) -> Row | RowError:
 def _build_row(fields: Any, where: str) -> Row | RowError:
     if not isinstance(fields, dict):
         return RowError(f"{where}: expected a JSON object, found {type(fields).__name__}")
+    if invalid := find_surrogate(fields):
+        return RowError(f"{where}: expected text; found {invalid}, which is half of a character (a surrogate)")
     return Row(fields, where)
 
 
 def read_json(path: Path, encoding: str, header: Sequence[str] | None) -> Iterator[Row | RowError]:
-    """Rows of a file that is one list of objects; `where` is the line where the object starts."""
+    """Rows of a file that is one list of objects, alone or under `data` of an object; `where` is the line where the
+    object starts."""
     text = path.read_text(encoding=encoding)
-    position = _BLANKS.match(text).end()  # type: ignore[union-attr]  # it always matches
+    wrapped = _DATA.search(text) if text.lstrip().startswith("{") else None
+    position = wrapped.end() - 1 if wrapped else _BLANKS.match(text).end()  # type: ignore[union-attr]  # always matches
     if text[position : position + 1] != "[":
         yield RowError(
             f"{path}:1: expected a list of objects, [{{…}}, {{…}}], found {text[position : position + 20]!r}"
@@ -61,7 +66,7 @@ def read_json(path: Path, encoding: str, header: Sequence[str] | None) -> Iterat
         position = _BLANKS.match(text, position).end()  # type: ignore[union-attr]
     if position >= len(text):
         yield RowError(f"{path}:{lines.at(position)}: expected ] at the end of the list")
-    elif rest := text[position + 1 :].lstrip():
+    elif not wrapped and (rest := text[position + 1 :].lstrip()):
         yield RowError(
             f"{path}:{lines.at(len(text) - len(rest))}: expected nothing after the list, found {rest[:20]!r}"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftlab.data.compressed import CompressionError, decompressed, with_location
 from peftlab.data.conll import looks_like_conll, read_conll
 from peftlab.data.grouping import group_rows
 from peftlab.data.json_files import read_json, read_jsonl, read_squad
@@ -87,7 +88,7 @@ def detect_format(path: Path, encoding: str = "utf-8-sig", *, plain_text: bool =
     with path.open(encoding=encoding) as file:
         lines = [line for line, _ in zip((line for line in file if line.strip()), range(20), strict=False)]
     if suffix == ".json":
-        return _detect_json_format(lines)
+        return _detect_json_format(lines, path, encoding)
     if lines and all(line.lstrip().startswith("{") for line in lines):
         return "jsonl"
     if plain_text and suffix != ".tsv":
@@ -97,15 +98,25 @@ def detect_format(path: Path, encoding: str = "utf-8-sig", *, plain_text: bool =
     return "conll" if looks_like_conll(lines) else "markup"
 
 
-def _detect_json_format(lines: list[str]) -> str:
-    """The format of a .json file: a list of objects, one object per line in spite of its suffix, or SQuAD's."""
+def _detect_json_format(lines: list[str], path: Path, encoding: str) -> str:
+    """The format of a .json file: a list of objects, alone or under `data`, one object per line in spite of its suffix,
+    or SQuAD's."""
     if not lines or not lines[0].lstrip().startswith("{"):
         return "json"
     try:
-        first = json.loads(lines[0])
-    except json.JSONDecodeError:
-        return "squad"  # the object takes several lines
-    return "squad" if "data" in first else "jsonl"
+        document = json.loads(lines[0])
+        if len(lines) > 1 or "data" not in document:
+            return "jsonl"
+    except ValueError:
+        try:  # the object takes several lines
+            document = json.loads(path.read_text(encoding=encoding))
+        except (ValueError, RecursionError):
+            return "squad"
+    articles = document.get("data") if isinstance(document, dict) else None
+    has_articles = not (isinstance(articles, list) and articles) or any(
+        "paragraphs" in one for one in articles if isinstance(one, dict)
+    )
+    return "squad" if has_articles else "json"
 
 
 def read_split(
@@ -184,10 +195,14 @@ def _read_file(
         encoding = "utf-8-sig" if name == "utf-8" else name  # with or without a byte order mark
         if pair := parallel_paths(path):
             return list(read_parallel(pair, encoding))
-        format_name = (
-            detect_format(path, encoding, plain_text=plain_text) if section.format == "auto" else section.format
-        )
-        return list(FORMATS[format_name](path, encoding, section.header))
+        with decompressed(path) as copy:
+            format_name = (
+                detect_format(copy, encoding, plain_text=plain_text) if section.format == "auto" else section.format
+            )
+            rows = list(FORMATS[format_name](copy, encoding, section.header))
+            return rows if copy == path else [with_location(row, copy, path) for row in rows]
+    except CompressionError as error:
+        errors.add(f"{path} {error}.", key=key)
     except FileNotFoundError as error:
         path = Path(error.filename or path)
         siblings = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []

@@ -16,6 +16,35 @@ class BlankRowError(RowError):
     """A row has no text or no label; `data.drop_blank` leaves it out."""
 
 
+def find_surrogate(value: Any) -> str:
+    """The first half of a surrogate pair in a value of JSON, as an escape; empty if there is none."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"\\u{ord(value[error.start]):04x}"
+        return ""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(find_surrogate, inside)), "")
+
+
+class TrackedFields(dict[str, Any]):
+    """The fields of a row, which remembers in `seen` the columns that are read."""
+
+    def __init__(self, fields: dict[str, Any], seen: set[str]) -> None:
+        super().__init__(fields)
+        self._seen = seen
+
+    def __getitem__(self, name: str) -> Any:
+        self._seen.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """See `dict.get`."""
+        self._seen.add(name)
+        return super().get(name, default)
+
+
 @dataclass(frozen=True)
 class Row:
     """One record of a file. `where` is `file:line`, or `file row n` in a format without lines."""

@@ -12,7 +12,7 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.tasks.chat.examples import Chat, Passage, Reply, is_prompt, render_example
-from peftlab.tasks.chat.messages import instruction_messages, messages_column
+from peftlab.tasks.chat.messages import Messages, check_plain_columns, instruction_messages, read_messages
 from peftlab.tasks.chat.template import (
     ASSISTANT,
     CHAT_TEMPLATES,
@@ -20,6 +20,7 @@ from peftlab.tasks.chat.template import (
     ChatTemplate,
     Message,
     RenderedText,
+    default_template,
     read_template,
 )
 from peftlab.tasks.generation.reply_text import trim_reply
@@ -40,9 +41,11 @@ from peftlab.tasks.task import Metric, ModelContext, Scores, Targets, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",))
-ASKED_FORMS = (("messages",), ("instruction",), ("prompt",))
+FORMS = (("messages",), ("instruction", "output"), ("prompt", "completion"), ("text",), ("conversations",))
+ASKED_FORMS = (("messages",), ("instruction",), ("prompt",), ("conversations",))
 MAX_NEW_TOKENS = 128
+MESSAGE_FORMS = (("messages",), ("conversations",))
+AFTER_LAST = "message after the last answer"
 NOTHING_IN_LOSS = "nothing to learn within its first tokens"
 ONE_TEXT_PER_ANSWER = "chat of several texts, one for each answer, because the template rewrites earlier turns"
 SHORTEST_QUESTION = 8  # tokens
@@ -99,11 +102,12 @@ class CausalLmTask(Task):
     def read(self, row: Row) -> Chat | Passage:
         """Read a row with its answers, completion or text. Raises RowError with what was expected."""
         form = chosen_form(row, *FORMS)
-        if form == ("messages",):
-            return self._chat_with_answers(row, messages_column(row))
+        if form in MESSAGE_FORMS:
+            return self._chat_with_answers(row, read_messages(row, form[0]))
         if form == ("instruction", "output"):
             answer = {"role": ASSISTANT, "content": text_column(row, "output")}
-            return self._chat_with_answers(row, [*instruction_messages(row), answer])
+            return self._chat_with_answers(row, Messages([*instruction_messages(row), answer]))
+        check_plain_columns(row)
         if form == ("text",):
             return Passage("", row.where, completion=text_column(row, "text"))
         return Passage(optional_text_column(row, "prompt"), row.where, completion=text_column(row, "completion"))
@@ -112,19 +116,26 @@ class CausalLmTask(Task):
         """Read a row whose reply or continuation is to be generated."""
         form = chosen_form(row, *ASKED_FORMS)
         if form == ("prompt",):
+            check_plain_columns(row)
             return Passage(optional_text_column(row, "prompt"), row.where)
-        messages = messages_column(row) if form == ("messages",) else instruction_messages(row)
+        messages = read_messages(row, form[0]).messages if form in MESSAGE_FORMS else instruction_messages(row)
         if messages[-1]["role"] == ASSISTANT:
             raise RowError(f"expected the last message not to have the role {ASSISTANT}, because the model answers it")
         return self._chat(row, messages)
 
-    def _chat_with_answers(self, row: Row, messages: list[Message]) -> Chat:
-        """Drop the messages after the last answer: they are not in the loss."""
-        answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
-        if not answers:
-            raise RowError(f"expected a message of the {ASSISTANT}, because the loss is on these messages")
-        after = len(messages) - answers[-1] - 1
-        return self._chat(row, messages[: answers[-1] + 1], {"message after the last answer": after} if after else {})
+    def _chat_with_answers(self, row: Row, read: Messages) -> Chat:
+        """Drop the messages after the last answer in the loss."""
+        answers = [i for i, message in enumerate(read.messages) if message["role"] == ASSISTANT]
+        trained = [i for i in answers if i not in read.not_in_loss]
+        if not trained:
+            reason = " with weight 1" if answers else ""
+            raise RowError(f"expected a message of the {ASSISTANT}{reason}, because the loss is on these messages")
+        kept = read.messages[: trained[-1] + 1]
+        warnings = {f"message key not read: {key}": count for key, count in read.unread.items()}
+        warnings |= {AFTER_LAST: after} if (after := len(read.messages) - len(kept)) else {}
+        skipped = [number for number, i in enumerate(answers) if i in read.not_in_loss and i < len(kept)]
+        warnings |= {"answer of weight 0, not in the loss": len(skipped)} if skipped else {}
+        return replace(self._chat(row, kept, warnings), skipped=tuple(skipped))
 
     def _chat(self, row: Row, messages: list[Message], warnings: Mapping[str, int] | None = None) -> Chat:
         if self.system and messages[0]["role"] != "system":
@@ -144,9 +155,7 @@ class CausalLmTask(Task):
     ) -> None:
         """Choose the chat template: the recipe's, the tokenizer's own, or `plain`; see `Task.bind_to_base`."""
         self.state["end_tokens"] = list(context.end_tokens)
-        own = (
-            context.inputs.tokenizer.chat_template if isinstance(context.inputs.tokenizer.chat_template, str) else None
-        )
+        own = default_template(context.inputs.tokenizer.chat_template, errors, wanted=self.template in (None, "base"))
         if self.template == "base" and own is None:
             hint = f"Name one of {', '.join(CHAT_TEMPLATES)}."
             errors.add("the tokenizer of this base has no chat template.", key="task.template", hint=hint)
@@ -274,7 +283,8 @@ class CausalLmTask(Task):
         """The number of answers."""
         if isinstance(example, Passage):
             return 1
-        return example.answers_in_loss or sum(message["role"] == ASSISTANT for message in example.messages)
+        answers = sum(message["role"] == ASSISTANT for message in example.messages)
+        return example.answers_in_loss or answers - len(example.skipped)
 
     def lost(self, example: Chat | Passage, features: Sequence[Feature]) -> int:
         """The number of answers whose end is truncated."""

@@ -16,7 +16,12 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import CausalLmTask
 from peftlab.tasks.chat.examples import Chat, Passage, Reply
-from peftlab.tasks.chat.messages import instruction_messages, messages_column
+from peftlab.tasks.chat.messages import (
+    check_chat_columns,
+    check_plain_columns,
+    instruction_messages,
+    messages_column,
+)
 from peftlab.tasks.chat.template import ASSISTANT, Message
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, text_column
 from peftlab.tasks.inputs.features import Feature
@@ -112,7 +117,9 @@ class PreferenceTask(CausalLmTask):
     def read(self, row: Row) -> Pair:  # type: ignore[override]
         """Read a row with both answers. Raises RowError with what was expected."""
         form = chosen_form(row, *FORMS)
+        check_chat_columns(row)
         if form[0] == "prompt" and all(_is_plain(row, name) for name in form):
+            check_plain_columns(row)
             prompt = optional_text_column(row, "prompt")
             answers_in_order: list[Any] = [Passage(prompt, completion=text_column(row, name)) for name in ANSWERS]
         else:

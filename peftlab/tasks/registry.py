@@ -1,11 +1,11 @@
 """The task section of a recipe + rows → a task with its labels, and every row read as an example."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from peftlab.data import DataSplits, Ledger, Row, Split
 from peftlab.data.loading import add_invalid_rows
-from peftlab.data.rows import BlankRowError, RowError
+from peftlab.data.rows import BlankRowError, RowError, TrackedFields
 from peftlab.data.splitting import RowLabels
 from peftlab.errors import ErrorCollector, IntegrityError, suggest
 from peftlab.recipe import TaskSection
@@ -170,10 +170,11 @@ def read_examples(
     TASKS[task.type].inspect_rows(task, split.rows, errors)
     examples = []
     broken: list[tuple[str, str]] = []
+    seen: set[str] = set()
     for row in split.rows:
         ledger.read += 1
         try:
-            example = task.read(row)
+            example = task.read(Row(TrackedFields(row.fields, seen), row.where))
         except BlankRowError as error:
             if drop_blank:
                 ledger.drop(DROP_REASON)
@@ -188,7 +189,16 @@ def read_examples(
             ledger.add_warning(what, count)
         examples.append(example)
     add_invalid_rows(broken, errors, read=ledger.read)
+    _count_unread_columns(split.rows, seen, ledger)
     return examples
+
+
+def _count_unread_columns(rows: Sequence[Row], seen: Collection[str], ledger: Ledger) -> None:
+    """Count in how many rows each column that the task does not read has a value."""
+    for row in rows:
+        for name in row.fields.keys() - seen:
+            if row.fields[name] not in (None, "", [], {}):
+                ledger.add_warning(f"column not read: {name}")
 
 
 def restore_task(task_type: str, labels: Sequence[str], options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:

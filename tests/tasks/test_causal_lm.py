@@ -323,8 +323,8 @@ def test_messages_after_last_answer_are_dropped(task):
         ({"messages": "[]"}, "expected messages to be a list of objects with role and content"),
         ({"messages": [{"role": "user"}]}, "expected each message to have a role and its content"),
         (
-            {"messages": [{"role": "human", "content": "x"}]},
-            "expected a role of system, user, assistant; found 'human'",
+            {"messages": [{"role": "narrator", "content": "x"}]},
+            "expected a role of system, user, assistant; found 'narrator'",
         ),
         ({"messages": [{"role": "user", "content": "x"}]}, "expected a message of the assistant"),
         ({"instruction": "Who?", "output": " "}, "expected output to hold some text"),

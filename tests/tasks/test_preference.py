@@ -439,9 +439,9 @@ def test_template_is_used_for_instructions_only(task, tokenizer):
         ),
         (
             {"conversations": [{"from": "function", "value": "x"}], "chosen": "a", "rejected": "b"},
-            "expected a message from system, human, gpt; found 'function'",
+            "found a message of function: peftlab does not train tool calls",
         ),
-        ({"messages": ASKED, "chosen": {"from": [1], "value": "a"}, "rejected": "b"}, "expected a message from system"),
+        ({"messages": ASKED, "chosen": {"from": [1], "value": "a"}, "rejected": "b"}, "expected each message to have a role"),
     ],
 )
 def test_invalid_row_raises_row_error(task, fields, message):

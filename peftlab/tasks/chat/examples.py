@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peftlab.tasks.chat.template import ASSISTANT, ChatTemplate, Message, RenderedText, RewrittenTurnError
+from peftlab.tasks.chat.template import ASSISTANT, ChatError, ChatTemplate, Message, RenderedText, RewrittenTurnError
 from peftlab.tasks.task import Example, Prediction
 
 
@@ -11,11 +11,13 @@ from peftlab.tasks.task import Example, Prediction
 class Chat(Example):
     """A chat; `text` is the last message that is no answer. At prediction the messages end before an answer.
 
-    `answers_in_loss` is how many answers are in the loss, counted from the last; None for all.
+    `answers_in_loss` is how many answers are in the loss, counted from the last; None for all but those in `skipped`,
+    which are numbered from the first answer.
     """
 
     messages: tuple[Message, ...] = ()
     answers_in_loss: int | None = None
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,27 @@ def render_example(example: Chat | Passage, template: ChatTemplate, end: str) ->
     """The text of an example; one for each answer, if the template rewrites earlier turns."""
     if isinstance(example, Passage):
         return [_write_passage(example, end)]
+    messages = [template.without_special(message, is_first=not i) for i, message in enumerate(example.messages)]
     if is_prompt(example):
-        return [template.prompt(example.messages)]
+        return [template.prompt(messages)]
     try:
-        return [template.write(example.messages, last=example.answers_in_loss)]
+        return [_without_skipped(template.write(messages, last=example.answers_in_loss), example)]
     except RewrittenTurnError:
         if example.answers_in_loss is not None:
             raise
-        answers = [i for i, message in enumerate(example.messages) if message["role"] == ASSISTANT]
-        return [template.write(example.messages[: i + 1], last=1) for i in answers]
+        answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+        trained = [i for number, i in enumerate(answers) if number not in example.skipped]
+        return [template.write(messages[: i + 1], last=1) for i in trained]
+
+
+def _without_skipped(rendered: RenderedText, example: Chat) -> RenderedText:
+    """Remove the spans of answers that are not in the loss. Raises ChatError if the template marks other spans."""
+    if not example.skipped:
+        return rendered
+    if len(rendered.loss_spans) != sum(message["role"] == ASSISTANT for message in example.messages):
+        raise ChatError("the chat template does not mark every answer, so weights of messages cannot be applied")
+    spans = [span for number, span in enumerate(rendered.loss_spans) if number not in example.skipped]
+    return rendered._replace(loss_spans=spans)
 
 
 def _write_passage(example: Passage, end: str) -> RenderedText:

@@ -52,6 +52,23 @@ def read_template(file: Path, errors: ErrorCollector, *, key: str) -> str | None
     return None
 
 
+def default_template(found: Any, errors: ErrorCollector, *, wanted: bool) -> str | None:
+    """The chat template of a tokenizer; of several with names, the one named default.
+
+    If it is `wanted` and several have other names, that is an error.
+    """
+    if isinstance(found, list):  # as tokenizer_config.json has it
+        found = {one["name"]: one["template"] for one in found}
+    if isinstance(found, Mapping):
+        if "default" not in found and wanted:
+            names = ", ".join(map(str, found))
+            message = f"the tokenizer of this base has chat templates {names}, and none is named default."
+            hint = f"Save one as a .jinja file and name it, or name one of {', '.join(CHAT_TEMPLATES)}."
+            errors.add(message, key="task.template", hint=hint)
+        return found.get("default")
+    return found if isinstance(found, str) else None
+
+
 class ChatError(ValueError):
     """A template cannot write a chat; the message says why."""
 
@@ -136,6 +153,16 @@ class ChatTemplate:
         """Whether `turn_format.opening` stands before the last answer of a chat; an answer may bring its own."""
         prompt = self._prompt(messages[:-1]) if len(messages) > 1 else ""
         return self._render(messages)[0].startswith(f"{prompt}{self.turn_format.opening}")
+
+    def without_special(self, message: Message, *, is_first: bool) -> Message:
+        """A message without the BOS token before the first one, and without ends behind answers: the template writes
+        them."""
+        content, bos_token = message["content"], self._special.get("bos_token")
+        if is_first and bos_token and content.lstrip().startswith(bos_token):
+            content = content.lstrip().removeprefix(bos_token)
+        for end in (self._special.get("eos_token"), self.ending) if message["role"] == ASSISTANT else ():
+            content = content.rstrip().removesuffix(end) if end and content.rstrip().endswith(end) else content
+        return message if content == message["content"] else {**message, "content": content}
 
     def _prompt(self, messages: Sequence[Message]) -> str:
         return self._render(messages, add_generation_prompt=True)[0] if messages else ""

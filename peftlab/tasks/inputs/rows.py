@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from peftlab.data import Row
-from peftlab.data.rows import RowError
+from peftlab.data.rows import RowError, find_surrogate
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.registry import TASKS
 from peftlab.tasks.task import Task
@@ -24,6 +24,8 @@ def read_input_rows(
     for number, (name, one) in enumerate(asked, start=first):
         row = _as_row(one, tasks[name], f"row {number}")
         try:
+            if invalid := find_surrogate(row.fields):
+                raise RowError(f"expected text; found {invalid}, which is half of a character (a surrogate)")
             yield tasks[name].read_input(row)
         except RowError as error:
             errors.add(str(error), where=row.where, key=name if len(tasks) > 1 else "")
