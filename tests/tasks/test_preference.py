@@ -441,7 +441,10 @@ def test_template_is_used_for_instructions_only(task, tokenizer):
             {"conversations": [{"from": "function", "value": "x"}], "chosen": "a", "rejected": "b"},
             "found a message of function: peftlab does not train tool calls",
         ),
-        ({"messages": ASKED, "chosen": {"from": [1], "value": "a"}, "rejected": "b"}, "expected each message to have a role"),
+        (
+            {"messages": ASKED, "chosen": {"from": [1], "value": "a"}, "rejected": "b"},
+            "expected each message to have a role",
+        ),
     ],
 )
 def test_invalid_row_raises_row_error(task, fields, message):
