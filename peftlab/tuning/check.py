@@ -62,8 +62,10 @@ def check(
     recipe, dataset = steps.complete_task(recipe, dataset, session)
     base = steps.load_base(recipe, dataset.task, session)
     encoded = steps.encode(dataset, base, recipe, session)
+    steps.probe_base(base, encoded, recipe, session)
     recipe = steps.choose_schedule(recipe, encoded, base, session)
     run = steps.add_adapter(base, recipe, encoded, start, session)
+    steps.probe_run(run, session)
     _report_measurement(run, session.progress)
     return CheckResult(recipe, dataset.task, dataset.ledgers, run)
 

@@ -4,21 +4,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
-from peftlab.base import Base, lm_head_modules, load_with_head
-from peftlab.errors import IntegrityError
+from peftlab.base import Base, lm_head_modules
 from peftlab.recipe import recipe_yaml
 from peftlab.store import Adapter, BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
 from peftlab.tasks import Scores
-from peftlab.tasks.prediction import forward
 from peftlab.tuning.checkpoints import resume_hint
+from peftlab.tuning.publish_checks import check_served, reload_with_peft
 from peftlab.tuning.report.files import draw_plots, write_card
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
-
-NUM_PROBE_ROWS = 8
-TOLERANCE = 1e-4  # of logits
 
 
 def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> Adapter:
@@ -48,45 +43,20 @@ def write_adapter(
     `warn` is told of a plot or card that could not be written.
 
     Raises:
-        IntegrityError: the adapter, reloaded into a fresh base, gives other outputs than in training.
+        IntegrityError: the adapter gives other outputs than in training, reloaded into a fresh base or in a bank.
     """
     config = run.model.peft_config["default"]
     # PEFT saves the local folder of the base; other machines need its name
     config.base_model_name_or_path, config.revision = run.base.files.model, run.base.files.revision
     run.model.save_pretrained(folder, save_embedding_layers=False)
-    difference = check_reloaded(run, folder)
+    reloaded = reload_with_peft(run, folder)
     recipe = recipe_yaml(run.recipe, folder)  # `folder` is only renamed later, so relative paths stay valid
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     draw_plots(run, scores, folder, warn)
-    manifest = run_manifest(run, scores, seconds, difference)
+    manifest = run_manifest(run, scores, seconds, reloaded.difference)
+    check_served(run, Adapter(run.recipe.name, 0, folder, manifest), reloaded)
     write_card(run, manifest, recipe, folder, warn)
     return manifest
-
-
-def check_reloaded(run: Run, folder: Path) -> float:
-    """Largest difference between the logits of the trained model and of the adapter reloaded with plain PEFT.
-
-    Raises:
-        IntegrityError: the difference is larger than rounding explains.
-    """
-    section = run.recipe.base
-    fresh, _ = load_with_head(
-        run.base.files,
-        run.task,
-        quantization=section.quantization,
-        device=run.model.device.type,
-        trust_remote_code=section.trust_remote_code,
-    )
-    reloaded = PeftModel.from_pretrained(fresh, folder).eval()
-    probe = run.train_features[:NUM_PROBE_ROWS]
-    trained, loaded = (forward(run.task, model, run.base.inputs, probe) for model in (run.model, reloaded))
-    difference = max(float((a - b).abs().max()) for a, b in zip(trained, loaded, strict=True))
-    if not difference <= TOLERANCE:  # also for NaN
-        raise IntegrityError(
-            f"the adapter was trained but not published: reloaded into a fresh base, its logits differ by "
-            f"{difference:.3g} (allowed {TOLERANCE:g}). Please report this with the recipe."
-        )
-    return difference
 
 
 def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_difference: float) -> Manifest:

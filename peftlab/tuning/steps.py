@@ -11,6 +11,8 @@ from peftlab.imports import heavy_imports
 if TYPE_CHECKING:
     from peftlab.tuning.encoding import encode as encode
     from peftlab.tuning.evaluate import evaluate as evaluate
+    from peftlab.tuning.probe import probe_base as probe_base
+    from peftlab.tuning.probe import probe_run as probe_run
     from peftlab.tuning.publish import publish as publish
     from peftlab.tuning.schedule import choose_schedule as choose_schedule
     from peftlab.tuning.setup import add_adapter as add_adapter
@@ -22,6 +24,8 @@ MODULES = {
     "complete_task": "task_completion",
     "load_base": "setup",
     "encode": "encoding",
+    "probe_base": "probe",
+    "probe_run": "probe",
     "choose_schedule": "schedule",
     "add_adapter": "setup",
     "train": "train",

@@ -119,10 +119,10 @@ def folder_of(tmp_path_factory):
     return functools.cache(lambda name: enlarge_weights(build(name, tmp_path_factory.mktemp(name))))
 
 
-def enlarge_weights(folder):
+def enlarge_weights(folder, factor=8):
     """Weights as large as those of trained bases, so that one text differs from another."""
     file = folder / "model.safetensors"
-    tensors = {name: 8 * tensor if tensor.dim() > 1 else tensor for name, tensor in load_file(file).items()}
+    tensors = {name: factor * tensor if tensor.dim() > 1 else tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     return folder
 

@@ -92,7 +92,8 @@ class TextInputs(Inputs):
     def pad(self, features: Sequence[Feature], side: Literal["left", "right"] | None = None) -> Batch:
         """Pad token ids and masks, each (batch, tokens), on the tokenizer's own side unless `side` is given."""
         inputs = [feature.inputs for feature in features]
-        return dict(cast(Any, self.tokenizer.pad(inputs, return_tensors="pt", padding_side=side)))
+        options = {"return_tensors": "pt", "padding_side": side, "return_attention_mask": True}
+        return dict(cast(Any, self.tokenizer).pad(inputs, **options))
 
     def mask(self, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """The attention mask, (batch, tokens)."""
