@@ -1,9 +1,9 @@
-# make demo | swap | test | lint | docs | check | matrix | fix | bench: each makes what it needs in .venv first
+# make demo | swap | test | lint | docs | check | matrix | verdicts | fix | bench: each makes what it needs in .venv first
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo swap test lint docs check matrix fix bench
+.PHONY: demo swap test lint docs check matrix verdicts fix bench
 
 demo: $(VENV)/.demo  ## tune an adapter on sample data, then predict with it and one that is shipped
 	$(BIN)/peftlab tune recipes/ner-lora.yaml
@@ -28,8 +28,11 @@ docs: $(VENV)/.docs  ## the site, in site/: any warning stops it; needs no netwo
 
 check: lint docs test  ## all that CI runs
 
-matrix: $(VENV)/.test  ## every method on every architecture in every quantization; writes docs/matrix.md
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/methods/test_method_matrix.py
+matrix: $(VENV)/.test  ## every method and every task on every architecture; writes docs/matrix.md
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/methods/test_method_matrix.py tests/runtime/test_architectures.py
+
+verdicts: $(VENV)/.test  ## 300 recipes and data sets with mistakes: check and tune say the same
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --whole-matrix tests/tuning/test_check_verdicts.py
 
 fix: $(VENV)/.dev  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .

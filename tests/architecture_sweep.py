@@ -7,6 +7,7 @@ from tests.recipes import write_merged
 from tests.task_stores import KINDS, to_json_lines
 
 POSITIONS = 64
+DROPPED = object()
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES |= {"max_position_embeddings": POSITIONS + 2}
 GROUPED = {"num_key_value_heads": 1, "head_dim": 16}
@@ -33,7 +34,8 @@ ENCODERS = {
     "esm": ("pieces", {"mask_token_id": 4, "position_embedding_type": "rotary", "token_dropout": False}),
     "flaubert": ("pieces", {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "pad_index": 0, "use_lang_emb": False}),
     "fnet": ("types", {}),
-    "funnel": ("types", {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64}),
+    "funnel": ("types", {"num_hidden_layers": DROPPED, "block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16,
+                         "d_inner": 64}),
     "ibert": ("pieces", {"type_vocab_size": 1}),
     "layoutlm": ("types", {}),
     "longformer": ("pieces", {"attention_window": [8, 8], "type_vocab_size": 1, "sep_token_id": 3}),
@@ -118,7 +120,8 @@ def build_architecture(name, folder):
         end = "[SEP] [SEP]" if tokenizer == "pieces" else "</s>" if tokenizer == "marked" else ""
         _mark_pairs(folder, end)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **{"vocab_size": size, **SIZES, **special, **changes})
+    values = {"vocab_size": size, **SIZES, **special, **changes}
+    config = AutoConfig.for_model(name, **{key: value for key, value in values.items() if value is not DROPPED})
     AutoModel.from_config(config).save_pretrained(folder)
     return enlarge_weights(folder, 3)
 

@@ -109,7 +109,7 @@ def build_tiny_bert(folder: Path, *, positions: int = 64, layers: int = 2, seed:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Every cell of methods × architectures × quantization takes minutes: `make matrix` asks for it."""
+    """Every cell of methods × architectures × quantization takes minutes: `make matrix` runs all of them."""
     parser.addoption("--whole-matrix", action="store_true", help="run every cell, and write docs/matrix.md")
 
 
@@ -128,11 +128,11 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The page of the matrix, from what became of its cells."""
     if config.getoption("--whole-matrix"):
-        from tests.matrix_page import PAGE, matrix_page
+        from tests.matrix_page import PAGE, write_page
         from tests.methods.test_method_matrix import METHODS
 
         reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-        PAGE.write_text(matrix_page(reports, METHODS), encoding="utf8")
+        write_page(PAGE, reports, METHODS)
         terminalreporter.write_line(f"written: {PAGE}")
 
 

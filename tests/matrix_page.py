@@ -1,6 +1,7 @@
-"""docs/matrix.md: what works with what, written from the reports of test_method_matrix.py."""
+"""docs/matrix.md: what works with what, written from the reports of test_method_matrix.py and test_architectures.py."""
 
 import importlib.metadata
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,68 @@ that is refused before training, for this reason:
 """
 
 
+_ARCHITECTURES = "## Architectures and tasks"
+_ARCHITECTURES_HEAD = """\
+{title}
+
+Written on {date}, with {versions}, on a CPU. Each architecture is a tiny random model without a head, and LoRA is
+tuned on it for each kind of task. **ok** means: the adapter was published, and a bank gives each row the outputs of
+plain PEFT to 1e-5, alone, in a batch, and in a batch with the adapters of the other tasks. A letter is a cell that is
+refused before training, for this reason:
+
+{reasons}
+"""
+
+
+def write_page(file, reports, methods=()):
+    """Write the parts of the page that `reports` tell of; the others stay."""
+    page = file.read_text(encoding="utf8") if file.exists() else ""
+    by_method, _, by_architecture = page.partition(_ARCHITECTURES)
+    by_architecture = _ARCHITECTURES + by_architecture if by_architecture else ""
+    if _outcomes(reports):
+        by_method = matrix_page(reports, methods) + "\n"
+    if found := _architecture_outcomes(reports):
+        by_architecture = _architectures_part(found)
+    file.write_text(f"{by_method.rstrip()}\n\n{by_architecture}".strip() + "\n", encoding="utf8")
+
+
+def _architecture_outcomes(reports):
+    """Architecture → task → ok, fails, or why it is refused, in the order of the names."""
+    found = {}
+    for report in reports:
+        told = dict(report.user_properties)
+        if report.when == "call" and "architecture" in told:
+            name, outcomes = told["architecture"]
+            found[name] = {task: _general(outcome) if report.passed else "fails" for task, outcome in outcomes.items()}
+    return dict(sorted(found.items()))
+
+
+def _general(outcome):
+    """A reason without what differs from task to task, so that cells share their reasons."""
+    sentence, *_ = outcome.removesuffix(".").split(". ")
+    sentence = re.sub(r"^\(([\w-]+)\)", r"'\1'", sentence)
+    return re.sub(r", by [\d.e-]+|\(\d+ and \d+ long\) ?", "", re.sub(r" that is \d+ long", "", sentence))
+
+
+def _architectures_part(found):
+    reasons = sorted({outcome for row in found.values() for outcome in row.values()} - {"ok", "fails"})
+    letters = {reason: chr(ord("a") + place) for place, reason in enumerate(reasons)}
+    head = _ARCHITECTURES_HEAD.format(
+        title=_ARCHITECTURES,
+        date=datetime.now(UTC).date(),
+        versions=_versions(),
+        reasons="\n".join(f"- **{letter}**: {reason}" for reason, letter in letters.items()),
+    )
+    tasks = list(next(iter(found.values())))
+    lines = [["", *tasks], ["---"] * (len(tasks) + 1)]
+    lines += [[name, *(letters.get(row[task], row[task]) for task in tasks)] for name, row in found.items()]
+    return head + "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _versions():
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS_OF)
+
+
 def matrix_page(reports, methods=()):
     """Markdown from pytest's reports of cells, which tell `cell` and, where that is so, `refused`.
 
@@ -33,7 +96,7 @@ def matrix_page(reports, methods=()):
     numbers = {reason: str(number) for number, reason in enumerate(reasons, start=1)}
     head = _HEAD.format(
         date=datetime.now(UTC).date(),
-        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS_OF),
+        versions=_versions(),
         reasons="\n".join(f"{number}. {reason}" for reason, number in numbers.items()),
     )
     quantizations = dict.fromkeys(quantization for _, _, quantization in cells)

@@ -109,6 +109,7 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     model.config.use_cache = False  # training needs no cached keys and values
     inputs = task.inputs_class.load(files, trust_remote_code=trusted)
     inputs.configure_model(model)
+    _check_processor(section, inputs, model)
     return Base(
         files=files,
         model=model,
@@ -141,6 +142,20 @@ def _check_architecture(section: BaseSection, files: BaseFiles, task: "Task") ->
         message = f"'{section.model}' is a '{model_type}' model, which does not support {task.type}."
         hint = f"Take one that Transformers loads as {task.head.auto_class}."
         errors.add(message, key="base.model", hint=hint)
+
+
+def _check_processor(section: BaseSection, inputs: "Inputs", model: "PreTrainedModel") -> None:
+    """Check that the processor belongs to the model.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    with ErrorCollector() as errors:
+        if conflict := inputs.conflict(model):
+            message = f"the files of '{section.model}' do not belong together: {conflict}"
+            errors.add(
+                message, key="base.model", hint=f"Take the {inputs.processor_name} that these weights came with."
+            )
 
 
 def _raise_missing_lm_head(section: BaseSection, task: "Task", new: set[str]) -> None:

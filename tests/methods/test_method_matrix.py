@@ -19,7 +19,7 @@ from peftlab.methods.architectures import ARCHITECTURES
 from peftlab.recipe import PEFT_METHODS
 from peftlab.tuning.memory import gradient_checkpointing
 from tests.architectures import build
-from tests.matrix_page import PAGE, matrix_page
+from tests.matrix_page import PAGE, matrix_page, write_page
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 
@@ -281,6 +281,20 @@ def test_quantization_limit_is_still_necessary(cell, tmp_path, monkeypatch, meth
 def report_of(cell, outcome="passed", **properties):
     properties = [("cell", cell), *properties.items()]
     return SimpleNamespace(when="call", passed=outcome == "passed", user_properties=properties)
+
+
+def test_page_keeps_parts_without_reports(tmp_path):
+    file = tmp_path / "matrix.md"
+    methods = [report_of(("lora", "bert", None))]
+    outcomes = {"NER": "ok", "QA": "(fnet) gives a row other outputs, by 0.3: padding. Then more."}
+    found = [SimpleNamespace(when="call", passed=True, user_properties=[("architecture", ("fnet", outcomes))])]
+    write_page(file, methods)
+    write_page(file, found)
+    write_page(file, methods)
+    page = file.read_text(encoding="utf8")
+    assert "| lora | ok |\n\n## Architectures and tasks\n" in page
+    assert "- **a**: 'fnet' gives a row other outputs: padding\n" in page
+    assert page.endswith("|  | NER | QA |\n| --- | --- | --- |\n| fnet | ok | a |\n")
 
 
 def test_matrix_page_lists_each_outcome():

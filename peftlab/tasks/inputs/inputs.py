@@ -101,6 +101,10 @@ class Inputs(ABC):
         """Whether features hold a part that the processor does not know, or nothing but special parts."""
         return False
 
+    def conflict(self, model: "PreTrainedModel") -> str:
+        """Why the processor and the model do not belong together, as a sentence; empty if nothing is known."""
+        return ""
+
     @abstractmethod
     def pad(self, features: Sequence[Feature]) -> Batch:
         """Pad the inputs of features to a batch for the model, without labels."""

@@ -36,7 +36,9 @@ class TextInputs(Inputs):
     def load(cls, files: ProcessorFiles, *, trust_remote_code: bool = False) -> Self:
         """Load the tokenizer; see `load_tokenizer`."""
         prefixed = cls.add_prefix_space
-        return cls(load_tokenizer(files, trust_remote_code=trust_remote_code, add_prefix_space=prefixed))
+        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code, add_prefix_space=prefixed)
+        tokenizer.split_special_tokens = prefixed and _head_counts_special_tokens(files)
+        return cls(tokenizer)
 
     @classmethod
     def from_loaded(cls, other: Inputs) -> Self | None:
@@ -59,6 +61,7 @@ class TextInputs(Inputs):
         """What else a tokenizer's output depends on."""
         tokenizer = self.tokenizer
         rules = [type(tokenizer).__name__, tokenizer.truncation_side, tokenizer.model_input_names]
+        rules.append(tokenizer.split_special_tokens)
         return [*super().cache_key, *rules, tokenizer.special_tokens_map]
 
     def max_length(self, model: "PreTrainedModel") -> int:
@@ -88,6 +91,20 @@ class TextInputs(Inputs):
         unknown = self.tokenizer.unk_token_id
         ids = [feature.inputs["input_ids"] for feature in features]
         return any(unknown in tokens or special.issuperset(tokens) for tokens in ids)
+
+    def conflict(self, model: "PreTrainedModel") -> str:
+        """A sentence if the tokenizer has tokens for which the model has no embedding; added ones may never occur."""
+        embeddings = cast(Any, model.get_input_embeddings())
+        if len(self.tokenizer) <= (count := len(embeddings.weight)):
+            return ""
+        added = self.tokenizer.added_tokens_decoder
+        missing = [token for token, i in self.tokenizer.get_vocab().items() if i >= count and i not in added]
+        if not missing:
+            return ""
+        return (
+            f"the tokenizer has {len(self.tokenizer)} tokens, and the weights have embeddings for {count}: none for "
+            f"'{missing[0]}'."
+        )
 
     def pad(self, features: Sequence[Feature], side: Literal["left", "right"] | None = None) -> Batch:
         """Pad token ids and masks, each (batch, tokens), on the tokenizer's own side unless `side` is given."""
@@ -177,6 +194,15 @@ def _set_pad_token(tokenizer: Any, files: ProcessorFiles) -> None:
         f"the tokenizer of base '{files.model}' has no special token with which short rows can be padded. Set one in "
         f"its tokenizer_config.json: {', '.join(PAD_TOKENS)}."
     )
+
+
+def _head_counts_special_tokens(files: ProcessorFiles) -> bool:
+    """Whether heads of this architecture expect a certain number of special tokens in each row.
+
+    Heads of encoder-decoders read the last end-of-sequence token, Longformer's for question answering separates the
+    question by them. So `</s>` in a text of the user is read as four characters, not as that token.
+    """
+    return bool(files.config.get("is_encoder_decoder")) or files.config.get("model_type") == "longformer"
 
 
 def _has_embedding(token: Any, files: ProcessorFiles) -> bool:
