@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peftlab.base import Base
 from peftlab.errors import ErrorCollector, PeftlabError
@@ -85,6 +87,12 @@ def _largest(name: str, feature: Feature) -> int:
     return max(values)
 
 
+def _base_model(model: Any) -> nn.Module:
+    """The Transformers model in a PEFT model, or the model itself."""
+    base_model: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base_model
+
+
 class _ProbeFailed(Exception):
     """The model failed, and the reason is recorded."""
 
@@ -107,10 +115,12 @@ def checked_embeddings(model: nn.Module) -> Iterator[None]:
             if lowest < 0 or highest >= module.num_embeddings:
                 raise _NoSuchEntry(name, module, highest if lowest >= 0 else lowest)
 
+    tokens = inner.get_input_embeddings() if isinstance(inner := _base_model(model), PreTrainedModel) else None
+    # others compute the entry from their input, such as BART's positions
     hooks = [
         module.register_forward_pre_hook(partial(check, name))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
+        if isinstance(module, nn.Embedding) and (type(module).forward is nn.Embedding.forward or module is tokens)
     ]
     try:
         yield
@@ -218,7 +228,7 @@ class Probe:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference; infinite for other shapes."""
-    if one.shape != other.shape:
-        return float("inf")
-    return float((one - other).abs().max()) if one.numel() else 0.0
+    """The largest difference where both have numbers: some outputs are padded to the longest in the batch."""
+    shared = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
+    difference = (one[shared] - other[shared]).abs()
+    return float(difference.max()) if difference.numel() else 0.0
