@@ -41,7 +41,8 @@ def nan_loss_after(monkeypatch):
             calls.append(1)
             value = loss(head, logits, labels)
             nan = value * float("nan")
-            return value if len(calls) <= num_batches else nan if weights else value + nan.detach()
+            probed = 1  # before training, `probe_run` computes one loss
+            return value if len(calls) <= num_batches + probed else nan if weights else value + nan.detach()
 
         monkeypatch.setattr(ClassificationHead, "loss", failing_loss)
 
