@@ -149,7 +149,7 @@ def test_spellings_of_tags(read, tags, spans, name):
     assert rows[0][1] == spans
 
 
-@pytest.mark.parametrize("tags", ["B_PER O", "PER-B O", "B-PER LOC", "DET NOUN", "B:PER O"])
+@pytest.mark.parametrize("tags", ["b-per O", "B_PER O", "PER-B O", "B-PER LOC", "DET NOUN", "B:PER O"])
 def test_tags_that_cannot_be_meant_are_refused(read, tags):
     content = "".join(f"w{i}\t{tag}\n" for i, tag in enumerate(tags.split()))
     _, issues = read(content + "\nend\t" + tags.split()[-1] + "\n")

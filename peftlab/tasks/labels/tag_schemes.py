@@ -14,7 +14,7 @@ WordSpan = tuple[int, int, str]
 _IOB2 = re.compile(r"O|([BI])-(.+)")
 _TAG = re.compile(r"O|([BIESLUMW])-(.+)")
 _SAME_AS = {"L": "E", "U": "S", "M": "I", "W": "S"}
-_MARKED_OTHERWISE = re.compile(r"[BIESLUMW][_:/|.].+|.+[-_:/|.][BIESLUMW]")
+_MARKED_OTHERWISE = re.compile(r"(?i)[BIESLUMW][_:/|.].+|.+[-_:/|.][BIESLUMW]|(?-i:[biesl])-.+")
 
 
 def spans_from_tags(tags: list[str], scheme: str = "auto") -> list[WordSpan]:
