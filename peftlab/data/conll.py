@@ -19,6 +19,8 @@ MIN_LINES = 5
 """Fewer lines do not show a format."""
 CHUNKS = frozenset(["ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP", "NC", "PC"])
 """Types of the chunk column that comes before the entity tags in CoNLL-2003."""
+TOKEN_NAMES = frozenset(["word", "words", "token", "tokens", "text", "form"])
+TAG_NAMES = frozenset(["tag", "tags", "ner", "ner_tag", "ner_tags", "label", "labels", "entity"])
 _FIELD = re.compile(r"#\s*(\w+)\s*=\s*(.*\S)\s*")
 _ID_FIELD = re.compile(r"#\s*(\w+)\s+(\S+)")
 _PAIR = re.compile(r"(?<!\S)(\w+)=(\S+)")
@@ -43,6 +45,9 @@ def read_conll(path: Path, encoding: str, header: Sequence[str] | None) -> Itera
         columns = dict(zip(header, range(len(header)), strict=True)) if header else _find_columns(sentences)
     except RowError as error:
         yield RowError(f"{path}: {error}")
+        return
+    if not header and (first := _header_line(sentences, columns)):
+        yield RowError(f"{path}:{first}: this line holds the column names, not a token and its tag; delete it")
         return
     width = len(header) if header else _width(sentences)
     for sentence in sentences:
@@ -139,6 +144,16 @@ def _find_columns(sentences: Sequence[_Sentence]) -> dict[str, int]:
     if len(tagged) > 1:
         _check_levels(tagged[-2:], by_column)
     return {"tokens": token, "tags": tagged[-1] if tagged else max(1, width - 1)}
+
+
+def _header_line(sentences: Sequence[_Sentence], columns: dict[str, int]) -> int | None:
+    """The number of the first line if it names the columns, as in `Word Tag`."""
+    if not sentences:
+        return None
+    number, line = sentences[0].lines[0]
+    named = {name: line[index].casefold() for name, index in columns.items() if index < len(line)}
+    is_header = named.get("tokens") in TOKEN_NAMES and named.get("tags") in TAG_NAMES
+    return number if is_header else None
 
 
 def _numbers_tokens(firsts: Sequence[Sequence[str]]) -> bool:

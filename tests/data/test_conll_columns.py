@@ -124,6 +124,15 @@ def test_other_blanks_are_part_of_a_token(read, token):
     assert rows[0][0] == ["Lena", token, "Porto"]
 
 
+@pytest.mark.parametrize("names", ["Word\tTag", "tokens\tner_tags", "TOKEN\tPOS\tLabel"])
+@pytest.mark.parametrize("prefix", ["B-", ""])
+def test_header_line_is_refused(read, names, prefix):
+    """Without prefixes, the name of the tags would be an entity type."""
+    pos = "\tNN" * (names.count("\t") - 1)
+    content = f"{names}\nLena{pos}\t{prefix}PER\nsaw{pos}\tO\nit{pos}\tO\n"
+    assert read(content)[1] == ["train.conll:1: this line holds the column names, not a token and its tag; delete it"]
+
+
 # --- spellings of tags
 
 
