@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.data import Row
 from peftlab.data.loading import add_invalid_rows
 from peftlab.data.rows import RowError
-from peftlab.errors import ErrorCollector
+from peftlab.errors import ErrorCollector, RecipeError, ValidationIssue
 from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.tasks.chat.examples import Chat, Passage, Reply, is_prompt, render_example
 from peftlab.tasks.chat.messages import Messages, check_plain_columns, instruction_messages, read_messages
@@ -225,7 +225,7 @@ class CausalLmTask(Task):
         templated = [isinstance(example, Chat) for example, texts in zip(examples, written, strict=True) for _ in texts]
         wholes = iter(tokenize_rendered(templated, list(chain(*written)), tokenizer))
         return [
-            [self._encode_prompt(next(wholes), max_length)]
+            [self._encode_prompt(next(wholes), max_length, example.where)]
             if is_prompt(example)
             else self._encode_texts(example, list(islice(wholes, len(texts))), max_length, training)
             for example, texts in zip(examples, written, strict=True)
@@ -274,7 +274,10 @@ class CausalLmTask(Task):
             parts = [slice_feature(full, 0, max_length)]
         return [part for part in parts if self.head.loss_terms(part)]
 
-    def _encode_prompt(self, full: Feature, max_length: int) -> Feature:
+    def _encode_prompt(self, full: Feature, max_length: int, where: str) -> Feature:
+        if not len(full):
+            message = "expected some text: the tokenizer of this base writes no token before a text."
+            raise RecipeError([ValidationIssue(message, where)])
         budget = max(1, max_length - self.generation["max_new_tokens"])
         inputs = {name: values[-budget:] for name, values in full.inputs.items()}
         return Feature(inputs, None, truncated=len(full) > budget)

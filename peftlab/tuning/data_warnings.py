@@ -16,8 +16,8 @@ def warn_about_splits(dataset: TuningDataset, progress: Progress) -> None:
     if 0 < rows < MIN_VALIDATION_ROWS:
         points = round(98 / rows**0.5)  # half of a 95 % interval for a share of one half
         progress.warn(
-            f"validation has {rows} rows: their score is uncertain by about {points} points, and it chooses the best "
-            "epoch. Add rows, or name a larger file: data.validation."
+            f"validation has {rows} rows: their score is uncertain by about {points} points, and it chooses what is "
+            "published. Add rows, or name a larger file: data.validation."
         )
     if dataset.task.targets.has_labels:
         for split in ("train", "validation"):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 import peftlab
+from peftlab.errors import RecipeError
 from peftlab.tuning import check, tune
-from tests.language_models import POSITIONS, SIZES, save_byte_tokenizer
+from tests.language_models import POSITIONS, SIZES, build_language_model, instruction_recipe, save_byte_tokenizer
 from tests.task_stores import recipe_for
 from tests.untrained import publish_untrained
 
@@ -72,3 +73,25 @@ def test_row_without_tokens_is_left_out_of_training(base, tmp_path):
     assert checked.ledgers["train"].dropped == {"no words in it": 2}
     short = {"base.model": str(other), "training.num_train_epochs": 1}
     assert tune(recipe, overrides=short, store=tmp_path / "store").adapter.version == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("task", "row", "column"),
+    [
+        ("causal-lm", {"prompt": "a", "completion": " b"}, "prompt"),
+        ("causal-lm", {"text": "it rained ."}, "prompt"),
+        ("domain-adaptation", {"text": "it rained ."}, "text"),
+    ],
+)
+def test_prompt_without_tokens_is_refused(tmp_path, kind, task, row, column):
+    """Nothing can be generated after no token at all."""
+    model = build_language_model(tmp_path / "base", kind)
+    save_byte_tokenizer(model, begin=False)
+    recipe = instruction_recipe(tmp_path, model, task={"type": task})
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    publish_untrained(tmp_path / "store", recipe, {"name": "one"})
+    bank = peftlab.load("one", store=tmp_path / "store", device="cpu")
+    with pytest.raises(RecipeError, match=r"row 1.*expected some text: the tokenizer of this base writes no token"):
+        bank.predict({column: ""})
+    assert bank.predict({column: " "})

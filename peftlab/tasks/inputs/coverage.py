@@ -12,6 +12,8 @@ MAX_TEXTS = 1000
 """More texts are sampled, evenly."""
 WARN_SHARE = 0.1
 """From this share of unknown characters on, warnings tell of them."""
+MIN_CHARACTERS = 3
+"""Fewer unknown characters may be an emoji, and do not show another language."""
 MULTILINGUAL_BASE = "intfloat/multilingual-e5-small"
 _VISIBLE = regex.compile(r"(?V1)[^\s\p{C}\u0300-\u036f]")  # the marks of Latin letters are left out on purpose by many
 
@@ -40,7 +42,7 @@ class Coverage(NamedTuple):
 
     def warning(self, where: str) -> str:
         """A sentence about a large share of unknown characters in `where`; empty if the share is small."""
-        if self.unknown_characters < WARN_SHARE:
+        if self.unknown_characters < WARN_SHARE or self.num_unknown_characters < MIN_CHARACTERS:
             return ""
         return (
             f"{self.unknown_characters:.0%} of the characters in {where} are unknown to this base's tokenizer, so the "
