@@ -257,9 +257,12 @@ class CausalLmTask(Task):
         """The features of an example with several texts, in which answers are numbered as in the example."""
         if len(texts) == 1:
             return self._encode_answers(example, texts[0], max_length, training)
-        warnings = [ONE_TEXT_PER_ANSWER]
         numbered = [
-            replace(text, positions=[(token, number) for token, _ in text.positions], warnings=warnings)
+            replace(
+                text,
+                positions=[(token, number) for token, _ in text.positions],
+                warnings=[*text.warnings, ONE_TEXT_PER_ANSWER],
+            )
             for number, text in enumerate(texts)
         ]
         return [part for text in numbered for part in self._encode_answers(example, text, max_length, training)]
@@ -290,7 +293,7 @@ class CausalLmTask(Task):
         return example.answers_in_loss or answers - len(example.skipped)
 
     def lost(self, example: Chat | Passage, features: Sequence[Feature]) -> int:
-        """The number of answers whose end is truncated."""
+        """The number of answers whose end is truncated, or that the tokenizer cannot write."""
         ends = {answer for feature in features for _, answer in feature.positions}
         return self.count(example) - len(ends)
 

@@ -10,6 +10,7 @@ from peftlab.recipe import Recipe
 from peftlab.tasks import Feature, ModelContext, Task
 from peftlab.tasks.generation.settings import end_tokens, unused_base_defaults
 from peftlab.tasks.inputs.inputs import NO_LENGTH_LIMIT
+from peftlab.tasks.inputs.lost_characters import UNKNOWN_IN_TARGET
 from peftlab.tuning.data_warnings import warn_about_splits
 from peftlab.tuning.dataset import EncodedDataset, TuningDataset
 from peftlab.tuning.feature_cache import cached_features
@@ -129,6 +130,14 @@ def _count_example(task: Task, example: Any, features: Sequence[Feature], ledger
     ledger.targets += task.targets.count(example) + example.num_lost_targets
 
 
+def _lost_hint(ledger: Ledger) -> str:
+    unknown = ledger.warnings.get(UNKNOWN_IN_TARGET, 0)
+    lengths = "Raise data.max_length, split long rows"
+    return (
+        f"Use a base whose tokenizer knows all characters ({unknown} rows)" if unknown > ledger.truncated else lengths
+    )
+
+
 def _check_lost_share(dataset: TuningDataset, max_length: int, max_lost: float, progress: Progress) -> None:
     with ErrorCollector() as errors:
         for split, ledger in dataset.ledgers.items():
@@ -138,7 +147,7 @@ def _check_lost_share(dataset: TuningDataset, max_length: int, max_lost: float, 
                 f"({ledger.truncated} rows truncated at {max_length} tokens)."
             )
             if ledger.lost_fraction > max_lost:
-                hint = f"Raise data.max_length, split long rows, or allow it: data.max_lost: {ledger.lost_fraction:.2f}"
+                hint = f"{_lost_hint(ledger)}, or allow it: data.max_lost: {ledger.lost_fraction:.2f}"
                 errors.add(message, key=f"data.{split}", hint=hint)
             elif ledger.lost_fraction > WARN_LOST_SHARE:
                 progress.warn(message)

@@ -126,4 +126,4 @@ def test_other_answers_are_not_prodigys(read, answers):
     rows = [{"text": "Ada wrote", "label": "ab"[n % 2], "answer": answers[n % 2]} for n in range(8)]
     examples, ledgers, _ = read("".join(f"{json.dumps(row)}\n" for row in rows), "train.jsonl")
     assert sum(map(len, examples.values())) == 8
-    assert ledgers["train"].warnings == {"column not read: answer": 8}
+    assert ledgers["train"].warnings.keys() == {"column not read: answer"}

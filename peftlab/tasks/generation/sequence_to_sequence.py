@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.data import Row
@@ -11,6 +11,7 @@ from peftlab.errors import ErrorCollector
 from peftlab.tasks.heads import Seq2SeqHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
+from peftlab.tasks.inputs.lost_characters import UNKNOWN_IN_INPUT, UNKNOWN_IN_TARGET, LostCharacters
 from peftlab.tasks.inputs.source_target import SourceFeature, SourceTargetInputs
 from peftlab.tasks.inputs.text import TextInputs
 from peftlab.tasks.outputs import GeneratedOutputs, TextGeneration
@@ -148,13 +149,16 @@ class SequenceToSequenceTask(Task):
     ) -> list[list[Feature]]:
         """For training, one feature for each reference, both sides truncated to `max_length` tokens; else the source
         only."""
-        tokenizer = inputs.tokenizer
+        tokenizer, lost = inputs.tokenizer, LostCharacters(inputs.tokenizer)
         sources = _tokens([f"{self.prefix}{example.text}" for example in examples], tokenizer)
         if not training:
             return [[self._feature(source, None, max_length)] for source in sources]
         targets = iter(_tokens([text for example in examples for text in example.references], tokenizer))
         return [
-            [self._feature(source, next(targets), max_length) for _ in example.references]
+            [
+                _without_lost(self._feature(source, next(targets), max_length), example.text, text, lost)
+                for text in example.references
+            ]
             for example, source in zip(examples, sources, strict=True)
         ]
 
@@ -174,7 +178,7 @@ class SequenceToSequenceTask(Task):
         return len(example.references)
 
     def lost(self, example: Source, features: Sequence[Feature]) -> int:
-        """The number of references whose end is truncated."""
+        """The number of references whose end is truncated, or that the tokenizer cannot write."""
         return sum(not feature.positions for feature in features)
 
     def stop_strings(self, inputs: Any) -> list[str]:
@@ -188,6 +192,14 @@ class SequenceToSequenceTask(Task):
         return GeneratedText(
             example.text, self.target_column, prediction.text.strip(), prediction.finished, feature.truncated
         )
+
+
+def _without_lost(feature: Feature, source: str, target: str, lost: LostCharacters) -> Feature:
+    """Remove the end of a target with characters that the tokenizer cannot write, so that it counts as lost."""
+    is_lost = lost.any_in(target)
+    warnings = [UNKNOWN_IN_TARGET] if is_lost else []
+    warnings += [UNKNOWN_IN_INPUT] if lost.any_in(source) else []
+    return replace(feature, positions=[] if is_lost else feature.positions, warnings=warnings)
 
 
 def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from peftlab.tasks.chat.template import RenderedText, tokens_in_spans
 from peftlab.tasks.inputs.features import IGNORED, Feature
+from peftlab.tasks.inputs.lost_characters import UNKNOWN_IN_INPUT, UNKNOWN_IN_TARGET, LostCharacters
 from peftlab.tasks.inputs.segments import Tokens, special_tokens_before, split_text, tokenize_segments
 
 if TYPE_CHECKING:
@@ -25,12 +27,26 @@ def tokenize_rendered(
     The tokens that the tokenizer writes before a text are added only where no chat template was used, and where the
     text does not have them. Those that it writes behind a text are left out: answers end with their own end.
     """
-    before = special_tokens_before(tokenizer)
+    before, lost = special_tokens_before(tokenizer), LostCharacters(tokenizer)
     texts = tokenize_segments([split_text(one.text, one.borders) for one in written], tokenizer)
-    return [
+    features = [
         _feature(_with_special(text.tokens, [] if by_template else before), one.loss_spans, text.num_split, tokenizer)
         for by_template, one, text in zip(templated, written, texts, strict=True)
     ]
+    return [_without_lost(feature, one, lost) for feature, one in zip(features, written, strict=True)]
+
+
+def _without_lost(feature: Feature, written: RenderedText, lost: LostCharacters) -> Feature:
+    """Remove the ends of answers with characters that the tokenizer cannot write, so that they count as lost."""
+    if feature.labels is None or not written.loss_spans:
+        return feature
+    borders = [0, *(place for span in written.loss_spans for place in span), len(written.text)]
+    parts = [written.text[start:end] for start, end in pairwise(borders)]
+    lost_answers = {number for number, part in enumerate(parts[1::2]) if lost.any_in(part)}
+    warnings = [UNKNOWN_IN_TARGET] if lost_answers else []
+    warnings += [UNKNOWN_IN_INPUT] if any(map(lost.any_in, parts[::2])) else []
+    ends = [(token, number) for token, number in feature.positions if number not in lost_answers]
+    return replace(feature, positions=ends, warnings=[*feature.warnings, *warnings])
 
 
 def _with_special(tokens: Tokens, before: list[int]) -> Tokens:
