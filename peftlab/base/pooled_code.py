@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
     from peftlab.tasks.heads import Head
 
+IMPORTS = """\
+from transformers import AutoModel
+from transformers.modeling_outputs import SequenceClassifierOutput"""
 _CODE = """\
-from transformers.modeling_outputs import SequenceClassifierOutput
-
 head_labels = {head_labels}
 
 
@@ -56,7 +57,7 @@ def pooled_model_code(
 ) -> str:
     """A class that is built without arguments and computes the logits of `model`, which has the pooled `head`.
 
-    The code needs `torch` and `AutoModel`; `backbone` are the arguments of `AutoModel.from_pretrained`. Some of
+    The code needs `torch` and `IMPORTS`; `backbone` are the arguments of `AutoModel.from_pretrained`. Some of
     peftlab's tuners need the attribute `base_model` of Transformers' classes.
     """
     assert head.pooling

@@ -11,7 +11,7 @@ import transformers
 from peft import PeftModel
 
 from peftlab.base import model_class, suppress_transformers_output
-from peftlab.base.pooled_code import pooled_model_code
+from peftlab.base.pooled_code import IMPORTS, pooled_model_code
 from peftlab.errors import IntegrityError
 from peftlab.interop.comparison import compare_logits
 from peftlab.interop.output_folder import new_folder
@@ -31,7 +31,7 @@ these lines add it:
 ```python
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+{imports}
 
 {code}
 
@@ -135,7 +135,7 @@ def _save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
 def _describe_pooled_head(model: transformers.PreTrainedModel, task: Task, adapter: Adapter, folder: Path) -> None:
     """Write the code that loads the model with its head, and name the class that Transformers loads without it."""
     code = pooled_model_code(model, task.head, "folder")
-    card = _POOLED_CARD.format(adapter=adapter, task=task.type, code=code, name=type(model).__name__)
+    card = _POOLED_CARD.format(imports=IMPORTS, adapter=adapter, task=task.type, code=code, name=type(model).__name__)
     (folder / "README.md").write_text(card, encoding="utf8")
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     config["architectures"] = [type(model.base_model).__name__]

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from peftlab.base.pooled_code import pooled_model_code
+from peftlab.base.pooled_code import IMPORTS, pooled_model_code
 from peftlab.methods import method_info
-from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo
+from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo, TaskInfo
 from peftlab.tasks import TASKS, Scores
 
 _CARD = """\
@@ -23,7 +23,8 @@ tags: [peftlab, {method}]
 # {name}
 
 {method} adapter for {task} on `{base}`, tuned with peftlab {peftlab} on {created}.
-It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_note}{started}{quantization_sentence}
+It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_note}{head_sentence}{started}\
+{quantization_sentence}
 
 {labels}
 
@@ -49,7 +50,7 @@ With only PEFT and Transformers:
 
 ```python
 {setup_code}{torch}from peft import PeftModel
-from transformers import {imported}
+{imports}
 
 {loading}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
@@ -107,9 +108,10 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
         frozen=parameters.base,
         method_note=f" {info.card_note}" if info.card_note else "",
         started=_start_sentence(manifest.started_from),
+        head_sentence=f" The head reads {built_task.head.reads}." if pooled else "",
         quantization_sentence=_quantization_sentence(manifest.base),
         torch="import torch\n" if pooled else "",
-        imported=("AutoModel" if pooled else task.auto_class) + (", BitsAndBytesConfig" if quantization else ""),
+        imports=_imports(task, quantized=bool(quantization)),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
         scores=_table("split", {split: scored.values for split, scored in scores.items()}),
         by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
@@ -148,6 +150,16 @@ def _loading(manifest: Manifest) -> str:
     if not labels:
         return _WITHOUT_HEAD.format(**fields)
     return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **fields)
+
+
+def _imports(task: TaskInfo, *, quantized: bool) -> str:
+    """The imports from Transformers that the code needs."""
+    config = ", BitsAndBytesConfig" if quantized else ""
+    return (
+        IMPORTS.replace("AutoModel", f"AutoModel{config}")
+        if task.pooling
+        else (f"from transformers import {task.auto_class}{config}")
+    )
 
 
 def _pooled_loading(manifest: Manifest, model: PreTrainedModel) -> str:
