@@ -27,7 +27,7 @@ LABELS = {
 
 
 @pytest.mark.usefixtures("with_plots")
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.filterwarnings("error:Glyph")
 @pytest.mark.parametrize("kind", LABELS)
 def test_any_label_is_drawn(tmp_path, kind):
     counts = [[2 if i == j else 0 for j in range(3)] for i in range(3)]

@@ -53,8 +53,11 @@ def refuse_one_word_rows(rows: Sequence[Row], errors: ErrorCollector) -> None:
     if len(tokens) >= MIN_ROWS and all(len(words) < 2 for words in tokens):
         others = [name for name in rows[0].fields if name not in ("tokens", "tags")]
         columns = f" Available columns: {', '.join(others)}." if others else ""
+        message = "every row holds one word, so the file has one word a row."
+        if any(issue.message == message for issue in errors.issues):
+            return  # said of another split
         errors.add(
-            "every row holds one word, so the file has one word a row.",
+            message,
             where=rows[0].where,
             hint=f"Name the column that tells sentences apart: data.group_by.{columns}",
         )

@@ -1,5 +1,6 @@
 """A plot of the confusion matrix: gold labels in rows, predicted labels in columns, as shares of the gold count."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def draw_confusion(confusion: Confusion, title: str, file: Path) -> None:
     axes.set(xlabel="predicted", ylabel="gold")
     if show_counts:
         _write_counts(axes, confusion, shares)
-    figure.savefig(file, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a script that the font lacks is drawn as boxes
+        figure.savefig(file, dpi=110)
 
 
 def shorten(label: str) -> str:
