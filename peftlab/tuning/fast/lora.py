@@ -25,6 +25,8 @@ from peftlab.base.quantization import dequantize_weight, is_quantized
 from peftlab.tasks.prediction import module_mode
 from peftlab.tuning.fast.dropout import dropout_mask
 
+LORA_MODULES = (lora.Linear.__module__, "peft.tuners.lora.bnb")
+"""Where PEFT defines the layers of LoRA itself, for plain and for quantized Linears."""
 Layers = tuple[lora.LoraLayer, ...]
 Masks = Sequence[Any]
 """For each layer a dropout mask (tokens, in), or for all None."""
@@ -174,8 +176,11 @@ def fused_lora(model: PeftModel, batch: Mapping[str, Tensor]) -> Iterator[list[L
 
 
 def _can_fuse(module: Any) -> bool:
-    """Whether `module` is plain LoRA with one adapter on a frozen Linear, quantized or not."""
-    if not isinstance(module, lora.LoraLayer):
+    """Whether `module` is plain LoRA with one adapter on a frozen Linear, quantized or not.
+
+    Layers of other methods, such as AdaLoRA, derive from LoRA's too, and compute otherwise.
+    """
+    if not isinstance(module, lora.LoraLayer) or type(module).__module__ not in LORA_MODULES:
         return False
     base = module.get_base_layer()
     if not is_quantized(base) and not (type(module) is lora.Linear and type(base) is nn.Linear):
