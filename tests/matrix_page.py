@@ -13,10 +13,10 @@ _HEAD = """\
 Written by `make matrix` on {date}, with {versions}, on a CPU, from tiny random bases. Do not edit.
 
 You want to know whether a method works on a base. **ok** means, tested for each cell with the functions that `tune`
-trains with: only the delta and the head train, to the bit; the loss falls; gradients are the same with `gradient_checkpointing`; saved and loaded into a
-fresh base, the logits are the same to the bit; with the adapter off, the base gives the same logits to the bit; on
-a quantized base, the adapter does the same as on full layers that hold the same rounded weights. A number is a cell
-that is refused before training, for this reason:
+trains with: only the delta and the head train, to the bit; the loss falls; gradients are the same with
+`gradient_checkpointing`; saved and loaded into a fresh base, the logits are the same to the bit; with the adapter off,
+the base gives the same logits to the bit; on a quantized base, the adapter does the same as on full layers that hold
+the same rounded weights. A number is a cell that is refused before training, for this reason:
 
 {reasons}
 """
