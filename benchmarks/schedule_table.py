@@ -183,8 +183,8 @@ def train_unvalidated(run: Any, folder: Path) -> None:
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
     from peftlab.tuning.progress import Progress
-    from peftlab.tuning.train import training_context
     from peftlab.tuning.trainer import TaskTrainer
+    from peftlab.tuning.training_loop import training_context
 
     trainer = TaskTrainer(run, lambda: None, folder)  # type: ignore[arg-type,return-value]
     trainer.args.eval_strategy, trainer.args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO

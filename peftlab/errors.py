@@ -15,6 +15,7 @@ PeftlabError              1   base class of all errors
 ├── StoreError            5   the store cannot be written
 ├── ProcessLostError      6   another process of the same run has ended, or the launcher failed
 ├── TuningDiverged        7   the weights became NaN or infinite before the first epoch was scored
+├── NoBetterThanMajority  8   the trained adapter scores no better than the most frequent answer
 └── TuningInterrupted   130   the user stopped the run
 """
 
@@ -96,6 +97,13 @@ class TuningDiverged(PeftlabError):
 
     exit_code = 7
     exit_reason = "the weights became NaN or infinite before an epoch was scored"
+
+
+class NoBetterThanMajority(PeftlabError):
+    """The trained adapter scores no better than the most frequent answer, and was not published."""
+
+    exit_code = 8
+    exit_reason = "the trained adapter is no better than the most frequent answer; --publish-anyway publishes it"
 
 
 class TuningInterrupted(PeftlabError):

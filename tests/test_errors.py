@@ -17,6 +17,7 @@ TREE = {
     "StoreError": ("PeftlabError", 5),
     "ProcessLostError": ("PeftlabError", 6),
     "TuningDiverged": ("PeftlabError", 7),
+    "NoBetterThanMajority": ("PeftlabError", 8),
     "TuningInterrupted": ("PeftlabError", 130),
 }
 

@@ -41,5 +41,6 @@ def time_tuning(recipe_path: str, overrides: dict[str, Any], store: str, device:
     timer = TuningTimer()
     result = tune(recipe_path, overrides=overrides, store=store, device=device, progress=timer)
     end = time.perf_counter() - timer.last
-    scores = result.scores.get("test", result.scores["validation"])
+    manifest = result.adapter.manifest
+    scores = result.scores[str(manifest.main_split)]
     return {"score": scores.values[result.task.metric.name], "parts": {**timer.parts, "end": end}}

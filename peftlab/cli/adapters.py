@@ -10,6 +10,7 @@ from peftlab.cli.console import cell, megabytes, out, score_tables, table
 from peftlab.cli.help_layout import Command, Group, argument, option
 from peftlab.cli.import_adapter import import_adapter
 from peftlab.cli.options import json_option, store_option
+from peftlab.cli.progress import print_baselines
 from peftlab.errors import PeftlabError
 from peftlab.store import Adapter, Manifest, Store
 
@@ -90,6 +91,7 @@ def show(adapter: str, as_json: bool, store: str) -> None:
     for split, scores in manifest.scores.items():
         out.print(score_tables(f"{split.capitalize()} scores", scores))
         out.print()
+    print_baselines(manifest)
 
 
 @adapters.command(cls=Command, example="peftlab adapters verify")
@@ -174,6 +176,5 @@ def _main_score(manifest: Manifest) -> str:
     """Return the main score on the test split, or else on the validation split, as text."""
     if not manifest.scores:
         return "imported, not scored" if manifest.imported else "not scored"
-    split = "test" if "test" in manifest.scores else "validation"
-    main = manifest.main_score
+    split, main = str(manifest.main_split), manifest.main_score
     return f"{split} {main} {cell(manifest.scores[split].values[main])}"

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from peftlab.cli.console import bar_for, megabytes, out, score_tables, table
 from peftlab.data import Ledger
+from peftlab.store import Manifest
 from peftlab.tasks import TASKS, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback
 from peftlab.tuning import Progress as Listener
@@ -103,6 +104,10 @@ class TuningDisplay(Listener):
         """Show a bar while the outputs of the frozen layers are computed."""
         return bar_for(f"frozen layers, {split}")
 
+    def track_cross_validation(self) -> AbstractContextManager[ProgressCallback]:
+        """Show a bar while models are trained for the folds."""
+        return bar_for("cross-validation", console=out)
+
     def on_train_begin(self, total_steps: int, epochs: int, completed_steps: int) -> None:
         """Start the bar."""
         self.epochs, self.total, self.first_step = epochs, total_steps, completed_steps
@@ -134,12 +139,16 @@ class TuningDisplay(Listener):
         if self.task_id is not None:
             self.bar.update(self.task_id, score=f"{self.main_score} {value:.3f}")
 
+    def on_unscored_epoch_end(self, epoch: float) -> None:
+        """Print the loss above the bar."""
+        out.print(f"epoch {epoch:>4.3g}/{self.epochs}  loss {self.loss:.3f}")
+
     def on_train_end(self, stopped_early: bool) -> None:
         """Remove the bar."""
         self.bar.stop()
         if stopped_early:
             out.print("Stopped early: the validation score no longer improves.")
-        out.print("Scoring the best checkpoint, publishing it, and comparing it after a reload …\n")
+        out.print("Scoring the adapter, publishing it, and comparing it after a reload …\n")
 
     def _eta(self) -> str:
         seconds_per_step = (time.monotonic() - self.began) / max(1, self.step - self.first_step)
@@ -164,11 +173,10 @@ def ledger_table(targets: str, ledgers: Mapping[str, Ledger]) -> Table:
 
 
 def print_result(result: TuningResult, store: str) -> None:
-    """Print the scores, the folder of the adapter, and the command that uses it."""
-    for split, scores in result.scores.items():
-        if split == "test" or "test" not in result.scores:
-            out.print(score_tables(f"{split.capitalize()} scores", scores))
+    """Print the scores, the folder of the adapter, and the command that uses it; last, if it is below the probe."""
     adapter = result.adapter
+    if split := adapter.manifest.main_split:
+        out.print(score_tables(f"{split.capitalize()} scores", result.scores[split]))
     minutes, seconds = divmod(round(result.seconds), 60)
     out.print(
         f"\n[bold green]Published[/] {adapter} after {minutes}:{seconds:02} min, "
@@ -180,3 +188,13 @@ def print_result(result: TuningResult, store: str) -> None:
     out.print(
         f"Use it    peftlab predict {adapter.name}{store_option} {escape(TASKS[result.task.type].example(result.task))}"
     )
+    print_baselines(adapter.manifest)
+
+
+def print_baselines(manifest: Manifest) -> None:
+    """Print the score beside those of the baselines; if it is below the linear probe, say so and what to try."""
+    if not (baselines := manifest.baselines):
+        return
+    out.print(Text(f"Baselines {baselines}"))
+    if not baselines.is_above_probe:
+        out.print(Text(f"The adapter is below the linear probe on the frozen base. {baselines.hint}", "yellow"))

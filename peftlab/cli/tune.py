@@ -20,6 +20,12 @@ from peftlab.tuning import tune as run_tuning
 @device_option
 @option("--resume", is_flag=True, help="Continue an interrupted run from its last checkpoint.")
 @option(
+    "--publish-anyway",
+    is_flag=True,
+    help="Publish the adapter even if it is no better than the most frequent answer. With --resume it is not trained "
+    "again.",
+)
+@option(
     "--launch",
     "launcher",
     metavar="COMMAND",
@@ -34,11 +40,13 @@ def tune(
     store: str,
     device: str,
     resume: bool,
+    publish_anyway: bool,
     launcher: list[str] | None,
 ) -> None:
     """Train the adapter of a recipe and publish it.
 
     Only the adapter and the head are trained; the base model stays frozen.
+    An adapter that scores no better than the most frequent answer is kept, but not published.
     Ctrl-C saves a checkpoint and stops; the same command with --resume continues.
     """
     if launcher:
@@ -51,7 +59,13 @@ def tune(
                 "the launcher started only one process, so the work is not shared. On CPU use torchrun, not accelerate."
             )
         result = run_tuning(
-            recipe_path, overrides=overrides, store=store, device=device, resume=resume, progress=display
+            recipe_path,
+            overrides=overrides,
+            store=store,
+            device=device,
+            resume=resume,
+            publish_anyway=publish_anyway,
+            progress=display,
         )
     if ProcessGroup.from_environment().is_main:
         print_result(result, store)

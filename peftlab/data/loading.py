@@ -19,7 +19,7 @@ from peftlab.data.rows import DataSplits, Row, RowError, Split
 from peftlab.data.splitting import RowLabels, split_off_fractions
 from peftlab.data.tables import read_csv, read_dataset, read_parquet, read_tsv
 from peftlab.errors import ErrorCollector, NotFoundError, suggest
-from peftlab.recipe import DataSection
+from peftlab.recipe import AUTO, DataSection
 
 Reader = Callable[[Path, str, Sequence[str] | None], Iterator[Row | RowError]]
 """Takes a path, an encoding and, for tables without a header line, column names; gives rows."""
@@ -55,23 +55,35 @@ FORMAT_BY_SUFFIX = {
     ".parquet": "parquet",
 }
 MAX_ISSUES_PER_SPLIT = 5
+AUTO_FRACTION = 0.1
+"""Fraction of the training rows that `validation: auto` splits off."""
+MIN_VALIDATION_ROWS = 30
+"""With fewer rows, `validation: auto` uses cross-validation."""
 _LOCATED = re.compile(r"(?P<where>.+?(?::\d+( \(question .*?\))?| row \d+)): (?P<said>.+)", re.DOTALL)
 
 
 def load_rows(
-    section: DataSection, errors: ErrorCollector, *, plain_text: bool = False, labels_of: RowLabels | None = None
+    section: DataSection,
+    errors: ErrorCollector,
+    *,
+    plain_text: bool = False,
+    labels_of: RowLabels | None = None,
+    cross_validates: bool = False,
 ) -> DataSplits:
     """Read the rows of each split, or split them off the training rows. Unreadable rows are added to `errors`.
 
     With `plain_text`, a file that is not a table holds plain text instead of markup. With `labels_of`, rows are split
-    off by label.
+    off by label. With `cross_validates`, `validation: auto` splits off nothing if there would be too few rows.
     """
     sources = {name: getattr(section, name) for name in ("train", "validation", "test")}
     splits = {
         name: leave_out_rejected(read_split(section, source, errors, key=f"data.{name}", plain_text=plain_text))
         for name, source in sources.items()
-        if isinstance(source, str)
+        if isinstance(source, str) and not (name == "validation" and source == AUTO)
     }
+    if section.validation == AUTO:
+        few = AUTO_FRACTION * len(splits["train"].rows) < MIN_VALIDATION_ROWS
+        sources["validation"] = None if few and cross_validates else AUTO_FRACTION
     fractions = {name: fraction for name, fraction in sources.items() if isinstance(fraction, float)}
     splits = split_off_fractions(splits, fractions, section.seed, errors, labels_of)
     return DataSplits({name: splits[name] for name in sources if name in splits})

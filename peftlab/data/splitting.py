@@ -81,3 +81,34 @@ def _stratified(labels: Sequence[tuple[str, ...]], order: Sequence[int], count: 
             others[name] -= 1
             lacking[name] -= 1
     return list(taken)
+
+
+def stratified_folds(labels: Sequence[Iterable[str]], num_folds: int, seed: int) -> list[list[int]]:
+    """Deal row numbers to `num_folds` folds, so that each has about the same share of each label.
+
+    A row with several labels counts for the rarest of them. Each fold is sorted.
+    """
+    dealt = [i for group in _groups_by_rarest_label(labels, seed) for i in group]
+    return [sorted(dealt[fold::num_folds]) for fold in range(num_folds)]
+
+
+def stratified_sample(labels: Sequence[Iterable[str]], size: int, seed: int) -> list[int]:
+    """At most `size` row numbers, sorted, with about the share of each label that it has in all rows."""
+    if size >= len(labels):
+        return list(range(len(labels)))
+    draw = random.Random(seed)
+    places: list[tuple[float, int]] = []
+    for group in _groups_by_rarest_label(labels, seed):
+        offset = draw.random()
+        places += [((position + offset) / len(group), i) for position, i in enumerate(group)]
+    return sorted(i for _, i in sorted(places)[:size])
+
+
+def _groups_by_rarest_label(labels: Sequence[Iterable[str]], seed: int) -> list[list[int]]:
+    """The row numbers in random order, grouped by the rarest label of each row."""
+    names = [tuple(dict.fromkeys(row)) or (NO_LABEL,) for row in labels]
+    counts = Counter(name for row in names for name in row)
+    groups: dict[str, list[int]] = {}
+    for i in random.Random(seed).sample(range(len(names)), len(names)):
+        groups.setdefault(min(names[i], key=lambda name: (counts[name], name)), []).append(i)
+    return [groups[name] for name in sorted(groups)]

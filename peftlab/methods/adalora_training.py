@@ -41,6 +41,8 @@ class AdaLoraCallback(TrainerCallback):
         self._set_schedule(state.max_steps)
         if state.global_step:
             self._restore(_checkpoint(args, state) / STATE_FILE)
+        else:
+            self.tuner.rankallocator.reset_ipt()  # a model may be trained again from its initial weights
 
     def _set_schedule(self, steps: int) -> None:
         first = steps // 10 if self.section.tinit is None else self.section.tinit

@@ -20,7 +20,7 @@ from peftlab.recipe.methods import (
 from peftlab.recipe.peft_methods import PEFT_METHODS, UNSUPPORTED_PEFT_METHODS, PeftMethod
 from peftlab.recipe.plugins import METHOD_PLUGINS, TASK_PLUGINS, Registry
 from peftlab.recipe.reading import parse_override, read_recipe, recipe_yaml
-from peftlab.recipe.schema import SHARDING, BaseSection, DataSection, Recipe, TrainingSection
+from peftlab.recipe.schema import AUTO, SHARDING, BaseSection, DataSection, Recipe, TrainingSection
 from peftlab.recipe.tasks import (
     DomainAdaptation,
     Generation,
@@ -34,6 +34,7 @@ from peftlab.recipe.tasks import (
 from peftlab.recipe.types import HeadPooling, Pooling, Quantization, parse_byte_size
 
 __all__ = [
+    "AUTO",
     "METHOD_PLUGINS",
     "PEFT_METHODS",
     "SHARDING",

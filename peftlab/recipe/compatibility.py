@@ -56,6 +56,11 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if task.uses_base_head and recipe.training.head_learning_rate:
         message = f"{task.type} adds no head to the base, but uses the base's own, which stays frozen."
         yield ValidationIssue(message, key="training.head_learning_rate", hint="Remove it.")
+    if recipe.training.head_init == "probe" and (not task.has_baselines or method.start_from):
+        why = "its weights are those of method.start_from" if task.has_baselines else f"{task.type} adds no linear head"
+        yield ValidationIssue(
+            f"the head cannot start from a probe: {why}.", key="training.head_init", hint="Remove it."
+        )
     if method.has_trainable_tokens and not task.trains_token_embeddings:
         message = f"single token embeddings can be trained for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")

@@ -10,11 +10,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from peftlab.errors import ErrorCollector, suggest
-from peftlab.recipe.schema import Recipe
+from peftlab.recipe.schema import AUTO, Recipe
 from peftlab.recipe.tasks import TEMPLATE_ENDING
 from peftlab.recipe.validation import Key, RawRecipe, validate_recipe
 
-DATA_FILES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
+VALIDATION: Key = ("data", "validation")
+DATA_FILES: tuple[Key, ...] = (("data", "train"), VALIDATION, ("data", "test"))
 TEMPLATE_FILE: Key = ("task", "template")
 OPTIONAL_FOLDERS: tuple[Key, ...] = (("base", "model"), ("data", "dataset"))
 ADAPTER_REFERENCES: tuple[Key, ...] = (
@@ -153,6 +154,8 @@ def _resolve_paths(raw: RawRecipe) -> None:
     for key in (*DATA_FILES, *OPTIONAL_FOLDERS, *ADAPTER_REFERENCES, TEMPLATE_FILE):
         value = raw.get(key)
         if not isinstance(value, str) or (key in DATA_FILES and raw.get(("data", "dataset"))):
+            continue
+        if key == VALIDATION and value == AUTO:
             continue
         override_text = any(key[:depth] in raw.overridden for depth in range(1, len(key) + 1))
         folder = Path.cwd() if override_text else raw.file.parent

@@ -13,6 +13,7 @@ from peftlab.recipe.methods import Lora, MethodSection
 from peftlab.recipe.tasks import TaskSection
 from peftlab.recipe.types import AdapterName, ByteSize, Fraction, Labels, Pooling, PositiveInt, Quantization, Section
 
+AUTO = "auto"
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
@@ -47,8 +48,10 @@ class DataSection(Section):
     train: str
     """File, relative to the recipe; with `dataset`, the name of a split. `train.{en,de}` means two files with parallel
     lines: the texts and their translations."""
-    validation: str | Fraction = 0.1
-    """File or split; a number is the fraction of the training rows that is split off for validation."""
+    validation: str | Fraction | None = AUTO
+    """File or split; a number is the fraction of the training rows that is split off for validation. auto splits off
+    0.1 of 300 rows or more; fewer rows are all trained on, and the score is that of 4-fold cross-validation if the task
+    has labels or numbers. null trains on all rows without validation."""
     test: str | Fraction | None = None
     """File or split; a number is the fraction of the training rows that is split off for the test; null means no
     test."""
@@ -110,6 +113,9 @@ class TrainingSection(Section):
     is chosen above the usual one, else 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    head_init: Literal["auto", "probe", "random"] = "auto"
+    """Start of a new head: probe, a linear probe fitted to states of the frozen base, or random weights. auto takes the
+    probe with fewer than 300 training rows if the task has labels or numbers, unless method.start_from is set."""
     optim: Optimizer = "adamw_torch_fused"
     """Name of the optimizer in Transformers. 8bit optimizers store the state of large tensors in 8 bits; paged
     optimizers move it to CPU memory if the GPU is full."""
@@ -173,3 +179,8 @@ class Recipe(Section):
     method: MethodSection = Lora()
     data: DataSection
     training: TrainingSection = Field(TrainingSection(), validate_default=True)
+
+    @property
+    def cross_validates_few_rows(self) -> bool:
+        """Whether a run with few rows and `validation: auto` is scored by cross-validation."""
+        return self.task.has_baselines and self.training.distributed not in SHARDING

@@ -48,6 +48,9 @@ class TaskFields(Section):
     raises_rate_for_few_rows: ClassVar[bool] = False
     """Whether few training rows get the method's learning rate for few rows: it is better for tags, and not for labels
     of texts (decision 0038)."""
+    has_baselines: ClassVar[bool] = True
+    """Whether the head is a linear layer for classes, tags or numbers, so that a majority and a linear probe can be
+    compared with the adapter."""
 
     @property
     def packing_conflict(self) -> str:
@@ -115,6 +118,7 @@ class Regression(TaskFields):
 class QuestionAnswering(TaskFields):
     """The span of a context that answers a question, or no answer."""
 
+    has_baselines: ClassVar[bool] = False
     type: Literal["question-answering"]
     doc_stride: PositiveInt = 128
     """Number of tokens by which two neighbouring windows of a long context overlap."""
@@ -166,6 +170,7 @@ class Generation(Section):
 class LanguageModelTask(TaskFields):
     uses_base_head: ClassVar[bool] = True
     epochs_from_rows: ClassVar[bool] = False
+    has_baselines: ClassVar[bool] = False
 
     template: Literal["base", "chatml", "llama-3", "mistral", "gemma", "plain"] | TemplateFile | None = None
     """Chat template for instructions and chats: base is the tokenizer's own; null uses base if the tokenizer has one,
@@ -238,6 +243,7 @@ class Translation(TaskFields):
     uses_base_head: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
     epochs_from_rows: ClassVar[bool] = False
+    has_baselines: ClassVar[bool] = False
     type: Literal["translation"]
     source_language: str | None = None
     """For multilingual bases: the tokenizer's code of the source language, as in eng_Latn (NLLB) or en_XX (mBART)."""
@@ -263,6 +269,7 @@ class Summarization(TaskFields):
     uses_base_head: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
     epochs_from_rows: ClassVar[bool] = False
+    has_baselines: ClassVar[bool] = False
     type: Literal["summarization"]
     prefix: str | None = None
     """Text that is prepended to each input, as in `summarize: ` (T5)."""
@@ -284,6 +291,7 @@ class DomainAdaptation(TaskFields):
     reads_plain_text: ClassVar[bool] = True
     uses_base_head: ClassVar[bool] = True
     epochs_from_rows: ClassVar[bool] = False
+    has_baselines: ClassVar[bool] = False
     type: Literal["domain-adaptation"]
     objective: Literal["masked-lm", "causal-lm"] | None = None
     """masked-lm: predict masked tokens; causal-lm: predict the next token; null: the pretraining objective of the

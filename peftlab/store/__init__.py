@@ -10,9 +10,10 @@ from peftlab.store.layout import (
     STACK_SEPARATOR,
     WEIGHTS_FILE,
 )
-from peftlab.store.manifest import Manifest, build_manifest
+from peftlab.store.manifest import Manifest, build_manifest, main_split
 from peftlab.store.manifest_parts import (
     BaseInfo,
+    BaselineInfo,
     BaseMemory,
     DataInfo,
     ImportInfo,
@@ -34,6 +35,7 @@ __all__ = [
     "AdapterVersion",
     "BaseInfo",
     "BaseMemory",
+    "BaselineInfo",
     "DataInfo",
     "ImportInfo",
     "LedgerInfo",
@@ -43,5 +45,6 @@ __all__ = [
     "Store",
     "TaskInfo",
     "build_manifest",
+    "main_split",
     "make_readable",
 ]

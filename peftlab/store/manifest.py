@@ -22,6 +22,10 @@ Format 2 is a JSON object with these keys. `null` means not known or not used.
     scores             for each split: each score by its name, by_label, and, if they exist, calibration, confusion
                        and signatures
     main_score         name of the score that the best epoch was chosen by
+    baselines          only for tasks with classes, tags or numbers: split, metric, greater_is_better, and on that split
+                       the score of the adapter, of the majority and of linear_probe (null if there is none), which was
+                       fitted on training_rows and scored on scored_rows; hint if the adapter is below the probe
+    validation         only without a validation split: how the run was validated, as in "4-fold cross-validation"
     reload_difference  largest difference of logits between training and the reloaded adapter
     seconds            how long tuning or importing took
     imported           only for imported adapters: source, place, commit, peft_version, head_order, notes,
@@ -49,6 +53,7 @@ from peftlab.errors import IntegrityError
 from peftlab.store.layout import MANIFEST_FILE
 from peftlab.store.manifest_parts import (
     BaseInfo,
+    BaselineInfo,
     Count,
     DataInfo,
     ImportInfo,
@@ -63,7 +68,8 @@ from peftlab.store.manifest_v1 import upgrade_v1
 from peftlab.tasks import Scores, Task
 
 FORMAT: Final = 2
-OPTIONAL_SECTIONS = ("started_from", "imported")  # left out of the file if they are None
+OPTIONAL_SECTIONS = ("started_from", "baselines", "validation", "imported")  # left out of the file if they are None
+MAIN_SPLITS = ("test", "validation", "cross-validation")
 RECORDED_VERSIONS = ("peftlab", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 MAX_ERRORS = 10  # listed in one message
 
@@ -87,6 +93,8 @@ class Manifest(ManifestPart):
     data: DataInfo
     scores: dict[str, StoredScores]
     main_score: str
+    baselines: BaselineInfo | None = None
+    validation: str | None = None
     reload_difference: Number | None
     seconds: Number
     imported: ImportInfo | None = None
@@ -124,6 +132,11 @@ class Manifest(ManifestPart):
         except ValidationError as error:
             raise IntegrityError(_describe(error, where)) from error
 
+    @property
+    def main_split(self) -> str | None:
+        """The split whose scores describe the adapter best; None if it was not scored."""
+        return main_split(self.scores)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values in format 2."""
         values = super().to_dict()
@@ -137,6 +150,11 @@ class Manifest(ManifestPart):
         """The same manifest under a name and version, with the sha256 of each file of the adapter."""
         manifest = self.model_copy(update={"name": name, "version": version, "files": files})
         return manifest.model_copy(update={"manifest_sha256": _digest(manifest.to_dict())})
+
+
+def main_split(scores: Mapping[str, Any]) -> str | None:
+    """The first of MAIN_SPLITS that has scores."""
+    return next((split for split in MAIN_SPLITS if split in scores), None)
 
 
 def build_manifest(
@@ -154,6 +172,8 @@ def build_manifest(
     reload_difference: float | None = None,
     started_from: StartInfo | None = None,
     imported: ImportInfo | None = None,
+    baselines: BaselineInfo | None = None,
+    validation: str | None = None,
 ) -> Manifest:
     """Describe an adapter that was tuned or imported just now, for `Store.publish`."""
     versions = {package: importlib.metadata.version(package) for package in RECORDED_VERSIONS}
@@ -170,6 +190,8 @@ def build_manifest(
         data=data or DataInfo(),
         scores=dict(scores or {}),
         main_score=task.metric.name,
+        baselines=baselines,
+        validation=validation,
         reload_difference=reload_difference,
         seconds=round(seconds, 1),
         imported=imported,

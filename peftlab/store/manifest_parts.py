@@ -158,6 +158,42 @@ class StartInfo(ManifestPart):
     skipped: Annotated[tuple[str, ...], Field(alias="left")]
 
 
+class BaselineInfo(ManifestPart):
+    """The main score of the adapter, and those of baselines, on one split.
+
+    `majority` is the score of the most frequent answer, or of the mean, for every row. `linear_probe` is that of a
+    linear layer fitted to states of the frozen base, on `training_rows`, and scored on `scored_rows`; None if the head
+    has no layer to fit. `hint` says what to try if the adapter is below the probe.
+    """
+
+    split: str
+    metric: str
+    greater_is_better: bool
+    adapter: Number
+    majority: Number
+    linear_probe: Number | None
+    training_rows: Count
+    scored_rows: Count
+    hint: str = ""
+
+    @property
+    def is_above_majority(self) -> bool:
+        """Whether the adapter is better than the majority."""
+        return self.adapter > self.majority if self.greater_is_better else self.adapter < self.majority
+
+    @property
+    def is_above_probe(self) -> bool:
+        """Whether the adapter is at least as good as the linear probe, if there is one."""
+        if self.linear_probe is None:
+            return True
+        return self.adapter >= self.linear_probe if self.greater_is_better else self.adapter <= self.linear_probe
+
+    def __str__(self) -> str:
+        probe = [] if self.linear_probe is None else [f"linear probe {self.linear_probe:.3f}"]
+        parts = [*probe, f"majority {self.majority:.3f}", f"this adapter {self.adapter:.3f}"]
+        return f"{self.split} {self.metric}: {' · '.join(parts)}"
+
+
 class ImportInfo(ManifestPart):
     """Where an imported adapter came from, and how it compared with plain PEFT.
 

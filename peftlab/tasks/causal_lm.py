@@ -24,7 +24,6 @@ from peftlab.tasks.chat.template import (
     read_template,
 )
 from peftlab.tasks.generation.reply_text import trim_reply
-from peftlab.tasks.heads import LanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.rendered_text import (
@@ -34,6 +33,7 @@ from peftlab.tasks.inputs.rendered_text import (
     tokenize_rendered,
 )
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
+from peftlab.tasks.language_model_heads import LanguageModelHead
 from peftlab.tasks.metrics.perplexity import TokenLoss, perplexity_scores, sum_token_losses
 from peftlab.tasks.outputs import ChatOutputs, Outputs, TextGeneration
 from peftlab.tasks.task import Metric, ModelContext, Scores, Targets, Task

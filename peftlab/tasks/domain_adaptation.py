@@ -13,12 +13,12 @@ from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
 from peftlab.tasks.causal_lm import NOTHING_IN_LOSS, CausalLmTask
 from peftlab.tasks.chat.examples import Passage
-from peftlab.tasks.heads import MaskedLanguageModelHead
 from peftlab.tasks.inputs.columns import chosen_form, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.masking import TokenMasker
 from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 from peftlab.tasks.inputs.text_pair import inputs_of, numbers_of_windows
+from peftlab.tasks.language_model_heads import MaskedLanguageModelHead
 from peftlab.tasks.metrics.perplexity import TokenLoss, perplexity_scores, sum_token_losses
 from peftlab.tasks.outputs import GeneratedOutputs, Outputs
 from peftlab.tasks.task import FeatureSampler, Metric, ModelContext, Prediction, Scores, Targets, Task

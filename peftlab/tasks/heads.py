@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peftlab.imports import torch
 from peftlab.recipe import HeadPooling
 from peftlab.tasks.inputs.features import IGNORED, Feature
-from peftlab.tasks.metrics.perplexity import mean_loss, token_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peftlab.tasks.inputs.inputs import Batch, Inputs
+
+
+RARE = 1e-6
+"""Least frequency of a class in `Head.constant_logits`."""
 
 
 class Head(ABC):
@@ -28,6 +31,8 @@ class Head(ABC):
     is_causal_lm: ClassVar[bool] = False
     """Whether the head is that of a causal language model, for which inference servers take adapters."""
     peft_task_type: str | None = None
+    is_token_level: ClassVar[bool] = False
+    """Whether each token has its own label and its own row of the output layer's input."""
     problem_type: str | None = None
     poolings: ClassVar[tuple[HeadPooling, ...]] = ()
     """The values of `pooling` that this head can have; empty if it has no output for the whole input."""
@@ -108,6 +113,14 @@ class Head(ABC):
         """The labels of a feature by token; None if the loss is not computed token by token."""
         return None
 
+    def constant_logits(self, targets: "Tensor") -> "Tensor | None":
+        """The logits (labels,) that fit `targets` best if they are the same for every input, without class weights.
+
+        `targets` are the labels of all inputs or tokens, (n,) or (n, labels). None if the loss does not compare one
+        output vector with one target.
+        """
+        return None
+
 
 class SequenceHead(Head):
     """One output vector per input."""
@@ -142,6 +155,10 @@ class ClassificationHead(SequenceHead):
         """Cross entropy, weighted by class if there are weights."""
         return self.cross_entropy(logits, labels)
 
+    def constant_logits(self, targets: "Tensor") -> "Tensor | None":
+        """The log frequency of each class."""
+        return _log_frequencies(targets, len(self.labels))
+
 
 class MultiLabelHead(ClassificationHead):
     """Any number of labels per input, trained by binary cross entropy of each."""
@@ -153,6 +170,10 @@ class MultiLabelHead(ClassificationHead):
         targets = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
         weights = self.label_weights(logits)
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+
+    def constant_logits(self, targets: "Tensor") -> "Tensor | None":
+        """The log odds of each label."""
+        return targets.float().mean(0).logit(eps=RARE)
 
 
 class RegressionHead(SequenceHead):
@@ -170,12 +191,17 @@ class RegressionHead(SequenceHead):
         error = functional.l1_loss if self.loss_name == "mae" else functional.mse_loss
         return error(logits.squeeze(-1), labels.to(logits.dtype))
 
+    def constant_logits(self, targets: "Tensor") -> "Tensor | None":
+        """The mean."""
+        return targets.float().mean(0, keepdim=True)
+
 
 class TokenHead(Head):
     """One output vector per token, trained by cross entropy of the tokens that have a label."""
 
     auto_class = "AutoModelForTokenClassification"
     peft_task_type: str | None = "TOKEN_CLS"
+    is_token_level: ClassVar[bool] = True
 
     @property
     def output_width(self) -> int:
@@ -211,52 +237,9 @@ class TokenHead(Head):
         """The class of each token."""
         return list(feature.labels)
 
-
-class LanguageModelHead(TokenHead):
-    """The base model's own head, which predicts each next token."""
-
-    auto_class = "AutoModelForCausalLM"
-    is_causal_lm = True
-    peft_task_type = "CAUSAL_LM"
-    output_width = 2
-
-    def loss_terms(self, feature: Feature) -> int:
-        """The number of labels that are predicted; nothing predicts the first token."""
-        return sum(label != IGNORED for label in feature.labels[1:])
-
-    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """The mean cross entropy of each label, predicted from the tokens before it."""
-        return mean_loss(logits[:, :-1], labels[:, 1:])
-
-    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
-        """(batch, tokens, 2): the loss of each label in nats, and whether it had the highest probability."""
-        if labels is None:
-            return logits
-        return torch.nn.functional.pad(token_losses(logits[:, :-1], labels[:, 1:]), (0, 0, 1, 0))
-
-
-class MaskedLanguageModelHead(TokenHead):
-    """The base model's own head, which predicts masked tokens."""
-
-    auto_class = "AutoModelForMaskedLM"
-    peft_task_type = None  # PEFT has no name for it
-    output_width = 2
-
-    def __init__(self, num_candidates: int) -> None:
-        super().__init__()
-        self.num_candidates = num_candidates
-
-    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """The mean cross entropy of masked tokens."""
-        return mean_loss(logits, labels)
-
-    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
-        """(batch, tokens, 2): see `token_losses`; without labels (batch, tokens, 2 · candidates): the probabilities of
-        the most probable tokens, then their ids."""
-        if labels is not None:
-            return token_losses(logits, labels)
-        candidates = logits.softmax(-1).topk(min(self.num_candidates, logits.shape[-1]))
-        return torch.cat([candidates.values, candidates.indices.to(logits.dtype)], dim=-1)
+    def constant_logits(self, targets: "Tensor") -> "Tensor | None":
+        """The log frequency of each class; None for a head of the base, which has no classes of its own."""
+        return _log_frequencies(targets, len(self.labels)) if self.labels else None
 
 
 class SpanHead(TokenHead):
@@ -289,55 +272,9 @@ class SpanHead(TokenHead):
         """None: the loss is over windows."""
         return None
 
-
-class Seq2SeqHead(Head):
-    """The base model's own decoder, which generates the target of a source.
-
-    `start_token` is the token id that the decoder starts with; None takes the last token of each target, as in mBART.
-    """
-
-    auto_class = "AutoModelForSeq2SeqLM"
-    peft_task_type = "SEQ_2_SEQ_LM"
-
-    def __init__(self, start_token: int | None) -> None:
-        super().__init__()
-        self.start_token = start_token
-
-    def collate(self, features: Sequence[Feature], inputs: "Inputs") -> "Batch":
-        """Padded sources; with targets `labels` and `decoder_input_ids`, each (batch, tokens of the longest target)."""
-        batch = inputs.pad(features)
-        if any(feature.labels is None for feature in features):
-            return batch
-        batch["labels"] = self.stack_labels(features, None)
-        starts = [[self._start(feature.labels), *feature.labels[:-1]] for feature in features]
-        batch["decoder_input_ids"] = _pad_right(starts, inputs.processor.pad_token_id)
-        return batch
-
-    def stack_labels(self, features: Sequence[Feature], mask: "Tensor | None") -> "Tensor":
-        """(batch, tokens of the longest target), padded with -100."""
-        return _pad_right([feature.labels for feature in features], IGNORED)
-
-    def _start(self, target: list[int]) -> int:
-        return target[-1] if self.start_token is None else self.start_token
-
-    def loss_terms(self, feature: Feature) -> int:
-        """The number of tokens of the target."""
-        return len(feature.labels)
-
-    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """The mean cross entropy of the targets' tokens."""
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-
-    def outputs(self, logits: "Tensor", labels: "Tensor | None") -> "Tensor":
-        """(batch, tokens of the longest target): the loss of each token in nats."""
-        if labels is None:
-            return logits
-        functional = torch.nn.functional
-        return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-
-    def token_labels(self, feature: Feature) -> list[int] | None:
-        """The tokens of the target."""
-        return list(feature.labels)
+    def constant_logits(self, targets: "Tensor") -> "Tensor | None":
+        """None: the classes are the tokens of each input."""
+        return None
 
 
 def left_padding(mask: "Tensor") -> "Tensor":
@@ -345,6 +282,6 @@ def left_padding(mask: "Tensor") -> "Tensor":
     return mask.long().argmax(1, keepdim=True)
 
 
-def _pad_right(rows: Sequence[list[int]], value: int) -> "Tensor":
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+def _log_frequencies(targets: "Tensor", num_classes: int) -> "Tensor":
+    frequencies = targets.flatten().bincount(minlength=num_classes) / max(1, targets.numel())
+    return frequencies.clamp(min=RARE).log()

@@ -32,6 +32,9 @@ class ProgressReporter(TrainerCallback):
         """The mean loss since the last log."""
         if "loss" in logs:
             self.progress.on_step_end(state.global_step, logs["loss"])
+            if args.eval_strategy == "no" and float(state.epoch).is_integer():
+                self._report_loss(state)
+                self.progress.on_unscored_epoch_end(state.epoch)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Log the loss of the last steps, so that the log has the losses of whole epochs."""
@@ -39,14 +42,17 @@ class ProgressReporter(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """The validation split is scored."""
-        losses = list(mean_epoch_losses(state.log_history).values())
-        if losses:
-            self.progress.on_epoch_loss(losses[-1])
+        self._report_loss(state)
         scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         score, before = scores[args.metric_for_best_model], state.best_metric
         better = before is None or (score > before if args.greater_is_better else score < before)
         best = better or (self.keeps_latest_tie and score == before)
         self.progress.on_epoch_end(state.epoch, scores, best=best)
+
+    def _report_loss(self, state: Any) -> None:
+        losses = list(mean_epoch_losses(state.log_history).values())
+        if losses:
+            self.progress.on_epoch_loss(losses[-1])
 
 
 class EarlyStopping(EarlyStoppingCallback):

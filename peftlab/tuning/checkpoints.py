@@ -41,28 +41,24 @@ def resume_hint(folder: Path) -> str:
     return f"{checkpoint} is kept: continue with the same command and --resume."
 
 
-def record_run(folder: Path, identity: Mapping[str, str], progress: Progress, *, resume: bool) -> str | None:
-    """Write the run's identity to `folder`, and return the checkpoint to resume from, or None.
+def record_run(folder: Path, identity: Mapping[str, str], progress: Progress, *, resume: bool) -> None:
+    """Write the run's identity to `folder`; if the run resumes, compare it with that of the interrupted run first.
 
     Raises:
-        RecipeError: the checkpoint belongs to another run.
+        RecipeError: what is in the folder belongs to another run.
     """
-    checkpoint = _matching_checkpoint(folder, identity, progress) if resume else None
-    (folder / RUN_FILE).write_text(json.dumps(identity), encoding="utf8")
-    return checkpoint
-
-
-def _matching_checkpoint(folder: Path, identity: Mapping[str, str], progress: Progress) -> str | None:
-    """The last checkpoint, if recipe, data and base are unchanged."""
     note = folder / RUN_FILE
-    checkpoint = last_checkpoint(folder) if note.is_file() else None
-    if checkpoint is None:
+    if resume and note.is_file() and any(entry != note for entry in folder.iterdir()):
+        _check_identity(json.loads(note.read_text(encoding="utf8")), identity)
+    elif resume:
         progress.warn(f"there is no checkpoint in {folder} to resume from; training starts from the beginning.")
-        return None
-    saved = json.loads(note.read_text(encoding="utf8"))
+    note.write_text(json.dumps(identity), encoding="utf8")
+
+
+def _check_identity(saved: Mapping[str, str], identity: Mapping[str, str]) -> None:
+    """Add an error for each part of the identity that has changed."""
     with ErrorCollector() as errors:
         for name, value in identity.items():
             if saved.get(name, value) != value:
                 message = f"cannot resume: the {name} is not that of the interrupted run."
                 errors.add(message, hint="Change it back, or start again without --resume.")
-    return str(checkpoint)

@@ -54,9 +54,9 @@ class DivergenceCallback(TrainerCallback):
         progress.warn(f"{message}; the best epoch before is kept. {hint}")
 
 
-def warn_if_collapsed(recipe: Recipe, task: Task, scores: Scores, progress: Progress) -> None:
-    """Warn if the validation scores of the best epoch show that nothing was learned."""
-    if reason := _collapse_reason(task, scores):
+def warn_if_collapsed(recipe: Recipe, task: Task, split: str, scores: Scores, progress: Progress) -> None:
+    """Warn if the scores of a split show that nothing was learned."""
+    if reason := _collapse_reason(task, split, scores):
         progress.warn(f"{reason}: nothing was learned. {_collapse_hint(recipe)}")
 
 
@@ -74,17 +74,17 @@ def _collapse_hint(recipe: Recipe) -> str:
     return f"You can {'; '.join(options)}."
 
 
-def _collapse_reason(task: Task, scores: Scores) -> str:
+def _collapse_reason(task: Task, split: str, scores: Scores) -> str:
     """Empty if the scores show that something was learned."""
     if task.metric.greater_is_better and scores.values[task.metric.name] == 0:
-        return f"validation {task.metric.name} is 0"
+        return f"{split} {task.metric.name} is 0"
     if task.metric.name != "accuracy" or scores.confusion is None:
         return ""
     columns = zip(scores.confusion.labels, zip(*scores.confusion.counts, strict=True), strict=True)
     predicted_labels = [label for label, column in columns if any(column)]
     gold_rows = [row for row in scores.confusion.counts if any(row)]
     if len(predicted_labels) == 1 < len(gold_rows):
-        return f"the prediction for every validation row is '{predicted_labels[0]}'"
+        return f"the prediction for every {split} row is '{predicted_labels[0]}'"
     return ""
 
 

@@ -1,23 +1,26 @@
 """Encode examples as features, and count in the ledgers the dropped rows, truncated rows and lost targets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from peftlab.base import Base
 from peftlab.data import Ledger
+from peftlab.data.splitting import stratified_folds
 from peftlab.errors import ErrorCollector
-from peftlab.recipe import Recipe
+from peftlab.recipe import AUTO, Recipe
 from peftlab.tasks import Feature, ModelContext, Task
 from peftlab.tasks.generation.settings import end_tokens, unused_base_defaults
 from peftlab.tasks.inputs.inputs import NO_LENGTH_LIMIT
 from peftlab.tasks.inputs.lost_characters import UNKNOWN_IN_TARGET
 from peftlab.tuning.data_warnings import warn_about_splits
-from peftlab.tuning.dataset import EncodedDataset, TuningDataset
+from peftlab.tuning.dataset import CROSS_VALIDATION, EncodedDataset, TuningDataset
 from peftlab.tuning.feature_cache import cached_features
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.session import TuningSession
 
 WARN_LOST_SHARE = 0.05
+NUM_FOLDS = 4
 MIN_LENGTH = 8  # tokens, as of data.max_length
 DEFAULT_LENGTH = 512  # tokens, if neither base nor recipe limits the input; T5 was trained on this length
 
@@ -38,7 +41,8 @@ def encode(dataset: TuningDataset, base: Base, recipe: Recipe, session: TuningSe
                 errors,
             )
         _report_unused_settings(dataset.task, base, session.progress)
-        return encode_dataset(dataset, base, max_length, recipe.data.max_lost, session.progress)
+        encoded = encode_dataset(dataset, base, max_length, recipe.data.max_lost, session.progress)
+        return add_folds(encoded, base, recipe)
 
 
 def encode_dataset(
@@ -54,6 +58,25 @@ def encode_dataset(
     _check_lost_share(dataset, max_length, max_lost, progress)
     warn_about_splits(dataset, progress)
     return EncodedDataset(dataset.rows, dataset.task, dataset.examples, dataset.ledgers, features, max_length)
+
+
+def add_folds(dataset: EncodedDataset, base: Base, recipe: Recipe) -> EncodedDataset:
+    """The dataset with folds of the training rows for cross-validation, if it has too few rows for a validation split.
+
+    Held-out rows are encoded as for prediction.
+    """
+    examples = dataset.examples["train"]
+    num_folds = min(NUM_FOLDS, len(examples))
+    if recipe.data.validation != AUTO or "validation" in dataset.examples or num_folds < 2:
+        return dataset
+    labels = [list(dataset.task.targets.labels_of(example)) for example in examples]
+    features = cached_features(dataset.task, examples, base, dataset.max_length, training=False)
+    return replace(
+        dataset,
+        examples={**dataset.examples, CROSS_VALIDATION: examples},
+        features={**dataset.features, CROSS_VALIDATION: features},
+        folds=stratified_folds(labels, num_folds, recipe.data.seed),
+    )
 
 
 def input_length(base: Base, recipe: Recipe) -> int:

@@ -1,39 +1,37 @@
 """Scores of a trained run, by the same decoding that serving uses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from peftlab.tasks import Feature, Scores
+from peftlab.tasks import Scores
 from peftlab.tasks.metrics.calibration import TEMPERATURE
-from peftlab.tasks.prediction import FeatureOutput, decode_outputs, forward_windows
+from peftlab.tasks.prediction import decode_outputs, forward_windows
+from peftlab.tuning.dataset import CROSS_VALIDATION
 from peftlab.tuning.divergence import warn_if_collapsed
 from peftlab.tuning.preference.reference import attach_references, run_forward
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
+from peftlab.tuning.split_outputs import SplitOutputs
 
-
-@dataclass(frozen=True)
-class SplitOutputs:
-    """The examples of a split, their features, and the outputs of the features of each example."""
-
-    examples: Sequence[Any]
-    features: Sequence[Sequence[Feature]]
-    outputs: Sequence[Sequence[FeatureOutput]]
+UNSCORED = ("train", CROSS_VALIDATION)
+HELD_OUT = {"validation", CROSS_VALIDATION}
+"""Splits that calibrate; a run has at most one of them."""
 
 
 def evaluate(run: Run, session: TuningSession) -> dict[str, Scores]:
-    """Scores of every split but the training split, with the temperature that is fitted to the validation split.
+    """Scores by split: validation, or cross-validation, and test, with the temperature that is fitted to the first.
 
-    Warns if the validation scores show that nothing was learned.
+    Warns if they show that nothing was learned.
     """
-    splits = {split: forward_split(run, split) for split in run.dataset.examples if split != "train"}
+    splits = {split: forward_split(run, split) for split in run.dataset.examples if split not in UNSCORED}
+    if run.cross_validation:
+        splits = {CROSS_VALIDATION: run.cross_validation, **splits}
     scores = {split: score_outputs(run, split, outputs) for split, outputs in splits.items()}
-    validation = splits["validation"]
-    run.task.metric.fit_temperature(validation.examples, validation.features, validation.outputs)
+    for split in splits.keys() & HELD_OUT:
+        run.task.metric.fit_temperature(splits[split].examples, splits[split].features, splits[split].outputs)
     if TEMPERATURE in run.task.state:
         scores = {split: _score_again(run, split, splits[split], before) for split, before in scores.items()}
-    warn_if_collapsed(run.recipe, run.task, scores["validation"], session.progress)
+    for split in scores.keys() & HELD_OUT or scores:
+        warn_if_collapsed(run.recipe, run.task, split, scores[split], session.progress)
     return scores
 
 
@@ -51,7 +49,7 @@ def forward_split(run: Run, split: str) -> SplitOutputs:
 def score_outputs(run: Run, split: str, outputs: SplitOutputs) -> Scores:
     """Scores of the predictions that are decoded from outputs; see `evaluate_split`."""
     predictions = decode_outputs(run.task, outputs.examples, outputs.features, outputs.outputs)
-    if split == "validation":
+    if split in HELD_OUT:
         predictions = list(run.task.metric.calibrate(outputs.examples, predictions))
     scores = run.task.metric.score(outputs.examples, predictions)
     return Scores.from_dict(

@@ -35,6 +35,10 @@ class Progress:
         """Inside the block the frozen layers compute activations of a split; see `track_encoding`."""
         return nullcontext(lambda done, total: None)
 
+    def track_cross_validation(self) -> AbstractContextManager[ProgressCallback]:
+        """Inside the block a model is trained for each fold; the callback receives how many steps are done."""
+        return nullcontext(lambda done, total: None)
+
     def on_train_begin(self, total_steps: int, epochs: int, completed_steps: int) -> None:
         """Training begins, after `completed_steps` if it is resumed."""
 
@@ -46,6 +50,9 @@ class Progress:
 
     def on_epoch_end(self, epoch: float, scores: Mapping[str, float], *, best: bool) -> None:
         """The validation split is scored; `best` is True if this epoch is published unless a better one follows."""
+
+    def on_unscored_epoch_end(self, epoch: float) -> None:
+        """An epoch is done; there is no validation split."""
 
     def on_train_end(self, stopped_early: bool) -> None:
         """No more steps; the best checkpoint is in memory."""

@@ -7,7 +7,17 @@ import torch
 
 from peftlab.base import Base, lm_head_modules
 from peftlab.recipe import recipe_yaml
-from peftlab.store import Adapter, BaseInfo, BaseMemory, DataInfo, LedgerInfo, Manifest, ParameterCounts, build_manifest
+from peftlab.store import (
+    Adapter,
+    BaseInfo,
+    BaselineInfo,
+    BaseMemory,
+    DataInfo,
+    LedgerInfo,
+    Manifest,
+    ParameterCounts,
+    build_manifest,
+)
 from peftlab.tasks import Scores
 from peftlab.tuning.checkpoints import resume_hint
 from peftlab.tuning.publish_checks import check_served, reload_with_peft
@@ -16,7 +26,7 @@ from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 
 
-def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> Adapter:
+def publish(run: Run, scores: Mapping[str, Scores], baselines: BaselineInfo | None, session: TuningSession) -> Adapter:
     """Write the adapter of a trained run to the store, in the main process; all processes return the adapter.
 
     Raises:
@@ -27,7 +37,7 @@ def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> A
 
     def publish_on_main() -> str:
         try:
-            return str(store.publish(name, lambda folder: write_adapter(run, scores, seconds, folder, warn)))
+            return str(store.publish(name, lambda folder: write_adapter(run, scores, baselines, seconds, folder, warn)))
         except Exception as error:
             error.add_note(f"Nothing was published. {resume_hint(store.run_folder(name))}")
             raise
@@ -36,7 +46,12 @@ def publish(run: Run, scores: Mapping[str, Scores], session: TuningSession) -> A
 
 
 def write_adapter(
-    run: Run, scores: Mapping[str, Scores], seconds: float, folder: Path, warn: Callable[[str], None]
+    run: Run,
+    scores: Mapping[str, Scores],
+    baselines: BaselineInfo | None,
+    seconds: float,
+    folder: Path,
+    warn: Callable[[str], None],
 ) -> Manifest:
     """Write PEFT's files, recipe, plots and model card of a trained run into `folder`, and return the manifest.
 
@@ -53,13 +68,19 @@ def write_adapter(
     recipe = recipe_yaml(run.recipe, folder)  # `folder` is only renamed later, so relative paths stay valid
     (folder / "recipe.yaml").write_text(recipe, encoding="utf8")
     draw_plots(run, scores, folder, warn)
-    manifest = run_manifest(run, scores, seconds, reloaded.difference)
+    manifest = run_manifest(run, scores, seconds, reloaded.difference, baselines)
     check_served(run, Adapter(run.recipe.name, 0, folder, manifest), reloaded)
     write_card(run, manifest, recipe, folder, warn)
     return manifest
 
 
-def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_difference: float) -> Manifest:
+def run_manifest(
+    run: Run,
+    scores: Mapping[str, Scores],
+    seconds: float,
+    reload_difference: float,
+    baselines: BaselineInfo | None = None,
+) -> Manifest:
     """The manifest of a trained run."""
     ledger = {split: LedgerInfo.model_validate(ledger.as_dict()) for split, ledger in run.dataset.ledgers.items()}
     return build_manifest(
@@ -75,7 +96,16 @@ def run_manifest(run: Run, scores: Mapping[str, Scores], seconds: float, reload_
         scores=scores,
         reload_difference=reload_difference,
         started_from=run.start.info() if run.start else None,
+        baselines=baselines,
+        validation=_describe_validation(run),
     )
+
+
+def _describe_validation(run: Run) -> str | None:
+    """How the run was validated, if not by a validation split."""
+    if run.has_validation:
+        return None
+    return f"{len(run.dataset.folds)}-fold cross-validation" if run.dataset.folds else "none"
 
 
 def describe_base(base: Base, *, trust_remote_code: bool) -> BaseInfo:

@@ -4,20 +4,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import nn
 
 from peftlab.base import Base
 from peftlab.methods import saved_bytes
 from peftlab.recipe import Recipe, recipe_yaml
 from peftlab.tasks import Feature, Task
+from peftlab.tuning.baselines.measure import NO_BASELINES, Baselines
 from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.process_group import ProcessGroup
 from peftlab.tuning.precision import training_dtype
+from peftlab.tuning.split_outputs import SplitOutputs
 from peftlab.tuning.warm_start import WarmStart
 
 FEW_VALIDATION_ROWS = 30
+MAX_ROWS_FOR_PROBE = 300
+"""With fewer training rows, `head_init: auto` starts the head from the linear probe."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class Run:
         start: The adapter whose weights the run started with, if any.
         reference_state: The trainable parameters at the start, by name, if `start` is the reference of preference
             tuning; else empty, and the reference is the base.
+        baselines: The linear probe, and the scores of baselines.
+        is_fold: Whether this trains one fold of a cross-validation, which needs neither checkpoints nor scores.
+        cross_validation: Outputs for held-out training rows, if the run has no validation split.
+        folder: For checkpoints, while the run trains.
         log: Trainer's log, after training.
     """
 
@@ -49,6 +59,10 @@ class Run:
     sharded: bool
     start: WarmStart | None = None
     reference_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    baselines: Baselines = NO_BASELINES
+    is_fold: bool = False
+    cross_validation: SplitOutputs | None = None
+    folder: Path | None = None
     log: Sequence[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -57,12 +71,40 @@ class Run:
         return self.dataset.task
 
     @property
+    def has_validation(self) -> bool:
+        """Whether epochs are scored on a validation split, and the best one is kept."""
+        return "validation" in self.dataset.examples
+
+    @property
     def keeps_latest_tie(self) -> bool:
         """Whether the last of several epochs with equal validation scores is published, not the first.
 
         A few rows give equal scores to epochs that are not equally good; the last one has trained for longest.
         """
-        return len(self.dataset.examples["validation"]) < FEW_VALIDATION_ROWS
+        return len(self.dataset.examples.get("validation", ())) < FEW_VALIDATION_ROWS
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Whether the head starts with the weights of the linear probe."""
+        head_init = self.recipe.training.head_init
+        wanted = head_init == "probe" or (head_init == "auto" and self.num_training_rows < MAX_ROWS_FOR_PROBE)
+        return wanted and self.baselines.probe is not None and self.start is None
+
+    def output_layer(self, name: str) -> nn.Linear:
+        """The trained copy of the head's layer `name`: PEFT keeps the original beside it."""
+        (layer,) = (
+            module
+            for path, module in self.model.get_base_model().named_modules()
+            if isinstance(module, nn.Linear)
+            and path.replace(".modules_to_save.default", "") == name
+            and ".original_module" not in f".{path}"
+        )
+        return layer
+
+    @property
+    def num_training_rows(self) -> int:
+        """Number of training rows that are not dropped."""
+        return sum(bool(features) for features in self.dataset.features["train"])
 
     @cached_property
     def train_features(self) -> list[Feature]:

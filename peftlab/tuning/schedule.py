@@ -114,6 +114,11 @@ def steps_per_epoch(training: TrainingSection, num_rows: int, world_size: int = 
     return max(1, math.ceil(num_rows / rows_per_step))
 
 
+def total_steps(training: TrainingSection, num_rows: int, world_size: int = 1) -> int:
+    """Optimizer steps of a run, unless it stops early."""
+    return training.max_steps or steps_per_epoch(training, num_rows, world_size) * (training.num_train_epochs or 1)
+
+
 def default_epochs(steps: int, min_steps: int = MIN_STEPS) -> int:
     """Epochs of `steps` each that make at least `min_steps`, within MIN_EPOCHS and MAX_EPOCHS."""
     return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(min_steps / steps)))

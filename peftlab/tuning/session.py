@@ -21,6 +21,7 @@ class TuningSession:
         store: Where checkpoints and the adapter are written.
         device: auto, cpu, cuda or mps.
         resume: Continue from the last checkpoint of an interrupted run.
+        publish_anyway: Publish an adapter that is no better than the majority.
         progress: Receives what happens; does nothing in processes other than the main one.
         process_group: The processes that share the run.
     """
@@ -28,6 +29,7 @@ class TuningSession:
     store: Store
     device: str = "auto"
     resume: bool = False
+    publish_anyway: bool = False
     progress: Progress = field(default_factory=Progress)
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
     _started: float = field(default_factory=time.monotonic)
@@ -35,7 +37,9 @@ class TuningSession:
 
     @classmethod
     @contextmanager
-    def open(cls, store: str | Path, *, device: str, resume: bool, progress: Progress | None) -> Iterator[Self]:
+    def open(
+        cls, store: str | Path, *, device: str, resume: bool, publish_anyway: bool, progress: Progress | None
+    ) -> Iterator[Self]:
         """Connect the processes of a launcher; on exit release the run's folder, and disconnect after success.
 
         Raises:
@@ -44,7 +48,7 @@ class TuningSession:
         started, process_group = time.monotonic(), ProcessGroup.init(device)
         reported = progress if progress and process_group.is_main else Progress()
         with ExitStack() as contexts:
-            yield cls(Store(store), device, resume, reported, process_group, started, contexts)
+            yield cls(Store(store), device, resume, publish_anyway, reported, process_group, started, contexts)
         process_group.destroy()
 
     @contextmanager

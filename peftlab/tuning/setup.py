@@ -8,6 +8,7 @@ from peftlab.methods import count_trainable_parameters, create_peft_model, size_
 from peftlab.recipe import Recipe
 from peftlab.store import Adapter
 from peftlab.tasks import Task
+from peftlab.tuning.baselines.measure import NO_BASELINES, Baselines
 from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.backend_check import shards_base
 from peftlab.tuning.memory import check_checkpointing, check_optimizer
@@ -47,11 +48,16 @@ def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
 
 
 def add_adapter(
-    base: Base, recipe: Recipe, dataset: EncodedDataset, start: Adapter | None, session: TuningSession
+    base: Base,
+    recipe: Recipe,
+    dataset: EncodedDataset,
+    start: Adapter | None,
+    session: TuningSession,
+    baselines: Baselines = NO_BASELINES,
 ) -> Run:
     """Add the method of the recipe to the base, so that only delta and head are trained.
 
-    The adapter starts from the weights of `start`, if given.
+    The adapter starts from the weights of `start`, if given; else the head from the linear probe of `baselines`.
 
     Raises:
         RecipeError: the base, the method and `start` do not fit together.
@@ -72,7 +78,10 @@ def add_adapter(
             sharded=shards_base(recipe.training.distributed, session.process_group),
             start=warm_start,
             reference_state=start_as_reference(warm_start, model, dataset.task) if warm_start else {},
+            baselines=baselines,
         )
+        if (fitted := run.baselines.probe) and run.starts_from_probe:
+            fitted.probe.copy_to(run.output_layer(fitted.layer))
         _report(run, session)
         if recipe.training.packing:
             check_packing(run)

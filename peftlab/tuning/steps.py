@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from peftlab.imports import heavy_imports
 
 if TYPE_CHECKING:
+    from peftlab.tuning.baselines.gate import check_baselines as check_baselines
+    from peftlab.tuning.baselines.measure import measure_baselines as measure_baselines
     from peftlab.tuning.encoding import encode as encode
     from peftlab.tuning.evaluate import evaluate as evaluate
     from peftlab.tuning.probe import probe_base as probe_base
@@ -27,9 +29,11 @@ MODULES = {
     "probe_base": "probe",
     "probe_run": "probe",
     "choose_schedule": "schedule",
+    "measure_baselines": "baselines.measure",
     "add_adapter": "setup",
     "train": "train",
     "evaluate": "evaluate",
+    "check_baselines": "baselines.gate",
     "publish": "publish",
 }
 

@@ -18,6 +18,7 @@ from peftlab.tuning.preference.reference import preserve_requires_grad
 from peftlab.tuning.run import Run
 
 LOGS_PER_EPOCH = 10
+SAVE_SHARE = 0.2  # of the steps, between the checkpoints of a run without validation
 LOSS_WEIGHT = "loss_weight"
 """Key of a batch's weight: its number of loss terms over that of an average batch, so that all terms count equally."""
 
@@ -35,7 +36,7 @@ class TaskTrainer(Trainer):
             model=run.model,
             args=self.arguments(run, folder),
             train_dataset=self.dataset(),
-            eval_dataset=_ListDataset(run.dataset.examples["validation"]),
+            eval_dataset=_ListDataset(run.dataset.examples["validation"]) if run.has_validation else None,
             data_collator=self.collator(),
             **kwargs,
         )
@@ -186,6 +187,22 @@ class _ListDataset(Dataset[Any]):
         return self.items[index]
 
 
+def _checkpoint_arguments(run: Run) -> dict[str, Any]:
+    """When to score and to save: after each epoch, to keep the best one, if there are validation rows."""
+    if run.is_fold:
+        return {"eval_strategy": "no", "save_strategy": "no"}
+    if not run.has_validation:
+        return {"eval_strategy": "no", "save_strategy": "steps", "save_steps": SAVE_SHARE, "save_total_limit": 1}
+    return {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,  # best and last; with 1, Trainer deletes the last at the end of an interrupted run
+        "load_best_model_at_end": True,
+        "metric_for_best_model": run.task.metric.name,
+        "greater_is_better": run.task.metric.greater_is_better,
+    }
+
+
 def training_arguments(
     run: Run, folder: Path, num_rows: int, arguments_class: type[TrainingArguments] = TrainingArguments, **extra: Any
 ) -> TrainingArguments:
@@ -211,12 +228,7 @@ def training_arguments(
         data_seed=settings.seed,  # the same row order in all processes, whose other seeds differ
         use_cpu=run.device.type == "cpu",
         dataloader_pin_memory=run.device.type == "cuda",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,  # best and last; with 1, Trainer deletes the last at the end of an interrupted run
-        load_best_model_at_end=True,
-        metric_for_best_model=run.task.metric.name,
-        greater_is_better=run.task.metric.greater_is_better,
+        **_checkpoint_arguments(run),
         logging_steps=max(1, num_rows // rows_per_step // LOGS_PER_EPOCH),
         logging_nan_inf_filter=False,  # `DivergenceCallback` must see them
         remove_unused_columns=False,

@@ -272,12 +272,12 @@ def test_gradient_checkpointing_gives_same_weights(folder, tmp_path, name, metho
 def test_gradient_checkpointing_recomputes_layers(tiny_base, tmp_path):
     run = prepared_run(recipe_for(tmp_path, tiny_base, "classes"), {"training.gradient_checkpointing": True})
     from peftlab.tuning.progress import Progress
-    from peftlab.tuning.train import run_trainer
+    from peftlab.tuning.training_loop import run_trainer
 
     calls = []
     layer = run.model.get_submodule("base_model.model.bert.encoder.layer.1.output.dense")
     layer.register_forward_pre_hook(lambda module, _: calls.append(torch.is_grad_enabled() and module.training))
-    run_trainer(run, tmp_path, resume=False, progress=Progress())
+    run_trainer(run, tmp_path, progress=Progress())
     steps = -(-len(run.train_features) // 4)
     assert sum(calls) == 2 * steps
 

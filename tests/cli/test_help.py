@@ -90,7 +90,7 @@ def test_sections_of_group_list_every_command_once(path):
 def test_exit_codes_cover_all_error_classes():
     codes = exit_codes()
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PeftlabError)]
-    assert set(codes) == {0, *(kind.exit_code for kind in kinds)} == {0, 1, 2, 3, 4, 5, 6, 7, 130}
+    assert set(codes) == {0, *(kind.exit_code for kind in kinds)} == {0, 1, 2, 3, 4, 5, 6, 7, 8, 130}
     for kind in kinds:
         assert kind.exit_reason in codes[kind.exit_code]
         assert ("exit_code" in vars(kind)) == ("exit_reason" in vars(kind))

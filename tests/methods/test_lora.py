@@ -10,7 +10,7 @@ from peftlab.errors import RecipeError, TuningInterrupted
 from peftlab.methods.adalora_training import STATE_FILE, average_rank, mean_orthogonality
 from peftlab.recipe import read_recipe
 from peftlab.tuning import Progress, tune
-from peftlab.tuning.train import _trainer
+from peftlab.tuning.training_loop import _trainer
 from tests.runs import Losses, prepared_run
 from tests.task_stores import recipe_for
 from tests.tuning.test_tune import ProgressRecorder

@@ -80,7 +80,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
         },
         "data": {
             "train": str(tmp_path / "train.txt"),
-            "validation": 0.1,
+            "validation": "auto",
             "test": None,
             "dataset": None,
             "subset": None,
@@ -107,6 +107,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "warmup_ratio": None,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "head_init": "auto",
             "optim": "adamw_torch_fused",
             "gradient_checkpointing": False,
             "packing": False,

@@ -34,7 +34,7 @@ from peftlab.tasks.task import ModelContext
 from peftlab.tuning import ProcessGroup, Progress
 from peftlab.tuning.preference.dpo_checks import check_dpo
 from peftlab.tuning.preference.reference import attach_references
-from peftlab.tuning.train import run_trainer
+from peftlab.tuning.training_loop import run_trainer
 from tests.conftest import shared_data
 from tests.language_models import (
     END,
@@ -327,7 +327,7 @@ def test_reward_accuracy_after_training_on_real_data(tmp_path):
     told = made.dataset.ledgers["train"]
     assert told.used > 75
     assert told.read == told.used + told.dropped["its answers do not differ within its first tokens"]
-    log = run_trainer(made, tmp_path, resume=False, progress=Progress())
+    log = run_trainer(made, tmp_path, progress=Progress())
     shares = [(entry["epoch"], entry["rewards/accuracies"]) for entry in log if "rewards/accuracies" in entry]
     first, last = ([share for epoch, share in shares if end - 1 < epoch <= end] for end in (1, 3))
     assert sum(last) / len(last) > 0.9 > sum(first) / len(first)

@@ -14,7 +14,7 @@ from peftlab.tuning.evaluate import evaluate_split
 from peftlab.tuning.frozen.activation_cache import cached_activations
 from peftlab.tuning.frozen.activation_file import Activations, Writer, hash_inputs
 from peftlab.tuning.frozen.layers import find_frozen_prefix
-from peftlab.tuning.train import run_trainer
+from peftlab.tuning.training_loop import run_trainer
 from tests.architectures import build
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
@@ -77,8 +77,8 @@ def trained(run, folder):
             seen.update(calls=calls_of(lowest_linear(run)), files={file.name for file in folder.iterdir()} - {RUN_FILE})
             yield
 
-    with mock.patch("peftlab.tuning.train.cached_activations", recorded_cache):
-        log = run_trainer(run, folder, resume=False, progress=progress)
+    with mock.patch("peftlab.tuning.training_loop.cached_activations", recorded_cache):
+        log = run_trainer(run, folder, progress=progress)
     forward, calls, files = seen["forward"], seen["calls"], seen["files"]
     weights = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
     assert not list(folder.glob("*.bin"))

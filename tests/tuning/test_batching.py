@@ -6,7 +6,7 @@ import torch
 
 from peftlab.tuning import Progress
 from peftlab.tuning.batching import TokenBatches, split_evenly
-from peftlab.tuning.train import _trainer
+from peftlab.tuning.training_loop import _trainer
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 

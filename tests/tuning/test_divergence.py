@@ -45,6 +45,7 @@ def nan_loss_after(monkeypatch):
             return value if len(calls) <= num_batches + probed else nan if weights else value + nan.detach()
 
         monkeypatch.setattr(ClassificationHead, "loss", failing_loss)
+        monkeypatch.setattr("peftlab.tuning.baselines.measure.fit_linear_probe", lambda *_: None)  # it needs the loss
 
     return patch
 
@@ -110,7 +111,7 @@ def test_constant_predictions_warning(recipe, task, scores, message):
     if isinstance(scores, list):
         scores = Scores({"accuracy": 0.6}, confusion=Confusion(["bad", "good"], scores))
     progress = Losses()
-    warn_if_collapsed(read_recipe(recipe(learning_rate=5e-3)), task, scores, progress)
+    warn_if_collapsed(read_recipe(recipe(learning_rate=5e-3)), task, "validation", scores, progress)
     hint = (
         "You can raise training.num_train_epochs (it is 4); change training.learning_rate (it is 0.005; the default "
         "for this method is 0.001); set training.early_stopping_patience: null if the run stopped early."
@@ -123,7 +124,7 @@ def test_collapse_warning_omits_what_the_recipe_has(recipe):
     progress = Losses()
     for class_weights in ("balanced", None):
         changed = read_recipe(file, {"task.class_weights": class_weights})
-        warn_if_collapsed(changed, TAGS, Scores({"f1": 0.0}), progress)
+        warn_if_collapsed(changed, TAGS, "validation", Scores({"f1": 0.0}), progress)
     rate = "change training.learning_rate (it is 0.001, the default for this method)"
     balance = "set task.class_weights: balanced if some labels are rare"
     assert progress.warnings[0].endswith(f"You can raise training.num_train_epochs (it is 4); {rate}.")
@@ -132,6 +133,6 @@ def test_collapse_warning_omits_what_the_recipe_has(recipe):
 
 def test_tune_collapse_warning(recipe, tmp_path):
     progress = Losses()
-    file = recipe("entities", learning_rate=1e-9, num_train_epochs=1)
+    file = recipe("entities", learning_rate=1e-9, num_train_epochs=1, head_init="random")
     peftlab.tune(file, store=tmp_path / "store", device="cpu", progress=progress)
     assert "validation f1 is 0: nothing was learned. You can raise" in " ".join(progress.warnings)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peftlab.data import Row
 from peftlab.data.rows import RowError
 from peftlab.errors import ErrorCollector
-from peftlab.tasks.heads import Seq2SeqHead
 from peftlab.tasks.inputs.columns import chosen_form, json_cell, optional_text_column, quoted, text_column
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.lost_characters import UNKNOWN_IN_INPUT, UNKNOWN_IN_TARGET, LostCharacters
 from peftlab.tasks.inputs.source_target import SourceFeature, SourceTargetInputs
 from peftlab.tasks.inputs.text import TextInputs
+from peftlab.tasks.language_model_heads import Seq2SeqHead
 from peftlab.tasks.outputs import GeneratedOutputs, TextGeneration
 from peftlab.tasks.task import Example, Metric, ModelContext, Prediction, Scores, Targets, Task
 

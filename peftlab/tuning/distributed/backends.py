@@ -104,5 +104,5 @@ def unshard(run: Run, folder: Path) -> Run:
     best = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf8"))["best_model_checkpoint"]
     base = load_base(run.recipe.base, run.task, seed=run.recipe.training.seed, device=run.device.type)
     model = create_peft_model(base, run.recipe.method, run.task)
-    set_peft_model_state_dict(model, load_file(Path(best) / WEIGHTS_FILE, device=str(run.device)))
+    set_peft_model_state_dict(model, load_file(Path(best or checkpoint) / WEIGHTS_FILE, device=str(run.device)))
     return replace(run, base=base, model=model, sharded=False)

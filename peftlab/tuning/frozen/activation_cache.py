@@ -79,8 +79,9 @@ def _cached_forward(prefix: FrozenPrefix, run: Run, folder: Path, progress: Prog
     """
     if run.task.targets.sampler(run.base.inputs):
         raise CacheUnavailable("rows are masked again in every epoch")
-    features = {split: [one for windows in run.dataset.features[split] for one in windows] for split in SPLITS}
-    if not features["validation"]:
+    splits = [split for split in SPLITS if split in run.dataset.features]
+    features = {split: [one for windows in run.dataset.features[split] for one in windows] for split in splits}
+    if not all(features.values()):
         raise CacheUnavailable("there is no validation row to test the cache")
     required = prefix.token_bytes * sum(len(feature) for rows in features.values() for feature in rows)
     _check_disk_space(required, run.recipe.training.frozen_cache, folder)

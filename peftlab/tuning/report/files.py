@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from peftlab.store import Manifest
+from peftlab.store import Manifest, main_split
 from peftlab.tasks import Scores
 from peftlab.tuning.report.confusion_matrix import draw_confusion
 from peftlab.tuning.report.model_card import model_card
@@ -24,7 +24,9 @@ def draw_plots(run: Run, scores: Mapping[str, Scores], folder: Path, warn: Calla
     write_or_warn(
         folder / CURVES, lambda file: draw_curves(run.log, run.task.metric.name, title, file, **with_curves), warn
     )
-    split = "test" if "test" in scores else "validation"
+    split = main_split(scores)
+    if split is None:
+        return
     title = f"{run.recipe.name}, {split}"
     if confusion := scores[split].confusion:
         write_or_warn(folder / CONFUSION, lambda file: draw_confusion(confusion, title, file), warn)

@@ -32,6 +32,8 @@ It trains {trained:,} parameters, {share:.2%} of the base's {frozen:,}.{method_n
 
 {scores}
 
+{baselines}
+
 {by_label}
 
 {plots}
@@ -93,8 +95,8 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
     built_task, scores = task.build(), manifest.scores
     record = TASKS[task.type]
     output_help = record.output_help(built_task)
-    last_split = "test" if "test" in scores else "validation"
-    by_label, calibration = scores[last_split].by_label, scores[last_split].calibration
+    split = manifest.main_split
+    last = scores[split] if split else Scores({})
     card = _CARD.format(
         name=manifest.name,
         base=manifest.base.model,
@@ -113,18 +115,19 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
         torch="import torch\n" if pooled else "",
         imports=_imports(task, quantized=bool(quantization)),
         labels=f"Labels: {', '.join(f'`{label}`' for label in task.labels)}" if task.labels else "",
-        scores=_table("split", {split: scored.values for split, scored in scores.items()}),
-        by_label=_table(last_split, by_label) if by_label else _signatures(scores[last_split]),
+        scores=_table("split", {name: scored.values for name, scored in scores.items()}) if scores else "Not scored.",
+        by_label=_table(split, last.by_label) if split and last.by_label else _signatures(last),
+        baselines=_baselines(manifest),
         plots="\n\n".join(
             f"![{text}]({name})"
             for name, text in (
-                ("curves.png", "Training loss and validation score"),
-                ("confusion.png", f"Confusion of labels, {last_split}"),
-                ("reliability.png", f"Reliability diagram, {last_split}"),
+                ("curves.png", "Training loss" if manifest.validation else "Training loss and validation score"),
+                ("confusion.png", f"Confusion of labels, {split}"),
+                ("reliability.png", f"Reliability diagram, {split}"),
             )
             if name in plots
         ),
-        calibration=f"Probabilities, {last_split}: {calibration}." if calibration else "",
+        calibration=f"Probabilities, {split}: {last.calibration}." if last.calibration else "",
         command=f"peftlab predict {manifest.name} {record.example(built_task)}",
         setup_code=f"{info.setup_code}\n" if info.setup_code else "",
         reading=f"\n{output_help}\n" if output_help else "",
@@ -133,6 +136,18 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
         recipe=recipe,
     )
     return re.sub(r"\n{3,}", "\n\n", card)  # remove the gaps of empty parts
+
+
+def _baselines(manifest: Manifest) -> str:
+    """The score beside those of the baselines, and how the run was validated without a validation split."""
+    sentences = []
+    if manifest.baselines:
+        sentences.append(f"Baselines on the frozen base, {manifest.baselines}.")
+        if not manifest.baselines.is_above_probe:
+            sentences.append("The adapter is below the linear probe.")
+    if manifest.validation and manifest.main_split == "cross-validation":
+        sentences.append(f"Scores are those of {manifest.validation}; the adapter was trained on all training rows.")
+    return " ".join(sentences)
 
 
 def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
