@@ -77,6 +77,27 @@ def test_spans_that_no_single_rule_corrects_are_refused(moves):
         read(text, spans)
 
 
+@pytest.mark.parametrize("shift", [-9, 4, 12])
+def test_large_shift_is_corrected_for_several_spans_only(shift):
+    """One text at another place may be another mention."""
+    text = "It was here that Lena saw Porto , and it rained on her ."
+    spans = [{**e, "start": e["start"] + shift, "end": e["end"] + shift} for e in entities(text, ["Lena", "Porto"])]
+    assert read(text, spans)[0] == ["Lena", "Porto"]
+    with pytest.raises(RowError, match="no shift fits"):
+        read(text, spans[1:])
+
+
+@pytest.mark.parametrize("start", [0, 8, 10, 20])
+def test_answer_at_another_place_is_refused(start):
+    row = {
+        "question": "Where?",
+        "context": "Lena saw Porto in the rain",
+        "answers": [{"text": "Porto", "answer_start": start}],
+    }
+    with pytest.raises(RowError, match=f"expected 'Porto' at character {start} of the context"):
+        QuestionAnsweringTask().read(Row(row, "f:1"))
+
+
 @pytest.mark.parametrize("own", ["Lisbon", "porto", "Porto saw"])
 def test_own_text_that_is_not_in_the_text_is_refused(own):
     with pytest.raises(RowError, match=f"expected '{own}' at 9–14 of the text; 'Porto' is there"):

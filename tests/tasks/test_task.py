@@ -164,7 +164,7 @@ def edge_case_examples(task):
         rows = [{"text": f"{odd}<e1>Ada</e1>{odd}<e2>Rome</e2>{odd}"} for odd in ODD.values()]
         rows += [{"text": f"<e1>{odd}</e1> and <e2>{odd}</e2>"} for odd in ODD.values() if odd.strip()]
     else:
-        rows = [{"text": odd} for odd in ODD.values()]
+        rows = [] if task.state.get("pairs") else [{"text": odd} for odd in ODD.values()]
         if task.type in ("text-classification", "regression"):
             rows += [{"text": odd, "text_pair": other} for odd in ODD.values() for other in (odd, "Rome")]
     return [task.read_input(Row(row, "f:1")) for row in rows]

@@ -18,7 +18,7 @@ from peftlab.tasks.inputs.columns import quoted
 OWN_TEXT = ("text", "word", "surface", "surface_form", "mention", "quote", "covered_text", "span_text", "entity_text")
 """Keys under which a span holds its own text."""
 MAX_SHIFT = 3
-"""Characters; where several shifts fit, only smaller ones are taken."""
+"""Characters; larger shifts must be the only one that fits, and move several spans."""
 
 
 class Offsets(NamedTuple):
@@ -46,7 +46,7 @@ def correct_answers(answers: list[tuple[Any, Any]], context: str) -> tuple[list[
     if not all(isinstance(text, str) and text.strip() and type(start) is int and start >= 0 for text, start in answers):
         return answers, {}
     try:
-        places, rule = correct_offsets([Offsets(start, None, text) for text, start in answers], context)
+        places, rule = correct_offsets([Offsets(start, None, text) for text, start in answers], context, shifts=False)
     except RowError:
         return answers, {}
     moved = [(text, start) for (text, _), (start, _) in zip(answers, places, strict=True)]
@@ -58,17 +58,18 @@ def own_text(span: Mapping[str, Any]) -> str | None:
     return next((value for key in OWN_TEXT if isinstance(value := span.get(key), str) and value.strip()), None)
 
 
-def correct_offsets(spans: Sequence[Offsets], text: str) -> tuple[list[tuple[int, int]], str]:
+def correct_offsets(spans: Sequence[Offsets], text: str, *, shifts: bool = True) -> tuple[list[tuple[int, int]], str]:
     """(start, end) of each span in characters of `text`, and how they were corrected; empty if all were right.
 
-    Spans whose own text is not at their offsets are corrected if one rule fits all spans of the row.
+    Spans whose own text is not at their offsets are corrected if one rule fits all spans of the row: offsets in another
+    unit, or with `shifts` also moved by a number of characters.
 
     Raises:
         RowError: the own text of a span is not at its offsets, and no rule puts every span in its place.
     """
     if all(_fits(text, span.place, span.text) for span in spans):
         return [span.place for span in spans], ""
-    for fits, (name, convert) in product((_is_exact, _fits), _rules(spans, text)):
+    for fits, (name, convert) in product((_is_exact, _fits), _rules(spans, text, shifts=shifts)):
         corrected = [convert(span) for span in spans]
         if all(found and fits(text, found, span.text) for found, span in zip(corrected, spans, strict=True)):
             return [found for found in corrected if found], name
@@ -95,7 +96,7 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _rules(spans: Sequence[Offsets], text: str) -> Iterator[tuple[str, Converter]]:
+def _rules(spans: Sequence[Offsets], text: str, *, shifts: bool) -> Iterator[tuple[str, Converter]]:
     """The rules that may correct the spans, each with its name."""
     yield "UTF-16 code units", _by_width(text, _utf16_units)
     yield "bytes of UTF-8", _by_width(text, _utf8_bytes)
@@ -103,6 +104,8 @@ def _rules(spans: Sequence[Offsets], text: str) -> Iterator[tuple[str, Converter
     yield "line ends of one character", _by_width(text, lambda char: int(char != "\r"))
     yield "UTF-16 code units, line ends of two", _by_width(text, lambda char: _utf16_units(char) + (char == "\n"))
     yield "bytes of UTF-8, line ends of two", _by_width(text, lambda char: _utf8_bytes(char) + (char == "\n"))
+    if not shifts:
+        return
     yield "the last character included", lambda span: (span.start, span.place[1] + 1)
     for shift in _shifts(spans, text):
         yield f"a shift of {shift:+d}", _by_shift(shift)
@@ -142,7 +145,8 @@ def _by_width(text: str, width: Callable[[str], int]) -> Converter:
 def _shifts(spans: Sequence[Offsets], text: str) -> list[int]:
     """The distances from the spans' starts to their own texts, the smallest first.
 
-    A distance counts only if each span's text is at that distance; several ones must be small to count.
+    A distance counts only if each span's text is at that distance. It must be small, unless it is the only one and
+    moves several spans.
     """
     common: set[int] | None = None
     for span in spans:
@@ -150,4 +154,5 @@ def _shifts(spans: Sequence[Offsets], text: str) -> list[int]:
             places = {match.start() - span.start for match in re.finditer(f"(?={re.escape(span.text)})", text)}
             common = places if common is None else common & places
     shifts = sorted(common or (), key=lambda shift: (abs(shift), shift))
-    return shifts if len(shifts) == 1 else [shift for shift in shifts if abs(shift) <= MAX_SHIFT][:1]
+    several = len({span.text for span in spans if span.text is not None}) > 1
+    return shifts if several and len(shifts) == 1 else [shift for shift in shifts if abs(shift) <= MAX_SHIFT][:1]
