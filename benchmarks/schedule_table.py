@@ -73,7 +73,7 @@ def films(data: Path, work: Path) -> Overrides:
     files = {split: str(data / f"cls_fdu_mtl/MR.task.{split}") for split in ("train", "test")}
     return {
         "task": {"type": "text-classification"},
-        "data": {**files, "format": "tsv", "header": ["label", "text"]},
+        "data": {**files, "format": "tsv", "header": ["label", "text"], "encoding": "latin-1"},
     }
 
 
