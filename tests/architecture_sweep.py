@@ -18,7 +18,7 @@ T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS, "n_ctx": POSITIONS}
 
 # architecture → its tokenizer, and what its configuration needs: pieces have [CLS] and [SEP], pairs of pieces have
-# types too, marked bytes end in </s>, and bare bytes have no token for padding
+# types too (left ones are padded on the left), marked bytes end in </s>, and bare bytes have no token for padding
 ENCODERS = {
     "albert": ("types", {"embedding_size": 16}),
     "bert": ("types", {}),
@@ -34,8 +34,8 @@ ENCODERS = {
     "esm": ("pieces", {"mask_token_id": 4, "position_embedding_type": "rotary", "token_dropout": False}),
     "flaubert": ("pieces", {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "pad_index": 0, "use_lang_emb": False}),
     "fnet": ("types", {}),
-    "funnel": ("types", {"num_hidden_layers": DROPPED, "block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16,
-                         "d_inner": 64}),
+    "funnel": ("types", {"architectures": ["FunnelModel"], "num_hidden_layers": DROPPED, "block_sizes": [1, 1],
+                         "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64}),
     "ibert": ("pieces", {"type_vocab_size": 1}),
     "layoutlm": ("types", {}),
     "longformer": ("pieces", {"attention_window": [8, 8], "type_vocab_size": 1, "sep_token_id": 3}),
@@ -53,7 +53,7 @@ ENCODERS = {
                               ("q", "k", "v", "post_attention", "intermediate", "output")}}),
     "xlm": ("pieces", {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "pad_index": 0, "use_lang_emb": False}),
     "xlm-roberta": ("pieces", {"type_vocab_size": 1}),
-    "xlnet": ("types", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}),
+    "xlnet": ("left", {"max_position_embeddings": DROPPED, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}),
     "xmod": ("pieces", {"type_vocab_size": 1, "default_language": "en_XX"}),
     "yoso": ("types", {}),
 }  # fmt: skip
@@ -80,7 +80,7 @@ DECODERS = {
     "phi": ("bare", {}),
     "qwen2": ("bare", GROUPED),
     "qwen3": ("bare", GROUPED),
-    "stablelm": ("bare", {}),
+    "stablelm": ("bare", {"num_key_value_heads": 2}),
 }
 ARCHITECTURES = {**ENCODERS, **ENCODER_DECODERS, **DECODERS}
 PAIRS = [
@@ -102,12 +102,12 @@ TASKS = {
 def build_architecture(name, folder):
     """Write a tiny random model of an architecture, without a head, and a tokenizer for it."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     tokenizer, changes = ARCHITECTURES[name]
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    if tokenizer in ("types", "pieces"):
-        types = ["token_type_ids"] if tokenizer == "types" else []
+    if tokenizer in ("types", "left", "pieces"):
+        types = [] if tokenizer == "pieces" else ["token_type_ids"]
         size = _word_pieces(folder, ["input_ids", *types, "attention_mask"])
     else:
         saved = save_byte_tokenizer(folder, begin=False, end=tokenizer == "marked")
@@ -116,7 +116,9 @@ def build_architecture(name, folder):
         special = {"pad_token_id": saved.pad_token_id if marked else None, "bos_token_id": ids("<s>")}
         special |= {"eos_token_id": ids("</s>")}
         special |= {"decoder_start_token_id": ids("</s>")} if marked else {}
-    if tokenizer != "types":
+    if tokenizer == "left":
+        AutoTokenizer.from_pretrained(folder, padding_side="left").save_pretrained(folder)
+    elif tokenizer != "types":
         end = "[SEP] [SEP]" if tokenizer == "pieces" else "</s>" if tokenizer == "marked" else ""
         _mark_pairs(folder, end)
     torch.manual_seed(0)

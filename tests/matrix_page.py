@@ -60,9 +60,16 @@ def _architecture_outcomes(reports):
 
 def _general(outcome):
     """A reason without what differs from task to task, so that cells share their reasons."""
+    if outcome == "ok":
+        return outcome
     sentence, *_ = outcome.removesuffix(".").split(". ")
-    sentence = re.sub(r"^\(([\w-]+)\)", r"'\1'", sentence)
-    return re.sub(r", by [\d.e-]+|\(\d+ and \d+ long\) ?", "", re.sub(r" that is \d+ long", "", sentence))
+    if "model, which does not support" in sentence:
+        return "Transformers has no model class of this architecture for the task."
+    sentence = re.sub(r"^\(([\w-]+)\) ", "the model ", sentence)
+    sentence = re.sub(
+        r", by [\d.e-]+| \(\d+ and \d+ long\)| that is \d+ long|\b[\w.]+\.(?=\w+embeddings)", "", sentence
+    )
+    return f"{sentence}."
 
 
 def _architectures_part(found):

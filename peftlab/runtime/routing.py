@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from peftlab.runtime.head_calls import slice_output
 from peftlab.runtime.low_rank import LowRankUpdate, forward_with_updates
 from peftlab.runtime.module_clone import ModuleWrapper, clone_modules
 
@@ -46,6 +45,7 @@ class Router:
         self.tree = clone_modules(backbone)
         self.options = {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
         self._batched_modules = _find_batched_modules(backbone, probe, self.options)
+        """The names of modules whose inputs all have the rows of the batch → which of their arguments do."""
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +70,7 @@ class Router:
             raise RoutingError
         replacements = self._find_replacements(self.tree, backbone, full_modules)
         for parent, name, _ in replacements:
-            _route(parent, name)
+            _route(parent, name, self._batched_modules[name])
         return {name: module for _, name, module in replacements}
 
     def _find_replacements(
@@ -120,9 +120,10 @@ class Router:
 class RoutedModule(ModuleWrapper):
     """The base's module of this `name`, where each row of a batch goes through its own adapter's module."""
 
-    def __init__(self, base_layer: nn.Module, name: str) -> None:
+    def __init__(self, base_layer: nn.Module, name: str, row_arguments: Collection[str] = ()) -> None:
         super().__init__(base_layer)
         self.name = name
+        self.row_arguments = row_arguments
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the module's output, each row with the module of its adapter."""
@@ -141,12 +142,17 @@ class RoutedModule(ModuleWrapper):
     ) -> Any:
         batch_size, outputs = segments[-1][1].stop, []
         for module, part in _join_base_parts(parts):
-            part_args, part_kwargs = _slice_rows(args, part, batch_size), _slice_rows(kwargs, part, batch_size)
-            if args:
-                part_args = (slice_output(args[0], part), *part_args[1:])
+            part_args = tuple(self._slice(str(i), value, part, batch_size) for i, value in enumerate(args))
+            part_kwargs = {key: self._slice(key, value, part, batch_size) for key, value in kwargs.items()}
             with _using_segments(_segments_within(segments, part)):
                 outputs.append((self.base_layer if module is None else module)(*part_args, **part_kwargs))
         return _concat_outputs(outputs)
+
+    def _slice(self, key: str, value: Any, part: slice, batch_size: int) -> Any:
+        """Select rows of an argument: what had the rows of the probe has those of the batch."""
+        if key in self.row_arguments and isinstance(value, Tensor) and len(value) == batch_size:
+            return value[part]
+        return _slice_rows(value, part, batch_size)
 
 
 def group_segments(items: Iterable[Item]) -> Iterator[tuple[Item, slice]]:
@@ -200,15 +206,24 @@ def _using_segments(segments: Segments) -> Iterator[None]:
 
 def _find_batched_modules(
     backbone: PreTrainedModel, probe: Mapping[str, Tensor], options: Mapping[str, Any]
-) -> set[str]:
-    """Names of the modules whose inputs all have the rows of the batch, unlike DeBERTa's relative positions."""
+) -> dict[str, set[str]]:
+    """Names of the modules whose inputs all have the rows of the batch, unlike DeBERTa's relative positions.
+
+    Returns:
+        For each: which arguments have them, by place or name. A matrix of another length may have as many rows as
+        another batch by chance.
+    """
     calls: dict[str, list[bool]] = {}
+    arguments: dict[str, set[str]] = {}
     num_rows = len(next(iter(probe.values())))
 
     def record(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         tensor = _first_tensor(args, kwargs)
         has_rows = tensor is not None and tensor.dim() > 1 and len(tensor) == num_rows
         calls.setdefault(name, []).append(has_rows)
+        named = {str(i): value for i, value in enumerate(args)} | kwargs
+        found = {key for key, value in named.items() if isinstance(value, Tensor) and value.shape[:1] == (num_rows,)}
+        arguments.setdefault(name, set()).update(found)
 
     hooks = [
         module.register_forward_pre_hook(partial(record, name), with_kwargs=True)
@@ -220,14 +235,14 @@ def _find_batched_modules(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name for name, rows in calls.items() if all(rows)}
+    return {name: arguments[name] for name, rows in calls.items() if all(rows)}
 
 
-def _route(parent: nn.Module, name: str) -> None:
+def _route(parent: nn.Module, name: str, row_arguments: Collection[str]) -> None:
     child_name = name.rpartition(".")[2]
     child = cast(nn.Module, parent._modules[child_name])
     if not isinstance(child, RoutedModule):
-        parent._modules[child_name] = RoutedModule(child, name)
+        parent._modules[child_name] = RoutedModule(child, name, row_arguments)
 
 
 def _is_same_module(base: nn.Module, other: nn.Module) -> bool:

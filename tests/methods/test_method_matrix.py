@@ -297,7 +297,7 @@ def test_page_keeps_parts_without_reports(tmp_path):
     write_page(file, methods)
     page = file.read_text(encoding="utf8")
     assert "| lora | ok |\n\n## Architectures and tasks\n" in page
-    assert "- **a**: 'fnet' gives a row other outputs: padding\n" in page
+    assert "- **a**: the model gives a row other outputs: padding.\n" in page
     assert page.endswith("|  | NER | QA |\n| --- | --- | --- |\n| fnet | ok | a |\n")
 
 

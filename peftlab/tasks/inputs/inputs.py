@@ -109,6 +109,10 @@ class Inputs(ABC):
     def pad(self, features: Sequence[Feature]) -> Batch:
         """Pad the inputs of features to a batch for the model, without labels."""
 
+    def widen(self, batch: Mapping[str, "torch.Tensor"], length: int) -> Batch:
+        """The same rows with more padding, up to `length`; unchanged if inputs are not padded."""
+        return dict(batch)
+
     def mask(self, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor | None":
         """Which positions of a batch are no padding, (batch, positions); None if inputs are not padded."""
         return None

@@ -112,6 +112,18 @@ class TextInputs(Inputs):
         options = {"return_tensors": "pt", "padding_side": side, "return_attention_mask": True}
         return dict(cast(Any, self.tokenizer).pad(inputs, **options))
 
+    def widen(self, batch: Mapping[str, "torch.Tensor"], length: int) -> Batch:
+        """Pad token ids and masks further, on the tokenizer's side."""
+        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        missing = max(0, length - self.mask(batch).shape[1])
+        extra = (missing, 0) if self.tokenizer.padding_side == "left" else (0, missing)
+        return {
+            name: torch.nn.functional.pad(tensor, extra, value=padding.get(name, 0))
+            if name in (*padding, MASK)
+            else tensor
+            for name, tensor in batch.items()
+        }
+
     def mask(self, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """The attention mask, (batch, tokens)."""
         return batch[MASK]
