@@ -22,6 +22,7 @@ from peftlab.tasks import Feature
 from peftlab.tasks.prediction import forward, module_mode
 from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.backend_check import shards_base
+from peftlab.tuning.fast import fast_steps
 from peftlab.tuning.memory import gradient_checkpointing
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
@@ -164,7 +165,8 @@ class Probe:
     def check_training_step(self, run: Run) -> None:
         """Compute a gradient as in training, and forget it."""
         training, model, head = run.recipe.training, run.model, run.task.head
-        if run.recipe.task.trainer != "supervised":  # others compute their loss from more than one output
+        # other trainers compute their loss from more than one output; compiling takes minutes
+        if run.recipe.task.trainer != "supervised" or training.torch_compile:
             return
         batch = head.collate([self._longest, self._shortest][: training.per_device_train_batch_size], run.base.inputs)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -174,6 +176,7 @@ class Probe:
             self._described(f"a training step in {str(run.dtype).removeprefix('torch.')} on {self._pair}", hint),
             torch.random.fork_rng(),
             module_mode(model, training=True),
+            fast_steps(model, run.recipe, run.dtype, run.model_inputs([self._shortest])),
             gradient_checkpointing(model.get_base_model(), enabled=training.gradient_checkpointing),
             run.autocast(),
         ):

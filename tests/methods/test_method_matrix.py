@@ -19,7 +19,7 @@ from peftlab.methods.architectures import ARCHITECTURES
 from peftlab.recipe import PEFT_METHODS
 from peftlab.tuning import Progress
 from peftlab.tuning.memory import gradient_checkpointing
-from peftlab.tuning.train import training_context
+from peftlab.tuning.training_loop import training_context
 from tests.architectures import build
 from tests.matrix_page import PAGE, matrix_page, write_page
 from tests.runs import prepared_run

@@ -1,5 +1,7 @@
 """`check` says that a recipe can be tuned exactly if `tune` then tunes it: 300 recipes and data sets with mistakes."""
 
+from functools import partial
+
 import pytest
 
 import peftlab
@@ -22,8 +24,11 @@ def marked(number):
 @pytest.mark.parametrize("number", [marked(number) for number in range(COUNT)])
 def test_check_and_tune_agree(mutations, tmp_path, number):
     recipe, odd = mutations.write(number, tmp_path / "mutated")
-    said, done = verdict(peftlab.check, recipe, tmp_path), verdict(peftlab.tune, recipe, tmp_path)
+    said, done = verdict(peftlab.check, recipe, tmp_path), verdict(tune, recipe, tmp_path)
     assert said == done, f"{odd}: check says {said!r}, tune {done!r}"
+
+
+tune = partial(peftlab.tune, publish_anyway=True)
 
 
 def verdict(command, recipe, folder):
