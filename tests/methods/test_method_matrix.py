@@ -132,7 +132,7 @@ def enlarge_weights(folder, factor=8):
 @pytest.fixture
 def cell(folder_of, tmp_path):
     def prepared(method, base, quantization=None):
-        recipe = recipe_for(tmp_path / "data", folder_of(base), "classes", training={"base_dropout": False})
+        recipe = recipe_for(tmp_path / "data", folder_of(base), "classes", training={"base_dropout": False, "bf16": False})
         method = METHODS[method] if isinstance(method, str) else method
         return prepared_run(recipe, {"method": method, "base.quantization": quantization})
 
@@ -224,7 +224,7 @@ POOLED = [
 
 @pytest.mark.parametrize(("method", "base", "quantization", "kind", "pooling"), POOLED)
 def test_contract_holds_with_a_head_that_pools(folder_of, tmp_path, method, base, quantization, kind, pooling):
-    recipe = recipe_for(tmp_path / "data", folder_of(base), kind, training={"base_dropout": False})
+    recipe = recipe_for(tmp_path / "data", folder_of(base), kind, training={"base_dropout": False, "bf16": False})
     fields = {"method": METHODS[method], "base.quantization": quantization, "base.pooling": pooling}
     run = prepared_run(recipe, fields)
     assert run.task.head.pooling == ("entity-start" if pooling == "auto" else pooling)
