@@ -132,7 +132,9 @@ def enlarge_weights(folder, factor=8):
 @pytest.fixture
 def cell(folder_of, tmp_path):
     def prepared(method, base, quantization=None):
-        recipe = recipe_for(tmp_path / "data", folder_of(base), "classes", training={"base_dropout": False, "bf16": False})
+        recipe = recipe_for(
+            tmp_path / "data", folder_of(base), "classes", training={"base_dropout": False, "bf16": False}
+        )
         method = METHODS[method] if isinstance(method, str) else method
         return prepared_run(recipe, {"method": method, "base.quantization": quantization})
 
