@@ -6,16 +6,23 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from peftlab.base import BaseFiles
-from peftlab.errors import IntegrityError
+from peftlab.errors import BaseNotFoundError, IntegrityError
+from peftlab.interop.generation_files import (
+    base_end_tokens,
+    exported_generation,
+    exported_template,
+    save_tokenizer,
+)
 from peftlab.interop.gguf import check_gguf_installed, unsupported_by_llama_cpp, write_gguf
 from peftlab.interop.modelfile import Modelfile
 from peftlab.runtime.adapter_files import AdapterFiles
 from peftlab.runtime.loaded_base import find_tuned_base
 from peftlab.store import CONFIG_FILE, WEIGHTS_FILE
-from peftlab.tasks.inputs.text import PlainTextInputs
+from peftlab.tasks import Feature
+from peftlab.tasks.inputs.text import PlainTextInputs, TextInputs
 
 CARD_FILE = "README.md"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -41,12 +48,47 @@ class PeftExporter:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the program does differently from peftlab."""
+        if self._generates and self.generation is None:
+            return (
+                f"The base {self.base_model} is not on this machine, so its tokenizer and generation_config.json were "
+                "not written: end replies with the tokens that end the adapter's answers.",
+            )
         return ()
 
     @property
     def template(self) -> str | None:
         """The adapter's chat template, if it has one."""
-        return self.files.task.state.get("chat_template")
+        return exported_template(self.files.task)
+
+    @property
+    def _generates(self) -> bool:
+        return self.files.task.outputs.generation(Feature({}, labels=None)) is not None
+
+    @cached_property
+    def inputs(self) -> TextInputs | None:
+        """The base's tokenizer as the task uses it; None if the task generates nothing, or the base is not found."""
+        inputs_class = self.files.task.inputs_class
+        if not self._generates or not issubclass(inputs_class, TextInputs):
+            return None
+        try:
+            return inputs_class.load(find_tuned_base(self.adapter))
+        except (BaseNotFoundError, IntegrityError):
+            return None
+
+    @cached_property
+    def generation(self) -> GenerationConfig | None:
+        """The adapter's settings for generating text, with all end tokens; None where `inputs` is None."""
+        if self.inputs is None:
+            return None
+        folder = find_tuned_base(self.adapter).folder
+        base_ends = base_end_tokens(folder, AutoConfig.from_pretrained(folder))
+        return exported_generation(self.files.task, self.inputs, base_ends)
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The ids of all tokens that end a text."""
+        found = self.generation.eos_token_id if self.generation else None
+        return list(found) if found else []
 
     def unsupported(self) -> Iterator[str]:
         """Yield each reason why the program would refuse the adapter, or silently ignore a part of it."""
@@ -60,6 +102,9 @@ class PeftExporter:
         config = {**self.config, "modules_to_save": self.config.get("modules_to_save") or None}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
         self._write_template(folder)
+        if self.inputs and self.generation:
+            save_tokenizer(self.files.task, self.inputs, folder)
+            self.generation.save_pretrained(folder)
 
     def command(self, folder: Path) -> str:
         """The command, or Python code, that uses the exported folder."""
@@ -67,7 +112,8 @@ class PeftExporter:
             return f"see {folder / CARD_FILE}: its code builds the model with a head that pools, and loads the adapter"
         auto_class = self.files.task.head.auto_class
         base = f'{auto_class}.from_pretrained("{self.base_model}", …)'
-        return f'PeftModel.from_pretrained({base}, "{folder}")  # see its {CARD_FILE}'
+        ends = f"; generate(…, eos_token_id={self.end_token_ids})" if self.end_token_ids else ""
+        return f'PeftModel.from_pretrained({base}, "{folder}")  # see its {CARD_FILE}{ends}'
 
     def _write_template(self, folder: Path) -> None:
         if self.template:
@@ -93,8 +139,15 @@ class VllmExporter(PeftExporter):
         template = f" --chat-template {folder / TEMPLATE_FILE}" if self.template else ""
         return (
             f"vllm serve {self.base_model} --enable-lora --max-lora-rank {rank} "
-            f"--lora-modules {self.adapter.name}={folder}{template}"
+            f"--lora-modules {self.adapter.name}={folder}{template}{self._generation_options(folder)}"
         )
+
+    def _generation_options(self, folder: Path) -> str:
+        """The options with which vLLM takes the adapter's settings, and ends with all of its end tokens."""
+        if not self.end_token_ids:
+            return ""
+        ends = json.dumps({"eos_token_id": self.end_token_ids})
+        return f" --tokenizer {folder} --generation-config {folder} --override-generation-config '{ends}'"
 
 
 class GgufExporter(PeftExporter):

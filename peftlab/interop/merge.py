@@ -1,6 +1,5 @@
 """Merge an adapter into a copy of its base: one plain Transformers model."""
 
-import copy
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +13,15 @@ from peftlab.base import model_class, suppress_transformers_output
 from peftlab.base.pooled_code import IMPORTS, pooled_model_code
 from peftlab.errors import IntegrityError
 from peftlab.interop.comparison import compare_logits
+from peftlab.interop.generation_files import exported_generation, save_tokenizer
 from peftlab.interop.output_folder import new_folder
 from peftlab.methods import method_info
 from peftlab.runtime.bank import Bank, load
 from peftlab.store import Adapter
 from peftlab.tasks import Task
+from peftlab.tasks.generation.settings import end_tokens
 from peftlab.tasks.inputs.inputs import Inputs
+from peftlab.tasks.inputs.text import TextInputs
 
 BATCH_SHAPE = (8, 32)  # rows × tokens of the batch on which models are compared
 _POOLED_CARD = """\
@@ -97,7 +99,9 @@ def merge(
             raise _merge_error(adapter, reason)
         peft_model = bank.full_precision_copy(name)
         expected = logits(peft_model.get_base_model())
-        _save_model(_merge_adapter(peft_model, adapter), temporary)
+        merged_model = _merge_adapter(peft_model, adapter)
+        _set_generation(merged_model, task, bank.base.inputs_for(task))
+        _save_model(merged_model, temporary)
         _save_processor(bank, task, temporary)
         if task.head.pooling:
             _describe_pooled_head(peft_model.get_base_model(), task, adapter, temporary)
@@ -144,9 +148,17 @@ def _describe_pooled_head(model: transformers.PreTrainedModel, task: Task, adapt
 
 def _save_processor(bank: Bank, task: Task, folder: Path) -> None:
     """Save the processor with which the adapter was tuned, with its chat template."""
-    processor = copy.copy(bank.base.inputs_for(task).processor)
-    processor.chat_template = task.state.get("chat_template") or processor.chat_template
-    processor.save_pretrained(folder)
+    inputs = bank.base.inputs_for(task)
+    if isinstance(inputs, TextInputs):
+        save_tokenizer(task, inputs, folder)
+    else:
+        inputs.processor.save_pretrained(folder)
+
+
+def _set_generation(model: transformers.PreTrainedModel, task: Task, inputs: Inputs) -> None:
+    """Let the model generate with the adapter's settings, and end with its end tokens."""
+    if isinstance(inputs, TextInputs) and (config := exported_generation(task, inputs, end_tokens(model))):
+        model.generation_config = config
 
 
 def _load_model(folder: Path, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from peftlab.tasks.generation.settings import generation_settings, remove_base_defaults
+from peftlab.tasks.generation.settings import end_tokens, generation_settings, remove_base_defaults
 from peftlab.tasks.inputs.features import Feature
 from peftlab.tasks.inputs.inputs import Inputs
 from peftlab.tasks.inputs.text import TextInputs
@@ -24,7 +24,7 @@ def generate(
     """
     assert isinstance(inputs, TextInputs)
     tokenizer, stop_strings = inputs.tokenizer, generation.find_stop_strings(inputs)
-    settings = generation_settings(generation, inputs, model)
+    settings = generation_settings(generation, inputs, end_tokens(model))
     remove_base_defaults(model)
     side: Literal["left", "right"] = "right" if model.config.is_encoder_decoder else "left"
     tensors = {name: tensor.to(model.device) for name, tensor in inputs.pad(features, side).items()}

@@ -19,14 +19,15 @@ USED_DEFAULTS = ("decoder_start_token_id",)
 NO_EFFECT = ("use_cache", "cache_implementation", "max_length", "transformers_version", "pad_token_id", "bos_token_id")
 
 
-def generation_settings(generation: TextGeneration, inputs: TextInputs, model: PreTrainedModel) -> GenerationConfig:
+def generation_settings(generation: TextGeneration, inputs: TextInputs, base_ends: Sequence[int]) -> GenerationConfig:
     """The settings of an adapter; a text ends with any of its stop strings, or with an end token of its base.
 
-    A stop string that is one special token is given as a token id.
+    `base_ends` are these end tokens for adapters of earlier versions, which do not record them. A stop string that is
+    one special token is given as a token id.
     """
     tokenizer, stop_strings = inputs.tokenizer, generation.find_stop_strings(inputs)
     recorded = generation.state.get("end_tokens")
-    ids = {*(end_tokens(model) if recorded is None else recorded), *special_ids(stop_strings, tokenizer)}
+    ids = {*(base_ends if recorded is None else recorded), *special_ids(stop_strings, tokenizer)}
     texts = [text for text in stop_strings if special_id(text, tokenizer) is None]
     return GenerationConfig(
         **_effective(generation.settings),
