@@ -115,7 +115,7 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     head_init: Literal["auto", "probe", "random"] = "auto"
     """Start of a new head: probe, a linear probe fitted to states of the frozen base, or random weights. auto takes the
-    probe with fewer than 300 training rows if the task has labels or numbers, unless method.start_from is set."""
+    probe with fewer than 50 training rows if the task has labels or numbers, unless method.start_from is set."""
     optim: Optimizer = "adamw_torch_fused"
     """Name of the optimizer in Transformers. 8bit optimizers store the state of large tensors in 8 bits; paged
     optimizers move it to CPU memory if the GPU is full."""

@@ -22,7 +22,7 @@ from peftlab.tuning.split_outputs import SplitOutputs
 from peftlab.tuning.warm_start import WarmStart
 
 FEW_VALIDATION_ROWS = 30
-MAX_ROWS_FOR_PROBE = 300
+MAX_ROWS_FOR_PROBE = 50
 """With fewer training rows, `head_init: auto` starts the head from the linear probe."""
 
 
