@@ -2,7 +2,7 @@
 
 import copy
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -39,6 +39,13 @@ class ManifestPart(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="allow", populate_by_name=True, ser_json_inf_nan="constants"
     )
+    omitted_if_empty: ClassVar[tuple[str, ...]] = ()
+    """Keys that are written only if they say something; manifests of earlier versions do not have them."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if value or key not in self.omitted_if_empty}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, under the keys of the file."""
@@ -58,12 +65,7 @@ class TaskInfo(ManifestPart):
     options: dict[str, Any]
     state: Annotated[dict[str, Any], Field(alias="learned")]
     pooling: HeadPooling | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_empty_pooling(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the key out if the head is the architecture's own, as in manifests of earlier versions."""
-        values: dict[str, Any] = serialize(self)
-        return {key: value for key, value in values.items() if key != "pooling" or value}
+    omitted_if_empty: ClassVar[tuple[str, ...]] = ("pooling",)
 
     @classmethod
     def from_task(cls, task: Task) -> Self:
@@ -131,6 +133,7 @@ class LedgerInfo(ManifestPart):
     truncated: Annotated[Count, Field(alias="cut")]
     targets: Count
     num_lost_targets: Annotated[Count, Field(alias="targets_lost")]
+    omitted_if_empty: ClassVar[tuple[str, ...]] = ("unknown_tokens", "unknown_characters")
     unknown_tokens: Number = 0.0
     unknown_characters: Number = 0.0
     warnings: Annotated[dict[str, Count], Field(alias="notes")]

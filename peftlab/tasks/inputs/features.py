@@ -41,7 +41,8 @@ class Feature:
         inputs = {
             name: [values] * length if isinstance(values, int) else values for name, values in plain["inputs"].items()
         }
-        return cls(**{**plain, "inputs": inputs, "positions": tuple(map(tuple, plain["positions"]))})
+        positions, warnings = tuple(map(tuple, plain["positions"])), tuple(plain.get("warnings", ()))
+        return cls(**{**plain, "inputs": inputs, "positions": positions, "warnings": warnings})
 
 
 def _compressed(values: Any) -> Any:
