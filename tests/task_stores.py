@@ -30,6 +30,13 @@ def _reviews(*columns):
     return [{ours: row[theirs] for ours, theirs in columns} for row in named]
 
 
+def _ratings():
+    """No text twice: equal texts, predicted in different batches, would be ranked by rounding."""
+    return [
+        {"text": f"{text}{more}", "label": value} for more in ("", " nobody met .") for text, _, value, _ in REVIEWS
+    ]
+
+
 def _questions():
     rows = []
     for person in PEOPLE:
@@ -81,14 +88,14 @@ KINDS = {
         {"type": "text-classification", "multi_label": True, "threshold": 0.3},
         _reviews(("text", "text"), ("labels", "labels")),
     ),
-    "rating": ({"type": "regression"}, _reviews(("text", "text"), ("label", "value"))),
+    "rating": ({"type": "regression"}, _ratings()),
     "answers": ({"type": "question-answering", "doc_stride": 8, "max_answer_length": 6}, _questions()),
     "relations": ({"type": "relation-extraction"}, _relations()),
 }
 COUNTS = {"train": 100, "validation": 6, "test": 8}
 LEARNING = {
     "characters": {},
-    "rating": {"num_train_epochs": 20},  # the correlation of what hardly differs would hang on rounding
+    "rating": {"num_train_epochs": 40},  # the correlation of what hardly differs would hang on rounding
 }
 
 

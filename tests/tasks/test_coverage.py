@@ -17,7 +17,7 @@ from tests import architectures
 from tests.conftest import recipe_in
 from tests.runs import Losses
 
-CHINESE, THAI, EMOJI = "我喜欢这部电影", "ภาพยนตร์ดีมาก", "🙂🙃🙂🙃"
+CHINESE, THAI, EMOJI = "我喜欢这部电影", "ภาพยนตร์ดีมาก", "🙂🙃🙂🙃🙂🙃"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def bert(tiny_base):
     [
         ("the train was late .", 16, 0),
         (f"late {CHINESE}", 4 + len(CHINESE), len(CHINESE)),
-        (f"the {EMOJI} train", 8 + 4, 4),
+        (f"the {EMOJI} train", 8 + 6, 6),
         ("late é", 5, 0),
         ("late e\u0301", 5, 0),
         ("la\u200bte \u0007", 4, 0),
@@ -85,6 +85,7 @@ def test_many_texts_are_sampled_evenly(bert):
 
 @pytest.mark.parametrize(("unknown", "warns"), [(9, False), (10, True), (57, True)])
 def test_warning_begins_at_a_tenth_and_names_key_and_base(unknown, warns):
+    assert not Coverage(4, 4, 4, 4).warning("train")  # too few to tell
     warning = Coverage(100, unknown, 10, 1).warning("train")
     assert bool(warning) is warns
     if warns:
@@ -109,7 +110,7 @@ def classes(folder, base, texts):
         ([CHINESE, "the film"] * 4, 0.5),
         ([THAI] * 4, 1.0),
         (["the train was late"] * 4, 0.0),
-        (["late " + EMOJI] * 4, 1 / 2),
+        (["late " + EMOJI] * 4, 6 / 10),
     ],
 )
 def test_share_by_split_is_in_ledger_and_warned_of(tmp_path, tiny_base, texts, share):

@@ -12,8 +12,8 @@ MAX_TEXTS = 1000
 """More texts are sampled, evenly."""
 WARN_SHARE = 0.1
 """From this share of unknown characters on, warnings tell of them."""
-MIN_CHARACTERS = 3
-"""Fewer unknown characters may be an emoji, and do not show another language."""
+MIN_CHARACTERS = 5
+"""Fewer unknown characters may be emoji or a name, and do not show another language."""
 MULTILINGUAL_BASE = "intfloat/multilingual-e5-small"
 _VISIBLE = regex.compile(r"(?V1)[^\s\p{C}\u0300-\u036f]")  # the marks of Latin letters are left out on purpose by many
 
