@@ -1,5 +1,6 @@
 """The recipe: its schema, and a YAML reader that reports all errors at once."""
 
+from peftlab.recipe.compatibility import contrastive_conflict
 from peftlab.recipe.extended_schema import complete_schema, parse_method
 from peftlab.recipe.method import Limits, Method, MethodInfo
 from peftlab.recipe.methods import (
@@ -74,6 +75,7 @@ __all__ = [
     "TokenClassification",
     "TrainingSection",
     "complete_schema",
+    "contrastive_conflict",
     "parse_byte_size",
     "parse_method",
     "parse_override",

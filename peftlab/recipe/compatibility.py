@@ -61,6 +61,8 @@ def _task_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
         yield ValidationIssue(
             f"the head cannot start from a probe: {why}.", key="training.head_init", hint="Remove it."
         )
+    if recipe.training.few_shot == "contrastive" and (reason := contrastive_conflict(recipe)):
+        yield ValidationIssue(reason, key="training.few_shot", hint="Remove it, or set it to off.")
     if method.has_trainable_tokens and not task.trains_token_embeddings:
         message = f"single token embeddings can be trained for causal-lm, not for {task.type}."
         yield ValidationIssue(message, key="method.trainable_token_indices", hint="Remove it.")
@@ -75,6 +77,16 @@ def _freeze_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
     if recipe.training.packing and recipe.training.frozen_cache:
         message = "the outputs of frozen layers are cached for each text, and packed texts share rows."
         yield ValidationIssue(message, key="training.freeze", hint="Turn the cache off: training.frozen_cache: null.")
+
+
+def contrastive_conflict(recipe: Recipe) -> str:
+    """Why contrastive training (`training.few_shot`) is not possible with this recipe; empty if it is."""
+    reasons = [recipe.task.contrastive_conflict, *(limits.contrastive for limits in recipe.method.limits)]
+    if recipe.training.distributed in SHARDING:
+        reasons.append("contrastive training fits a linear probe, which needs the full base in each process.")
+    if recipe.training.train_sampling_strategy == "random":
+        reasons.append("contrastive training draws the rows of a batch by class, not at random.")
+    return next(filter(None, reasons), "")
 
 
 def _sharding_conflicts(recipe: Recipe) -> Iterator[str]:

@@ -33,6 +33,8 @@ class Limits:
     """Why it does not work with fsdp and deepspeed, where each process keeps a shard of the base."""
     freeze: str = ""
     """Why a part of the delta cannot be frozen."""
+    contrastive: str = ""
+    """Why contrastive training (`training.few_shot`) does not work."""
     merging: str = ""
     """Why the delta cannot be merged into the base's weights."""
 

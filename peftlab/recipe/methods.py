@@ -277,6 +277,7 @@ class Head(Method):
             Limits(
                 base_head="'head' trains only a new head, and this task uses the base's own.",
                 start_from="'head' has no delta that another adapter could initialize.",
+                contrastive="contrastive training changes the states of the base, and 'head' trains only the head.",
             ),
         ),
         card_note="The base is unchanged: only its head is new.",

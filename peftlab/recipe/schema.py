@@ -116,6 +116,11 @@ class TrainingSection(Section):
     head_init: Literal["auto", "probe", "random"] = "auto"
     """Start of a new head: probe, a linear probe fitted to states of the frozen base, or random weights. auto takes the
     probe with fewer than 50 training rows if the task has labels or numbers, unless method.start_from is set."""
+    few_shot: Literal["auto", "off", "contrastive"] = "auto"
+    """Training for few rows per class. contrastive: the states of rows of the same class are pulled together, those of
+    other classes apart, with the labels' names as further rows where they help; then the head is a linear probe on the
+    states. auto chooses it for text-classification with one label per text, up to 16 rows per class (median), if
+    num_train_epochs is null and method.start_from is not set."""
     optim: Optimizer = "adamw_torch_fused"
     """Name of the optimizer in Transformers. 8bit optimizers store the state of large tensors in 8 bits; paged
     optimizers move it to CPU memory if the GPU is full."""

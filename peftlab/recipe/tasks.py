@@ -52,6 +52,14 @@ class TaskFields(Section):
     """Whether the head is a linear layer for classes, tags or numbers, so that a majority and a linear probe can be
     compared with the adapter."""
 
+    contrastive_by_default: ClassVar[bool] = False
+    """Whether `training.few_shot: auto` can choose contrastive training."""
+
+    @property
+    def contrastive_conflict(self) -> str:
+        """Why contrastive training is not possible; empty if it is."""
+        return f"contrastive training needs one label per input, and {self.type} has none."
+
     @property
     def packing_conflict(self) -> str:
         """Why texts cannot share rows of a batch; empty if they can."""
@@ -88,6 +96,7 @@ class TextClassification(TaskFields):
     """One label, or several labels, for a text or a pair of texts."""
 
     has_pooled_output: ClassVar[bool] = True
+    contrastive_by_default: ClassVar[bool] = True
     type: Literal["text-classification"]
     labels: Labels | None = None
     """Class names, in order; numbers in the data are indices of this list. null uses the labels of the training
@@ -104,6 +113,11 @@ class TextClassification(TaskFields):
     label_smoothing: LabelSmoothing = 0.0
     """Share of each target's probability that is spread evenly over all classes in the loss; with multi_label, over
     having the label and not having it."""
+
+    @property
+    def contrastive_conflict(self) -> str:
+        """See `TaskFields`."""
+        return "contrastive training needs one label per text, and multi_label allows several." * self.multi_label
 
 
 class Regression(TaskFields):
@@ -140,6 +154,11 @@ class RelationExtraction(TaskFields):
     """The same as for text-classification."""
     label_smoothing: LabelSmoothing = 0.0
     """Share of each target's probability that is spread evenly over all relations in the loss."""
+
+    @property
+    def contrastive_conflict(self) -> str:
+        """See `TaskFields`."""
+        return ""
 
 
 class Generation(Section):

@@ -76,9 +76,9 @@ def split_evenly(costs: NDArray[np.float64], num_parts: int) -> NDArray[np.int64
 
 
 class TokenLoader(DataLoader[Any]):
-    """A data loader that passes the epoch on to its `TokenBatches`."""
+    """A data loader that passes the epoch on to its batches."""
 
-    def __init__(self, dataset: Dataset[Any], batches: TokenBatches, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, dataset: Dataset[Any], batches: Sampler[list[int]], collate: Callable[[list[Any]], Any]) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
 
     def set_epoch(self, epoch: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.base import Base
 from peftlab.recipe import Recipe, TrainingSection
 from peftlab.tuning.dataset import EncodedDataset
+from peftlab.tuning.few_shot.choice import choose_few_shot
 from peftlab.tuning.session import TuningSession
 
 MIN_STEPS = 500
@@ -27,7 +28,11 @@ WARMUP_RATIO = 0.1
 
 
 def choose_schedule(recipe: Recipe, dataset: EncodedDataset, base: Base, session: TuningSession) -> Recipe:
-    """The recipe with numbers for all keys of its schedule that it does not set; reports what was chosen."""
+    """The recipe with numbers for all keys of its schedule that it does not set; reports what was chosen.
+
+    Few rows per class get contrastive training and its schedule; see `choose_few_shot`.
+    """
+    recipe = choose_few_shot(recipe, dataset, session)
     num_rows = sum(map(len, dataset.features["train"]))
     steps = steps_per_epoch(recipe.training, num_rows, session.process_group.world_size)
     from_rows = recipe.task.epochs_from_rows

@@ -18,7 +18,7 @@ from peftlab.tuning.preference.start_reference import start_as_reference
 from peftlab.tuning.run import Run
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.start_weights import load_start_weights
-from peftlab.tuning.trainers import TRAINERS
+from peftlab.tuning.trainers import trainer_record
 from peftlab.tuning.warm_start import WarmStart
 
 
@@ -33,7 +33,7 @@ def load_base(recipe: Recipe, task: Task, session: TuningSession) -> Base:
     training = recipe.training
     with session.collect_errors() as errors:
         check_optimizer(training, choose_device(session.device), errors)
-        TRAINERS[recipe.task.trainer].check(recipe, session.process_group, errors)
+        trainer_record(recipe).check(recipe, session.process_group, errors)
     sharded = shards_base(training.distributed, session.process_group)
     with session.process_group.sync_errors():
         base = bases.load_base(

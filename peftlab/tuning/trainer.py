@@ -36,7 +36,7 @@ class TaskTrainer(Trainer):
             model=run.model,
             args=self.arguments(run, folder),
             train_dataset=self.dataset(),
-            eval_dataset=_ListDataset(run.dataset.examples["validation"]) if run.has_validation else None,
+            eval_dataset=ListDataset(run.dataset.examples["validation"]) if run.has_validation else None,
             data_collator=self.collator(),
             **kwargs,
         )
@@ -132,6 +132,9 @@ class TaskTrainer(Trainer):
             self.state.best_global_step = self.state.global_step
         return is_new_best
 
+    def finish(self) -> None:
+        """Complete the model after training, outside of the training context; nothing by default."""
+
     def floating_point_ops(self, inputs: Any) -> int:
         """0, because Trainer would iterate over all parameters in every step to count."""
         return 0
@@ -174,7 +177,7 @@ class _SetEpoch(TrainerCallback):
         self.dataset.epoch = int(state.epoch or 0)
 
 
-class _ListDataset(Dataset[Any]):
+class ListDataset(Dataset[Any]):
     """A list as the Dataset that Trainer requires."""
 
     def __init__(self, items: Sequence[Any]) -> None:

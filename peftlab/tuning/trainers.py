@@ -7,6 +7,7 @@ from peftlab.errors import ErrorCollector
 from peftlab.imports import LazyModule
 from peftlab.recipe import Recipe
 from peftlab.tuning.distributed.process_group import ProcessGroup
+from peftlab.tuning.few_shot.trainer import ContrastiveTrainer
 from peftlab.tuning.preference.dpo_checks import check_dpo
 from peftlab.tuning.trainer import TaskTrainer
 
@@ -37,6 +38,12 @@ class TrainerRecord:
 
 TRAINERS = {
     "supervised": TrainerRecord(lambda: TaskTrainer),
+    "contrastive": TrainerRecord(lambda: ContrastiveTrainer),
     "preference": TrainerRecord(_preference_trainer, check_dpo),
 }
 """The record of each trainer."""
+
+
+def trainer_record(recipe: Recipe) -> TrainerRecord:
+    """The record of the trainer that the recipe needs."""
+    return TRAINERS["contrastive" if recipe.training.few_shot == "contrastive" else recipe.task.trainer]

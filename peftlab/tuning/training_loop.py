@@ -21,7 +21,7 @@ from peftlab.tuning.memory import gradient_checkpointing, release_freed_memory
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.run import Run
 from peftlab.tuning.trainer import TaskTrainer
-from peftlab.tuning.trainers import TRAINERS
+from peftlab.tuning.trainers import trainer_record
 
 
 def run_trainer(
@@ -54,6 +54,7 @@ def run_trainer(
     if stopped:
         raise _interrupted(run, trainer, folder)
     divergence.report(trainer.state, progress)
+    trainer.finish()
     if run.process_group.is_main:
         record_finished(folder)
     release_freed_memory()
@@ -97,7 +98,7 @@ def _trainer(run: Run, folder: Path, progress: Progress) -> TaskTrainer:
     method = run.recipe.method
     if make_callbacks := METHODS[method.type].training.callbacks:
         callbacks += make_callbacks(run.model, method, progress.warn)
-    trainer_class = TRAINERS[run.recipe.task.trainer].find_class()
+    trainer_class = trainer_record(run.recipe).find_class()
     trainer = trainer_class(run, partial(evaluate_split, run, "validation"), folder, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
