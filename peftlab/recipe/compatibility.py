@@ -81,7 +81,12 @@ def _freeze_conflicts(recipe: Recipe) -> Iterator[ValidationIssue]:
 
 def contrastive_conflict(recipe: Recipe) -> str:
     """Why contrastive training (`training.few_shot`) is not possible with this recipe; empty if it is."""
-    reasons = [recipe.task.contrastive_conflict, *(limits.contrastive for limits in recipe.method.limits)]
+    task = recipe.task
+    reasons = [limits.contrastive for limits in recipe.method.limits]
+    if not task.classifies_inputs:
+        reasons.append(f"contrastive training needs one label per input, and {task.type} has none.")
+    if getattr(task, "multi_label", False):
+        reasons.append("contrastive training needs one label per text, and multi_label allows several.")
     if recipe.training.distributed in SHARDING:
         reasons.append("contrastive training fits a linear probe, which needs the full base in each process.")
     if recipe.training.train_sampling_strategy == "random":

@@ -52,13 +52,10 @@ class TaskFields(Section):
     """Whether the head is a linear layer for classes, tags or numbers, so that a majority and a linear probe can be
     compared with the adapter."""
 
+    classifies_inputs: ClassVar[bool] = False
+    """Whether the labels are classes of whole inputs, for which training can be contrastive."""
     contrastive_by_default: ClassVar[bool] = False
     """Whether `training.few_shot: auto` can choose contrastive training."""
-
-    @property
-    def contrastive_conflict(self) -> str:
-        """Why contrastive training is not possible; empty if it is."""
-        return f"contrastive training needs one label per input, and {self.type} has none."
 
     @property
     def packing_conflict(self) -> str:
@@ -96,6 +93,7 @@ class TextClassification(TaskFields):
     """One label, or several labels, for a text or a pair of texts."""
 
     has_pooled_output: ClassVar[bool] = True
+    classifies_inputs: ClassVar[bool] = True
     contrastive_by_default: ClassVar[bool] = True
     type: Literal["text-classification"]
     labels: Labels | None = None
@@ -113,12 +111,6 @@ class TextClassification(TaskFields):
     label_smoothing: LabelSmoothing = 0.0
     """Share of each target's probability that is spread evenly over all classes in the loss; with multi_label, over
     having the label and not having it."""
-
-    @property
-    def contrastive_conflict(self) -> str:
-        """See `TaskFields`."""
-        return "contrastive training needs one label per text, and multi_label allows several." * self.multi_label
-
 
 class Regression(TaskFields):
     """A number for a text or a pair of texts."""
@@ -143,6 +135,7 @@ class QuestionAnswering(TaskFields):
 class RelationExtraction(TaskFields):
     """The relation between two marked spans of a text."""
 
+    classifies_inputs: ClassVar[bool] = True
     has_pooled_output: ClassVar[bool] = True
     type: Literal["relation-extraction"]
     labels: Labels | None = None
@@ -154,12 +147,6 @@ class RelationExtraction(TaskFields):
     """The same as for text-classification."""
     label_smoothing: LabelSmoothing = 0.0
     """Share of each target's probability that is spread evenly over all relations in the loss."""
-
-    @property
-    def contrastive_conflict(self) -> str:
-        """See `TaskFields`."""
-        return ""
-
 
 class Generation(Section):
     """Settings for generating text, with the names of Transformers."""
