@@ -112,6 +112,7 @@ class TextClassification(TaskFields):
     """Share of each target's probability that is spread evenly over all classes in the loss; with multi_label, over
     having the label and not having it."""
 
+
 class Regression(TaskFields):
     """A number for a text or a pair of texts."""
 
@@ -147,6 +148,7 @@ class RelationExtraction(TaskFields):
     """The same as for text-classification."""
     label_smoothing: LabelSmoothing = 0.0
     """Share of each target's probability that is spread evenly over all relations in the loss."""
+
 
 class Generation(Section):
     """Settings for generating text, with the names of Transformers."""
