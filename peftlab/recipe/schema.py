@@ -149,7 +149,7 @@ class TrainingSection(Section):
     distributed: Literal["ddp", "fsdp", "deepspeed"] | None = None
     """Strategy for training with several processes: each keeps a full copy of the base (ddp), or a shard of it (fsdp,
     deepspeed). null uses ddp if `--launch` starts several processes."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Random seed for new weights, dropout and the order of rows."""
     early_stopping_patience: PositiveInt | Literal["auto"] | None = "auto"
     """Stop after this number of epochs without a better validation score, once the score is above 0. auto chooses 5

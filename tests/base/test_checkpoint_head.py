@@ -1,18 +1,20 @@
 """Checkpoints that already have a head for the task's model class: it is replaced by a new one, or continued."""
 
 import json
+import re
 
 import pytest
 import torch
 import transformers
-from peft import PeftModel
 from safetensors.torch import load_file
 
 import peftlab
 from peftlab.errors import IntegrityError, RecipeError
+from tests.architecture_sweep import build_architecture, sweep_recipe
 from tests.architectures import build
 from tests.runs import prepared_run
 from tests.sequence_models import build_sequence_model
+from tests.serving import build_feature, predict_each
 from tests.task_stores import recipe_for
 
 CLASSES = ["good", "bad", "fair"]  # the labels of `classes` as they come in its rows
@@ -74,6 +76,29 @@ def test_new_head_is_that_of_base_without_head(tmp_path):
         assert torch.isclose(parameter.std(), other[name].std(), rtol=0.3, atol=1e-6)
 
 
+def model_of_card(adapter):
+    """What the code of the model card makes."""
+    card = (adapter.folder / "README.md").read_text(encoding="utf8")
+    [code] = re.findall(r"With only PEFT and Transformers:\n\n```python\n(.*?)```", card, re.DOTALL)
+    scope = {}
+    exec(code.replace("path/to/this/folder", str(adapter.folder)), scope)
+    return scope["model"].eval()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+def test_card_of_base_without_padding_token_names_one(tmp_path, architecture):
+    base = build_architecture(architecture, tmp_path / "base")
+    recipe = sweep_recipe(tmp_path, base, "classification")
+    adapter = peftlab.tune(recipe, store=tmp_path / "store", device="cpu", publish_anyway=True).adapter
+    bank, features = peftlab.load(adapter.name, store=tmp_path / "store", device="cpu"), []
+    for text in ("it rained .", "nobody came by train , it rained ."):
+        features += build_feature(bank, adapter.name, {"text": text})
+    with torch.no_grad():
+        logits = model_of_card(adapter)(**bank.base.inputs.pad(features)).logits
+    for row, served in zip(logits, predict_each(bank, [(adapter.name, f) for f in features]), strict=True):
+        torch.testing.assert_close(row, served, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("auto_class", "kind"),
     [("AutoModelForSequenceClassification", "classes"), ("AutoModelForTokenClassification", "entities")],
@@ -83,9 +108,7 @@ def test_adapter_of_checkpoint_with_head_is_that_of_plain_peft(tmp_path, auto_cl
     result = peftlab.tune(recipe_for(tmp_path, base, kind), store=tmp_path / "store", device="cpu", publish_anyway=True)
     assert result.adapter.manifest.reload_difference <= 1e-5
     bank = peftlab.load(kind, store=tmp_path / "store", device="cpu")
-    labels = len(bank.task(kind).head.labels)
-    plain = getattr(transformers, auto_class).from_pretrained(base, num_labels=labels, ignore_mismatched_sizes=True)
-    plain = PeftModel.from_pretrained(plain, result.adapter.folder).eval()
+    plain = model_of_card(result.adapter)
     inputs = {"input_ids": torch.tensor([[0, 7, 8, 9, 2]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     with torch.no_grad():
         torch.testing.assert_close(bank.model(kind)(**inputs).logits, plain(**inputs).logits, rtol=0, atol=1e-5)

@@ -39,7 +39,7 @@ def write_card(run: Run, manifest: Manifest, recipe: str, folder: Path, warn: Ca
     plots = {name for name in (CURVES, CONFUSION, RELIABILITY) if (folder / name).is_file()}
 
     def write(file: Path) -> None:
-        file.write_text(model_card(manifest, recipe, run.base.model, plots), encoding="utf8")
+        file.write_text(model_card(manifest, recipe, run.base, plots), encoding="utf8")
 
     write_or_warn(folder / CARD, write, warn)
     if not (folder / CARD).exists():

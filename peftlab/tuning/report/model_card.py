@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from peftlab.base import Base
 from peftlab.base.pooled_code import IMPORTS, pooled_model_code
 from peftlab.methods import method_info
 from peftlab.store import BaseInfo, LedgerInfo, Manifest, StartInfo, TaskInfo
@@ -71,8 +72,10 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 _WITH_HEAD = """\
 head_labels = {head_labels}
 base = {auto_class}.from_pretrained(
-    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels)){quantized}
-)"""
+    "{base}", num_labels={count}, id2label=dict(enumerate(head_labels)){other_head}{quantized}
+){padding}"""
+_OTHER_HEAD = ",\n    ignore_mismatched_sizes=True"  # the checkpoint has a head of its own, which may have other sizes
+_PADDING = "\nbase.config.pad_token_id = {pad_token_id}  # for batches"
 _WITHOUT_HEAD = """\
 base = {auto_class}.from_pretrained(
     "{base}"{quantized}
@@ -87,7 +90,7 @@ _QUANTIZED = {
 }
 
 
-def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: Collection[str]) -> str:
+def model_card(manifest: Manifest, recipe: str, base: Base, plots: Collection[str]) -> str:
     """The card as Markdown, from the manifest, the text of the recipe, the base with its head, and the plots' names."""
     task, parameters, quantization = manifest.task, manifest.parameters, manifest.base.quantization
     pooled = bool(task.pooling)
@@ -131,7 +134,7 @@ def model_card(manifest: Manifest, recipe: str, model: PreTrainedModel, plots: C
         command=f"peftlab predict {manifest.name} {record.example(built_task)}",
         setup_code=f"{info.setup_code}\n" if info.setup_code else "",
         reading=f"\n{output_help}\n" if output_help else "",
-        loading=_pooled_loading(manifest, model) if pooled else _loading(manifest),
+        loading=_pooled_loading(manifest, base.model) if pooled else _loading(manifest, base),
         ledger=_table("split", {split: _counts(ledger) for split, ledger in manifest.data.ledger.items()}),
         recipe=recipe,
     )
@@ -155,7 +158,7 @@ def _pretrained_head(base: BaseInfo) -> tuple[str, ...]:
     return base.pretrained_head if len(base.pretrained_head) > 1 else ()
 
 
-def _loading(manifest: Manifest) -> str:
+def _loading(manifest: Manifest, loaded: Base) -> str:
     """Code that loads the base with Transformers, with a new head if the task has one."""
     task, base = manifest.task, manifest.base
     full = manifest.head_modules or _pretrained_head(base)
@@ -164,7 +167,16 @@ def _loading(manifest: Manifest) -> str:
     labels, fields = task.head_labels, {"auto_class": task.auto_class, "base": base.model, "quantized": quantized}
     if not labels:
         return _WITHOUT_HEAD.format(**fields)
+    fields |= {"other_head": _OTHER_HEAD if loaded.head_note else "", "padding": _padding(loaded)}
     return _WITH_HEAD.format(head_labels=json.dumps(labels, ensure_ascii=False), count=len(labels), **fields)
+
+
+def _padding(base: Base) -> str:
+    """A line that names the token for padding, if the base's own configuration does not."""
+    config, name = base.model.config, "pad_token_id"
+    own = base.files.config.get(name, getattr(type(config), name, None))
+    number = getattr(config, name, None)
+    return "" if own == number else _PADDING.format(pad_token_id=number)
 
 
 def _imports(task: TaskInfo, *, quantized: bool) -> str:
