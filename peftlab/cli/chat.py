@@ -14,9 +14,11 @@ from peftlab.cli.heavy import runtime
 from peftlab.cli.help_layout import Command, argument, option
 from peftlab.cli.options import device_option, precision_option, quantization_option, store_option, trust_option
 from peftlab.errors import PeftlabError, suggest
+from peftlab.tasks.generation.reply_text import trim_reply
 
 if TYPE_CHECKING:
     from peftlab.runtime import Bank
+    from peftlab.runtime.streaming import ReplyStream
 
 BASE_PROMPT = "base model"
 
@@ -86,7 +88,8 @@ class Conversation:
             print_error(str(error))
             return
         click.echo()
-        self._messages.append({"role": "assistant", "content": "".join(reply).strip()})
+        print_notes(_cut_notes(chunks))
+        self._messages.append({"role": "assistant", "content": trim_reply("".join(reply))})
 
     def _run_command(self, name: str, argument: str = "") -> bool:
         """Run a command → whether the chat continues."""
@@ -146,6 +149,14 @@ COMMANDS = {
     "/help": ChatCommand(Conversation.help, "show this list"),
     "/quit": ChatCommand(lambda *_: None, "leave; Ctrl-D does the same"),
 }
+
+
+def _cut_notes(reply: "ReplyStream") -> Iterator[str]:
+    """What was cut of a chat or its reply."""
+    if reply.truncated:
+        yield "the chat is longer than the adapter's input: its beginning was cut. /clear starts a new chat."
+    if reply.finished is False:
+        yield "the reply was cut at max_new_tokens."
 
 
 def _read_lines(prompt: Callable[[], str]) -> Iterator[str]:

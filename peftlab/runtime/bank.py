@@ -30,6 +30,7 @@ from peftlab.runtime.loaded_base import LoadedBase
 from peftlab.runtime.options import BankOptions, BankSettings
 from peftlab.runtime.registry import AdapterRegistry
 from peftlab.runtime.request import Answer, NamedExample, NamedRow, Request, RowCallback
+from peftlab.runtime.streaming import ReplyState, ReplyStream
 from peftlab.store import STACK_SEPARATOR, Adapter, AdapterVersion, Store
 from peftlab.tasks import Task
 from peftlab.tasks.inputs.encoding import ProgressCallback
@@ -262,8 +263,11 @@ class Bank:
 
     def reply(
         self, chat: Sequence[Mapping[str, str]], *, adapter: str | None = None, base_only: bool = False
-    ) -> Generator[str]:
-        """Stream the reply to a chat, piece by piece; closing the generator stops it.
+    ) -> ReplyStream:
+        """Stream the reply to a chat, piece by piece; `close` stops it.
+
+        After the last piece, `truncated` of the stream says whether the chat was too long, and `finished` is false if
+        the reply stopped at `max_new_tokens`. Errors are raised with the first piece.
 
         Args:
             chat: Messages with `role` and `content`; the last is not an assistant's.
@@ -275,9 +279,13 @@ class Bank:
             RecipeError: its task cannot read the chat.
             ValueError: its task has no chats, or it uses beam search, which cannot be streamed.
         """
-        [name] = self._registry.for_rows(1, adapter)
-        with self._request() as request:
-            yield from request.reply(name, chat, base_only=base_only)
+
+        def pieces(state: ReplyState) -> Generator[str]:
+            [name] = self._registry.for_rows(1, adapter)
+            with self._request() as request:
+                yield from request.reply(name, chat, state, base_only=base_only)
+
+        return ReplyStream(pieces)
 
     @contextmanager
     def _request(self) -> Iterator[Request]:

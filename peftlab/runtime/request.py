@@ -21,7 +21,7 @@ from peftlab.runtime.composition import average_logits, is_ensemble
 from peftlab.runtime.forward import forward_features
 from peftlab.runtime.generation import generate_texts
 from peftlab.runtime.loaded_base import LoadedBase
-from peftlab.runtime.streaming import stream_text
+from peftlab.runtime.streaming import ReplyState, stream_text
 from peftlab.tasks import Feature, Prediction, Task
 from peftlab.tasks.inputs.encoding import ProgressCallback, encode_examples
 from peftlab.tasks.inputs.rows import InputRow, read_input_rows
@@ -135,16 +135,19 @@ class Request:
             yield from self._predict_chunk(chunk, _count_rows(on_progress, num_done, len(chunk)))
             num_done += len(chunk)
 
-    def reply(self, name: str, chat: Sequence[Mapping[str, str]], *, base_only: bool) -> Generator[str]:
+    def reply(
+        self, name: str, chat: Sequence[Mapping[str, str]], state: ReplyState, *, base_only: bool
+    ) -> Generator[str]:
         """Stream the reply of an adapter, or of the base alone, to a chat; see `Bank.reply`."""
         files, key, router = self.files(name), self.key(name), self._base.router
         generation = files.task.outputs.chat_generation(str(files.adapter), files.task.type)
         examples = [example for _, example in self.read_rows([(name, {"messages": [dict(m) for m in chat]})])]
         [[feature]] = self.encode(files, examples)
+        state.truncated = feature.truncated
         inputs = self._base.inputs_for(files.task)
         with (self._pinned_base_only if base_only else self._cache.pinned)([key]) as adapters:
             generate = partial(generate_texts, [(adapters[key], feature)], router, inputs)
-            yield from stream_text(generate, generation.find_stop_strings(inputs), inputs)
+            yield from stream_text(generate, generation.find_stop_strings(inputs), inputs, state)
 
     def _prefetched_chunks(self, pairs: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
         """Yield chunks of (adapter name, item); the adapters of the next chunk are loaded in the background."""

@@ -40,7 +40,7 @@ def test_merged_model_matches_plain_peft(store, tmp_path, kind):
     inputs |= {"entity_positions": torch.tensor([[1, 5]] * 4)} if kind == "relations" else {}
     with torch.no_grad():
         one, other = (task.head.logits(m.eval()(**inputs)) for m in (model, plain))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert merged.difference <= 1e-4 * merged.largest_logit
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in merged.folder.iterdir())
 
