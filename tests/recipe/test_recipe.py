@@ -108,6 +108,7 @@ def test_short_recipe_gets_every_default(write, tmp_path):
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "head_init": "auto",
+            "few_shot": "auto",
             "optim": "adamw_torch_fused",
             "gradient_checkpointing": False,
             "packing": False,
