@@ -13,6 +13,7 @@ from peftlab.store import Store
 from peftlab.tasks import Task
 from peftlab.tuning import steps
 from peftlab.tuning.dataset import load_dataset
+from peftlab.tuning.distributed.backend_check import check_backend
 from peftlab.tuning.measured_schedules import describe_measurement, nearest_measurement
 from peftlab.tuning.progress import Progress
 from peftlab.tuning.schedule import steps_per_epoch
@@ -55,6 +56,7 @@ def check(
         recipe = read_recipe(recipe_path, overrides, errors)
         dataset = load_dataset(recipe, errors)
         start = find_start_adapter(recipe, session.store, errors)
+        check_backend(recipe.training.distributed, session, errors)
     try:
         find_base(recipe.base)
     except BaseNotFoundError as error:
