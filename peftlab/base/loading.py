@@ -23,7 +23,7 @@ from peftlab.base.lookup import BaseFiles, find_base
 from peftlab.base.pooled_model import pooled_class
 from peftlab.base.pooling import choose_pooling
 from peftlab.base.quantization import disable_avx512_packing, memory_footprint, num_weights, quantization_kwargs
-from peftlab.errors import ErrorCollector
+from peftlab.errors import ErrorCollector, reraise_as_recipe_error
 from peftlab.imports import safetensors, torch, transformers
 from peftlab.recipe import BaseSection, Quantization
 
@@ -99,7 +99,8 @@ def load_base(section: BaseSection, task: "Task", *, seed: int, device: str = "a
     trusted, quantization = section.trust_remote_code, section.quantization
     placement: dict[str, Any] = {"quantization": quantization, "device": device}
     keep_head = section.head == "checkpoint"
-    model, report = _load_model(files, task, keep_head=keep_head, trust_remote_code=trusted, **placement, **config)
+    with _attention_errors(section):
+        model, report = _load_model(files, task, keep_head=keep_head, trust_remote_code=trusted, **placement, **config)
     if keep_head:
         require_checkpoint_head(section, files, task, report)
     if report.new and not task.head.labels:
@@ -142,6 +143,15 @@ def _check_architecture(section: BaseSection, files: BaseFiles, task: "Task") ->
         message = f"'{section.model}' is a '{model_type}' model, which does not support {task.type}."
         hint = f"Take one that Transformers loads as {task.head.auto_class}."
         errors.add(message, key="base.model", hint=hint)
+
+
+@contextmanager
+def _attention_errors(section: BaseSection) -> Iterator[None]:
+    """Raise RecipeError if the base cannot be loaded with the attention that the recipe names, which it may lack."""
+    errors = (ValueError, ImportError) if section.attn_implementation else ()
+    message = f"'{section.model}' cannot be loaded with '{section.attn_implementation}'"
+    with reraise_as_recipe_error(message, *errors, key="base.attn_implementation"):
+        yield
 
 
 def _check_processor(section: BaseSection, inputs: "Inputs", model: "PreTrainedModel") -> None:

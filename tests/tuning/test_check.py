@@ -4,6 +4,7 @@ import pytest
 
 import peftlab
 from peftlab.errors import RecipeError
+from tests.architecture_sweep import build_architecture, sweep_recipe
 from tests.language_models import build_language_model, instruction_recipe
 from tests.task_stores import one_line, run
 
@@ -64,3 +65,15 @@ def test_show_mask_without_token_loss_is_usage_error(write_recipe, tmp_path):
     output = run("check", recipe, "--show-mask")
     assert output.exit_code == 2
     assert "has no loss per token, so there is no mask to show" in one_line(output.output)
+
+
+def test_attention_that_a_base_lacks_is_refused(tmp_path):
+    recipe = sweep_recipe(tmp_path, build_architecture("fnet", tmp_path / "base"), "classification")
+    message = r"base.attn_implementation: '.*' cannot be loaded with 'flash_attention_2': FNet.* does not support"
+    with pytest.raises(RecipeError, match=message):
+        peftlab.check(recipe, overrides={"base.attn_implementation": "flash_attention_2"}, device="cpu")
+
+
+def test_check_refuses_backend_without_launcher_as_tune_does(tmp_path, write_recipe):
+    with pytest.raises(RecipeError, match="ddp shares a run among several processes, but there is only one"):
+        peftlab.check(write_recipe(training={"distributed": "ddp"}), device="cpu")
