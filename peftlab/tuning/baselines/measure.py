@@ -26,7 +26,9 @@ from peftlab.tuning.session import TuningSession
 COST_SHARE = 0.02
 """Share of the cost of training that a probe may take: half for fitting, half for scoring."""
 TRAINING_COST = 3.7  # a training step in forward passes (decision 0011)
-MIN_TOKENS = 20_000  # that it may take in any case, about a second on two cores with 22 million parameters
+MIN_TOKENS = 10_000  # for fitting in any case: about a second on two cores with 22 million parameters
+MIN_TOKENS_OF_FEW_ROWS = 50_000  # for scoring a run with fewer than FEW_ROWS rows: 45 long rows would not be enough
+FEW_ROWS = 1000
 HELD_OUT = 4  # one of so many rows is held out to choose the strength of the penalty
 
 
@@ -167,11 +169,12 @@ def _main_score(dataset: EncodedDataset, split: str, rows: Sequence[int], predic
 
 
 def affordable_rows(split: str, recipe: Recipe, dataset: EncodedDataset) -> list[int]:
-    """Row numbers of a split, by label, whose forward passes take at most half of `COST_SHARE`."""
+    """Row numbers of a split, by label, whose forward passes take at most half of `COST_SHARE`, or a minimum."""
     lengths = {name: sum(len(one) for row in dataset.features[name] for one in row) for name in {split, "train"}}
     num_rows = len(dataset.examples["train"])
     epochs = total_steps(recipe.training, num_rows) / steps_per_epoch(recipe.training, num_rows)
-    budget = max(MIN_TOKENS, COST_SHARE * TRAINING_COST * epochs * lengths["train"]) / 2
+    least = MIN_TOKENS_OF_FEW_ROWS if split != "train" and num_rows < FEW_ROWS else MIN_TOKENS
+    budget = max(least, COST_SHARE * TRAINING_COST * epochs * lengths["train"] / 2)
     examples = dataset.examples[split]
     size = math.ceil(len(examples) * min(1, budget / max(1, lengths[split])))
     labels = [list(dataset.task.targets.labels_of(example)) for example in examples]
