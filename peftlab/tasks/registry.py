@@ -137,7 +137,7 @@ def build_task(
         ledgers["train"].dropped.values()
     )
     # without all training rows nothing is known about their labels
-    task.fit_labels(examples, errors if is_complete else ErrorCollector())
+    task.fit_labels(examples, errors if is_complete or not task.targets.has_labels else ErrorCollector())
     return task, examples, ledgers
 
 

@@ -285,7 +285,7 @@ def test_gradient_checkpointing_recomputes_layers(tiny_base, tmp_path):
 def test_architecture_without_gradient_checkpointing_is_refused(tmp_path, tiny_base):
     shutil.copytree(tiny_base, tmp_path / "base")
     config = MPNetConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
     MPNetModel(config).save_pretrained(tmp_path / "base")
     recipe = recipe_for(tmp_path / "rows", tmp_path / "base", "classes")

@@ -66,7 +66,8 @@ def test_rows_of_several_adapters_keep_their_order(store, tmp_path, odd):
 def test_rejected_rows_are_not_scored(store, tmp_path, answer):
     rows = [{**row, "answer": "accept", "_input_hash": 1} for row in ROWS]
     result = evaluate("films", write(tmp_path, [{**rows[0], "answer": answer}, *rows]), store=store, device="cpu")
-    assert (result.ledger.used, list(result.ledger.warnings.values())) == (6, [1])
+    assert result.ledger.used == 6
+    assert [count for warning, count in result.ledger.warnings.items() if "Prodigy" in warning] == [1]
 
 
 WORDS = "n,tokens,tags\n1,Ada,B-PER\n,left,O\n,Rome,B-LOC\n2,it,O\n,rained,O\n"

@@ -416,7 +416,7 @@ def test_invalid_options_raise_recipe_error(base, writer, tmp_path, model, chang
     elif model == "encoder-decoder":
         encoder_with_decoder(folder)
     elif model == "unmasked":
-        build_masked_model(folder)
+        build_masked_model(folder, vocab_size=400)
         save_byte_tokenizer(folder)
     with pytest.raises(RecipeError, match=message):
         peftlab.tune(text_recipe(tmp_path / "rows", folder), overrides=changes, store=tmp_path / "store", device="cpu")

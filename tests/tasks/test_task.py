@@ -382,7 +382,12 @@ def tune_case(folder, base, adapter, store):
         "task": {"type": kind, **options},
         "method": {"r": 2},
         "data": {"train": data.name, "validation": data.name, "max_length": MAX_LENGTH, "max_lost": 0.9},
-        "training": {"num_train_epochs": 1, "learning_rate": 0.02, "per_device_train_batch_size": 6},
+        "training": {
+            "num_train_epochs": 1,
+            "learning_rate": 0.02,
+            "per_device_train_batch_size": 6,
+            "head_init": "random",
+        },
     }
     recipe.write_text(json.dumps(sections), encoding="utf8")
     return tune(recipe, store=store, device="cpu")

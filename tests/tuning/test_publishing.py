@@ -110,7 +110,7 @@ def test_publishing_is_repeated_from_the_checkpoint(write_recipe, tmp_path, monk
 
     first, second = Steps(), Steps()
     with monkeypatch.context() as patch:
-        patch.setattr("peftlab.tuning.publish.check_reloaded", fail)
+        patch.setattr("peftlab.tuning.publish.reload_with_peft", fail)
         with pytest.raises(type(error)) as caught:
             tune(recipe, store=tmp_path / "store", progress=first)
     assert "is kept: continue with the same command and --resume" in caught.value.__notes__[0]
@@ -128,7 +128,7 @@ def test_command_says_how_to_publish_again(write_recipe, tmp_path, monkeypatch):
 
     arguments = ["tune", str(write_recipe()), "--store", str(tmp_path / "store"), "-o", "training.num_train_epochs=1"]
     with monkeypatch.context() as patch:
-        patch.setattr("peftlab.tuning.publish.check_reloaded", fail)
+        patch.setattr("peftlab.tuning.publish.reload_with_peft", fail)
         result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == IntegrityError.exit_code
     assert "--resume" in result.output

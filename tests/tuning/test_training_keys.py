@@ -18,7 +18,7 @@ from peftlab.tasks.relation_extraction import RelationExtractionTask
 from peftlab.tasks.text_classification import LabelledText, TextClassificationTask
 from peftlab.tasks.token_classification import TaggedText, TokenClassificationTask
 from peftlab.tuning import Progress, tune
-from peftlab.tuning.train import _trainer
+from peftlab.tuning.training_loop import _trainer
 from tests.runs import prepared_run
 from tests.task_stores import recipe_for
 
