@@ -115,7 +115,7 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     head_init: Literal["auto", "probe", "random"] = "auto"
     """Start of a new head: probe, a linear probe fitted to states of the frozen base, or random weights. auto takes the
-    probe with fewer than 50 training rows if the task has labels or numbers, unless method.start_from is set."""
+    probe with fewer than 50 training rows if each row has labels or a number, unless method.start_from is set."""
     few_shot: Literal["auto", "off", "contrastive"] = "auto"
     """Training for few rows per class. contrastive: the states of rows of the same class are pulled together, those of
     other classes apart, with the labels' names as further rows where they help; then the head is a linear probe on the

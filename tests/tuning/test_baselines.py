@@ -196,7 +196,7 @@ def test_majority_and_probe_of_classes_are_in_the_manifest_and_card(write, tiny_
 
 def test_head_starts_from_the_probe(write_recipe):
     session = TuningSession(Store("unused"), "cpu")
-    for init, same in (("auto", True), ("random", False)):
+    for init, same in (("probe", True), ("auto", False), ("random", False)):  # auto: not for tags
         (base, recipe, dataset), baselines = measured(write_recipe(), {"training.head_init": init})
         run = steps.add_adapter(base, recipe, dataset, None, session, baselines)
         layer = run.output_layer("classifier")
