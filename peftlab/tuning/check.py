@@ -16,7 +16,7 @@ from peftlab.tuning.dataset import load_dataset
 from peftlab.tuning.distributed.backend_check import check_backend
 from peftlab.tuning.measured_schedules import describe_measurement, nearest_measurement
 from peftlab.tuning.progress import Progress
-from peftlab.tuning.schedule import steps_per_epoch
+from peftlab.tuning.schedule import total_steps
 from peftlab.tuning.session import TuningSession
 from peftlab.tuning.warm_start import find_start_adapter
 
@@ -73,7 +73,7 @@ def check(
 
 
 def _report_measurement(run: "Run", progress: Progress) -> None:
-    num_rows, epochs = len(run.train_features), run.recipe.training.num_train_epochs or 0
-    num_steps = epochs * steps_per_epoch(run.recipe.training, num_rows)
+    num_rows = len(run.train_features)
+    num_steps = total_steps(run.recipe.training, num_rows)
     if nearest := nearest_measurement(run.recipe, num_rows, num_steps):
         progress.info(describe_measurement(nearest))

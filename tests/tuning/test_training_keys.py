@@ -220,6 +220,14 @@ def test_max_steps_ends_training_within_an_epoch(tmp_path, tiny_base):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_max_steps_of_contrastive_training_are_published(tmp_path, tiny_base):
+    file, steps = recipe_for(tmp_path, tiny_base, "classes"), Steps()
+    changes = {"training.max_steps": 2, "training.num_train_epochs": None, "training.few_shot": "contrastive"}
+    result = tune(file, store=tmp_path / "store", overrides={**changes, "task.class_weights": None}, progress=steps)
+    published = read_recipe(result.adapter.folder / "recipe.yaml").training
+    assert (steps.total, published.max_steps, published.num_train_epochs) == (2, 2, None)
+
+
 def test_steps_and_epochs_together_are_an_error(tmp_path, tiny_base):
     file = recipe_for(tmp_path, tiny_base, "classes")
     [issue] = errors_of(file, {"training.max_steps": 4})

@@ -58,9 +58,10 @@ def baseline_info(run: Run, scores: Mapping[str, Scores]) -> BaselineInfo | None
 def suggest_improvement(recipe: Recipe, num_rows: int) -> str:
     """What may give a better score, without what the recipe has already."""
     training, default = recipe.training, recipe.method.default_learning_rate
+    length = "max_steps" if training.max_steps else "num_train_epochs"
     options = [
         f"more training rows (there are {num_rows:,})",
-        f"more epochs: training.num_train_epochs (it is {training.num_train_epochs})",
+        f"more {length.rpartition('_')[2]}: training.{length} (it is {getattr(training, length)})",
     ]
     rate = f"{training.learning_rate:g}" + (
         ", the default for this method"

@@ -30,9 +30,10 @@ def choose_few_shot(recipe: Recipe, dataset: EncodedDataset, session: TuningSess
 
 
 def _is_few_shot(recipe: Recipe, dataset: EncodedDataset) -> bool:
-    """Whether `auto` means contrastive: one label per text, few rows per class, and a recipe without its own epochs."""
+    """Whether `auto` means contrastive: one label per text, few rows per class, and a recipe that names no length."""
     training = recipe.training
-    is_open = training.num_train_epochs is None and not recipe.method.start_from and training.head_init == "auto"
+    names_length = training.num_train_epochs or training.max_steps
+    is_open = not names_length and not recipe.method.start_from and training.head_init == "auto"
     possible = recipe.task.contrastive_by_default and not contrastive_conflict(recipe)
     return is_open and possible and 0 < rows_per_class(dataset) <= MAX_ROWS_PER_CLASS
 
@@ -60,13 +61,16 @@ def _contrastive_schedule(training: TrainingSection, learning_rate: float, datas
         "learning_rate": learning_rate,
         "warmup_ratio": WARMUP_RATIO if training.lr_scheduler_type != "constant" else 0.0,
     }
+    if training.max_steps:
+        del chosen["num_train_epochs"]
     unset = {key: value for key, value in chosen.items() if getattr(training, key) is None}
     return training.model_copy(update=unset)
 
 
 def _describe(training: TrainingSection, dataset: EncodedDataset) -> str:
+    length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs} epochs"
     return (
         f"Few rows per class (median {rows_per_class(dataset):g}): contrastive training for "
-        f"{training.num_train_epochs} epochs in batches of {training.per_device_train_batch_size}, then a linear probe "
+        f"{length} in batches of {training.per_device_train_batch_size}, then a linear probe "
         f"as head. auto chooses it up to {MAX_ROWS_PER_CLASS} rows; training.few_shot: off trains as usual."
     )
