@@ -88,7 +88,7 @@ def compute_outputs(
             chosen = order[start : start + batch_size]
             batch = [features[i] for i in chosen]
             if generation:
-                made: Sequence[FeatureOutput] = generate(generation, _base_model(model), inputs, batch)
+                made: Sequence[FeatureOutput] = generate(generation, transformers_model(model), inputs, batch)
             else:
                 made = _forward(task, model, inputs, batch)
             given |= zip(chosen, made, strict=True)
@@ -106,7 +106,7 @@ def text_generation(task: Task, features: Sequence[Feature]) -> TextGeneration |
     return next(filter(None, map(task.outputs.generation, features)), None)
 
 
-def _base_model(model: Any) -> Any:
+def transformers_model(model: Any) -> Any:
     """The Transformers model in a PEFT model, which generates as any model of its class."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -6,8 +6,9 @@ import torch
 from peft import PeftModel
 
 from peftlab.errors import ErrorCollector, suggest
+from peftlab.store import PEFT_PREFIX
 
-WRAPPER_NAMES = ("base_model.model.", "modules_to_save.default.", "base_layer.")
+WRAPPER_NAMES = (PEFT_PREFIX, "modules_to_save.default.", "base_layer.")
 """Parts of names that PEFT adds to those of the base."""
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,7 +18,7 @@ from peftlab.base import Base
 from peftlab.errors import ErrorCollector, PeftlabError
 from peftlab.recipe import Recipe
 from peftlab.tasks import Feature
-from peftlab.tasks.prediction import forward, module_mode
+from peftlab.tasks.prediction import forward, module_mode, transformers_model
 from peftlab.tuning.dataset import EncodedDataset
 from peftlab.tuning.distributed.backend_check import shards_base
 from peftlab.tuning.fast import fast_steps
@@ -90,12 +89,6 @@ def _largest(name: str, feature: Feature) -> int:
     return max(values)
 
 
-def _base_model(model: Any) -> nn.Module:
-    """The Transformers model in a PEFT model, or the model itself."""
-    base_model: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base_model
-
-
 class _ProbeFailed(Exception):
     """The model failed, and the reason is recorded."""
 
@@ -118,7 +111,7 @@ def checked_embeddings(model: nn.Module) -> Iterator[None]:
             if lowest < 0 or highest >= module.num_embeddings:
                 raise _NoSuchEntry(name, module, highest if lowest >= 0 else lowest)
 
-    tokens = inner.get_input_embeddings() if isinstance(inner := _base_model(model), PreTrainedModel) else None
+    tokens = inner.get_input_embeddings() if isinstance(inner := transformers_model(model), PreTrainedModel) else None
     # others compute the entry from their input, such as BART's positions
     hooks = [
         module.register_forward_pre_hook(partial(check, name))
